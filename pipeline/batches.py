@@ -1,0 +1,167 @@
+"""The training images, batch by batch: order, augmentation, normalisation.
+
+The whole data set is memory-mapped and every operation acts on a batch. All randomness is a function of the seed
+and the epoch or step, so a training that is resumed in the middle of an epoch sees the very batches that it missed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Augmentation, Training
+
+# What a random stream is for; part of its seed, so that two streams never share numbers.
+_SPLIT, _ORDER, _AUGMENT, _FIRST_FLIP = range(4)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Pixel values 0..255 become `(value / 255 - mean) / std`, a channel at a time; the identity means 0..1."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """(N, 3, H, W) uint8 to float32 of the same shape."""
+        scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, 3, 1, 1)
+        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, 3, 1, 1)
+        values = images.astype(np.float32)
+        values *= scale
+        values += shift
+        return values
+
+
+def measure_normalisation(images: np.ndarray) -> Normalisation:
+    """Mean and standard deviation of each channel of (N, 3, H, W) uint8 images, on the scale 0..1."""
+    counts = np.stack([np.bincount(images[:, channel].reshape(-1), minlength=256) for channel in range(3)])
+    values = np.arange(256) / 255
+    mean = counts @ values / counts.sum(1)
+    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+    return Normalisation(_rounded(mean), _rounded(np.maximum(std, 1e-3)))
+
+
+def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training part and of the held-out validation part of (N,) labels, each ascending.
+
+    The validation part has the same share of every class, up to rounding. The test images have no part in this.
+    """
+    chosen: list[np.ndarray] = []
+    generator = _stream(seed, _SPLIT)
+    classes, counts = np.unique(labels, return_counts=True)
+    quotas = counts * validation_images / len(labels)
+    taken = np.floor(quotas).astype(int)
+    for index in np.argsort(taken - quotas, kind="stable")[: validation_images - taken.sum()]:
+        taken[index] += 1
+    for label, count in zip(classes, taken, strict=True):
+        chosen.append(generator.permutation(np.flatnonzero(labels == label))[:count])
+    validation = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+class TrainingBatches:
+    """Batches of one training: what batch number `step` of an epoch contains depends on nothing else.
+
+    `images` (N, 3, 32, 32) uint8 and `labels` (N,) stay where they are; `indices` selects the training part.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, training: Training, norm: Normalisation
+    ) -> None:
+        self.images, self.labels, self.indices = images, labels, indices
+        self.batch_size = min(training.batch_size, len(indices))
+        self.augmentation, self.seed, self.norm = training.augmentation, training.seed, norm
+        self.steps_per_epoch = -(-len(indices) // self.batch_size)
+        self._first_flip = _stream(self.seed, _FIRST_FLIP).random(len(labels)) < 0.5
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The batches of one epoch from `first_step` on: (n, 3, 32, 32) float32 and (n,) float32 labels.
+
+        The next batch is prepared in a thread while the caller works with the present one.
+        """
+        order = self.order(epoch)
+        with concurrent.futures.ThreadPoolExecutor(1, "batches") as executor:
+            waiting = executor.submit(self.batch, epoch, first_step, order)
+            for step in range(first_step, self.steps_per_epoch):
+                ready = waiting.result()
+                if step + 1 < self.steps_per_epoch:
+                    waiting = executor.submit(self.batch, epoch, step + 1, order)
+                yield ready
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The shuffled training indices of one epoch."""
+        return _stream(self.seed, _ORDER, epoch).permutation(self.indices)
+
+    def batch(self, epoch: int, step: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Batch number `step` of an epoch, augmented and normalised. The last one may be smaller."""
+        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        images = self.images[rows]
+        if self.augmentation != Augmentation():
+            generator = _stream(self.seed, _AUGMENT, epoch, step)
+            images = augment(images, self.augmentation, generator, self._flips(rows, epoch, generator))
+        return self.norm.apply(images), self.labels[rows].astype(np.float32)
+
+    def _flips(self, rows: np.ndarray, epoch: int, generator: np.random.Generator) -> np.ndarray | None:
+        if self.augmentation.flip == "random":
+            return generator.random(len(rows)) < 0.5
+        if self.augmentation.flip == "alternating":
+            # Each image is mirrored in every other epoch (Jordan 2024, arXiv:2404.00498, section 3.6).
+            return self._first_flip[rows] ^ bool(epoch % 2)
+        return None
+
+
+def augment(
+    images: np.ndarray, augmentation: Augmentation, generator: np.random.Generator, flips: np.ndarray | None
+) -> np.ndarray:
+    """Change (n, 3, H, W) uint8 images: mirror those in `flips`, shift within a zero border, blank a square."""
+    count, _, height, width = images.shape
+    if flips is not None:
+        images = np.where(flips[:, None, None, None], images[..., ::-1], images)
+    pad = augmentation.pad_crop
+    if pad:
+        padded = np.zeros((count, 3, height + 2 * pad, width + 2 * pad), np.uint8)
+        padded[:, :, pad : pad + height, pad : pad + width] = images
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+        tops, lefts = generator.integers(0, 2 * pad + 1, (2, count))
+        images = windows[np.arange(count), :, tops, lefts]
+    size = augmentation.cutout
+    if size:
+        images = images.copy()
+        rows = np.arange(height)[None, :] - generator.integers(0, height, (count, 1)) + size // 2
+        columns = np.arange(width)[None, :] - generator.integers(0, width, (count, 1)) + size // 2
+        hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
+        images[np.broadcast_to(hole[:, None], images.shape)] = 0
+    return images
+
+
+def fixed_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:
+    """(batch_size, 3, 32, 32) float32 batches in order, the last one filled up, with the number of real images.
+
+    A constant shape keeps MXNet from planning its memory anew.
+    """
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        values = norm.apply(np.asarray(part))
+        if len(part) < batch_size:
+            values = np.concatenate([values, np.zeros((batch_size - len(part), *values.shape[1:]), np.float32)])
+        yield values, len(part)
+
+
+def _stream(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def _rounded(values: np.ndarray) -> tuple[float, float, float]:
+    # Six digits are far below what matters, and print and compare well.
+    first, second, third = (round(float(value), 6) for value in values)
+    return (first, second, third)
+
+
+def unpack(value: dict[str, Any]) -> Normalisation:
+    """A `Normalisation` from its JSON form in a manifest."""
+    mean, std = value["mean"], value["std"]
+    return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

@@ -1,0 +1,206 @@
+"""What is done, what would run, and why: the rule of reruns, in one place.
+
+Reads manifests and file sizes, never big files; leaves nothing behind. Used by the tasks' `complete()`, by Status,
+and by each stage before it starts. Every question answers with reasons in words; no reason means done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import manifest
+from pipeline.config import Config, Data, differences, to_dict
+from pipeline.files import read_json
+from pipeline.workspace import RUN_STAGES, Run, Workspace, run_id
+
+#: Which stages' files each stage reads.
+UPSTREAM = {
+    "train": ("dataset",),
+    "evaluate": ("dataset", "train"),
+    "export": ("dataset", "train"),
+    "report": ("train", "evaluate", "export"),
+}
+
+STAGES = ("dataset", *RUN_STAGES)
+
+#: Keys of `training` that say how a training is carried out, not what comes out of it.
+OPERATIONAL_KEYS = ("checkpoint_seconds",)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One configuration in one workspace, in one generation."""
+
+    workspace: Workspace
+    config: Config
+    generation: str = ""
+
+    @property
+    def run_id(self) -> str:
+        return run_id(self.config.architecture, self.generation)
+
+    def source_record(self) -> dict[str, Any] | None:
+        """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
+        record = read_json(self.workspace.source_pointer(self.config.data))
+        return record if isinstance(record, dict) and "dataset" in record and "digest" in record else None
+
+    def dataset_folder(self) -> Path | None:
+        record = self.source_record()
+        return self.workspace.dataset(record["dataset"]) if record else None
+
+    def run(self) -> Run | None:
+        """The run's folders, or None while the data set's digest is not known yet."""
+        record = self.source_record()
+        return self.workspace.run(record["dataset"], self.run_id) if record else None
+
+    def folder(self, stage: str) -> Path | None:
+        """Where a stage's files are, or None while that is not known yet."""
+        if stage == "dataset":
+            return self.dataset_folder()
+        run = self.run()
+        return run.stage(stage) if run else None
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        folder = self.folder(stage)
+        return manifest.read(folder) if folder else None
+
+    def inputs(self, stage: str) -> dict[str, str | None]:
+        """The digests of everything that `stage` reads, as they are at present."""
+        if stage == "dataset":
+            return {}
+        dataset = self.source_record()
+        digest = dataset["digest"] if dataset else None
+        if stage == "train":
+            return {"dataset": digest, "architecture": self.config.fingerprint}
+        train = self.manifest("train")
+        weights = {"model.params": manifest.digest(train, "model.params")}
+        if stage in ("evaluate", "export"):
+            return {"dataset": digest, **weights}
+        evaluate, export = self.manifest("evaluate"), self.manifest("export")
+        return {
+            **weights,
+            "history.csv": manifest.digest(train, "history.csv"),
+            "metrics.json": manifest.digest(evaluate, "metrics.json"),
+            "predictions.npz": manifest.digest(evaluate, "predictions.npz"),
+            "model.onnx": manifest.digest(export, "model.onnx"),
+        }
+
+    def why(self, stage: str) -> list[str]:
+        """Why `stage` itself has to run, given what its inputs are now. Empty: it is done."""
+        if stage == "dataset":
+            return self._why_dataset()
+        folder = self.folder(stage)
+        if folder is None:
+            return ["the data set is not there yet"]
+        if stage == "train":
+            return self._why_train(folder)
+        missing = [name for name, value in self.inputs(stage).items() if value is None]
+        if missing:
+            return [f"its input {', '.join(missing)} is not there yet"]
+        return manifest.problems(folder, stage, self.inputs(stage))
+
+    def complete(self, stage: str) -> bool:
+        """True when `stage` and everything before it is done."""
+        return not self.why(stage) and all(self.complete(before) for before in UPSTREAM.get(stage, ()))
+
+    def _why_dataset(self) -> list[str]:
+        data, record = self.config.data, self.source_record()
+        if record is None:
+            return [f"nothing was made from {shown_source(data)} yet"]
+        present = source_stat(data)
+        if present is not None and record.get("stat") != present:
+            return [f"{shown_source(data)} changed since the data set was made from it"]
+        return manifest.problems(self.workspace.dataset(record["dataset"]), "dataset", {})
+
+    def _why_train(self, folder: Path) -> list[str]:
+        reasons = manifest.problems(folder, "train", self.inputs("train"))
+        if reasons:
+            return reasons + self._nearest_run() if reasons == ["not made yet"] else reasons
+        trained = trained_epochs(manifest.read(folder))
+        wanted = self.config.training.epochs
+        if trained < wanted:
+            return [f"training.epochs raised: {trained} -> {wanted}, continues from {folder.name}/model.params"]
+        return []
+
+    def _nearest_run(self) -> list[str]:
+        """How this architecture differs from the most similar finished run on the same data set."""
+        run = self.run()
+        if run is None or not run.root.parent.is_dir():
+            return []
+        mine = to_dict(self.config.architecture)
+        best: tuple[int, str, list[str]] | None = None
+        for other in sorted(run.root.parent.iterdir()):
+            trained = manifest.read(other / "train")
+            if other.name == run.run_id or trained is None:
+                continue
+            changed = differences(trained["details"].get("config", {}).get("architecture", {}), mine)
+            if best is None or len(changed) < best[0]:
+                best = (len(changed), other.name, changed)
+        if best is None:
+            return []
+        _, name, changed = best
+        if not changed:
+            return [f"another generation of the same architecture is there: {name}"]
+        shown = "; ".join(changed[:4]) + ("; …" if len(changed) > 4 else "")
+        return [f"architecture changed from run {name}: {shown}"]
+
+
+def trained_epochs(train: dict[str, Any] | None) -> int:
+    """Epochs that a finished training has behind it."""
+    return int(train["details"].get("epochs", 0)) if train else 0
+
+
+def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
+    """Keys outside `architecture` in which a finished training and the configuration differ.
+
+    Each is `training.learning_rate: trained with 0.1, config now says 0.05`. They do not retrain.
+    """
+    if train is None:
+        return []
+    then, now = train["details"].get("config", {}), to_dict(config)
+    lines = []
+    for part in ("training", "device"):
+        for change in differences({part: then.get(part)}, {part: now[part]}):
+            key, _, values = change.partition(": ")
+            if key.rpartition(".")[2] in OPERATIONAL_KEYS:
+                continue
+            old, _, new = values.partition(" -> ")
+            if key == "training.epochs" and int(new) > int(old):
+                continue  # not drift: the training goes on
+            lines.append(f"{key}: trained with {old}, config now says {new}")
+    return lines
+
+
+def source_stat(data: Data) -> dict[str, Any] | None:
+    """Size and modification time of a local source; None for a URL, the sample, or a source that is gone.
+
+    A source that was removed after its data set was made is no reason to make it again.
+    """
+    if data.is_sample or "://" in data.source:
+        return None
+    path = Path(data.source)
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return {file.relative_to(path).as_posix(): _stat(file) for file in files}
+        return {path.name: _stat(path)}
+    except OSError:
+        return None
+
+
+def shown_source(data: Data) -> str:
+    """The source as it may be shown and logged: without a user name or password in a URL."""
+    if data.is_sample:
+        return "the bundled sample"
+    if "://" not in data.source:
+        return data.source
+    scheme, _, rest = data.source.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+def _stat(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,382 @@
+"""The configuration of a run: one YAML file, validated before anything runs.
+
+Reads YAML, leaves nothing behind. `load` gives a frozen `Config`; `fingerprint` names an architecture by value;
+`differences` tells two configurations apart key by key. Imports nothing heavier than msgspec and PyYAML, because
+a finished chain must be recognised in a third of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from pipeline.errors import ConfigError
+
+OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+
+#: Part of every architecture fingerprint. Raise it when the same keys come to mean another network.
+ARCHITECTURE_KEY_VERSION = 1
+
+#: Side of the square input images, in pixels. Each block's pool halves it.
+IMAGE_SIZE = 32
+
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+_Count = Annotated[int, Meta(ge=1)]
+_Width = Annotated[int, Meta(ge=1, le=65536)]
+_Fraction = Annotated[float, Meta(ge=0, lt=1)]
+_NonNegative = Annotated[float, Meta(ge=0)]
+_Positive = Annotated[float, Meta(gt=0)]
+_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
+
+
+class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the images come from. Without `source`, `cifar10` means the official archive."""
+
+    name: _Name = "cifar10"
+    source: str = OFFICIAL_URL
+    sha256: _Sha256 | None = None
+    mirrors: list[str] = []
+
+    @property
+    def is_sample(self) -> bool:
+        """True for the sample drawn by code, which is not CIFAR-10."""
+        return self.source == "bundled"
+
+
+class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The network. Any change of a value here means another run."""
+
+    name: _Name
+    conv_arch: Annotated[
+        list[tuple[Annotated[int, Meta(ge=1, le=64)], Annotated[int, Meta(ge=1, le=8192)]]], Meta(min_length=1)
+    ]
+    batch_norm: bool = False
+    dense: list[_Width] = msgspec.field(default_factory=lambda: [4096, 4096])
+    dropout: _Fraction = 0.5
+    classes: Annotated[int, Meta(ge=2, le=256)] = 10
+
+
+class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the learning rate moves. `constant` and `step` do not depend on the number of epochs."""
+
+    kind: Literal["constant", "step", "cosine", "triangle"] = "constant"
+    warmup_epochs: _NonNegative = 0.0
+    milestones: list[_Count] = []
+    factor: Annotated[float, Meta(gt=0, lt=1)] = 0.1
+    peak: Annotated[float, Meta(gt=0, lt=1)] = 0.25
+    final: _Fraction = 0.0
+
+
+class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Random changes of the training images, made batch by batch."""
+
+    pad_crop: Annotated[int, Meta(ge=0, le=16)] = 0
+    flip: Literal["none", "random", "alternating"] = "none"
+    cutout: Annotated[int, Meta(ge=0, le=32)] = 0
+
+
+class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the network is trained. Apart from `epochs`, a change here does not retrain a finished run."""
+
+    epochs: Annotated[int, Meta(ge=1, le=1_000_000)]
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 256
+    optimizer: Literal["sgd", "nag"] = "sgd"
+    learning_rate: _Positive = 0.01
+    momentum: _Fraction = 0.9
+    weight_decay: _NonNegative = 0.001
+    weight_decay_exclude: list[Literal["bias", "norm"]] = []
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+    normalize: bool = False
+    initializer: Literal["xavier", "he"] = "xavier"
+    label_smoothing: _Fraction = 0.0
+    validation_images: Annotated[int, Meta(ge=0)] = 2500
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    checkpoint_seconds: _Positive = 60.0
+    init_from: str | None = None
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One validated configuration. `path` is where it was read from, for messages only."""
+
+    data: Data = Data()
+    architecture: Architecture
+    training: Training
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|gpu|(cpu|gpu):\d{1,3}(,\d{1,3})*)$")] = "auto"
+
+    @property
+    def fingerprint(self) -> str:
+        """The architecture's fingerprint, see `fingerprint`."""
+        return fingerprint(self.architecture)
+
+
+def fingerprint(architecture: Architecture) -> str:
+    """SHA-256 (64 hex digits) over the canonical JSON of the architecture's values and the key version."""
+    value = {"key_version": ARCHITECTURE_KEY_VERSION, "architecture": msgspec.to_builtins(architecture)}
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def to_dict(config: Struct) -> dict[str, Any]:
+    """The configuration as plain dicts, lists and scalars, every default spelled out."""
+    return msgspec.to_builtins(config)
+
+
+def from_dict(value: Any, where: str = "configuration") -> Config:
+    """Validate plain dicts and lists; raises `ConfigError` naming `where` and the key path."""
+    try:
+        config = msgspec.convert(value, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(str(error), value)}") from None
+    _check_meaning(config, value, where)
+    return config
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read and validate one YAML file; raises `ConfigError` with file, key path, found and allowed.
+
+    A name that does not exist here but is one of the ready-made files (`config/vgg11.yaml`) is read from the
+    installed plugin. Relative paths inside the file are taken from the file's own folder. The environment
+    variable `CIFAR10_SOURCE` replaces the source of a `cifar10` data set.
+    """
+    file = find(path)
+    config = from_dict(parse_yaml(file, str(path)), str(path))
+    data, training = config.data, config.training
+    override = os.environ.get("CIFAR10_SOURCE")
+    if override and not data.is_sample:
+        # Another source has another checksum, and the mirrors of the old one no longer apply.
+        data = msgspec.structs.replace(data, source=_absolute(override, Path.cwd()), sha256=None, mirrors=[])
+    else:
+        data = msgspec.structs.replace(
+            data,
+            source=_absolute(data.source, file.parent),
+            mirrors=[_absolute(mirror, file.parent) for mirror in data.mirrors],
+        )
+        if data.source == OFFICIAL_URL and data.sha256 is None:
+            data = msgspec.structs.replace(data, sha256=OFFICIAL_SHA256)
+    if training.init_from is not None:
+        training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent))
+    return msgspec.structs.replace(config, data=data, training=training)
+
+
+def ready_made_folder() -> Path:
+    """The folder of the ready-made YAML files: inside the installed package, or `config/` of a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "ready_made"
+    return installed if installed.is_dir() else package.parent / "config"
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` means: itself, or the ready-made file of that name. Raises `ConfigError`."""
+    given = Path(path)
+    if given.exists():
+        return given.resolve()
+    if not given.is_absolute() and given.parent.as_posix() in (".", "config"):
+        ready_made = ready_made_folder() / given.name
+        if ready_made.is_file():
+            return ready_made
+    known = ", ".join(f"config/{file.name}" for file in sorted(ready_made_folder().glob("*.yaml")))
+    raise ConfigError(f"{path}: no such configuration file; give a path, or one of the ready-made {known}")
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk nested dicts and lists, giving `("training.schedule.kind", "step")`, `("conv_arch[0][1]", 64)`."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and value:
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, value
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What changed between two nested values, one `key: old -> new` for each leaf."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    lines = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        if key not in after:
+            lines.append(f"{key}: {_shown(before[key])} -> (gone)")
+        elif key not in before:
+            lines.append(f"{key}: (none) -> {_shown(after[key])}")
+        elif before[key] != after[key]:
+            lines.append(f"{key}: {_shown(before[key])} -> {_shown(after[key])}")
+    return lines
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML that refuses duplicate keys and reads `1e-3` as the number that the user meant."""
+
+
+# PyYAML follows YAML 1.1, whose floats need a dot (yaml/pyyaml issue 173); this is the pattern of YAML 1.2.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _mapping_without_duplicates(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def parse_yaml(file: Path, shown: str) -> Any:
+    """The plain value of a YAML file; raises `ConfigError` (named `shown`) when it is not readable YAML."""
+    try:
+        if file.stat().st_size > 1_000_000:
+            raise ConfigError(f"{shown}: {file.stat().st_size} bytes is no configuration file; is it the right path?")
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot read it: {error.strerror}") from None
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{shown}: not valid YAML{at}: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        found = "an empty file" if value is None else f"a {type(value).__name__}"
+        raise ConfigError(f"{shown}: found {found}, expected the keys {', '.join(Config.__struct_fields__)}")
+    return value
+
+
+# --- messages -----------------------------------------------------------------------------------------------------
+
+
+def _explain(message: str, value: Any) -> str:
+    """Turn msgspec's message into: key path, what was found, what is allowed."""
+    problem, _, pointer = message.partition(" - at `$")
+    path = pointer.rstrip("`").lstrip(".")
+    unknown = re.match(r"Object contains unknown field `(.*)`", problem)
+    if unknown:
+        allowed = _fields_at(path)
+        close = difflib.get_close_matches(unknown[1], allowed, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"unknown key {_join(path, unknown[1])}{hint}; allowed here: {', '.join(allowed)}"
+    missing = re.match(r"Object missing required field `(.*)`", problem)
+    if missing:
+        return f"missing key {_join(path, missing[1])}"
+    problem = re.sub(r"Expected `(object)`", "Expected a mapping of keys", problem)
+    problem = re.sub(r"^Expected `(\w+)`, got `\w+`", r"Expected \1", problem).replace("`", "")
+    problem = re.sub(r"^Invalid enum value .*", lambda _: "expected one of " + _choices_at(path), problem)
+    problem = problem.replace("Expected", "expected", 1)
+    problem = re.sub(r"array of at least length (\d+)", r"a list of at least \1", problem)
+    problem = re.sub(r"expected array of length 2.*|expected array\b", "expected a list", problem)
+    if path.startswith("architecture.conv_arch"):
+        problem += " (conv_arch is a list of [convolutions, channels])"
+    return f"{path or 'top level'}: found {_shown(_value_at(value, path))}, {problem}"
+
+
+def _check_meaning(config: Config, value: Any, where: str) -> None:
+    """Refuse what the types allow but no network or training can be."""
+    for key, leaf in flatten(to_dict(config)):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            raise ConfigError(f"{where}: {key}: found {leaf}, expected a finite number")
+    architecture, training = config.architecture, config.training
+    pools = len(architecture.conv_arch)
+    allowed = IMAGE_SIZE.bit_length() - 1
+    if pools > allowed:
+        raise ConfigError(
+            f"{where}: architecture.conv_arch: found {pools} blocks, each halving the image; "
+            f"{IMAGE_SIZE}x{IMAGE_SIZE} pixels allow at most {allowed}"
+        )
+    if training.optimizer == "nag" and training.momentum == 0:
+        raise ConfigError(f"{where}: training.momentum: found 0, but optimizer nag (Nesterov) needs momentum > 0")
+    schedule = training.schedule
+    if schedule.kind == "step" and not schedule.milestones:
+        raise ConfigError(f"{where}: training.schedule.milestones: missing; kind step needs the epochs of its steps")
+    if schedule.milestones and schedule.kind != "step":
+        raise ConfigError(f"{where}: training.schedule.milestones: only kind step has them, found kind {schedule.kind}")
+    if sorted(set(schedule.milestones)) != schedule.milestones:
+        raise ConfigError(f"{where}: training.schedule.milestones: found {schedule.milestones}, must be ascending")
+    if config.data.name == "sample" and not config.data.is_sample:
+        given = isinstance(value, dict) and "source" in (value.get("data") or {})
+        found = config.data.source if given else "nothing"
+        raise ConfigError(f"{where}: data.source: found {found}, but data.name sample is the one with source bundled")
+    if config.data.is_sample and config.data.name != "sample":
+        raise ConfigError(f"{where}: data.name: found {config.data.name}, but source bundled is named sample")
+    devices = config.device.partition(":")[2].split(",")
+    if len(set(devices)) != len(devices):
+        raise ConfigError(f"{where}: device: found {config.device}, the same device twice")
+
+
+_STRUCTS: dict[str, type[Struct]] = {
+    "": Config,
+    "data": Data,
+    "architecture": Architecture,
+    "training": Training,
+    "training.schedule": Schedule,
+    "training.augmentation": Augmentation,
+}
+
+
+def _fields_at(path: str) -> list[str]:
+    return list(_STRUCTS[path].__struct_fields__)
+
+
+def _choices_at(path: str) -> str:
+    parent, _, field = path.rpartition(".")
+    hint = _STRUCTS[re.sub(r"\[.*", "", parent)].__annotations__[re.sub(r"\[.*", "", field)]
+    return ", ".join(re.findall(r"[\"'](.*?)[\"']", str(hint)))
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _value_at(value: Any, path: str) -> Any:
+    for step in re.findall(r"[^.\[\]]+", path):
+        try:
+            value = value[int(step)] if isinstance(value, (list, tuple)) else value[step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return None
+    return value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _absolute(location: str, folder: Path) -> str:
+    if location == "bundled" or "://" in location:
+        return location
+    return os.path.normpath(folder / Path(location).expanduser())

@@ -1,0 +1,68 @@
+"""How many threads a stage may use, decided before MXNet is loaded. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Cores that this process may really use: its affinity mask, capped by the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota()
+    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+
+
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs granted by the cgroup (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None when there is no limit.
+
+    The tightest limit between this process's group and the root holds.
+    """
+    limits = []
+    for folder in _cgroup_folders(root, process):
+        limit = _read_v2(folder / "cpu.max") or _read_v1(folder)
+        if limit:
+            limits.append(limit)
+    return min(limits) if limits else None
+
+
+def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """OMP_NUM_THREADS for a stage's process; a value that the user set wins.
+
+    MXNet takes half of the logical cores by default, which halves the speed on small machines.
+    """
+    return {"OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS") or str(usable_cores())}
+
+
+def _cgroup_folders(root: Path, process: Path) -> list[Path]:
+    folders = [root, root / "cpu"]
+    try:
+        lines = process.read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        parts = Path(path.lstrip("/")).parts
+        folders += [base.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
+    return folders
+
+
+def _read_v2(file: Path) -> float | None:
+    try:
+        quota, period = file.read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _read_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

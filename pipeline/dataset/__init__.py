@@ -1,0 +1,103 @@
+"""The data set stage: from an address, an archive, a folder or the bundled sample to arrays ready to memory-map.
+
+Reads `data` of the configuration; leaves `datasets/<name>-<digest8>/` and, last of all, the pointer that says which
+data set this source turned out to be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.chain import Chain, shown_source, source_stat
+from pipeline.config import Data
+from pipeline.dataset import download, source, store
+from pipeline.dataset.messages import Progress, Reporter
+from pipeline.dataset.source import Fetched
+from pipeline.dataset.store import Dataset, load
+from pipeline.errors import from_os_error
+from pipeline.files import remove_debris, write_json
+from pipeline.workspace import dataset_id
+
+__all__ = ["Dataset", "load", "prepare"]
+
+_POINTER_SCHEMA = 1
+
+
+def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
+    """Make the configured data set, or find that it is there already; returns its manifest.
+
+    Raises `DataError` when no source gives the data set, `WorkspaceError` when it cannot be stored.
+    """
+    data = chain.config.data
+    pointer = chain.workspace.source_pointer(data)
+    half_written = pointer.with_suffix(".unpacking")
+    try:
+        _clean(pointer, half_written)
+        # Taken before reading: a source that changes while it is read must be seen as changed afterwards.
+        stat = source_stat(data)
+        progress = Progress(reporter)
+        fetched = source.fetch(chain, reporter, progress)
+        progress.part(0.9, 1.0)(0.0, "writing the arrays")
+        digest = store.digest(fetched.content)
+        folder = chain.workspace.dataset(dataset_id(data.name, digest))
+        details = _details(data, fetched, digest)
+        manifest = _reuse(folder, details) or store.write(folder, fetched.content, half_written, details)
+        write_json(pointer, _pointer(data, folder.name, stat, details))
+        download.remove(source.downloaded(chain))
+    except OSError as error:
+        raise from_os_error(error, "store the data set") from error
+    reporter.progress(1.0, details["label"])
+    reporter.note(_summary(details))
+    return manifest
+
+
+def _reuse(folder: Path, details: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the same data set made before, or None when there is none that is whole."""
+    found = store.intact(folder, details["digest"])
+    if found is not None and details["official"] and not found["details"].get("official"):
+        return store.finish(folder, details)  # the same images turned out to be the official ones
+    return found
+
+
+def _details(data: Data, fetched: Fetched, digest: str) -> dict[str, Any]:
+    content = fetched.content
+    classes = len(content.classes)
+    return {
+        "name": data.name,
+        "digest": digest,
+        "classes": content.classes,
+        "train_images": store.images(content.train),
+        "test_images": store.images(content.test),
+        "train_per_class": store.per_class(content.train, classes),
+        "test_per_class": store.per_class(content.test, classes),
+        "sample": fetched.sample,
+        "official": fetched.official,
+        "archive_sha256": fetched.archive_sha256,
+        "layout": fetched.layout,
+        "label": fetched.label(data.name),
+    }
+
+
+def _pointer(data: Data, dataset: str, stat: dict[str, Any] | None, details: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": _POINTER_SCHEMA,
+        "dataset": dataset,
+        "digest": details["digest"],
+        "source": shown_source(data),
+        "stat": stat,
+        "official": details["official"],
+        "sample": details["sample"],
+        "label": details["label"],
+    }
+
+
+def _summary(details: dict[str, Any]) -> str:
+    counts = f"{details['train_images']:,} training and {details['test_images']:,} test images"
+    return f"data set ready: {details['label']}; {counts} in {len(details['classes'])} classes, digest {details['digest'][:8]}"
+
+
+def _clean(pointer: Path, half_written: Path) -> None:
+    """Remove what a killed run left behind."""
+    store.clean(half_written)
+    remove_debris(pointer.parent, pointer.name)

@@ -1,0 +1,221 @@
+"""The two layouts of CIFAR-10: from the files of an archive to checked images and labels.
+
+binary: `data_batch_<n>.bin`, `test_batch.bin` of 3,073-byte records, `batches.meta.txt` with a class name a line.
+python: `data_batch_<n>`, `test_batch` as pickled dicts of `data` (N, 3072) and `labels`, `batches.meta`.
+Source: https://www.cs.toronto.edu/~kriz/cifar.html
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import pickles
+from pipeline.dataset.messages import Refused, shown
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_BATCHES, CIFAR10_BATCH_IMAGES = 5, 10_000
+
+PIXELS = 3 * 32 * 32
+RECORD = 1 + PIXELS
+
+#: Bytes of one pickled batch and of the class names. CIFAR-10's have 31 MB and 158 bytes.
+PICKLE_LIMIT, META_LIMIT = 1 << 29, 1 << 16
+
+_BATCH = re.compile(r"(?:data_batch_([1-9]\d{0,2})|test_batch)(\.bin)?")
+_META = {"batches.meta.txt": "binary", "batches.meta": "python"}
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` (N, 3072) uint8, channel by channel and row by row; `labels` (N,) uint8."""
+
+    images: Bytes
+    labels: Bytes
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that a data set holds, checked, still in batches."""
+
+    train: list[Batch]
+    test: list[Batch]
+    classes: list[str]
+    layout: str
+
+
+class Collector:
+    """Takes the files of one archive in any order, checks each, and gives the whole in `finish`.
+
+    With `strict` the data set must have exactly CIFAR-10's numbers of batches, images and classes; otherwise any
+    number of images and of training batches 1..n is right. Labels must be below `label_limit`. Files are parsed
+    on a second thread while the next one is being unpacked. Use as a context manager.
+    """
+
+    def __init__(self, where: str, strict: bool, label_limit: int) -> None:
+        self._where, self._strict, self._label_limit = where, strict, label_limit
+        self._batches: dict[str, concurrent.futures.Future[Batch]] = {}
+        self._meta: tuple[str, bytes] | None = None
+        self._others: list[str] = []
+        self._seen: set[str] = set()
+        self._parser = concurrent.futures.ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Collector:  # noqa: PYI034 (typing.Self needs Python 3.11)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._parser.shutdown(cancel_futures=True)
+
+    @staticmethod
+    def is_batch(name: str) -> bool:
+        return _BATCH.fullmatch(name) is not None
+
+    def wants(self, name: str, size: int) -> bool:
+        """Whether the file `name` belongs to the data set. Raises `Refused` when it cannot have `size` bytes."""
+        match = _BATCH.fullmatch(name)
+        if match is None and name not in _META:
+            self._others.append(name)
+            return False
+        if name in self._seen:
+            raise Refused(self._where, f"holds {name} twice")
+        self._seen.add(name)
+        if match is None:
+            self._check_limit(name, size, META_LIMIT)
+        elif match[2]:
+            self._check_records(name, size)
+        else:
+            self._check_limit(name, size, PICKLE_LIMIT)
+        return True
+
+    def add(self, name: str, content: bytes | bytearray) -> None:
+        """Take the content of a file that `wants` said yes to."""
+        if name in _META:
+            self._meta = (name, bytes(content))
+        else:
+            self._batches[name] = self._parser.submit(self._parse, name, content)
+
+    def finish(self) -> Content:
+        """The whole data set; raises `Refused` when a file is missing or wrong."""
+        suffix, numbers = self._numbers()
+        train = [self._batches[f"data_batch_{number}{suffix}"].result() for number in numbers]
+        test = [self._batches[f"test_batch{suffix}"].result()]
+        highest = max(int(batch.labels.max()) for batch in train + test)
+        return Content(train, test, self._classes(highest), "binary" if suffix else "python")
+
+    # --- one file ---------------------------------------------------------------------------------------------
+
+    def _check_limit(self, name: str, size: int, limit: int) -> None:
+        if not 0 < size <= limit:
+            raise Refused(self._where, f"{name} has {size:,} bytes, expected 1 to {limit:,}")
+
+    def _check_records(self, name: str, size: int) -> None:
+        whole = CIFAR10_BATCH_IMAGES * RECORD
+        if self._strict and size != whole:
+            found = f"{name} has {size:,} bytes, expected {whole:,} ({CIFAR10_BATCH_IMAGES:,} images of {RECORD:,})"
+            raise Refused(self._where, found)
+        if size <= 0 or size % RECORD:
+            found = f"{name} has {size:,} bytes, expected a multiple of {RECORD:,} (a label and 3,072 pixel values)"
+            raise Refused(self._where, found)
+
+    def _parse(self, name: str, content: bytes | bytearray) -> Batch:
+        parse = self._parse_records if name.endswith(".bin") else self._parse_pickle
+        batch = parse(name, content)
+        wrong = np.flatnonzero(batch.labels >= self._label_limit)
+        if wrong.size:
+            first = int(wrong[0])
+            found = f"{name}: image {first} has label {batch.labels[first]}, expected 0 to {self._label_limit - 1}"
+            raise Refused(self._where, found)
+        return batch
+
+    def _parse_records(self, name: str, content: bytes | bytearray) -> Batch:
+        records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
+        return Batch(np.ascontiguousarray(records[:, 1:]), records[:, 0].copy())
+
+    def _parse_pickle(self, name: str, content: bytes | bytearray) -> Batch:
+        value = pickles.load(content, self._where, name)
+        images = self._integers(name, "data", value)
+        labels = self._integers(name, "labels", value)
+        if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
+            found = f"{name}: data is {images.dtype} {images.shape}, expected uint8 (N, {PIXELS})"
+            raise Refused(self._where, found)
+        if labels.shape != (len(images),):
+            raise Refused(self._where, f"{name}: {len(images)} images, but labels of shape {labels.shape}")
+        if self._strict and len(images) != CIFAR10_BATCH_IMAGES:
+            raise Refused(self._where, f"{name} has {len(images):,} images, expected {CIFAR10_BATCH_IMAGES:,}")
+        if labels.min() < 0 or labels.max() > 255:
+            raise Refused(self._where, f"{name}: labels from {labels.min()} to {labels.max()}, expected 0 to 255")
+        return Batch(np.ascontiguousarray(images), labels.astype(np.uint8))
+
+    def _integers(self, name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:
+        item = value.get(key)
+        try:
+            if isinstance(item, pickles.Array):
+                return item.to_numpy()
+            if isinstance(item, list) and item and all(type(entry) is int for entry in item):
+                return np.array(item, np.int64)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise Refused(self._where, f"{name}: {key} cannot be read ({shown(str(error))})") from None
+        found = "is missing" if item is None else f"is a {type(item).__name__}"
+        raise Refused(self._where, f"{name}: {key} {found}, expected an array or list of integers")
+
+    # --- the whole --------------------------------------------------------------------------------------------
+
+    def _numbers(self) -> tuple[str, range]:
+        """The suffix of the batch files (`.bin` or none) and their numbers, once they are complete."""
+        suffixes = {".bin" if name.endswith(".bin") else "" for name in self._batches}
+        if not suffixes:
+            found = ", ".join(shown(name) for name in self._others[:5]) or "nothing"
+            raise Refused(self._where, f"holds no CIFAR-10 batches (data_batch_1.bin, …); found {found}")
+        if len(suffixes) > 1:
+            raise Refused(self._where, "holds batches of both the binary and the python layout")
+        suffix = suffixes.pop()
+        present = [int(match[1]) for match in map(_BATCH.fullmatch, self._batches) if match and match[1]]
+        last = CIFAR10_BATCHES if self._strict else max(present, default=1)
+        names = [f"data_batch_{number}{suffix}" for number in range(1, last + 1)] + [f"test_batch{suffix}"]
+        missing = [name for name in names if name not in self._batches]
+        if missing:
+            raise Refused(self._where, f"{', '.join(missing[:5])} missing; found {self._found()}")
+        extra = sorted(set(self._batches) - set(names))
+        if extra:
+            raise Refused(self._where, f"{extra[0]} is one batch too many for CIFAR-10")
+        return suffix, range(1, last + 1)
+
+    def _found(self) -> str:
+        return ", ".join(sorted(self._batches)[:8])
+
+    def _classes(self, highest: int) -> list[str]:
+        """The class names: those in the archive, CIFAR-10's own, or `class 0`, `class 1`, …"""
+        if self._meta is None:
+            named = self._strict or highest < len(CIFAR10_CLASSES)
+            return list(CIFAR10_CLASSES) if named else [f"class {label}" for label in range(highest + 1)]
+        file, content = self._meta
+        read: Callable[[str, bytes], list[str]] = (
+            self._pickled_names if _META[file] == "python" else self._written_names
+        )
+        names = read(file, content)
+        if any(not name.isprintable() or len(name) > 64 for name in names) or len(set(names)) != len(names):
+            raise Refused(self._where, f"{file}: a class name is given twice, too long or not printable")
+        if not highest < len(names) <= 256 or (self._strict and len(names) != len(CIFAR10_CLASSES)):
+            expected = len(CIFAR10_CLASSES) if self._strict else f"{highest + 1} to 256"
+            raise Refused(self._where, f"{file} has {len(names)} class names, expected {expected}")
+        return names
+
+    def _written_names(self, file: str, content: bytes) -> list[str]:
+        try:
+            return [line.strip() for line in content.decode().splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise Refused(self._where, f"{file} is not UTF-8 text") from None
+
+    def _pickled_names(self, file: str, content: bytes) -> list[str]:
+        names = pickles.load(content, self._where, file).get("label_names")
+        if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
+            raise Refused(self._where, f"{file}: label_names is missing or no list of names")
+        return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

@@ -1,0 +1,138 @@
+"""From `data.source` and its mirrors to checked images: the first source that is whole and right wins.
+
+Reads archives and folders where they lie; leaves downloads in the workspace until the data set is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pipeline.chain import Chain, shown_source
+from pipeline.config import OFFICIAL_SHA256, Config
+from pipeline.dataset import archive, download, sample
+from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
+from pipeline.dataset.messages import ADVICE, Progress, Refused, Reporter
+from pipeline.errors import DataError
+from pipeline.workspace import source_key
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came out of a source: the content, and the SHA-256 of the archive that it was in (None: no archive)."""
+
+    content: Content
+    archive_sha256: str | None
+    sample: bool = False
+
+    @property
+    def official(self) -> bool:
+        """True for CIFAR-10's own binary archive, byte by byte."""
+        return self.archive_sha256 == OFFICIAL_SHA256
+
+    @property
+    def layout(self) -> str:
+        return "drawn" if self.sample else self.content.layout
+
+    def label(self, name: str) -> str:
+        """What people are told that this is."""
+        if self.sample:
+            return "bundled sample, not CIFAR-10"
+        return "CIFAR-10, the official archive" if self.official else f"{name}, not the official archive"
+
+
+def fetch(chain: Chain, reporter: Reporter, progress: Progress) -> Fetched:
+    """Get and check the configured data set. Raises `DataError` naming every source and why it was not used."""
+    config = chain.config
+    if config.data.is_sample:
+        with _refusals_as_errors(), _collector(config, "the bundled sample") as collector:
+            progress.part(0.0, 0.9)(0.0, "drawing the bundled sample")
+            return Fetched(_drawn(collector), None, sample=True)
+    failures: list[Refused] = []
+    for location in (config.data.source, *config.data.mirrors):
+        try:
+            return _fetch_one(chain, location, reporter, progress)
+        except Refused as refused:
+            failures.append(refused)
+            reporter.note(str(refused.found))
+    raise _nothing_left(failures)
+
+
+def downloaded(chain: Chain) -> Path:
+    """Where a downloaded archive waits until its data set is made."""
+    data = chain.config.data
+    return chain.workspace.downloads / f"{data.name}-{source_key(data)}.archive"
+
+
+def _fetch_one(chain: Chain, location: str, reporter: Reporter, progress: Progress) -> Fetched:
+    data = chain.config.data
+    name = shown_source(msgspec.structs.replace(data, source=location))
+    local = _local_path(location)
+    if local is not None:
+        return _read(chain.config, local, str(local), progress, 0.0)
+    target = downloaded(chain)
+    # A finished download that a killed run did not get to unpack is used as it is.
+    if not target.exists():
+        reporter.note(f"downloading {name}")
+        download.download(location, name, target, data.sha256, progress.part(0.0, 0.7), reporter.note)
+    try:
+        return _read(chain.config, target, name, progress, 0.7)
+    except Refused:
+        download.set_aside(target, target)
+        raise
+
+
+def _read(config: Config, path: Path, name: str, progress: Progress, start: float) -> Fetched:
+    expected = config.data.sha256
+    with _collector(config, name) as collector:
+        found = archive.read(path, name, collector, progress.part(start, 0.9))
+        if expected and found is None:
+            raise Refused(name, "is a folder, but data.sha256 is the checksum of an archive", "remove data.sha256")
+        if expected and found != expected.lower():
+            raise Refused(name, f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
+        return Fetched(collector.finish(), found)
+
+
+def _drawn(collector: Collector) -> Content:
+    for name, content in sample.members().items():
+        if collector.wants(name, len(content)):
+            collector.add(name, content)
+    return collector.finish()
+
+
+def _collector(config: Config, name: str) -> Collector:
+    """The checks that this configuration asks for."""
+    data, classes = config.data, config.architecture.classes
+    strict = data.name == "cifar10"
+    needed = len(CIFAR10_CLASSES) if strict or data.is_sample else 0
+    if classes < needed:
+        found = f"{data.name} has {needed} classes, architecture.classes is {classes}"
+        raise Refused(name, found, f"set architecture.classes to {needed}")
+    return Collector(name, strict, needed or classes)
+
+
+def _local_path(location: str) -> Path | None:
+    """The path that `location` means, or None for an address to download from."""
+    if "://" not in location:
+        return Path(location)
+    parts = urllib.parse.urlsplit(location)
+    return Path(urllib.parse.unquote(parts.path)) if parts.scheme == "file" else None
+
+
+@contextlib.contextmanager
+def _refusals_as_errors() -> Iterator[None]:
+    try:
+        yield
+    except Refused as refused:
+        raise DataError(str(refused)) from None
+
+
+def _nothing_left(failures: list[Refused]) -> DataError:
+    found = "; ".join(failure.found for failure in failures)
+    advice = failures[0].advice if len({failure.advice for failure in failures}) == 1 else ADVICE
+    return DataError(f"{found}; {advice}")

@@ -1,0 +1,141 @@
+"""A data set on disk: four arrays ready to memory-map, and the manifest, which is written last.
+
+train_images.npy (N, 3, 32, 32) uint8    train_labels.npy (N,) uint8
+test_images.npy  (M, 3, 32, 32) uint8    test_labels.npy  (M,) uint8
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import manifest
+from pipeline.dataset.layouts import Batch, Bytes, Content
+from pipeline.errors import WorkspaceError
+from pipeline.files import remove_debris, sync_directory
+
+FILES = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished data set. The images are read-only memory maps: nothing is read until it is used."""
+
+    train_images: np.memmap[Any, np.dtype[np.uint8]]
+    train_labels: Bytes
+    test_images: np.memmap[Any, np.dtype[np.uint8]]
+    test_labels: Bytes
+    classes: list[str]
+    manifest: dict[str, Any]
+
+
+def digest(content: Content) -> str:
+    """What identifies a data set: SHA-256 over class names, training and test images and labels, in order."""
+    value = hashlib.sha256("\n".join(content.classes).encode())
+    for split in (content.train, content.test):
+        for batch in split:
+            value.update(batch.images.data)
+        for batch in split:
+            value.update(batch.labels.data)
+    return value.hexdigest()
+
+
+def write(folder: Path, content: Content, half_written: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `content` into `folder` and return its manifest.
+
+    The arrays come into being in `half_written` and move over when they are safely on disk; a kill at any moment
+    leaves nothing that counts as a data set. Raises `OSError`.
+    """
+    clean(half_written)
+    half_written.mkdir(parents=True)
+    for split, batches in (("train", content.train), ("test", content.test)):
+        images, labels = [batch.images for batch in batches], [batch.labels for batch in batches]
+        _write_array(half_written / f"{split}_images.npy", images, (3, 32, 32))
+        _write_array(half_written / f"{split}_labels.npy", labels, ())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / manifest.MANIFEST).unlink(missing_ok=True)
+    for name in FILES:
+        os.replace(half_written / name, folder / name)
+    written = finish(folder, details)
+    sync_directory(folder.parent)
+    clean(half_written)
+    return written
+
+
+def finish(folder: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a folder whose arrays are in place."""
+    remove_debris(folder, manifest.MANIFEST)
+    return manifest.write(folder, "dataset", FILES, inputs={}, details=details)
+
+
+def intact(folder: Path, digest: str) -> dict[str, Any] | None:
+    """The manifest of the data set in `folder` if it is whole, undamaged and has `digest`; reads every byte."""
+    if manifest.problems(folder, "dataset", {}):
+        return None
+    found = manifest.read(folder)
+    if found is None or found["details"].get("digest") != digest or set(found["files"]) != set(FILES):
+        return None
+    return None if manifest.damage(folder, found) else found
+
+
+def load(folder: Path) -> Dataset:
+    """Open the data set in `folder`. Raises `WorkspaceError` when it is not finished or not what it should be."""
+    problems = manifest.problems(folder, "dataset", {})
+    found = manifest.read(folder)
+    if problems or found is None:
+        raise WorkspaceError(f"{folder}: {'; '.join(problems)}; run the dataset stage again")
+    details = found["details"]
+    counts = {split: int(details[f"{split}_images"]) for split in ("train", "test")}
+    arrays = {name: _open(folder / name) for name in FILES}
+    for split, count in counts.items():
+        for kind, shape in (("images", (count, 3, 32, 32)), ("labels", (count,))):
+            array = arrays[f"{split}_{kind}.npy"]
+            if array.shape != shape or array.dtype != np.uint8:
+                found_here = f"{array.dtype} {array.shape}, expected uint8 {shape}"
+                raise WorkspaceError(f"{folder / f'{split}_{kind}.npy'}: {found_here}; run the dataset stage again")
+    train_images, train_labels, test_images, test_labels = (arrays[name] for name in FILES)
+    return Dataset(train_images, train_labels, test_images, test_labels, list(details["classes"]), found)
+
+
+def per_class(batches: Sequence[Batch], classes: int) -> list[int]:
+    """How many images there are of each class."""
+    counts = sum(np.bincount(batch.labels, minlength=classes) for batch in batches)
+    return np.asarray(counts).tolist()
+
+
+def images(batches: Sequence[Batch]) -> int:
+    """How many images there are."""
+    return sum(len(batch.labels) for batch in batches)
+
+
+def clean(half_written: Path) -> None:
+    """Remove what a killed writer left."""
+    shutil.rmtree(half_written, ignore_errors=True)
+
+
+def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> None:
+    """Write `parts` one after the other as one array of rows of `shape`, without joining them in memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (sum(len(part) for part in parts), *shape)}
+    try:
+        with open(path, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.writelines(part.data for part in parts)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # `write` leaves it out
+        raise
+
+
+def _open(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(f"{path}: cannot be read ({error}); run the dataset stage again") from None

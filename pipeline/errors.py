@@ -1,0 +1,81 @@
+"""The errors of the pipeline: one base class, so that a caller can catch them all.
+
+Every message names the file or key, what was found there, and what to do about it, in one line.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of every expected failure. Shown to the user as one line, without a traceback."""
+
+
+class ConfigError(PipelineError):
+    """The configuration file cannot be read, parsed or validated."""
+
+
+class DataError(PipelineError):
+    """A data set's source cannot be reached, or is not the data set that it should be."""
+
+
+class WeightsError(PipelineError):
+    """A `.params` file is damaged, foreign, or does not fit the network."""
+
+
+class DeviceError(PipelineError):
+    """The requested device, MXNet itself, or something that it needs is not usable here."""
+
+
+class WorkspaceError(PipelineError):
+    """The workspace cannot be written, is full, or holds a file that is not what its manifest says."""
+
+
+class AlreadyRunning(PipelineError):
+    """Another live process is working on the same stage of the same run."""
+
+
+class TrainingDiverged(PipelineError):
+    """The loss became NaN or infinite; more epochs cannot help."""
+
+
+class Interrupted(PipelineError):
+    """The stage was asked to stop and left a checkpoint to go on from."""
+
+
+class StageFailed(PipelineError):
+    """A stage's process ended without a result (killed, out of memory, crashed)."""
+
+
+BY_NAME = {
+    cls.__name__: cls
+    for cls in (
+        PipelineError,
+        ConfigError,
+        DataError,
+        WeightsError,
+        DeviceError,
+        WorkspaceError,
+        AlreadyRunning,
+        TrainingDiverged,
+        Interrupted,
+        StageFailed,
+    )
+}
+
+
+def from_os_error(error: OSError, doing: str) -> PipelineError:
+    """Turn an `OSError` of writing or reading into the one line that a user can act on.
+
+    `doing` completes "cannot …", for example "write the checkpoint".
+    """
+    import errno
+
+    where = error.filename or "the workspace"
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+        errno.EROFS: "the file system is read-only: choose another --workspace or remount it",
+        errno.EACCES: "permission denied: make it accessible to this user or choose another --workspace",
+        errno.EPERM: "operation not permitted: make it accessible to this user or choose another --workspace",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return WorkspaceError(f"{where}: cannot {doing}: {advice}")

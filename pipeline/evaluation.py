@@ -1,0 +1,159 @@
+"""Evaluation on the test images: `train/` of a run in, `evaluate/` out.
+
+Leaves `metrics.json` (accuracy, loss, per-class precision, recall and F1, confusion matrix) and `predictions.npz`
+(labels, predictions, probabilities). Always in float32, so that CPU and GPU agree. Run as `python -m
+pipeline.evaluation` by `launch.run_stage`.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import numpy as np
+
+from pipeline import batches, dataset, manifest, model, runtime, stage, weights
+from pipeline.chain import Chain
+from pipeline.config import Architecture, from_dict
+from pipeline.errors import PipelineError, from_os_error
+from pipeline.files import write_atomically, write_json
+from pipeline.network import cross_entropy
+from pipeline.workspace import Run
+
+BATCH_SIZE = 250
+
+
+def evaluate(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Evaluate the run's weights on all test images and publish the result; gives the manifest.
+
+    Raises `WeightsError` when the weights do not have the digest that the training recorded.
+    """
+    run, train = trained_run(chain)
+    data = dataset.load(run.workspace.dataset(run.dataset_id))
+    inputs = chain.inputs("evaluate")
+    devices = runtime.devices(chain.config.device)
+    started = time.monotonic()
+    net = load_network(run, train, devices.contexts[:1])
+    norm = batches.unpack(train["details"]["normalisation"])
+    logits = predict_logits(net, data.test_images, norm, devices.contexts[0], reporter)
+    result = metrics(logits, np.asarray(data.test_labels), data.classes)
+    seconds = time.monotonic() - started
+    folder = run.stage("evaluate")
+    try:
+        write_json(folder / "metrics.json", {**result, "run": run.run_id, "dataset": train["details"]["dataset"]})
+        write_atomically(folder / "predictions.npz", _predictions(logits, np.asarray(data.test_labels)))
+        details = {
+            "run": run.run_id,
+            "accuracy": result["accuracy"],
+            "loss": result["loss"],
+            "images": result["images"],
+            "seconds": round(seconds, 3),
+            "device": devices.name,
+            "versions": runtime.versions(),
+            "label": train["details"]["dataset"]["label"],
+        }
+        value = manifest.write(folder, "evaluate", ("metrics.json", "predictions.npz"), inputs, details)  # type: ignore[arg-type]
+    except OSError as error:
+        raise from_os_error(error, "publish the evaluation") from error
+    label = train["details"]["dataset"]["label"]
+    reporter.note(f"test accuracy {result['accuracy']:.2%} on {result['images']:,} images ({label})")
+    return value
+
+
+def trained_run(chain: Chain) -> tuple[Run, dict[str, Any]]:
+    """The chain's run and the manifest of its training; raises `PipelineError` when there is none."""
+    run = chain.run()
+    train = manifest.read(run.stage("train")) if run else None
+    if run is None or train is None:
+        raise PipelineError("there is no trained model yet: run the TrainVGG task first")
+    return run, train
+
+
+def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
+    """The trained network, hybridised, its weights checked against the recorded digest."""
+    architecture: Architecture = from_dict(train["details"]["config"]).architecture
+    net = model.build(architecture)
+    path = run.stage("train") / "model.params"
+    weights.load_trusted(net, path, train["files"]["model.params"]["sha256"], contexts)
+    net.hybridize(static_alloc=True, static_shape=True)
+    return net
+
+
+def predict_logits(
+    net: Any, images: np.ndarray, norm: batches.Normalisation, context: Any, reporter: stage.Reporter | None = None
+) -> np.ndarray:
+    """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
+    mx = runtime.mxnet()
+    parts: list[np.ndarray] = []
+    waiting = None
+    done = 0
+    for values, count in batches.fixed_batches(images, min(BATCH_SIZE, len(images)), norm):
+        output = net(mx.nd.array(values, ctx=context))
+        if waiting is not None:
+            parts.append(waiting[0].asnumpy()[: waiting[1]])  # the previous batch, while this one computes
+        waiting = (output, count)
+        done += count
+        if reporter:
+            reporter.progress(done / len(images), f"{done:,} of {len(images):,} images")
+    assert waiting is not None
+    parts.append(waiting[0].asnumpy()[: waiting[1]])
+    return np.concatenate(parts)
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """Everything that `metrics.json` says about (n, classes) logits and (n,) labels.
+
+    `confusion[i][j]` counts images of class i that were taken for class j. A class that was never predicted has
+    precision None; F1 is then 0.
+    """
+    loss, correct = cross_entropy(logits, labels)
+    predictions = logits.argmax(1)
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (labels.astype(int), predictions), 1)
+    per_class = []
+    for index, name in enumerate(classes):
+        hits, support, predicted = (
+            int(confusion[index, index]),
+            int(confusion[index].sum()),
+            int(confusion[:, index].sum()),
+        )
+        per_class.append(
+            {
+                "class": name,
+                "precision": hits / predicted if predicted else None,
+                "recall": hits / support if support else None,
+                "f1": 2 * hits / (support + predicted) if support + predicted else 0.0,
+                "support": support,
+                "predicted": predicted,
+            }
+        )
+    return {
+        "accuracy": float(correct.mean()),
+        "loss": float(loss.mean()),
+        "images": len(labels),
+        "classes": classes,
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+    }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(n, classes) float32 probabilities of (n, classes) logits."""
+    values = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return (values / values.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _predictions(logits: np.ndarray, labels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        labels=labels.astype(np.uint8),
+        predictions=logits.argmax(1).astype(np.uint8),
+        probabilities=softmax(logits),
+    )
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    stage.exit_with(stage.main(evaluate))

@@ -1,0 +1,216 @@
+"""The parent's side of a stage: the one function that starts a stage's process and follows it to its end.
+
+Reads the child's events, passes commands and signals on, leaves the child's log behind. Never forks the work itself:
+CUDA does not survive a fork, and a long step in a Luigi worker would starve its heartbeat.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import errors
+from pipeline.chain import Chain
+from pipeline.cores import thread_environment
+from pipeline.stage import EXIT_INTERRUPTED, GRACE_SECONDS, request
+
+MODULES = {
+    "dataset": "pipeline.dataset",
+    "train": "pipeline.training",
+    "evaluate": "pipeline.evaluation",
+    "export": "pipeline.export",
+    "report": "pipeline.report",
+}
+
+
+class Stopped(KeyboardInterrupt):
+    """This process was asked to stop, and the stage has ended; `signal` is the signal that asked."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+def run_stage(
+    stage: str,
+    chain: Chain,
+    *,
+    log: Path,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    take_commands: Callable[[], Iterable[str]] = tuple,
+    launcher: Sequence[str] = (),
+    inherit: Sequence[int] = (),
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run one stage in a process of its own and give its result.
+
+    `launcher` is put in front of the command (a container, `srun`); `take_commands` is asked a few times a second
+    for words to pass to the child (see `stage.COMMANDS`); `inherit` are file descriptors (locks) that the child
+    keeps open. Raises the `PipelineError` that the child reported, `StageFailed` when it died without one, and
+    `Stopped` when this process got SIGTERM or SIGINT; a second signal kills the child at once.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as log_file, _signals() as received:
+        child = subprocess.Popen(
+            [*launcher, *command(stage)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            env=_environment(),
+            pass_fds=tuple(inherit),
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
+        )
+        try:
+            return _follow(stage, child, request(chain, **(options or {})), log, on_event, take_commands, received)
+        finally:
+            _end(child)
+
+
+def command(stage: str) -> list[str]:
+    """The command line of a stage's process."""
+    return [sys.executable, "-m", MODULES[stage]]
+
+
+def _environment() -> dict[str, str]:
+    # The child must import this very package, whatever folder it is started in (a user's own `pipeline/`, say).
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    python_path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
+    own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": python_path}
+    return {**os.environ, **thread_environment(os.environ), **own}
+
+
+def _follow(
+    stage: str,
+    child: subprocess.Popen[bytes],
+    first_line: dict[str, Any],
+    log: Path,
+    on_event: Callable[[dict[str, Any]], None],
+    take_commands: Callable[[], Iterable[str]],
+    received: list[int],
+) -> dict[str, Any]:
+    _say(child, json.dumps(first_line))
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    asked_at: float | None = None
+    for event in _events(child):
+        if received and asked_at is None:
+            asked_at = time.monotonic()
+            _say(child, "stop")
+        if len(received) > 1 or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
+            child.kill()
+        for word in take_commands():
+            _say(child, word)
+        if event is None:
+            continue
+        if event.get("event") == "result":
+            result = event["value"]
+        elif event.get("event") == "error":
+            error = event
+        else:
+            on_event(event)
+    status = child.wait()
+    if received:
+        how = error["message"] if error else "stopped at once"
+        raise Stopped(f"{stage}: {how}", received[0])
+    if status == 0 and result is not None:
+        return result
+    raise _failure(stage, status, error, log)
+
+
+def _failure(stage: str, status: int, error: dict[str, Any] | None, log: Path) -> errors.PipelineError:
+    if error is not None and error["type"] in errors.BY_NAME:
+        return errors.BY_NAME[error["type"]](error["message"])
+    if error is not None:
+        return errors.StageFailed(f"{stage} failed: {error['message']} (details in {log})")
+    if status == EXIT_INTERRUPTED:
+        return errors.Interrupted(f"{stage}: its process was stopped; run the same command again to go on")
+    if status == -signal.SIGKILL:
+        how = "was killed (SIGKILL: by the out-of-memory killer or by hand)"
+    elif status < 0:
+        how = f"died of {signal.Signals(-status).name}"
+    else:
+        how = f"ended with status {status} and no result"
+    last = _last_line(log)
+    return errors.StageFailed(f"{stage}: its process {how}; last line of {log}: {last}")
+
+
+def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
+    """The child's events as they come, and None a few times a second in between, until its output ends."""
+    assert child.stdout is not None
+    descriptor = child.stdout.fileno()
+    os.set_blocking(descriptor, False)
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        while True:
+            ready = selector.select(timeout=0.2)
+            if not ready:
+                yield None
+                if child.poll() is not None and not selector.select(timeout=0):
+                    return  # ended, while something that it started still holds the pipe
+                continue
+            block = os.read(descriptor, 1 << 16)
+            if not block:
+                return
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    value = json.loads(line)
+                    if isinstance(value, dict):
+                        yield value
+
+
+def _say(child: subprocess.Popen[bytes], line: str) -> None:
+    assert child.stdin is not None
+    with contextlib.suppress(OSError, ValueError):  # it may have ended in the meantime
+        child.stdin.write(line.encode() + b"\n")
+        child.stdin.flush()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Make sure that no process and no pipe of the child is left."""
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    try:
+        child.wait(timeout=GRACE_SECONDS + 2)  # its standard input ended: it stops by itself
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them. Only the main thread can; elsewhere they stay as set."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with open(log, "rb") as file:
+            lines = collections.deque(file, maxlen=1)
+        return lines[0].decode(errors="replace").strip() if lines else "(empty)"
+    except OSError:
+        return "(unreadable)"

@@ -1,0 +1,106 @@
+"""Manifests: what a stage made, from what, by which version of its code.
+
+A manifest is written last and atomically, so its presence means that the stage finished. `problems` answers
+whether a stage is still complete, in words; it looks at names and sizes only. `damage` re-hashes.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import human_size, read_json, sha256_file, write_json
+from pipeline.workspace import MANIFEST
+
+SCHEMA = 1
+
+#: Raise a stage's number when its code comes to make something else from the same inputs.
+STAGE_VERSIONS = {"dataset": 1, "train": 1, "evaluate": 1, "export": 1, "report": 1}
+
+
+def now() -> str:
+    """The present time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write(
+    folder: Path, stage: str, files: Iterable[str], inputs: Mapping[str, str], details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Hash `files` (names inside `folder`) and write the manifest of a finished stage; returns it."""
+    value = {
+        "schema": SCHEMA,
+        "stage": stage,
+        "version": STAGE_VERSIONS[stage],
+        "created": now(),
+        "files": {
+            name: {"size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in files
+        },
+        "inputs": dict(inputs),
+        "details": dict(details),
+    }
+    write_json(folder / MANIFEST, value)
+    return value
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest in `folder`, or None when it is missing or is no manifest."""
+    value = read_json(folder / MANIFEST)
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        return None
+    parts = ("files", "inputs", "details")
+    return value if all(isinstance(value.get(part), dict) for part in parts) else None
+
+
+def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:
+    """The recorded SHA-256 of one file, or None."""
+    if manifest is None:
+        return None
+    return manifest["files"].get(name, {}).get("sha256")
+
+
+def problems(folder: Path, stage: str, inputs: Mapping[str, str | None]) -> list[str]:
+    """Why the stage in `folder` does not count as complete for `inputs`; empty when it does."""
+    manifest = read(folder)
+    if manifest is None:
+        if (folder / MANIFEST).exists():
+            return [f"{folder.name}/{MANIFEST} is damaged"]
+        return ["not made yet"] if not folder.exists() else ["not finished yet"]
+    if manifest.get("version") != STAGE_VERSIONS[stage]:
+        return [f"made by version {manifest.get('version')} of this stage, now {STAGE_VERSIONS[stage]}"]
+    return file_problems(folder, manifest) + _input_problems(manifest["inputs"], inputs)
+
+
+def file_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Which recorded files are missing or have another size."""
+    found = []
+    for name, recorded in manifest["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            found.append(f"{folder.name}/{name} is missing")
+            continue
+        if size != recorded["size"]:
+            found.append(f"{folder.name}/{name} has {human_size(size)} ({size}), its manifest says {recorded['size']}")
+    return found
+
+
+def damage(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """As `file_problems`, and re-hashes every file: finds a single flipped bit."""
+    found = file_problems(folder, manifest)
+    for name, recorded in manifest["files"].items():
+        path = folder / name
+        if path.is_file() and path.stat().st_size == recorded["size"] and sha256_file(path) != recorded["sha256"]:
+            found.append(f"{folder.name}/{name} is damaged: its content does not have the recorded SHA-256")
+    return found
+
+
+def _input_problems(recorded: Mapping[str, str], present: Mapping[str, str | None]) -> list[str]:
+    found = []
+    for name, value in present.items():
+        if name not in recorded:
+            found.append(f"made without {name}")
+        elif recorded[name] != value:
+            found.append(f"made from another {name} ({recorded[name][:8]}, now {(value or 'none')[:8]})")
+    return found

@@ -1,0 +1,276 @@
+"""The network in training: one step over one or several devices, its optimizer, and its whole state as arrays.
+
+Owns what lives on the devices. Gluon's `Trainer` is not used: it pickles its state, keys momentum by position, and
+loading it overwrites the learning rate (apache/mxnet issues 10910, 15918, 17056); the optimizers and the kvstore
+below are MXNet's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline import batches, model
+from pipeline.config import Architecture, Training
+from pipeline.runtime import Devices, mxnet
+
+#: Weights that one operator updates at once. MXNet's kernel takes at most 60.
+_AGGREGATE = 32
+
+
+class Network:
+    """A VGG with its optimizer on one or several devices.
+
+    `step` runs one update; `state` and `set_state` are mirror images. Precision `bfloat16` and `float16` compute the
+    layers in that type and keep the weights in float32.
+    """
+
+    def __init__(self, architecture: Architecture, training: Training, devices: Devices, precision: str) -> None:
+        self.mx = mx = mxnet()
+        if precision != "float32":
+            from mxnet.contrib import amp
+
+            amp.init(precision)  # before the network is built: it replaces the operators that layers call
+        self.training, self.devices, self.precision = training, devices, precision
+        self.net = model.build(architecture)
+        self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
+        self.loss = _Loss(mx, training.label_smoothing)
+        for block in (self.net, self.loss.block):
+            block.hybridize(static_alloc=True, static_shape=True)
+        self.parameters = model.parameters(self.net)
+        self.learned = {name: p for name, p in self.parameters.items() if p.grad_req != "null"}
+        self.optimizer = _optimizer(mx, training, list(self.learned))
+        self.momenta: list[list[Any]] = []
+        self.kvstore: Any = None
+        self.scaler = _LossScaler() if precision == "float16" else None
+        self._sums: list[list[Any]] = []
+        self._recent: Any = None
+        self._previous: Any = None
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def initialize(self, seed: int) -> None:
+        """Initialise the weights as configured; the same for the same seed on any number of devices."""
+        mx = self.mx
+        mx.random.seed(seed)
+        np.random.seed(seed)
+        xavier = mx.init.Xavier()  # uniform, averaged fans, magnitude 3: Glorot and Bengio 2010
+        he = mx.init.Xavier("gaussian", "in", 2)  # He et al. 2015, arXiv:1502.01852
+        initializer = xavier if self.training.initializer == "xavier" else he
+        self.net.initialize(initializer, ctx=self.devices.contexts, force_reinit=True)
+        self._reset_optimizer()
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Parameters and momenta as float32 arrays by structural name. Waits for the computations in flight.
+
+        Learned parameters and momenta are the same on every device; running statistics are not and get a name
+        each (`0.1.running_mean@1` for the second device).
+        """
+        parameters: dict[str, np.ndarray] = {}
+        for name, parameter in self.parameters.items():
+            copies = parameter.list_data()
+            parameters[name] = copies[0].asnumpy()
+            if name not in self.learned:
+                for number, copy in enumerate(copies[1:], start=1):
+                    parameters[f"{name}@{number}"] = copy.asnumpy()
+        momenta = {
+            name: momentum.asnumpy()
+            for name, momentum in zip(self.learned, self.momenta[0], strict=True)
+            if momentum is not None
+        }
+        if self.scaler is not None:
+            momenta["loss scale"] = np.array([self.scaler.scale, self.scaler.good_steps], np.float32)
+        return parameters, momenta
+
+    def set_state(self, parameters: Mapping[str, np.ndarray], momenta: Mapping[str, np.ndarray]) -> None:
+        """Put back what `state` gave; missing momenta are zero. Works for another number of devices."""
+        mx = self.mx
+        for name, parameter in self.parameters.items():
+            for number, copy in enumerate(parameter.list_data()):
+                copy[:] = mx.nd.array(parameters.get(f"{name}@{number}", parameters[name]), ctx=copy.context)
+        self._reset_optimizer()
+        for copies in self.momenta:
+            for name, momentum in zip(self.learned, copies, strict=True):
+                if momentum is not None and name in momenta:
+                    momentum[:] = mx.nd.array(momenta[name], ctx=momentum.context)
+        if self.scaler is not None and "loss scale" in momenta:
+            self.scaler.scale, self.scaler.good_steps = map(float, momenta["loss scale"])
+        mx.nd.waitall()
+
+    def _reset_optimizer(self) -> None:
+        mx = self.mx
+        self.momenta = [
+            [self.optimizer.create_state(i, p.list_data()[d]) for i, p in enumerate(self.learned.values())]
+            for d in range(len(self.devices.contexts))
+        ]
+        if len(self.devices.contexts) > 1:
+            self.kvstore = mx.kv.create("device" if self.devices.is_gpu else "local")
+            for index, parameter in enumerate(self.learned.values()):
+                self.kvstore.init(index, parameter.list_data()[0])
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def start_epoch(self, sums: list[list[float]]) -> None:
+        """Set the sums that `step` adds to: zero (an empty list), or where an interrupted epoch was."""
+        devices = len(self.devices.contexts)
+        if len(sums) != devices:  # a new epoch, or resumed on another number of devices
+            total = [sum(values) for values in zip(*sums, strict=True)] or [0.0, 0.0]
+            sums = [total] + [[0.0, 0.0]] * (devices - 1)
+        self._sums = [
+            [self.mx.nd.full((1,), value, ctx=context) for value in values]
+            for values, context in zip(sums, self.devices.contexts, strict=True)
+        ]
+
+    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float, step: int) -> None:
+        """One update from (n, 3, 32, 32) float32 images and (n,) labels; does not wait for the result.
+
+        `step` seeds the random numbers of this step, so that dropout after a resume is what it would have been.
+        """
+        mx = self.mx
+        if self.has_dropout:
+            mx.random.seed(_step_seed(self.training.seed, step))
+        parts = min(len(self.devices.contexts), len(labels))
+        contexts = self.devices.contexts[:parts]
+        inputs = mx.gluon.utils.split_data(mx.nd.array(images), parts, even_split=False)
+        targets = mx.gluon.utils.split_data(mx.nd.array(labels), parts, even_split=False)
+        losses = []
+        with mx.autograd.record():
+            for number, (x, y, context) in enumerate(zip(inputs, targets, contexts, strict=True)):
+                logits = self.net(x.as_in_context(context))
+                loss, correct = self.loss(logits, y.as_in_context(context))
+                losses.append(loss * self.scaler.scale if self.scaler else loss)
+                with mx.autograd.pause():
+                    for total, value in zip(self._sums[number], (loss, correct), strict=True):
+                        mx.nd.elemwise_add(total, value.detach(), out=total)
+        mx.autograd.backward(losses)
+        self._update(len(labels), learning_rate, parts)
+        self._recent = (losses[0], len(inputs[0]), self.scaler.scale if self.scaler else 1.0)
+        self._throttle()
+
+    def _update(self, count: int, learning_rate: float, parts: int) -> None:
+        gradients = [parameter.list_grad() for parameter in self.learned.values()]
+        if self.kvstore is not None:
+            for index, copies in enumerate(gradients):
+                for unused in copies[parts:]:  # a last batch smaller than the number of devices
+                    unused[:] = 0
+                self.kvstore.pushpull(index, copies, priority=-index)
+        scale = self.scaler.scale if self.scaler else 1.0
+        if self.scaler and not self.scaler.accept([copies[0] for copies in gradients], self.mx):
+            return  # the gradients overflowed: this step only lowers the scale
+        self.optimizer.rescale_grad = 1.0 / (count * scale)
+        self.optimizer.set_learning_rate(learning_rate)
+        values = [parameter.list_data() for parameter in self.learned.values()]
+        indices = list(range(len(values)))
+        for device, states in enumerate(self.momenta):
+            if len(self.momenta) > 1:
+                self.optimizer._set_current_context(device)
+            weights = [copies[device] for copies in values]
+            grads = [copies[device] for copies in gradients]
+            if self.training.optimizer == "sgd":
+                for start in range(0, len(values), _AGGREGATE):
+                    part = slice(start, start + _AGGREGATE)
+                    self.optimizer.update(indices[part], weights[part], grads[part], states[part])
+            else:  # MXNet has no aggregated Nesterov update
+                for index in indices:
+                    self.optimizer.update(index, weights[index], grads[index], states[index])
+
+    def sums(self) -> list[list[float]]:
+        """For each device, sum of the loss and number of correct predictions since `start_epoch`. Waits for them."""
+        return [[float(value.asscalar()) for value in values] for values in self._sums]
+
+    def recent_loss(self) -> float | None:
+        """Mean loss of the first device's part of the last step, for the progress line."""
+        if self._recent is None:
+            return None
+        loss, count, scale = self._recent
+        return float(loss.asscalar()) / count / scale
+
+    def evaluate(
+        self, images: np.ndarray, labels: np.ndarray, norm: batches.Normalisation, batch_size: int
+    ) -> tuple[float | None, float | None]:
+        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, without augmentation or smoothing; None for none."""
+        if not len(labels):
+            return None, None
+        logits = self.logits(images, norm, min(batch_size, len(labels)))
+        loss, correct = cross_entropy(logits, labels)
+        return float(loss.mean()), float(correct.mean())
+
+    def logits(self, images: np.ndarray, norm: batches.Normalisation, batch_size: int) -> np.ndarray:
+        """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, computed on the first device."""
+        mx, context = self.mx, self.devices.contexts[0]
+        parts = []
+        for values, count in batches.fixed_batches(images, batch_size, norm):
+            output = self.net(mx.nd.array(values, ctx=context)).astype("float32")
+            parts.append(output[:count])
+        return np.concatenate([part.asnumpy() for part in parts])
+
+    def _throttle(self) -> None:
+        # Waiting for the step before bounds the queue, and so the memory, without draining it.
+        previous, self._previous = self._previous, self._recent[0]
+        if previous is not None:
+            previous.wait_to_read()
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per image: the negative log-likelihood of its label, and whether the largest logit is its label.
+
+    (n, classes) float32 logits and (n,) labels; computed in float64 so that the sum does not depend on its order.
+    """
+    values = logits.astype(np.float64)
+    values -= values.max(1, keepdims=True)
+    log_sum = np.log(np.exp(values).sum(1))
+    rows = np.arange(len(labels))
+    return log_sum - values[rows, labels.astype(int)], logits.argmax(1) == labels
+
+
+class _Loss:
+    """Summed cross-entropy (optionally with label smoothing) and the number of correct predictions of a batch."""
+
+    def __init__(self, mx: Any, smoothing: float) -> None:
+        class Block(mx.gluon.HybridBlock):
+            def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:
+                log_probability = F.log_softmax(F.cast(logits, dtype="float32"), axis=-1)
+                loss = -F.pick(log_probability, labels, axis=-1)
+                if smoothing:
+                    # Szegedy et al. 2015, arXiv:1512.00567: the label gets 1 - smoothing, the rest is uniform.
+                    loss = (1 - smoothing) * loss - smoothing * F.mean(log_probability, axis=-1)
+                correct = F.equal(F.argmax(logits, axis=-1), labels)
+                return F.sum(loss), F.sum(F.BlockGrad(correct))
+
+        self.block = Block(prefix="loss_")
+
+    def __call__(self, logits: Any, labels: Any) -> Any:
+        return self.block(logits, labels)
+
+
+class _LossScaler:
+    """Dynamic loss scaling for float16: halve on overflow, double after 2,000 good steps (arXiv:1710.03740)."""
+
+    def __init__(self) -> None:
+        self.scale, self.good_steps = 2.0**16, 0.0
+
+    def accept(self, gradients: list[Any], mx: Any) -> bool:
+        """True when all gradients are finite; adjusts the scale for the next step."""
+        finite = bool(mx.nd.multi_all_finite(*gradients, num_arrays=len(gradients)).asscalar())
+        self.good_steps = self.good_steps + 1 if finite else 0.0
+        if not finite:
+            self.scale = max(1.0, self.scale / 2)
+        elif self.good_steps >= 2000:
+            self.scale, self.good_steps = self.scale * 2, 0.0
+        return finite
+
+
+def _optimizer(mx: Any, training: Training, names: list[str]) -> Any:
+    kind = {"sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}[training.optimizer]
+    optimizer = kind(learning_rate=training.learning_rate, momentum=training.momentum, wd=training.weight_decay)
+    endings = {"bias": (".bias",), "norm": (".gamma", ".beta")}
+    excluded = tuple(ending for kind in training.weight_decay_exclude for ending in endings[kind])
+    optimizer.set_wd_mult({index: 0.0 for index, name in enumerate(names) if excluded and name.endswith(excluded)})
+    return optimizer
+
+
+def _step_seed(seed: int, step: int) -> int:
+    # MXNet takes 31 bits. An odd multiplier spreads neighbouring steps and seeds (Knuth's multiplicative hash).
+    return ((seed + 1) * 2654435761 + step * 40503) % (2**31 - 1)

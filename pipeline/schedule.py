@@ -1,0 +1,41 @@
+"""The learning rate as a function of the step: no state, so that a resumed training cannot get it wrong."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.config import Training
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of update number `step` (from 0) of a training of `training.epochs` epochs.
+
+    `constant` and `step` depend on the step alone, so a training whose `epochs` were raised goes on exactly as one
+    long run would have. `cosine` (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017,
+    arXiv:1708.07120, one cycle: linear up to the share `peak` of all steps, linear down after it) stretch over the
+    total; when `epochs` were raised, the rate is that of the new, longer curve at the same step.
+    """
+    schedule, base = training.schedule, training.learning_rate
+    total = training.epochs * steps_per_epoch
+    warmup = schedule.warmup_epochs * steps_per_epoch
+    # The middle of the step, so that neither the first nor the last one is wasted on a rate of zero.
+    position = step + 0.5
+    if position < warmup:
+        return base * position / warmup
+    if schedule.kind == "step":
+        passed = sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones)
+        return base * schedule.factor**passed
+    if schedule.kind == "cosine":
+        done = min(1.0, (position - warmup) / max(1.0, total - warmup))
+        return base * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)
+    if schedule.kind == "triangle":
+        done = min(1.0, position / total)
+        if done < schedule.peak:
+            return base * done / schedule.peak
+        return base * (1 - (1 - schedule.final) * (done - schedule.peak) / (1 - schedule.peak))
+    return base
+
+
+def depends_on_total(training: Training) -> bool:
+    """True when raising `epochs` changes the rate of steps that are already behind."""
+    return training.schedule.kind in ("cosine", "triangle")

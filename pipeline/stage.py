@@ -1,0 +1,173 @@
+"""The child's side of a stage: every stage runs in a process of its own, `python -m pipeline.<stage>`.
+
+Reads one JSON request (a line on standard input) and then commands, a word a line. Writes one JSON object a line to
+standard output; everything that libraries print goes to standard error, which is the stage's log. The end of
+standard input means that the parent is gone: the stage then stops as on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline import config as configuration
+from pipeline.chain import Chain
+from pipeline.errors import Interrupted, PipelineError, from_os_error
+from pipeline.manifest import now
+from pipeline.workspace import Workspace
+
+#: Seconds that a stage has to stop by itself after it was asked to, before its process ends hard.
+GRACE_SECONDS = 9.5
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
+
+#: What can be said to a running training.
+COMMANDS = ("stop", "checkpoint", "stop-after-epoch")
+
+
+@dataclass
+class Reporter:
+    """Where a stage tells what it does. Printed lines go to the log, events to the parent if there is one."""
+
+    events: TextIO | None = None
+    log: TextIO = field(default_factory=lambda: sys.stderr)
+    commands: set[str] = field(default_factory=set)
+    _last: float = 0.0
+
+    def progress(self, fraction: float, message: str, **values: Any) -> None:
+        """Say how far the stage is (0..1) and what it is doing; at most about five a second get through."""
+        moment = time.monotonic()
+        if moment - self._last >= 0.2 or fraction >= 1:
+            self._last = moment
+            self._send({"event": "progress", "fraction": round(fraction, 4), "message": message, **values})
+
+    def note(self, message: str) -> None:
+        """One line for people: into the log with the time in UTC, and to the parent."""
+        print(f"{now()} {message}", file=self.log, flush=True)
+        self._send({"event": "note", "message": message})
+
+    def send(self, event: str, **values: Any) -> None:
+        """Any other event, for example `result`."""
+        self._send({"event": event, **values})
+
+    def take(self, command: str) -> bool:
+        """True once for each time that `command` was given."""
+        if command in self.commands:
+            self.commands.discard(command)
+            return True
+        return False
+
+    @property
+    def stopping(self) -> bool:
+        """True once the stage was asked to stop."""
+        return "stop" in self.commands
+
+    def _send(self, value: dict[str, Any]) -> None:
+        if self.events is not None:
+            # The parent may be gone; that must not break what is running, see `_listen`.
+            with contextlib.suppress(OSError, ValueError):
+                self.events.write(json.dumps(value) + "\n")
+                self.events.flush()
+
+
+def request(chain: Chain, **options: Any) -> dict[str, Any]:
+    """What a parent has to send so that `chain_of` gives the same chain in the stage's process."""
+    return {
+        "workspace": str(chain.workspace.root.absolute()),
+        "config": configuration.to_dict(chain.config),
+        "generation": chain.generation,
+        "options": options,
+    }
+
+
+def chain_of(value: dict[str, Any]) -> Chain:
+    """The chain that a request names."""
+    return Chain(
+        Workspace(Path(value["workspace"])), configuration.from_dict(value["config"]), value.get("generation", "")
+    )
+
+
+def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None], graceful: bool = False) -> int:
+    """Run `work(chain, reporter, options)` as a stage's process; gives the exit status.
+
+    With `graceful`, `work` watches `reporter.stopping` and ends itself in time; otherwise being asked to stop
+    raises `Interrupted` in the main thread wherever it is.
+    """
+    # Whatever a library prints to standard output belongs into the log, not between the events.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    reporter = Reporter(events)
+    _install_signals(reporter, graceful)
+    try:
+        value = json.loads(sys.stdin.readline() or "null")
+        if value is None:
+            return EXIT_INTERRUPTED
+        threading.Thread(target=_listen, args=(reporter,), daemon=True).start()
+        result = work(chain_of(value), reporter, value.get("options", {}))
+        reporter.send("result", value=result or {})
+        return 0
+    except Interrupted as error:
+        reporter.note(str(error))
+        reporter.send("error", type="Interrupted", message=str(error))
+        return EXIT_INTERRUPTED
+    except PipelineError as error:
+        return _fail(reporter, error)
+    except OSError as error:
+        traceback.print_exc()
+        return _fail(reporter, from_os_error(error, "read or write it"))
+    except MemoryError:
+        traceback.print_exc()
+        return _fail(reporter, PipelineError("out of memory: lower training.batch_size or free some memory"))
+    except Exception as error:  # the cause stays in the log, the parent names it
+        traceback.print_exc()
+        reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {error}".splitlines()[0])
+        return EXIT_FAILED
+
+
+def exit_with(status: int) -> None:
+    """End the process at once after flushing: MXNet's own shutdown can hang or crash, and has nothing to save."""
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _fail(reporter: Reporter, error: PipelineError) -> int:
+    reporter.note(str(error))
+    reporter.send("error", type=type(error).__name__, message=str(error))
+    return EXIT_FAILED
+
+
+def _install_signals(reporter: Reporter, graceful: bool) -> None:
+    def stop(number: int, frame: Any) -> None:
+        first = not reporter.stopping
+        reporter.commands.add("stop")
+        if first:
+            # Whatever blocks the main thread (a stuck device, a dead disk), the process ends.
+            timer = threading.Timer(GRACE_SECONDS, os._exit, (EXIT_INTERRUPTED,))
+            timer.daemon = True
+            timer.start()
+            if not graceful:
+                raise Interrupted("stopped on request; run the same command again to go on")
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _listen(reporter: Reporter) -> None:
+    """Take commands from standard input; its end means that the parent is gone."""
+    for line in sys.stdin:
+        command = line.strip()
+        if command == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif command in COMMANDS:
+            reporter.commands.add(command)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,499 @@
+"""Training: the data set's arrays and a configuration in, `train/` of a run out.
+
+Leaves `model.params`, `trainer.npz` (momentum and counters, for going on later), `history.csv`, `config.yaml` and the
+manifest; checkpoints under `work/` while it runs. Run as `python -m pipeline.training` by `launch.run_stage`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline import batches, checkpoint, dataset, manifest, model, runtime, stage, weights
+from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
+from pipeline.config import differences, to_dict
+from pipeline.errors import Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
+from pipeline.files import sha256_file, write_atomically
+from pipeline.network import Network
+from pipeline.schedule import depends_on_total, learning_rate
+from pipeline.workspace import MANIFEST, Run
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "learning_rate",
+    "images_per_second",
+    "seconds",
+)
+
+
+@dataclass
+class Counters:
+    """Every counter that must survive an interruption. Saved in each checkpoint's `meta`."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    #: For each device, sum of the loss and number of correct predictions in the present epoch so far.
+    sums: list[list[float]] = field(default_factory=list)
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    images: int = 0
+    resumed: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    #: One entry for each time that training started or went on: from which step, how, with what.
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    #: Why the weights are not exactly those of an undisturbed run; empty when they are.
+    inexact: list[str] = field(default_factory=list)
+
+
+def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train until `training.epochs` are reached and publish the result; gives the manifest.
+
+    Goes on from the newest good checkpoint, else from the finished run when `epochs` were raised, else from
+    `training.init_from`, else from the configured initialisation. Raises `Interrupted` after writing a checkpoint
+    when asked to stop, `TrainingDiverged` when the loss is no longer finite.
+    """
+    run = chain.run()
+    if run is None:
+        raise PipelineError("the data set is not there yet: run the DownloadCifar task first")
+    session = Session(chain, run, reporter)
+    session.restore()
+    session.announce()
+    while session.counters.epoch < chain.config.training.epochs:
+        session.train_epoch()
+        if reporter.take("stop-after-epoch") and session.counters.epoch < chain.config.training.epochs:
+            session.stop("stopped after an epoch as asked")
+    return session.publish()
+
+
+class Session:
+    """One process's part of a training: network, batches, counters, and how they are saved and restored."""
+
+    def __init__(self, chain: Chain, run: Run, reporter: stage.Reporter) -> None:
+        self.chain, self.run, self.reporter = chain, run, reporter
+        self.training = chain.config.training
+        self.devices = runtime.devices(chain.config.device)
+        self.precision = runtime.resolve_precision(self.training.precision, self.devices)
+        data = dataset.load(run.workspace.dataset(run.dataset_id))
+        self.data_manifest = data.manifest
+        train_indices, validation_indices = batches.split(
+            data.train_labels, min(self.training.validation_images, len(data.train_labels) // 2), self.training.seed
+        )
+        self.norm = self._normalisation(data.train_images)
+        self.batches = batches.TrainingBatches(
+            data.train_images, data.train_labels, train_indices, self.training, self.norm
+        )
+        self.validation = (data.train_images[validation_indices], data.train_labels[validation_indices])
+        self.network = Network(chain.config.architecture, self.training, self.devices, self.precision)
+        self.counters = Counters()
+        self.writer = checkpoint.Writer(run.checkpoints)
+        self.last_checkpoint = self.epoch_started = time.monotonic()
+
+    # --- starting, saving, restoring ----------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Put the training where it was left. The steps mirror `snapshot`."""
+        self.network.initialize(self.training.seed)
+        found = self._newest_checkpoint() or self._finished_run()
+        how = "started"
+        if found is not None:
+            snapshot, how = found
+            self.network.set_state(snapshot.parameters, snapshot.momenta)
+            saved = Counters(**snapshot.meta["counters"])
+            self.counters = saved
+            self.counters.resumed += 1
+            self._note_inexactness(snapshot.meta)
+        elif self.training.init_from is not None:
+            path = Path(self.training.init_from)
+            weights.load(self.network.net, path, self.devices.contexts)
+            how = f"started from {path}"
+        self.counters.segments.append(
+            {
+                "how": how,
+                "step": self.counters.step,
+                "epoch": self.counters.epoch,
+                "epochs": self.training.epochs,
+                "schedule": self.training.schedule.kind,
+                "started": manifest.now(),
+                **self._conditions(),
+            }
+        )
+
+    def snapshot(self) -> checkpoint.Snapshot:
+        """Everything that `restore` needs, as plain arrays and JSON. Waits for the computations in flight."""
+        self._collect()
+        parameters, momenta = self.network.state()
+        meta = {
+            "identity": self.identity(),
+            "config": to_dict(self.chain.config),
+            "counters": asdict(self.counters),
+            "step": self.counters.step,
+            "learning_rate": self._learning_rate(),
+            "seed": self.training.seed,
+            **self._conditions(),
+        }
+        return checkpoint.Snapshot(parameters, momenta, meta)
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with this training so that it can be gone on from."""
+        own = to_dict(self.training)
+        for key in ("epochs", "precision", *OPERATIONAL_KEYS):
+            own.pop(key)
+        return {**self.chain.inputs("train"), "generation": self.chain.generation, "training": own}
+
+    def checkpoint(self, wait: bool = False) -> Path:
+        """Write a checkpoint now (in a thread unless `wait`)."""
+        snapshot = self.snapshot()
+        self._check_finite()
+        self.last_checkpoint = time.monotonic()
+        return self.writer.write(snapshot, wait)
+
+    def stop(self, why: str) -> None:
+        """Write a checkpoint and raise `Interrupted`."""
+        self.checkpoint(wait=True)
+        done = f"epoch {self.counters.epoch + 1}, step {self.counters.step_in_epoch} of {self.batches.steps_per_epoch}"
+        raise Interrupted(f"{why}: checkpoint written at {done}; run the same command again to go on")
+
+    # --- one epoch ----------------------------------------------------------------------------------------------
+
+    def train_epoch(self) -> None:
+        """Train from where the counters are to the end of the epoch; add its row to the history."""
+        counters, network = self.counters, self.network
+        self.epoch_started = time.monotonic() - counters.epoch_seconds
+        network.start_epoch(counters.sums)
+        last_told = 0.0
+        for images, labels in self.batches.epoch(counters.epoch, counters.step_in_epoch):
+            rate = self._learning_rate()
+            network.step(images, labels, rate, counters.step)
+            counters.step += 1
+            counters.step_in_epoch += 1
+            counters.images += len(labels)
+            moment = time.monotonic()
+            counters.epoch_seconds = moment - self.epoch_started
+            if moment - last_told >= 1:
+                last_told = moment
+                self._tell(rate)
+            self._obey(moment)
+        self._end_epoch()
+
+    def _obey(self, moment: float) -> None:
+        """Checkpoint when it is time or was asked for; stop when that was asked for."""
+        if self.reporter.stopping:
+            self.stop("stopped on request")
+        due = moment - self.last_checkpoint >= self.training.checkpoint_seconds and not self.writer.busy
+        if self.reporter.take("checkpoint") or due:
+            self.checkpoint()
+
+    def _end_epoch(self) -> None:
+        counters = self.counters
+        rate = learning_rate(self.training, counters.step - 1, self.batches.steps_per_epoch)
+        self._collect()
+        self._check_finite()
+        counters.epoch_seconds = time.monotonic() - self.epoch_started
+        count = len(self.batches.indices)
+        loss_sum, correct = (sum(values) for values in zip(*counters.sums, strict=True))
+        loss, accuracy = self.network.evaluate(*self.validation, self.norm, self.training.batch_size)
+        row = {
+            "epoch": counters.epoch + 1,
+            "train_loss": loss_sum / count,
+            "train_accuracy": correct / count,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "learning_rate": rate,
+            "images_per_second": count / counters.epoch_seconds,
+            "seconds": counters.epoch_seconds,
+        }
+        counters.history.append(row)
+        counters.seconds += counters.epoch_seconds
+        counters.epoch += 1
+        counters.step_in_epoch, counters.epoch_seconds = 0, 0.0
+        counters.sums = []
+        self.reporter.note(_readable(row, self.training.epochs))
+
+    # --- telling ------------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """The lines at the head of the log: what is trained, on what, with what, from where."""
+        architecture = self.chain.config.architecture
+        note = self.reporter.note
+        note(f"training {self.run.run_id} on {self.data_manifest['details']['label']} ({self.run.dataset_id})")
+        note(
+            f"{model.count_parameters(architecture):,} parameters, {len(self.batches.indices):,} training and "
+            f"{len(self.validation[1]):,} validation images, {self.batches.steps_per_epoch} steps an epoch"
+        )
+        conditions = self._conditions()
+        note(
+            f"device {conditions['device']}, precision {self.precision} (configured: {self.training.precision}), "
+            f"{conditions['threads']} threads, mxnet {conditions['versions'].get('mxnet', '?')}"
+        )
+        segment = self.counters.segments[-1]
+        note(f"{segment['how']} at epoch {segment['epoch']} of {self.training.epochs}, step {segment['step']}")
+        for reason in self.counters.inexact:
+            note(f"exactness is off: {reason}")
+
+    def _tell(self, rate: float) -> None:
+        counters = self.counters
+        done = counters.epoch + counters.step_in_epoch / self.batches.steps_per_epoch
+        seen = counters.step_in_epoch * self.batches.batch_size
+        speed = seen / counters.epoch_seconds if counters.epoch_seconds else 0.0
+        left = (self.training.epochs - done) * len(self.batches.indices) / speed if speed else 0.0
+        last = counters.history[-1] if counters.history else {}
+        loss = self.network.recent_loss()
+        if loss is not None and not math.isfinite(loss):
+            self._diverged()
+        validation = last.get("validation_accuracy")
+        self.reporter.progress(
+            done / self.training.epochs,
+            f"epoch {counters.epoch + 1}/{self.training.epochs}, step {counters.step_in_epoch}/"
+            f"{self.batches.steps_per_epoch}, loss {'-' if loss is None else f'{loss:.3f}'}"
+            + (f", validation accuracy {validation:.1%}" if validation is not None else "")
+            + f", {speed:,.0f} images/s, {_duration(left)} left",
+            epoch=counters.epoch + 1,
+            step=counters.step,
+            loss=loss,
+            learning_rate=rate,
+            images_per_second=speed,
+            seconds_left=left,
+        )
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def publish(self) -> dict[str, Any]:
+        """Write the files of `train/`, the manifest last, then drop the checkpoints."""
+        self.checkpoint(wait=True)
+        folder = self.run.stage("train")
+        snapshot = self.snapshot()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # From here until the new manifest is there the stage is not complete; its checkpoint stays until then.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            weights.save(self.network.net, folder / "model.params")
+            checkpoint.save(folder / "trainer.npz", checkpoint.Snapshot({}, snapshot.momenta, snapshot.meta))
+            write_atomically(folder / "history.csv", _csv(self.counters.history))
+            write_atomically(folder / "config.yaml", self._config_yaml())
+            files = ("model.params", "history.csv", "config.yaml")
+            value = manifest.write(folder, "train", files, self.chain.inputs("train"), self._details(folder))  # type: ignore[arg-type]
+        except OSError as error:
+            raise from_os_error(error, "publish the trained model") from error
+        shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        return value
+
+    def _details(self, folder: Path) -> dict[str, Any]:
+        counters = self.counters
+        last = counters.history[-1]
+        return {
+            "run": self.run.run_id,
+            "generation": self.chain.generation,
+            "config": to_dict(self.chain.config),
+            "epochs": counters.epoch,
+            "steps": counters.step,
+            "seconds": round(counters.seconds, 3),
+            "images_per_second": round(counters.images / counters.seconds, 1) if counters.seconds else None,
+            "resumed": counters.resumed,
+            "exact": not counters.inexact,
+            "inexact": counters.inexact,
+            "segments": counters.segments,
+            "last_epoch": last,
+            "parameters": model.count_parameters(self.chain.config.architecture),
+            "train_images": len(self.batches.indices),
+            "validation_images": len(self.validation[1]),
+            "normalisation": asdict(self.norm),
+            "trainer": {"size": (folder / "trainer.npz").stat().st_size, "sha256": sha256_file(folder / "trainer.npz")},
+            "dataset": {
+                key: self.data_manifest["details"][key]
+                for key in ("name", "digest", "label", "sample", "official", "classes")
+            },
+            **self._conditions(),
+        }
+
+    def _config_yaml(self) -> str:
+        head = f"# The full configuration that {self.run.run_id} was trained with, every default spelled out.\n"
+        return head + yaml.safe_dump(_plain(to_dict(self.chain.config)), sort_keys=False)
+
+    # --- helpers ------------------------------------------------------------------------------------------------
+
+    def _newest_checkpoint(self) -> tuple[checkpoint.Snapshot, str] | None:
+        """The newest checkpoint that is whole and belongs to this training, and how to call going on from it."""
+        finished = manifest.read(self.run.stage("train"))
+        for path in checkpoint.paths(self.run.checkpoints):
+            try:
+                snapshot = checkpoint.load(path)
+            except WorkspaceError as error:
+                self.reporter.note(f"{error}; falling back to the one before")
+                continue
+            why_not = self._why_not(snapshot)
+            if why_not:
+                self._set_aside(path, why_not)
+            elif finished and snapshot.meta["counters"]["epoch"] < trained_epochs(finished):
+                path.unlink()  # left over from before the finished run was published
+            else:
+                return snapshot, f"resumed from {path.name}"
+        return None
+
+    def _why_not(self, snapshot: checkpoint.Snapshot) -> str:
+        changed = differences(snapshot.meta["identity"], self.identity())
+        if changed:
+            return "the configuration changed since: " + "; ".join(changed[:4])
+        if snapshot.meta["counters"]["epoch"] >= self.training.epochs and (
+            snapshot.meta["counters"]["epoch"] > self.training.epochs or snapshot.meta["counters"]["step_in_epoch"]
+        ):
+            return f"it is past the {self.training.epochs} epochs that are wanted now"
+        return ""
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        target = self.run.workspace.trash / f"{self.run.run_id}-{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+        self.reporter.note(f"not going on from {path.name}: {why}; moved it to {target}")
+
+    def _finished_run(self) -> tuple[checkpoint.Snapshot, str] | None:
+        """The state of the finished run, when the wanted epochs are more than it has."""
+        folder = self.run.stage("train")
+        finished = manifest.read(folder)
+        # A damaged or foreign result is not gone on from: only one that lacks nothing but epochs.
+        if finished is None or manifest.problems(folder, "train", self.chain.inputs("train")):
+            return None
+        epochs = trained_epochs(finished)
+        if epochs >= self.training.epochs:
+            return None
+        changed = [line for line in drift(finished, self.chain.config) if line.startswith("training.")]
+        weights.load_trusted(
+            self.network.net,
+            folder / "model.params",
+            finished["files"]["model.params"]["sha256"],
+            self.devices.contexts,
+        )
+        parameters = self.network.state()[0]
+        how = f"continued from {epochs} epochs of {folder.name}/model.params"
+        try:
+            if sha256_file(folder / "trainer.npz") != finished["details"]["trainer"]["sha256"]:
+                raise WorkspaceError(f"{folder / 'trainer.npz'}: its content is not what the manifest recorded")
+            snapshot = checkpoint.load(folder / "trainer.npz")
+        except (WorkspaceError, OSError) as error:
+            self.reporter.note(f"{error}; going on from model.params with momentum zero")
+            last = Counters(step=finished["details"]["steps"], epoch=epochs, history=_read_history(folder))
+            last.seconds = finished["details"]["seconds"]
+            last.images = epochs * len(self.batches.indices)
+            last.inexact = ["the momentum was lost when the run was continued"]
+            meta = {"counters": asdict(last), "step": last.step, **self._conditions()}
+            return checkpoint.Snapshot(parameters, {}, meta), how
+        snapshot.parameters.update(parameters)
+        snapshot.meta["counters"]["inexact"] += changed
+        return snapshot, how
+
+    def _note_inexactness(self, meta: dict[str, Any]) -> None:
+        then, now = meta, self._conditions()
+        for key, name in (
+            ("threads", "threads"),
+            ("device", "device"),
+            ("precision", "precision"),
+            ("cpu", "processor"),
+        ):
+            if then.get(key) != now[key]:
+                reason = f"{name} {then.get(key)} -> {now[key]} when resumed at step {self.counters.step}"
+                self.counters.inexact.append(reason)
+        last = self.counters.segments[-1] if self.counters.segments else None
+        if last and last["epochs"] != self.training.epochs and depends_on_total(self.training):
+            self.counters.inexact.append(
+                f"training.epochs {last['epochs']} -> {self.training.epochs} at step {self.counters.step}: the "
+                f"{self.training.schedule.kind} schedule stretches over the total, so the steps before followed "
+                "the shorter curve"
+            )
+
+    def _conditions(self) -> dict[str, Any]:
+        return {
+            "device": self.devices.name,
+            "precision": self.precision,
+            "threads": int(os.environ["OMP_NUM_THREADS"]),
+            "cpu": runtime.cpu_name(),
+            "host": platform.node(),
+            "versions": runtime.versions(),
+        }
+
+    def _normalisation(self, images: np.ndarray) -> batches.Normalisation:
+        return batches.measure_normalisation(images) if self.training.normalize else batches.Normalisation()
+
+    def _learning_rate(self) -> float:
+        return learning_rate(self.training, self.counters.step, self.batches.steps_per_epoch)
+
+    def _collect(self) -> None:
+        """Read what was summed up on the device. Waits for the computations in flight."""
+        if self.counters.step_in_epoch:
+            self.counters.sums = self.network.sums()
+
+    def _check_finite(self) -> None:
+        if not all(math.isfinite(loss) for loss, _ in self.counters.sums):
+            self._diverged()
+
+    def _diverged(self) -> None:
+        counters = self.counters
+        self.writer.finish()
+        kept = checkpoint.paths(self.run.checkpoints)
+        good = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written before"
+        raise TrainingDiverged(
+            f"the loss is no longer a finite number at epoch {counters.epoch + 1}, step {counters.step} (learning rate "
+            f"{self._learning_rate():.4g}); {good}; lower training.learning_rate or lengthen schedule.warmup_epochs"
+        )
+
+
+def _readable(row: dict[str, Any], epochs: int) -> str:
+    validation = ""
+    if row["validation_loss"] is not None:
+        validation = f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}, "
+    return (
+        f"epoch {row['epoch']}/{epochs}: train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}, "
+        f"{validation}learning rate {row['learning_rate']:.3g}, {row['images_per_second']:,.0f} images/s, "
+        f"{row['seconds']:.1f} s"
+    )
+
+
+def _csv(history: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in history:
+        writer.writerow({key: _cell(row[key]) for key in HISTORY_COLUMNS})
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _read_history(folder: Path) -> list[dict[str, Any]]:
+    with open(folder / "history.csv", newline="") as file:
+        return [
+            {key: None if value == "" else int(value) if key == "epoch" else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+if __name__ == "__main__":
+    stage.exit_with(stage.main(train, graceful=True))

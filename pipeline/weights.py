@@ -1,0 +1,133 @@
+"""Gluon `.params` files: written so that no half file is ever seen, read so that a wrong one says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import model
+from pipeline.errors import WeightsError
+from pipeline.files import remove_debris, sha256_file, sync_directory
+from pipeline.runtime import mxnet
+
+#: First eight bytes of every file that MXNet's `save` writes (kMXAPINDArrayListMagic, little-endian).
+_MAGIC = (0x112).to_bytes(8, "little")
+
+_FOREIGN = (
+    (b"PK", "a ZIP archive (an .npz or a PyTorch file?)"),
+    (b"{", "JSON (the network's -symbol.json?)"),
+    (b"\x80", "a Python pickle"),
+    (b"\x89HDF", "an HDF5 file (Keras?)"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"<", "an HTML or XML page"),
+    (b"\x08", "a protocol buffer (an ONNX model?)"),
+)
+
+
+def save(net: Any, path: Path) -> None:
+    """Write the network's parameters under their structural names, atomically. Raises `OSError` on a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_debris(path.parent, path.name)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    try:
+        net.save_parameters(temporary)
+        with open(temporary, "rb+") as file:
+            _check_written(file.fileno(), net, temporary)
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+    sync_directory(path.parent)
+
+
+def load(net: Any, path: Path, contexts: list[Any]) -> None:
+    """Load a `.params` file into `net` on `contexts`; raises `WeightsError` when it is damaged or does not fit."""
+    arrays = read(path)
+    expected = model.parameters(net)
+    check_fit({name: value.shape for name, value in arrays.items()}, {n: p.shape for n, p in expected.items()}, path)
+    set_parameters(net, arrays, contexts)
+
+
+def set_parameters(net: Any, arrays: Mapping[str, Any], contexts: list[Any]) -> None:
+    """Put arrays (NDArray or numpy, by structural name) into `net` on `contexts`."""
+    mx = mxnet()
+    for name, parameter in model.parameters(net).items():
+        value = arrays[name]
+        value = value if isinstance(value, mx.nd.NDArray) else mx.nd.array(value, dtype=value.dtype)
+        if parameter._data is None:
+            parameter.initialize(mx.init.Zero(), ctx=contexts, force_reinit=True)
+        parameter.set_data(value.astype("float32"))
+
+
+def load_trusted(net: Any, path: Path, sha256: str, contexts: list[Any]) -> None:
+    """As `load`, for a file whose manifest records its digest; refuses a file that does not have it."""
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read it: {error.strerror}") from error
+    if found != sha256:
+        raise WeightsError(
+            f"{path}: damaged: its SHA-256 is {found[:8]}…, its manifest says {sha256[:8]}…; restore it from a backup, "
+            "or set the stage aside (luigi --module tasks SetAside --stage train) and train again"
+        )
+    load(net, path, contexts)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The arrays in a `.params` file by name (`arg:` and `aux:` marks removed); raises `WeightsError`."""
+    mx = mxnet()
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot read it: {error.strerror}; give the path of a Gluon .params file"
+        ) from error
+    if size == 0:
+        raise WeightsError(f"{path}: an empty file, expected a Gluon .params file; copy it again from its source")
+    if head != _MAGIC:
+        kind = next((kind for mark, kind in _FOREIGN if head.startswith(mark)), "not an MXNet file")
+        raise WeightsError(f"{path}: found {kind}, expected a .params file written by Gluon's save_parameters")
+    try:
+        loaded = mx.nd.load(str(path))
+    except (mx.MXNetError, ValueError, UnicodeDecodeError, MemoryError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{path}: damaged or truncated ({size} bytes): {first}; copy it again") from error
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"{path}: its {len(loaded)} arrays have no names; write it with Gluon's save_parameters")
+    return {name.removeprefix("arg:").removeprefix("aux:"): value for name, value in loaded.items()}
+
+
+def check_fit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raise `WeightsError` naming what is missing, unexpected or of another shape."""
+    problems = []
+    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in found]
+    unexpected = [f"{name} {shape}" for name, shape in found.items() if name not in expected]
+    different = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    for title, names in (("missing", missing), ("unexpected", unexpected), ("other shape", different)):
+        if names:
+            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            problems.append(f"{title}: {shown}")
+    if problems:
+        raise WeightsError(f"{path}: does not fit the configured architecture; {'; '.join(problems)}")
+
+
+def _check_written(descriptor: int, net: Any, path: str) -> None:
+    # MXNet's writer does not always report a full disk; a file that is too short must not replace a good one.
+    least = sum(parameter.data().size * 4 for parameter in net.collect_params().values())
+    if os.fstat(descriptor).st_size < least:
+        import errno
+
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)

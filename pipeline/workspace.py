@@ -1,0 +1,110 @@
+"""The one module that knows every path of a workspace.
+
+datasets/<name>-<digest8>/            arrays ready to memory-map, manifest.json
+datasets/sources/<name>-<key8>.json   which data set a source turned out to be
+runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
+work/                                 checkpoints, partial downloads, locks: disposable
+trash/                                what a user set aside
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Architecture, Data, fingerprint
+
+MANIFEST = "manifest.json"
+
+#: The stages of a run in order; the data set comes before them all.
+RUN_STAGES = ("train", "evaluate", "export", "report")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder that holds data sets, runs and work in progress."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def downloads(self) -> Path:
+        """Partial downloads and half-unpacked data sets."""
+        return self.work / "downloads"
+
+    @property
+    def trash(self) -> Path:
+        return self.root / "trash"
+
+    @property
+    def events(self) -> Path:
+        """One JSON object a line: what started, finished, failed."""
+        return self.root / "events.jsonl"
+
+    def dataset(self, dataset_id: str) -> Path:
+        return self.root / "datasets" / dataset_id
+
+    def source_pointer(self, data: Data) -> Path:
+        """The file that says which data set came out of this source."""
+        return self.root / "datasets" / "sources" / f"{data.name}-{source_key(data)}.json"
+
+    def run(self, dataset_id: str, run_id: str) -> Run:
+        return Run(self, dataset_id, run_id)
+
+    def lock(self, name: str) -> Path:
+        return self.work / "locks" / f"{name}.lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folders of one run: one architecture trained on one data set, in one generation."""
+
+    workspace: Workspace
+    dataset_id: str
+    run_id: str
+
+    @property
+    def root(self) -> Path:
+        return self.workspace.runs / self.dataset_id / self.run_id
+
+    def stage(self, stage: str) -> Path:
+        return self.root / stage
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints and other work in progress of this run."""
+        return self.workspace.work / self.dataset_id / self.run_id
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.work / "checkpoints"
+
+    def log(self, stage: str) -> Path:
+        """The log of a stage's process, next to its artefacts."""
+        return self.stage(stage) / f"{stage}.log"
+
+    def lock(self, stage: str) -> Path:
+        return self.workspace.lock(f"{self.dataset_id}.{self.run_id}.{stage}")
+
+
+def dataset_id(name: str, digest: str) -> str:
+    return f"{name}-{digest[:8]}"
+
+
+def run_id(architecture: Architecture, generation: str = "") -> str:
+    """`vgg11-1a2b3c4d`, or `vgg11-1a2b3c4d@2026-W48` for a named generation."""
+    return f"{architecture.name}-{fingerprint(architecture)[:8]}" + (f"@{generation}" if generation else "")
+
+
+def source_key(data: Data) -> str:
+    """8 hex digits that name a source: its checksum where one is given, else its location."""
+    identity = data.sha256.lower() if data.sha256 else data.source
+    return hashlib.sha256(f"{data.name} {identity}".encode()).hexdigest()[:8]

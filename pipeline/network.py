@@ -236,7 +236,7 @@ class _Loss:
                 if smoothing:
                     # Szegedy et al. 2015, arXiv:1512.00567: the label gets 1 - smoothing, the rest is uniform.
                     loss = (1 - smoothing) * loss - smoothing * F.mean(log_probability, axis=-1)
-                correct = F.equal(F.argmax(logits, axis=-1), labels)
+                correct = F.broadcast_equal(F.argmax(log_probability, axis=-1), labels)
                 return F.sum(loss), F.sum(F.BlockGrad(correct))
 
         self.block = Block(prefix="loss_")

@@ -7,6 +7,8 @@ Leaves `<target>` once the whole content is there and has the expected SHA-256; 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import re
 import shutil
@@ -17,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dataset.archive import looks_like_html
-from pipeline.dataset.messages import Refused, Tell
-from pipeline.files import human_size, read_json, sha256_file, write_json
+from pipeline.dataset.messages import Refused, Tell, shown
+from pipeline.files import human_size, read_json, remove_debris, sha256_file, write_json
 
 if TYPE_CHECKING:
     import requests
@@ -44,9 +46,9 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True)
 class _Content:
-    """Which content the bytes in `.part` belong to."""
+    """Which content the bytes in `.part` belong to. `address` is a digest: an address can hold a password."""
 
-    url: str
+    address: str
     validator: str | None = None
     length: int | None = None
 
@@ -87,6 +89,7 @@ def remove(target: Path) -> None:
     """Remove a download and everything that belongs to it."""
     for file in (target, _part(target), _record(target), target.with_name(target.name + ".bad")):
         file.unlink(missing_ok=True)
+    remove_debris(target.parent, _record(target).name)
 
 
 def _receive_all(
@@ -158,7 +161,7 @@ def _get(session: requests.Session, url: str, shown_url: str, offset: int, recor
     if status in (200, 416) or (status == 206 and offset):
         return response
     response.close()
-    answer = f"answered {status} {response.reason or ''}".rstrip()
+    answer = f"answered {status} {shown(response.reason or '')}".rstrip()
     if status >= 500 or status in (408, 425, 429):
         raise _TryAgain(answer)
     raise Refused(shown_url, answer)
@@ -172,7 +175,7 @@ def _describe(response: requests.Response, url: str) -> _Content:
     validator = etag if etag.startswith('"') else headers.get("Last-Modified")
     whole = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("Content-Range", ""))
     length = whole[1] if whole else headers.get("Content-Length", "") if response.status_code == 200 else ""
-    return _Content(url, validator, int(length) if length.isdecimal() else None)
+    return _Content(_digest(url), validator, int(length) if length.isdecimal() else None)
 
 
 def _continues(response: requests.Response, content: _Content, record: _Content, offset: int) -> bool:
@@ -189,8 +192,6 @@ def _check_room(length: int | None, offset: int, target: Path, shown_url: str) -
         raise Refused(shown_url, f"has {human_size(length)}, far more than CIFAR-10; not downloaded")
     free = shutil.disk_usage(target.parent).free
     if length - offset > free:
-        import errno
-
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target.parent))
 
 
@@ -246,7 +247,7 @@ def _offset(target: Path, url: str, checked: bool) -> int:
     """How many bytes of `.part` can be kept: none unless they are known to be of the same content."""
     record = _read_record(target)
     # Without an ETag or a date only the checksum at the end can tell whether the parts fit together.
-    if record.url != url or not (record.validator or checked):
+    if record.address != _digest(url) or not (record.validator or checked):
         return 0
     try:
         return _part(target).stat().st_size
@@ -278,6 +279,10 @@ def _session() -> requests.Session:
     import requests  # late: a finished chain must be recognised in a third of a second
 
     return requests.Session()
+
+
+def _digest(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _part(target: Path) -> Path:

@@ -8,7 +8,9 @@ from typing import Protocol
 
 from pipeline.errors import DataError
 
-ADVICE = "get a good copy, or set CIFAR10_SOURCE to one (an archive or an unpacked folder)"
+ADVICE = (
+    "get a good copy, set CIFAR10_SOURCE to one (an archive or an unpacked folder), or add an address to data.mirrors"
+)
 
 #: Takes a fraction (0..1) and a line about what is being done.
 Tell = Callable[[float, str], None]

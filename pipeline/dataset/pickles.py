@@ -23,8 +23,8 @@ from pipeline.errors import PipelineError
 #: Entries of the unpickler's memory. A batch has about 20,000; the C unpickler allocates whatever a pickle asks for.
 _MEMO_LIMIT = 10_000_000
 
-#: Operations that make the unpickler allocate or reach outside before anything can be checked.
-_FORBIDDEN = {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"}
+#: Operations by which a pickle reaches for something outside of itself.
+_FORBIDDEN = {"NEXT_BUFFER", "READONLY_BUFFER", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"}
 
 
 def load(content: bytes | bytearray, where: str, name: str) -> dict[str, Any]:
@@ -133,7 +133,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_operations(content: bytes | bytearray, where: str, name: str) -> None:
-    """Refuse what would make the unpickler allocate absurd amounts of memory. Runs nothing."""
+    """Refuse what would make the unpickler allocate absurd amounts of memory. Runs nothing.
+
+    `genops` itself refuses a length that goes beyond the end of the pickle.
+    """
     for operation, argument, _ in pickletools.genops(bytes(content)):
         too_far = operation.name.endswith("PUT") and int(argument or 0) > _MEMO_LIMIT
         if too_far or operation.name in _FORBIDDEN:

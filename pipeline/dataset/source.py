@@ -5,9 +5,7 @@ Reads archives and folders where they lie; leaves downloads in the workspace unt
 
 from __future__ import annotations
 
-import contextlib
 import urllib.parse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,17 +47,20 @@ class Fetched:
 def fetch(chain: Chain, reporter: Reporter, progress: Progress) -> Fetched:
     """Get and check the configured data set. Raises `DataError` naming every source and why it was not used."""
     config = chain.config
+    _check_classes(config)
     if config.data.is_sample:
-        with _refusals_as_errors(), _collector(config, "the bundled sample") as collector:
+        with _collector(config, "the bundled sample") as collector:
             progress.part(0.0, 0.9)(0.0, "drawing the bundled sample")
             return Fetched(_drawn(collector), None, sample=True)
     failures: list[Refused] = []
-    for location in (config.data.source, *config.data.mirrors):
+    locations = (config.data.source, *config.data.mirrors)
+    for number, location in enumerate(locations, start=1):
         try:
             return _fetch_one(chain, location, reporter, progress)
         except Refused as refused:
             failures.append(refused)
-            reporter.note(str(refused.found))
+            if number < len(locations):
+                reporter.note(f"{refused.found}; trying the next address")
     raise _nothing_left(failures)
 
 
@@ -76,12 +77,19 @@ def _fetch_one(chain: Chain, location: str, reporter: Reporter, progress: Progre
     if local is not None:
         return _read(chain.config, local, str(local), progress, 0.0)
     target = downloaded(chain)
-    # A finished download that a killed run did not get to unpack is used as it is.
-    if not target.exists():
-        reporter.note(f"downloading {name}")
-        download.download(location, name, target, data.sha256, progress.part(0.0, 0.7), reporter.note)
+    if target.exists():  # a killed run downloaded it, but did not get to unpack it
+        try:
+            return _read_download(chain.config, target, name, progress)
+        except Refused as refused:
+            reporter.note(f"{refused.found}; downloading it again")
+    reporter.note(f"downloading {name}")
+    download.download(location, name, target, data.sha256, progress.part(0.0, 0.7), reporter.note)
+    return _read_download(chain.config, target, name, progress)
+
+
+def _read_download(config: Config, target: Path, name: str, progress: Progress) -> Fetched:
     try:
-        return _read(chain.config, target, name, progress, 0.7)
+        return _read(config, target, name, progress, 0.7)
     except Refused:
         download.set_aside(target, target)
         raise
@@ -106,14 +114,21 @@ def _drawn(collector: Collector) -> Content:
 
 
 def _collector(config: Config, name: str) -> Collector:
-    """The checks that this configuration asks for."""
-    data, classes = config.data, config.architecture.classes
-    strict = data.name == "cifar10"
-    needed = len(CIFAR10_CLASSES) if strict or data.is_sample else 0
+    strict = config.data.name == "cifar10"
+    return Collector(name, strict, _own_classes(config) or config.architecture.classes)
+
+
+def _own_classes(config: Config) -> int:
+    """How many classes the data set has by its name; 0 when only its files can tell."""
+    return len(CIFAR10_CLASSES) if config.data.name == "cifar10" or config.data.is_sample else 0
+
+
+def _check_classes(config: Config) -> None:
+    """A network with too few outputs for the data set cannot be trained on it."""
+    needed, classes = _own_classes(config), config.architecture.classes
     if classes < needed:
-        found = f"{data.name} has {needed} classes, architecture.classes is {classes}"
-        raise Refused(name, found, f"set architecture.classes to {needed}")
-    return Collector(name, strict, needed or classes)
+        found = f"found {classes}, but {config.data.name} has {needed} classes"
+        raise DataError(f"architecture.classes: {found}; set it to {needed}")
 
 
 def _local_path(location: str) -> Path | None:
@@ -122,14 +137,6 @@ def _local_path(location: str) -> Path | None:
         return Path(location)
     parts = urllib.parse.urlsplit(location)
     return Path(urllib.parse.unquote(parts.path)) if parts.scheme == "file" else None
-
-
-@contextlib.contextmanager
-def _refusals_as_errors() -> Iterator[None]:
-    try:
-        yield
-    except Refused as refused:
-        raise DataError(str(refused)) from None
 
 
 def _nothing_left(failures: list[Refused]) -> DataError:

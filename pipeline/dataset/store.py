@@ -24,7 +24,7 @@ from pipeline.files import remove_debris, sync_directory
 FILES = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A finished data set. The images are read-only memory maps: nothing is read until it is used."""
 

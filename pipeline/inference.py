@@ -1,0 +1,93 @@
+"""A model that left the house: an exported `.onnx` file, run by onnxruntime. Neither MXNet nor a run is needed.
+
+Reads one file. Used by the export to check what it wrote, and by `predict`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cores import usable_cores
+from pipeline.errors import PipelineError
+
+BATCH_SIZE = 250
+
+#: onnxruntime's severities: 2 prints warnings and errors, 3 errors only.
+WARNINGS, ERRORS = 2, 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened `.onnx` file: image classes, image size (height, width) in pixels, and the metadata it carries."""
+
+    path: Path
+    session: Any
+    classes: list[str]
+    size: tuple[int, int]
+    metadata: dict[str, str]
+
+    def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
+        """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images; `tell` hears how many images are done."""
+        if not len(images):
+            return np.zeros((0, len(self.classes)), np.float32)
+        name = self.session.get_inputs()[0].name
+        parts = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = np.asarray(images[start : start + BATCH_SIZE]).astype(np.float32) / np.float32(255)
+            parts.append(self.session.run(["logits"], {name: batch})[0])
+            tell(start + len(batch))
+        return np.concatenate(parts)
+
+
+def open_model(path: Path, severity: int = ERRORS) -> Model:
+    """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
+
+    Raises `PipelineError` when onnxruntime is missing, or the file is missing, damaged or of other origin.
+    """
+    session = _session(path, severity)
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+    try:
+        classes = [str(name) for name in json.loads(metadata["classes"])]
+        _, channels, height, width = inputs[0].shape
+        if len(inputs) != 1 or channels != 3 or "logits" not in outputs:
+            raise ValueError(f"inputs {[item.name for item in inputs]}, outputs {outputs}")
+        return Model(path, session, classes, (int(height), int(width)), metadata)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise PipelineError(
+            f"{path}: an ONNX model, but not one that this pipeline exported ({error}); "
+            "expected one NCHW input of RGB images, the output `logits` and the metadata `classes`"
+        ) from None
+
+
+def onnxruntime() -> Any:
+    """The imported `onnxruntime` module; raises `PipelineError` when it is not installed or not usable."""
+    try:
+        import onnxruntime as module
+    except ImportError as error:
+        raise PipelineError(
+            f"onnxruntime cannot be imported ({error}): pip install onnxruntime, and run it again"
+        ) from error
+    return module
+
+
+def _session(path: Path, severity: int) -> Any:
+    ort = onnxruntime()
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file; give the path of an .onnx file or of a run's folder")
+    options = ort.SessionOptions()
+    # By default onnxruntime takes a thread for each core of the machine and pins it, container or not.
+    options.intra_op_num_threads = usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = severity
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        first = str(error).strip().splitlines()[0]
+        raise PipelineError(f"{path}: not a usable ONNX model ({first}); export it again") from error

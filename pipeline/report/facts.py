@@ -1,0 +1,356 @@
+"""Everything that a report says, as plain JSON: gathered from the manifests of a run and the files that they record.
+
+Reads `train/`, `evaluate/` and `export/` of the run and the data set; leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics as numbers
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipeline import config as configuration
+from pipeline import dataset, manifest, model
+from pipeline.chain import Chain, drift, shown_source
+from pipeline.config import Architecture, Config
+from pipeline.errors import PipelineError, WorkspaceError
+from pipeline.files import read_json, sha256_file
+from pipeline.report import examples, statistics
+from pipeline.workspace import Run
+
+SCHEMA = 1
+
+#: Test accuracy of the training that this pipeline was made after, on the 10,000 test images of CIFAR-10.
+ORIGIN_ACCURACY = 0.7405
+
+CONFUSIONS = 8
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a report is made from: the run's manifests, its measured values, its predictions, the images."""
+
+    run: Run
+    train: dict[str, Any]
+    evaluate: dict[str, Any]
+    export: dict[str, Any]
+    history: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    data: dataset.Dataset
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(n,) booleans: which test images were predicted right."""
+        return self.probabilities.argmax(1) == self.labels
+
+
+def read(chain: Chain) -> Sources:
+    """Read what the earlier stages left; raises `PipelineError` when a stage is missing or a file is damaged."""
+    run = chain.run()
+    if run is None:
+        raise PipelineError("there is no data set yet: run the DownloadCifar task first")
+    train, evaluate, export = (_manifest(run, stage) for stage in ("train", "evaluate", "export"))
+    metrics = read_json(_checked(run, "evaluate", evaluate, "metrics.json"))
+    labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
+    history = _history(_checked(run, "train", train, "history.csv"))
+    data = dataset.load(run.workspace.dataset(run.dataset_id))
+    return Sources(run, train, evaluate, export, history, metrics, labels, probabilities, data)
+
+
+def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of `report.json`. `previous` names an earlier run to compare with: `{"run_id": …}`."""
+    trained = configuration.from_dict(sources.train["details"]["config"], "the trained configuration")
+    return {
+        "schema": SCHEMA,
+        "run": sources.run.run_id,
+        "generation": chain.generation or None,
+        "rendered": manifest.now(),
+        "trained": sources.train["created"],
+        "dataset": _dataset(sources),
+        "architecture": _architecture(trained.architecture),
+        "training": _training(sources, trained),
+        "evaluation": _evaluation(sources),
+        "comparison": {"origin": _origin(sources), "previous": _previous(sources, previous)},
+        "examples": _examples(sources),
+        "export": _export(sources.export),
+        "speed": _speed(sources),
+        "provenance": _provenance(chain, sources, trained),
+    }
+
+
+# --- the parts ----------------------------------------------------------------------------------------------------
+
+
+def _dataset(sources: Sources) -> dict[str, Any]:
+    details = sources.data.manifest["details"]
+    keys = ("name", "digest", "train_images", "test_images", "sample", "official", "label", "classes", "archive_sha256")
+    return {"id": sources.run.dataset_id, **{key: details.get(key) for key in keys}}
+
+
+def _architecture(architecture: Architecture) -> dict[str, Any]:
+    layers = model.layer_table(architecture)
+    return {
+        **configuration.to_dict(architecture),
+        "fingerprint": configuration.fingerprint(architecture),
+        "parameters": model.count_parameters(architecture),
+        "multiply_adds": model.count_multiply_adds(architecture),
+        "layers": [asdict(layer) for layer in layers],
+        "blocks": _blocks(layers, architecture),
+    }
+
+
+def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[dict[str, Any]]:
+    """The network in the steps in which it is drawn: the convolution blocks, then each dense layer."""
+    parameters = sum(layer.parameters for layer in layers)
+    work = sum(layer.multiply_adds for layer in layers)
+    groups: list[list[model.Layer]] = []
+    for layer in layers:
+        if groups and layer.block >= 0 and groups[-1][0].block == layer.block:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    blocks = []
+    dense = 0
+    for group in groups:
+        first, last = group[0], group[-1]
+        dense += first.block < 0
+        name = f"Block {first.block + 1}" if first.block >= 0 else f"Dense {dense}" if first.kind == "dense" else "Output"
+        own, own_work = sum(layer.parameters for layer in group), sum(layer.multiply_adds for layer in group)
+        blocks.append(
+            {
+                "name": name,
+                "kind": "convolutions" if first.block >= 0 else first.kind,
+                "layers": _layer_names(group, architecture),
+                "output": list(last.output),
+                "parameters": own,
+                "parameter_share": own / parameters,
+                "multiply_adds": own_work,
+                "compute_share": own_work / work,
+            }
+        )
+    return blocks
+
+
+def _layer_names(group: Sequence[model.Layer], architecture: Architecture) -> list[str]:
+    """What happens in one step, in words: `2 x conv 3x3, 256 channels`, `ReLU`, `max pool 2x2`."""
+    first = group[0]
+    if first.block < 0:
+        drop = [f"dropout {architecture.dropout:g}"] if first.kind == "dense" and architecture.dropout else []
+        return [f"{first.output[0]} units", *(["ReLU", *drop] if first.kind == "dense" else ["softmax"])]
+    count, channels = architecture.conv_arch[first.block]
+    times = f"{count} × " if count > 1 else ""
+    norm = ["batch norm"] if architecture.batch_norm else []
+    return [f"{times}conv 3×3, {channels} channels", *norm, "ReLU", "max pool 2×2"]
+
+
+def _training(sources: Sources, trained: Config) -> dict[str, Any]:
+    details = sources.train["details"]
+    keys = (
+        "epochs",
+        "steps",
+        "seconds",
+        "images_per_second",
+        "resumed",
+        "exact",
+        "inexact",
+        "segments",
+        "train_images",
+        "validation_images",
+        "normalisation",
+        "device",
+        "precision",
+        "threads",
+        "cpu",
+        "host",
+    )
+    return {**{key: details.get(key) for key in keys}, "seed": trained.training.seed, "history": sources.history}
+
+
+def _evaluation(sources: Sources) -> dict[str, Any]:
+    metrics, correct = sources.metrics, int(sources.correct.sum())
+    bins = statistics.calibration(sources.probabilities, sources.labels)
+    per_class = []
+    for row in metrics["per_class"]:
+        hits = round((row["recall"] or 0) * row["support"])
+        per_class.append({**row, "recall_interval": list(statistics.wilson_interval(hits, row["support"]))})
+    return {
+        "accuracy": metrics["accuracy"],
+        "interval": list(statistics.wilson_interval(correct, len(sources.labels))),
+        "interval_method": "Wilson, 95 %",
+        "correct": correct,
+        "images": metrics["images"],
+        "loss": metrics["loss"],
+        "classes": metrics["classes"],
+        "per_class": per_class,
+        "confusion": metrics["confusion"],
+        "confusions": _confusions(metrics["confusion"], metrics["classes"]),
+        "ece": statistics.expected_calibration_error(bins),
+        "mean_confidence": float(sources.probabilities.max(1).mean()),
+        "calibration": [asdict(item) for item in bins],
+    }
+
+
+def _confusions(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
+    """The most frequent mistakes, as `cat` taken for `dog`."""
+    found = [
+        {"label": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
+        for i, row in enumerate(confusion)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(found, key=lambda item: -item["count"])[:CONFUSIONS]
+
+
+def _origin(sources: Sources) -> dict[str, Any] | None:
+    """How the accuracy compares with origin's; None where the data set is another one."""
+    details = sources.data.manifest["details"]
+    if details["name"] != "cifar10" or details["sample"]:
+        return None
+    low, high = statistics.wilson_interval(int(sources.correct.sum()), len(sources.labels))
+    place = "above" if low > ORIGIN_ACCURACY else "below" if high < ORIGIN_ACCURACY else "within"
+    return {
+        "accuracy": ORIGIN_ACCURACY,
+        "difference": sources.metrics["accuracy"] - ORIGIN_ACCURACY,
+        "interval_is": {"above": "above it", "below": "below it", "within": "around it"}[place],
+        "official_images": bool(details["official"]),
+    }
+
+
+def _previous(sources: Sources, previous: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How the predictions compare with those of an earlier run on the same test images; None without one."""
+    if not previous or not previous.get("run_id"):
+        return None
+    run = sources.run.workspace.run(sources.run.dataset_id, previous["run_id"])
+    evaluate = manifest.read(run.stage("evaluate"))
+    if evaluate is None:
+        return None
+    labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
+    if not np.array_equal(labels, sources.labels):
+        return None
+    before = probabilities.argmax(1) == labels
+    return {
+        "run": run.run_id,
+        "created": evaluate["created"],
+        "accuracy": float(before.mean()),
+        "difference": float(sources.correct.mean() - before.mean()),
+        **statistics.compare_paired(sources.correct, before),
+    }
+
+
+def _examples(sources: Sources) -> dict[str, Any]:
+    given = (sources.probabilities, sources.labels, sources.metrics["classes"])
+    return {
+        "mistakes": [example.facts() for example in examples.most_confident_mistakes(*given)],
+        "hits": [example.facts() for example in examples.least_certain_hits(*given)],
+    }
+
+
+def _export(export: dict[str, Any]) -> dict[str, Any]:
+    details = export["details"]
+    keys = ("input", "outputs", "normalisation", "check", "versions")
+    return {"files": export["files"], **{key: details[key] for key in keys}}
+
+
+def _speed(sources: Sources) -> dict[str, Any]:
+    rates = [row["images_per_second"] for row in sources.history if row["images_per_second"]]
+    seconds = [row["seconds"] for row in sources.history if row["seconds"]]
+    evaluate = sources.evaluate["details"]
+    return {
+        "training_seconds": sources.train["details"]["seconds"],
+        "epoch_seconds_median": numbers.median(seconds) if seconds else None,
+        "training_images_per_second_median": numbers.median(rates) if rates else None,
+        "evaluation_seconds": evaluate["seconds"],
+        "evaluation_images_per_second": evaluate["images"] / evaluate["seconds"] if evaluate["seconds"] else None,
+        "evaluation_device": evaluate["device"],
+        "onnxruntime_images_per_second": sources.export["details"]["check"]["onnxruntime_images_per_second"],
+    }
+
+
+def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, Any]:
+    details = sources.train["details"]
+    stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
+    return {
+        "config": _config_rows(trained),
+        "drift": drift(sources.train, chain.config),
+        "versions": details["versions"],
+        "stages": {
+            name: {"version": value["version"], "created": value["created"], "files": value["files"]}
+            for name, value in stages.items()
+        },
+    }
+
+
+def _config_rows(trained: Config) -> list[dict[str, Any]]:
+    """Every key of the configuration with its value, and the default where that is another one."""
+    least = {
+        "architecture": {"name": trained.architecture.name, "conv_arch": trained.architecture.conv_arch},
+        "training": {"epochs": trained.training.epochs},
+    }
+    default = dict(_leaves(configuration.to_dict(configuration.from_dict(least))))
+    # The address may hold a password, and the mirrors with it.
+    shown = msgspec.structs.replace(
+        trained.data,
+        source=shown_source(trained.data),
+        mirrors=[
+            shown_source(msgspec.structs.replace(trained.data, name="mirror", source=mirror))
+            for mirror in trained.data.mirrors
+        ],
+    )
+    value = configuration.to_dict(msgspec.structs.replace(trained, data=shown))
+    required = ("architecture.name", "architecture.conv_arch", "training.epochs")
+    return [
+        {"key": key, "value": leaf, "default": None if key in required else default.get(key), "required": key in required}
+        for key, leaf in _leaves(value)
+    ]
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested dicts as `("training.schedule.kind", "step")`; lists stay whole."""
+    found: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        found += _leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else [(f"{prefix}{key}", item)]
+    return found
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def _manifest(run: Run, stage: str) -> dict[str, Any]:
+    found = manifest.read(run.stage(stage))
+    if found is None:
+        raise PipelineError(f"{run.stage(stage)}: this stage is not done yet: run the Report task, which runs it first")
+    return found
+
+
+def _checked(run: Run, stage: str, recorded: dict[str, Any], name: str) -> Path:
+    """The path of a file of a stage whose content is what the manifest recorded."""
+    path = run.stage(stage) / name
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise WorkspaceError(f"{path}: cannot read it: {error.strerror}; delete {stage}/ and run it again") from error
+    if found != manifest.digest(recorded, name):
+        raise WorkspaceError(f"{path}: damaged, not what its manifest recorded; delete {stage}/ and run it again")
+    return path
+
+
+def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return file["labels"].astype(int), file["probabilities"]
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    return [
+        {key: None if value == "" else int(value) if key == "epoch" else float(value) for key, value in row.items()}
+        for row in rows
+    ]

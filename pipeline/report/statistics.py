@@ -1,0 +1,95 @@
+"""The statistics of a report: intervals, calibration, comparison of two sets of predictions. Plain numpy, no files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: Two-sided 95 % quantile of the normal distribution.
+_Z95 = 1.959963984540054
+
+CALIBRATION_BINS = 15
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `hits` in `count` trials, both ends in 0..1.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22. Unlike the normal
+    approximation it never leaves 0..1 and holds for shares near 0 or 1. Nothing counted gives (0, 1).
+    """
+    if count == 0:
+        return 0.0, 1.0
+    share, z2 = hits / count, _Z95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    # At a share of exactly 0 or 1 the interval ends there; rounding must not push it past.
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    return low, 1.0 if hits == count else min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions whose confidence lies in `low`..`high`: how many, their mean confidence, the share that is right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> list[Bin]:
+    """Group (n, classes) probabilities by their largest value into `bins` equal widths; labels are (n,) integers."""
+    confidence = probabilities.max(1).astype(np.float64)
+    correct = probabilities.argmax(1) == labels
+    # Bins are open below and closed above, as in Guo et al. 2017.
+    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    found = []
+    for index in range(bins):
+        inside = number == index
+        count = int(inside.sum())
+        found.append(
+            Bin(
+                index / bins,
+                (index + 1) / bins,
+                count,
+                float(confidence[inside].mean()) if count else None,
+                float(correct[inside].mean()) if count else None,
+            )
+        )
+    return found
+
+
+def expected_calibration_error(bins: list[Bin]) -> float:
+    """Mean distance between confidence and accuracy over the predictions, 0 (calibrated) to 1.
+
+    Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, equation 3.
+    """
+    total = sum(item.count for item in bins)
+    filled = [item for item in bins if item.confidence is not None and item.accuracy is not None]
+    return sum(item.count * abs(item.confidence - item.accuracy) for item in filled) / max(1, total)  # type: ignore[operator]
+
+
+def compare_paired(correct: np.ndarray, correct_before: np.ndarray) -> dict[str, Any]:
+    """Compare two models on the same images, given which of them each got right, (n,) booleans.
+
+    `p` is the two-sided exact McNemar test: how likely a split of the images on which they differ at least this
+    uneven is, were both equally good (McNemar 1947, Psychometrika 12).
+    """
+    gained = int((correct & ~correct_before).sum())
+    lost = int((~correct & correct_before).sum())
+    return {"gained": gained, "lost": lost, "p": _binomial_two_sided(min(gained, lost), gained + lost)}
+
+
+def _binomial_two_sided(fewer: int, count: int) -> float:
+    if count == 0:
+        return 1.0
+    log_half = count * math.log(0.5)
+    tail = sum(
+        math.exp(math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + log_half)
+        for k in range(fewer + 1)
+    )
+    return min(1.0, 2 * tail)

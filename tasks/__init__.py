@@ -1,0 +1,17 @@
+"""The Luigi tasks of the plugin: `luigi --module tasks Report`."""
+
+from tasks import defaults  # first: it sets what Luigi reads next
+from tasks.maintenance import SetAside, Status, Verify
+from tasks.stages import DownloadCifar, Evaluate, Export, Report, TrainVGG
+
+__all__ = [
+    "DownloadCifar",
+    "Evaluate",
+    "Export",
+    "Report",
+    "SetAside",
+    "Status",
+    "TrainVGG",
+    "Verify",
+    "defaults",
+]

@@ -1,0 +1,208 @@
+"""The one base task of the chain: its parameters, when it is complete, and how it runs its stage.
+
+Imports no MXNet, numpy or matplotlib: a finished chain must be recognised in a third of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import luigi
+from luigi.parameter import ParameterVisibility
+
+from pipeline import config as configuration
+from pipeline import events, launch, locks, manifest
+from pipeline.chain import Chain, shown_source
+from pipeline.config import Config
+from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, from_os_error
+from pipeline.workspace import MANIFEST, Workspace, run_id
+from tasks.defaults import ALREADY_RUNNING, BAD_CONFIGURATION, exit_with, log, scheduling_failed, vgg
+from tasks.progress import SchedulerVoice, TerminalBar
+
+#: Configurations by path and content, so that a file that is edited while a chain runs does not change the chain.
+_loaded: dict[tuple[str, str], Config] = {}
+
+
+class ChainTask(luigi.Task):
+    """Parameters that every task of the chain shares.
+
+    `architecture`, `dataset` and `settings` are filled in from the configuration: they tell two configurations
+    apart in the scheduler, and are not meant to be given.
+    """
+
+    config = luigi.Parameter(default="config/vgg11.yaml", description="the YAML file of the run")
+    workspace = luigi.Parameter(default="artifacts", description="the folder that holds data sets and runs")
+    generation = luigi.Parameter(default="", description="name of a retraining beside the first one")
+    architecture = luigi.Parameter(default="", description="filled in from the configuration")
+    dataset = luigi.Parameter(default="", description="filled in from the configuration")
+    settings = luigi.Parameter(
+        default="",
+        significant=False,
+        visibility=ParameterVisibility.PRIVATE,
+        description="filled in: digest of the whole configuration",
+    )
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+        """Luigi's own, with the filled-in parameters; raises `ConfigError` for a bad configuration."""
+        values = dict(super().get_param_values(params, args, kwargs))
+        try:
+            _check_generation(values["generation"])
+            filled = _fill(values)
+        except ConfigError:
+            exit_with(BAD_CONFIGURATION)
+            raise
+        for name, value in filled.items():
+            if values[name] not in ("", value):
+                exit_with(BAD_CONFIGURATION)
+                raise ConfigError(
+                    f"{values['config']}: gives {name} {value}, but this task was made for {values[name]}: the file was "
+                    "changed since, or --" + name + " was given, which is filled in and not meant to be given"
+                )
+        return [(name, filled.get(name, value)) for name, value in values.items()]
+
+    @property
+    def chain(self) -> Chain:
+        """What this task is about, for the modules of `pipeline`."""
+        return Chain(
+            Workspace(Path(self.workspace).absolute()), _loaded[self.config, self.settings], self.generation
+        )
+
+
+class StageTask(ChainTask):
+    """A stage of the chain: one process, one folder, one manifest."""
+
+    stage = ""
+    accepts_messages = True
+    disable_hard_timeout = None
+
+    def complete(self) -> bool:
+        """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
+        try:
+            return self.chain.complete(self.stage)
+        except PipelineError as error:
+            scheduling_failed(error)
+            raise
+
+    def output(self) -> luigi.LocalTarget:
+        folder = self.chain.folder(self.stage)
+        unknown = Path(self.workspace) / "runs" / "data set not known yet" / self.chain.run_id / self.stage
+        return luigi.LocalTarget(str((folder or unknown) / MANIFEST))
+
+    @property
+    def what(self) -> str:
+        """How the stage is called in messages."""
+        return self.stage if self.stage == "dataset" else f"{self.stage} {self.chain.run_id}"
+
+    def run(self) -> None:
+        """Do the stage's work in its own process, unless another process has just done it."""
+        chain = self.chain
+        try:
+            with self._locked(chain) as lock:
+                reasons = chain.why(self.stage)
+                if not reasons:
+                    log.info("%s: done meanwhile, nothing to do", self.what)
+                    return
+                log.info("%s: runs because %s", self.what, "; ".join(reasons))
+                self._run_stage(chain, lock, reasons)
+        except AlreadyRunning:
+            exit_with(ALREADY_RUNNING)
+            raise
+        except OSError as error:
+            raise from_os_error(error, "use the workspace") from error
+
+    def on_failure(self, exception: BaseException) -> Any:
+        """The text that the scheduler shows: one line for an expected failure."""
+        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
+
+    def _run_stage(self, chain: Chain, lock: int, reasons: list[str]) -> None:
+        voice, bar = SchedulerVoice(self, vgg().report_seconds), TerminalBar()
+        path = _log_path(chain, self.stage)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "progress":
+                voice.say(event["fraction"], f"{event['message']} (log: {path})")
+                bar.say(event["fraction"], event["message"])
+            elif event["event"] == "note":
+                log.info("%s: %s", self.stage, event["message"])
+
+        workspace, started = chain.workspace, time.monotonic()
+        about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
+        events.record(workspace, "started", **about, reasons=reasons)
+        try:
+            launch.run_stage(
+                self.stage, chain, log=path, on_event=on_event, take_commands=self._commands, inherit=[lock]
+            )
+        except BaseException as error:
+            outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            seconds = round(time.monotonic() - started, 3)
+            events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
+            if isinstance(error, launch.Stopped):
+                exit_with(128 + error.signal)
+            raise
+        finally:
+            voice.close()
+            bar.close()
+        events.record(workspace, "finished", **about, seconds=round(time.monotonic() - started, 3))
+
+    @contextlib.contextmanager
+    def _locked(self, chain: Chain) -> Iterator[int]:
+        run = chain.run()
+        if self.stage == "dataset" or run is None:
+            path = chain.workspace.lock(chain.workspace.source_pointer(chain.config.data).stem)
+        else:
+            path = run.lock(self.stage)
+        with locks.hold(path, self.what, vgg().overlap == "wait", log.info) as descriptor:
+            yield descriptor
+
+    def _commands(self) -> list[str]:
+        """Words for the child out of the scheduler's messages; unknown ones are answered."""
+        words: list[str] = []
+        messages = self.scheduler_messages
+        while messages is not None and not messages.empty():
+            message = messages.get()
+            word = str(message.content).strip()
+            known = launch.COMMANDS if self.stage == "train" else ("stop",)
+            with contextlib.suppress(Exception):  # the scheduler may be gone
+                message.respond("ok" if word in known else f"unknown message {word!r}; known: {', '.join(known)}")
+            if word in known:
+                words.append(word)
+        return words
+
+
+def _fill(values: dict[str, Any]) -> dict[str, str]:
+    """The filled-in parameters of a configuration, which is loaded unless this process already has it."""
+    key = (values["config"], values["settings"])
+    config = _loaded.get(key)
+    if config is None:
+        config = configuration.load(values["config"])
+        text = json.dumps(configuration.to_dict(config), sort_keys=True)
+        key = (values["config"], hashlib.sha256(text.encode()).hexdigest()[:16])
+        _loaded[key] = config
+    return {
+        "architecture": run_id(config.architecture),
+        "dataset": f"{config.data.name} from {shown_source(config.data)}",
+        "settings": key[1],
+    }
+
+
+def _check_generation(name: str) -> None:
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ConfigError(
+            f"--generation: found {name!r}, allowed are letters, digits, '.', '_' and '-', at most 64 of them"
+        )
+
+
+def _log_path(chain: Chain, stage: str) -> Path:
+    run = chain.run()
+    if stage == "dataset" or run is None:
+        return chain.workspace.downloads / f"{chain.workspace.source_pointer(chain.config.data).stem}.log"
+    return run.log(stage)

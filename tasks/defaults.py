@@ -1,0 +1,144 @@
+"""What this plugin asks of Luigi by default: exit codes that tell the truth, and logs that people can read.
+
+Acts when it is imported, which Luigi does before it reads these settings. Whatever the user's own luigi.cfg or
+command line says wins.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import time
+
+import luigi
+from luigi.cmdline_parser import CmdlineParser
+from luigi.configuration import get_config
+
+from pipeline.errors import PipelineError
+from pipeline.launch import Stopped
+
+#: Luigi's own defaults are 0 for all of these, even for a failed task.
+RETURN_CODES = {
+    "already_running": 10,
+    "missing_data": 20,
+    "not_run": 25,
+    "task_failed": 30,
+    "scheduling_error": 35,
+    "unhandled_exception": 40,
+}
+
+#: Exit codes that Luigi has no name for.
+BAD_CONFIGURATION = 2
+ALREADY_RUNNING = RETURN_CODES["already_running"]
+
+log = logging.getLogger("vgg")
+
+_asked_for = 0
+
+
+def exit_with(code: int) -> None:
+    """Let the `luigi` command end with this code, whatever Luigi would make of it. The first one asked for stays.
+
+    Luigi knows only its own categories and cannot be told from inside a task. Does nothing in a program that uses
+    the tasks through `luigi.build`.
+    """
+    global _asked_for
+    if _on_command_line() and not _asked_for:
+        _asked_for = code
+
+
+def _on_command_line() -> bool:
+    return CmdlineParser.get_instance() is not None
+
+
+def _leave() -> None:
+    if _asked_for:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_asked_for)
+
+
+class _OneLine(logging.Filter):
+    """Expected failures as one line without a traceback; Luigi's chatter only when it was asked for."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, PipelineError):
+            record.msg, record.args = "%s", (str(error),)
+            record.exc_info = record.exc_text = None
+        elif _RESULT_OF_SCHEDULING.get("error") and "Will not run" in record.getMessage():
+            record.msg, record.args = "%s", (_RESULT_OF_SCHEDULING.pop("error"),)
+        if _quiet and record.levelno < logging.WARNING:
+            # The summary of a run in which everything went well says nothing that our own lines did not say.
+            message = record.getMessage()
+            return "Luigi Execution Summary" in message and ":)" not in message
+        return True
+
+
+#: The expected error that a task's `complete` or `requires` met: Luigi logs only its formatted traceback.
+_RESULT_OF_SCHEDULING: dict[str, str] = {}
+
+
+def scheduling_failed(error: PipelineError) -> None:
+    """Remember the one line for an error that Luigi is about to log as a traceback."""
+    _RESULT_OF_SCHEDULING["error"] = str(error)
+
+
+def _is_set(section: str, option: str) -> bool:
+    return get_config().has_option(section, option)
+
+
+def _set_return_codes() -> None:
+    for name, code in RETURN_CODES.items():
+        if not _is_set("retcode", name):
+            get_config().set("retcode", name, str(code))
+
+
+def _set_up_logging() -> None:
+    # Only a message of ours is a message for people; Luigi's stay a --log-level away.
+    for name in ("luigi-interface", "luigi"):
+        logging.getLogger(name).addFilter(_filter)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def _wants_luigi_messages() -> bool:
+    given = any(argument.startswith("--log-level") or argument.startswith("--logging") for argument in sys.argv)
+    return given or _is_set("core", "log_level") or _is_set("core", "logging_conf_file")
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, traceback: object) -> None:
+    if isinstance(error, Stopped):
+        log.error("%s", error)
+    else:
+        sys.__excepthook__(kind, error, traceback)  # type: ignore[arg-type]
+
+
+_quiet = not _wants_luigi_messages()
+_filter = _OneLine()
+_set_return_codes()
+_set_up_logging()
+sys.excepthook = _excepthook
+atexit.register(_leave)
+
+
+class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
+    """Section `[vgg]` of luigi.cfg."""
+
+    overlap = luigi.ChoiceParameter(
+        choices=["leave", "wait"],
+        default="leave",
+        description="when another process works on the same stage: leave at once (exit code 10) or wait for it",
+    )
+    report_seconds = luigi.FloatParameter(
+        default=2.0, description="seconds between two progress reports to the scheduler"
+    )

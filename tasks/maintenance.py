@@ -1,0 +1,152 @@
+"""Looking after a workspace: what would run and why (Status), setting a stage aside (SetAside), re-hashing (Verify)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import luigi
+
+from pipeline import events, locks, manifest
+from pipeline.chain import STAGES, UPSTREAM, Chain, drift, shown_source
+from pipeline.errors import PipelineError, WorkspaceError, from_os_error
+from pipeline.workspace import RUN_STAGES, Workspace
+from tasks.base import ChainTask
+from tasks.defaults import exit_with
+
+DAMAGED = 4
+
+
+class Command(ChainTask):
+    """A task that does its work whenever it is called, and leaves no target."""
+
+    done = False
+
+    def complete(self) -> bool:
+        return self.done
+
+    def run(self) -> None:
+        self.work()
+        self.done = True
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+    def on_failure(self, exception: BaseException) -> object:
+        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
+
+
+class Status(Command):
+    """Print, for each stage, whether it is done or would run, and why."""
+
+    def work(self) -> None:
+        print("\n".join(status_lines(self.chain, self.config)))
+
+
+class SetAside(Command):
+    """Move a finished stage to the workspace's trash, so that it runs again. Shows what it would do unless --confirm."""
+
+    stage = luigi.ChoiceParameter(choices=list(STAGES), description="the stage to set aside")
+    confirm = luigi.BoolParameter(default=False, description="really move the files; without it only a preview")
+
+    def work(self) -> None:
+        chain = self.chain
+        folder = chain.folder(self.stage)
+        if folder is None or not folder.exists():
+            raise WorkspaceError(f"there is no finished {self.stage} of {chain.run_id} to set aside")
+        trash = chain.workspace.trash
+        target = trash / f"{manifest.now().replace(':', '')}-{folder.parent.name}-{folder.name}"
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        after = [stage for stage in STAGES if self.stage in _all_upstream(stage)]
+        print(f"{'moving' if self.confirm else 'would move'} {folder} ({size / 1e6:.1f} MB)\n  to {target}")
+        print(f"  the next run makes {self.stage} again" + (f", then as needed {', '.join(after)}" if after else ""))
+        if not self.confirm:
+            print("  nothing was done: add --confirm to do it")
+            return
+        run = chain.run()
+        lock = run.lock(self.stage) if run and self.stage != "dataset" else chain.workspace.lock(folder.name)
+        try:
+            with locks.hold(lock, f"{self.stage} {chain.run_id}", wait=False):
+                trash.mkdir(parents=True, exist_ok=True)
+                os.rename(folder, target)
+        except OSError as error:
+            raise from_os_error(error, "move the stage to the trash") from error
+        events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=str(target))
+
+
+class Verify(luigi.Task):
+    """Re-hash every file of every data set and run in a workspace; exit code 4 when one is damaged."""
+
+    workspace = luigi.Parameter(default="artifacts", description="the folder that holds data sets and runs")
+    done = False
+
+    def complete(self) -> bool:
+        return self.done
+
+    def run(self) -> None:
+        workspace = Workspace(Path(self.workspace).absolute())
+        found, files = verify(workspace)
+        for line in found:
+            print(f"damaged: {line}")
+        print(f"{files} files checked in {workspace.root}: " + (f"{len(found)} damaged" if found else "all as recorded"))
+        if found:
+            exit_with(DAMAGED)
+            raise WorkspaceError(f"{workspace.root}: {len(found)} problems found; restore the files or set the stage aside")
+        self.done = True
+
+    def on_failure(self, exception: BaseException) -> object:
+        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
+
+
+def verify(workspace: Workspace) -> tuple[list[str], int]:
+    """Every file that is missing or does not have its recorded SHA-256, and how many files were checked."""
+    folders = [path for path in sorted((workspace.root / "datasets").glob("*")) if (path / "manifest.json").exists()]
+    for run in sorted(workspace.runs.glob("*/*")):
+        folders += [run / stage for stage in RUN_STAGES if (run / stage).exists()]
+    found, files = [], 0
+    for folder in folders:
+        recorded = manifest.read(folder)
+        place = folder.relative_to(workspace.root)
+        if recorded is None:
+            found.append(f"{place}: no readable manifest.json (unfinished, or damaged)")
+            continue
+        files += len(recorded["files"])
+        found += [f"{place.parent / problem}" for problem in manifest.damage(folder, recorded)]
+    return found, files
+
+
+def status_lines(chain: Chain, config_path: str) -> list[str]:
+    """The lines of `Status`."""
+    data = chain.config.data
+    generation = f", generation {chain.generation}" if chain.generation else ""
+    lines = [f"{config_path}: {chain.run_id}{generation} on {data.name} from {shown_source(data)}"]
+    will_run: set[str] = set()
+    for stage in STAGES:
+        reasons = chain.why(stage)
+        before = [upstream for upstream in UPSTREAM.get(stage, ()) if upstream in will_run]
+        if before and not reasons:
+            lines.append(f"  {stage:<9} may run   after {', '.join(before)}, if that gives something new")
+            will_run.add(stage)
+        elif reasons:
+            will_run.add(stage)
+            why = f"after {', '.join(before)}" if before else "; ".join(reasons)
+            lines.append(f"  {stage:<9} will run  {why}")
+        else:
+            made = (chain.manifest(stage) or {}).get("created", "")
+            lines.append(f"  {stage:<9} done      {made}  {chain.folder(stage)}")
+        if stage != "dataset" and chain.run() and (owner := locks.holder(chain.run().lock(stage))):  # type: ignore[union-attr]
+            lines.append(f"            being worked on by {locks.describe(owner)}")
+    lines += [f"  drift: {line} (does not retrain)" for line in drift(chain.manifest("train"), chain.config)]
+    run = chain.run()
+    kept = sorted(run.checkpoints.glob("step-*.npz")) if run else []
+    if kept and "train" in will_run:
+        lines.append(f"  an unfinished training left {kept[-1].name}; it goes on from there")
+    return lines
+
+
+def _all_upstream(stage: str) -> set[str]:
+    direct = UPSTREAM.get(stage, ())
+    return set(direct).union(*(_all_upstream(before) for before in direct)) if direct else set()
+
+
+__all__ = ["SetAside", "Status", "Verify", "status_lines", "verify"]

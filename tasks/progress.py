@@ -1,0 +1,89 @@
+"""Progress of a running stage: to the scheduler in the background, and to the terminal.
+
+Reporting must never slow or break what it reports on: a scheduler that is gone makes Luigi's calls block for
+minutes and then raise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class SchedulerVoice:
+    """Sends the latest progress of a task to the scheduler from a thread, a few times a minute at most."""
+
+    def __init__(self, task: Any, seconds: float) -> None:
+        # Luigi sets these while run() runs and to None otherwise; they are taken now, for the thread.
+        self._message: Callable[[str], None] | None = task.set_status_message
+        self._percentage: Callable[[int], None] | None = task.set_progress_percentage
+        self._seconds = seconds
+        self._latest: tuple[float, str] | None = None
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="scheduler-voice")
+        if self._message is not None:
+            self._thread.start()
+
+    def say(self, fraction: float, message: str) -> None:
+        """The latest state; never blocks and never raises."""
+        self._latest = (fraction, message)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Send what is left, for a moment at most."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=1)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            latest, self._latest = self._latest, None
+            if latest is not None:
+                self._send(*latest)
+            if self._closing:
+                return
+            time.sleep(self._seconds)
+
+    def _send(self, fraction: float, message: str) -> None:
+        with contextlib.suppress(Exception):  # a scheduler that is gone is the scheduler's problem
+            assert self._message is not None and self._percentage is not None
+            # The dashboard inserts the message as HTML, and takes any percentage.
+            self._message(html.escape(message))
+            self._percentage(round(100 * min(1.0, max(0.0, fraction))))
+
+
+class TerminalBar:
+    """A progress bar on a terminal; nothing elsewhere (a log gets one line an epoch instead)."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+            self._progress = Progress(
+                BarColumn(20),
+                TaskProgressColumn(),
+                TextColumn("{task.description}", markup=False),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._progress.add_task("starting", total=1.0)
+            self._progress.start()
+
+    def say(self, fraction: float, message: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, completed=fraction, description=message)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,69 @@
+"""The chain: DownloadCifar -> TrainVGG -> Evaluate, Export -> Report."""
+
+from __future__ import annotations
+
+from pipeline.files import read_json
+from tasks.base import StageTask
+from tasks.defaults import log
+
+
+class DownloadCifar(StageTask):
+    """Get the images, check them, and make arrays that can be memory-mapped."""
+
+    stage = "dataset"
+
+
+class TrainVGG(StageTask):
+    """Train the configured VGG; goes on from checkpoints and, when `epochs` were raised, from the finished run."""
+
+    stage = "train"
+
+    def requires(self) -> DownloadCifar:
+        return self.clone(DownloadCifar)
+
+
+class Evaluate(StageTask):
+    """Evaluate the trained network on the test images."""
+
+    stage = "evaluate"
+
+    def requires(self) -> TrainVGG:
+        return self.clone(TrainVGG)
+
+
+class Export(StageTask):
+    """Export the trained network as ONNX, checked against MXNet."""
+
+    stage = "export"
+
+    def requires(self) -> TrainVGG:
+        return self.clone(TrainVGG)
+
+
+class Report(StageTask):
+    """Write the report. The whole chain hangs on this task."""
+
+    stage = "report"
+
+    def requires(self) -> list[StageTask]:
+        return [self.clone(Evaluate), self.clone(Export)]
+
+    def headline(self) -> str:
+        """Accuracy and where to read more, from the finished report."""
+        folder = self.chain.folder("report")
+        report = read_json(folder / "report.json") if folder else None
+        if folder is None or not report:
+            return "no report yet"
+        dataset, evaluation = report["dataset"], report["evaluation"]
+        label = dataset.get("label", dataset["name"])
+        return f"test accuracy {evaluation['accuracy']:.2%} ({label}); report: {folder / 'index.html'}"
+
+
+@Report.event_handler("event.core.success")
+def _tell_result(task: Report) -> None:
+    log.info("%s: %s", task.what, task.headline())
+
+
+@Report.event_handler("event.core.dependency.present")
+def _tell_up_to_date(task: Report) -> None:
+    log.info("%s: up to date, nothing runs; %s", task.what, task.headline())

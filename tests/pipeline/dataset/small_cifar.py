@@ -1,0 +1,134 @@
+"""Small data sets, archives of every kind, and a web server that misbehaves on request."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import io
+import pickle
+import re
+import tarfile
+from dataclasses import dataclass, field
+
+import numpy as np
+
+NAMES = ("cat", "dog", "owl", "fox")
+
+
+@dataclass
+class Recorder:
+    """A reporter that remembers what it was told."""
+
+    notes: list[str] = field(default_factory=list)
+    fractions: list[float] = field(default_factory=list)
+
+    def progress(self, fraction: float, message: str) -> None:
+        self.fractions.append(fraction)
+
+    def note(self, message: str) -> None:
+        assert "\n" not in message
+        self.notes.append(message)
+
+
+def records(count: int, seed: int, classes: int = len(NAMES)) -> bytes:
+    """`count` records of random pixels, the labels 0, 1, 2, … in turn."""
+    rows = np.random.RandomState(seed).randint(0, 256, (count, 3073)).astype(np.uint8)
+    rows[:, 0] = np.arange(count) % classes
+    return rows.tobytes()
+
+
+def mini_files(batches: int = 2, images: int = 12) -> dict[str, bytes]:
+    """A small data set in the binary layout: file name -> content."""
+    files = {"batches.meta.txt": "".join(f"{name}\n" for name in NAMES).encode() + b"\n"}
+    files |= {f"data_batch_{n}.bin": records(images, n) for n in range(1, batches + 1)}
+    return {**files, "test_batch.bin": records(8, 99)}
+
+
+def python_files(binary: dict[str, bytes], protocol: int = 2) -> dict[str, bytes]:
+    """The same data set in the python layout."""
+    files = {"batches.meta": pickle.dumps({"label_names": list(NAMES), "num_vis": 3072}, protocol)}
+    for name, content in binary.items():
+        if name.endswith(".bin"):
+            rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+            value = {b"data": rows[:, 1:].copy(), b"labels": rows[:, 0].tolist(), b"batch_label": b"a batch"}
+            files[name[: -len(".bin")]] = pickle.dumps(value, protocol)
+    return files
+
+
+Member = tuple[tarfile.TarInfo, bytes]
+
+
+def plain(name: str, content: bytes) -> Member:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info, content
+
+
+def special(name: str, kind: bytes, target: str = "") -> Member:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, b""
+
+
+def tar(members: list[Member]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def tar_gz(files: dict[str, bytes], *more: Member) -> bytes:
+    """A gzipped tar of `files` in a folder, then of `more` members."""
+    members = [special("cifar-10-batches-bin", tarfile.DIRTYPE)]
+    members += [plain(f"cifar-10-batches-bin/{name}", content) for name, content in files.items()]
+    return gzip.compress(tar([*members, *more]), 1, mtime=0)
+
+
+@dataclass
+class Site:
+    """A real web server on loopback. `pages` maps a path to its content; the switches make it misbehave."""
+
+    address: str
+    pages: dict[str, bytes] = field(default_factory=dict)
+    #: Bytes after which the connection is cut, one entry used up by each request.
+    cuts: list[int] = field(default_factory=list)
+    #: Status codes answered instead of the content, one used up by each request.
+    answers: list[int] = field(default_factory=list)
+    ranges: bool = True
+    etag: bool = True
+    #: (path, Range header, status) of every request so far.
+    requests: list[tuple[str, str | None, int]] = field(default_factory=list)
+
+    def url(self, path: str = "/mini.tar.gz") -> str:
+        return self.address + path
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        site: Site = self.server.site  # type: ignore[attr-defined]
+        content = site.pages.get(self.path.partition("?")[0])
+        wanted = self.headers.get("Range")
+        status = site.answers.pop(0) if site.answers else 404 if content is None else 200
+        etag = f'"{hashlib.sha256(content or b"").hexdigest()[:8]}"'
+        start = 0
+        fresh = self.headers.get("If-Range") in (None, etag)
+        match = re.fullmatch(r"bytes=(\d+)-", wanted or "") if site.ranges and fresh else None
+        if status == 200 and match:
+            start, status = int(match[1]), 206
+        site.requests.append((self.path, wanted, status))
+        body = (content or b"")[start:] if status in (200, 206) else b"sorry"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if site.etag:
+            self.send_header("ETag", etag)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{len(content or b'') - 1}/{len(content or b'')}")
+        self.end_headers()
+        if site.cuts:
+            body = body[: site.cuts.pop(0)]
+            self.close_connection = True
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None: ...

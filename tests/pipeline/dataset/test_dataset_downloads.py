@@ -1,0 +1,207 @@
+"""Downloads from a real web server that misbehaves in every way a server can."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+
+import pytest
+from small_cifar import mini_files, tar_gz
+
+from pipeline import dataset
+from pipeline.dataset import download
+from pipeline.errors import DataError, WorkspaceError
+from pipeline.files import write_json
+
+CONTENT = tar_gz(mini_files(images=60))
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _served(site):
+    site.pages["/mini.tar.gz"] = CONTENT
+
+
+def leftovers(made):
+    folder = made.workspace.downloads
+    return sorted(path.name.partition(".")[2] for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_download_becomes_a_data_set_and_leaves_no_archive(chain, site, reporter):
+    made = chain(site.url(), sha256=SHA256)
+    assert dataset.prepare(made, reporter)["details"]["archive_sha256"] == SHA256
+    assert made.why("dataset") == []
+    assert leftovers(made) == []
+
+
+def test_a_cut_download_continues_where_it_broke_off(chain, site, reporter):
+    site.cuts = [150_000, 100_000]
+    dataset.prepare(chain(site.url()), reporter)
+    assert [status for _, _, status in site.requests] == [200, 206, 206]
+    starts = [int(wanted.split("=")[1].rstrip("-")) for _, wanted, _ in site.requests[1:]]
+    assert 100_000 < starts[0] <= 150_000 < starts[1] <= 250_000
+    assert any("cut off" in note and "next try" in note for note in reporter.notes)
+
+
+def test_an_interrupted_run_is_continued_by_the_next_one(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 1)
+    made = chain(site.url(), sha256=SHA256)
+    site.cuts, site.answers = [150_000], [200, 503]
+    with pytest.raises(DataError, match="answered 503"):
+        dataset.prepare(made, reporter)
+    assert leftovers(made) == ["archive.part", "archive.part.json"]
+    site.requests.clear()
+    dataset.prepare(made, reporter)
+    assert [status for _, _, status in site.requests] == [206]
+
+
+def test_content_that_changed_meanwhile_is_not_glued_to_the_old(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 1)
+    made = chain(site.url())
+    site.cuts, site.answers = [150_000], [200, 503]
+    with pytest.raises(DataError):
+        dataset.prepare(made, reporter)
+    site.pages["/mini.tar.gz"] = tar_gz(mini_files(batches=3))
+    assert dataset.prepare(made, reporter)["details"]["train_images"] == 36
+    assert site.requests[-1][1].startswith("bytes=")
+    assert site.requests[-1][2] == 200
+
+
+def test_a_server_without_ranges_starts_over_cleanly(chain, site, reporter):
+    site.ranges, site.cuts = False, [150_000]
+    dataset.prepare(chain(site.url(), sha256=SHA256), reporter)
+    assert [status for _, _, status in site.requests] == [200, 200]
+
+
+def test_without_etag_and_checksum_a_cut_download_starts_over(chain, site, reporter):
+    site.etag, site.cuts = False, [150_000]
+    dataset.prepare(chain(site.url()), reporter)
+    assert [wanted for _, wanted, _ in site.requests] == [None, None]
+
+
+def test_a_wrongly_continued_download_is_got_once_more_from_the_start(chain, site, reporter, monkeypatch):
+    site.etag = False
+    made = chain(site.url(), sha256=SHA256)
+    target = dataset.source.downloaded(made)
+    target.parent.mkdir(parents=True)
+    target.with_name(target.name + ".part").write_bytes(bytes(100_000))
+    address = hashlib.sha256(site.url().encode()).hexdigest()
+    write_json(target.with_name(target.name + ".part.json"), {"address": address, "length": len(CONTENT)})
+    dataset.prepare(made, reporter)
+    assert [status for _, _, status in site.requests] == [206, 200]
+    assert leftovers(made) == []
+
+
+def test_a_server_that_always_cuts_at_the_same_place_is_given_up(chain, site, reporter):
+    site.ranges, site.cuts = False, [70_000] * 50
+    with pytest.raises(DataError, match=r"cut off .*\(4 tries\)"):
+        dataset.prepare(chain(site.url()), reporter)
+    assert len(site.requests) == 5
+
+
+def test_passing_trouble_is_tried_again_and_a_missing_file_is_not(chain, site, reporter):
+    site.answers = [503, 429, 500]
+    dataset.prepare(chain(site.url()), reporter)
+    assert [status for _, _, status in site.requests] == [503, 429, 500, 200]
+    site.requests.clear()
+    with pytest.raises(DataError, match="answered 404 Not Found"):
+        dataset.prepare(chain(site.url("/gone.tar.gz")), reporter)
+    assert len(site.requests) == 1
+
+
+def test_mirrors_are_tried_in_turn(chain, site, reporter):
+    site.pages["/html"] = b"<html>please log in</html>"
+    site.pages["/other"] = tar_gz(mini_files(batches=1))
+    mirrors = [site.url("/html"), site.url("/other"), site.url()]
+    made = chain(site.url("/gone"), mirrors=mirrors, sha256=SHA256)
+    dataset.prepare(made, reporter)
+    assert [path for path, _, _ in site.requests] == ["/gone", "/html", "/other", "/mini.tar.gz"]
+    assert leftovers(made) == []
+
+
+def test_a_mirror_may_be_a_local_file(chain, archive, site, reporter):
+    made = chain(site.url("/gone"), mirrors=[str(archive(CONTENT))])
+    assert dataset.prepare(made, reporter)["details"]["train_images"] == 120
+
+
+def test_when_all_fail_one_line_names_each_address_without_its_password(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 1)
+    secret = site.url("/gone?token=secret").replace("//", "//me:secret@")
+    made = chain(secret, mirrors=["http://127.0.0.1:9/x.tar.gz?token=secret", "ftp://me:secret@host/x"])
+    with pytest.raises(DataError) as caught:
+        dataset.prepare(made, reporter)
+    line = str(caught.value)
+    assert f"{site.url('/gone')}: answered 404 Not Found; " in line
+    assert "http://127.0.0.1:9/x.tar.gz: the connection was refused" in line
+    assert "ftp://host/x: is not an address that can be downloaded" in line
+    assert "CIFAR10_SOURCE" in line
+    assert "data.mirrors" in line
+    assert "secret" not in line + "".join(reporter.notes)
+
+
+def test_no_password_is_left_in_the_workspace(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 1)
+    made = chain(site.url("/mini.tar.gz?token=secret").replace("//", "//me:secret@"))
+    site.cuts, site.answers = [150_000], [200, 503]
+    with pytest.raises(DataError):
+        dataset.prepare(made, reporter)
+    dataset.prepare(made, reporter)
+    for path in made.workspace.root.rglob("*.json"):
+        assert "secret" not in path.read_text()
+
+
+def test_a_wrong_checksum_names_both_and_keeps_the_download_aside(chain, site, reporter):
+    made = chain(site.url(), sha256="b" * 64)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"SHA-256 is {SHA256}, expected b{{64}}; .*archive.bad"):
+            dataset.prepare(made, reporter)
+        assert leftovers(made) == ["archive.bad"]
+
+
+def test_an_html_page_instead_of_an_archive_is_recognised(chain, site, reporter):
+    site.pages["/mini.tar.gz"] = b"\n<!doctype html><h1>Sign in</h1>"
+    made = chain(site.url())
+    with pytest.raises(DataError, match="answered with an HTML page instead of an archive"):
+        dataset.prepare(made, reporter)
+    assert leftovers(made) == []
+
+
+def test_a_broken_archive_without_a_checksum_is_not_used_twice(chain, site, reporter):
+    site.pages["/mini.tar.gz"] = CONTENT[:100_000]
+    made = chain(site.url())
+    with pytest.raises(DataError, match="cut short"):
+        dataset.prepare(made, reporter)
+    site.pages["/mini.tar.gz"] = CONTENT
+    dataset.prepare(made, reporter)
+    assert made.why("dataset") == []
+
+
+def test_a_finished_download_of_a_killed_run_is_used(chain, site, reporter):
+    made = chain(site.url(), sha256=SHA256)
+    target = dataset.source.downloaded(made)
+    target.parent.mkdir(parents=True)
+    target.write_bytes(CONTENT)
+    dataset.prepare(made, reporter)
+    assert site.requests == []
+    assert leftovers(made) == []
+
+
+def test_a_wrong_download_of_a_killed_run_is_replaced(chain, site, reporter):
+    made = chain(site.url(), sha256=SHA256)
+    target = dataset.source.downloaded(made)
+    target.parent.mkdir(parents=True)
+    target.write_bytes(CONTENT[:-1])
+    dataset.prepare(made, reporter)
+    assert [status for _, _, status in site.requests] == [200]
+
+
+def test_something_far_larger_than_cifar10_is_not_downloaded(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "DOWNLOAD_LIMIT", 100_000)
+    with pytest.raises(DataError, match="far more than CIFAR-10"):
+        dataset.prepare(chain(site.url()), reporter)
+
+
+def test_a_disk_too_full_for_the_download_is_one_clear_line(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 0, 10))
+    with pytest.raises(WorkspaceError, match="the disk is full"):
+        dataset.prepare(chain(site.url()), reporter)

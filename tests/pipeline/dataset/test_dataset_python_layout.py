@@ -1,0 +1,107 @@
+"""The python layout is pickle: it is read, and it never runs anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from small_cifar import mini_files, python_files, tar_gz
+
+from pipeline import dataset
+from pipeline.errors import DataError
+
+
+class Runs:
+    """Runs a shell command when it is unpickled by the ordinary `pickle.load`."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def batch(**changes):
+    value = {"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3], **changes}
+    return pickle.dumps({key: item for key, item in value.items() if item is not None}, 2)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_every_pickle_protocol_gives_the_same_data_set(chain, archive, reporter, protocol):
+    python = dataset.prepare(chain(archive(tar_gz(python_files(mini_files(), protocol)))), reporter)["details"]
+    assert python["layout"] == "python"
+    binary = dataset.prepare(chain(archive(tar_gz(mini_files()))), reporter)["details"]
+    assert python["digest"] == binary["digest"]
+
+
+def test_a_pickle_as_python_2_wrote_it_is_read(chain, archive, reporter):
+    files = python_files(mini_files())
+    rows = np.frombuffer(mini_files()["data_batch_1.bin"], np.uint8).reshape(-1, 3073)
+    raw = rows[:, 1:].tobytes()
+    # Byte strings are U and T, which Python 3 never writes. K, M and J are integers, N is None, R calls, b sets state.
+    files["data_batch_1"] = b"".join(
+        [
+            b"\x80\x02}(U\x04data",
+            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R",
+            b"(K\x01K\x0cM\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R",
+            b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89",
+            b"T" + len(raw).to_bytes(4, "little") + raw + b"tb",
+            b"U\x06labels](" + b"".join(b"K" + bytes([label]) for label in rows[:, 0]) + b"eu.",
+        ]
+    )
+    assert pickle.loads(files["data_batch_1"], encoding="bytes")[b"data"].shape == (12, 3072)
+    binary = dataset.prepare(chain(archive(tar_gz(mini_files()))), reporter)["details"]
+    assert dataset.prepare(chain(archive(tar_gz(files))), reporter)["details"]["digest"] == binary["digest"]
+
+
+def test_labels_may_be_an_array_or_numpy_numbers(chain, archive, reporter):
+    files = python_files(mini_files())
+    files["test_batch"] = batch(labels=np.arange(4))
+    first = dataset.prepare(chain(archive(tar_gz(files))), reporter)["details"]["digest"]
+    files["test_batch"] = batch(labels=list(np.arange(4)))
+    assert dataset.prepare(chain(archive(tar_gz(files))), reporter)["details"]["digest"] == first
+
+
+def test_a_pickle_that_would_run_a_command_is_refused_and_does_not(chain, archive, reporter, tmp_path):
+    for name in ("data_batch_1", "batches.meta"):
+        proof = tmp_path / "proof"
+        files = python_files(mini_files()) | {name: pickle.dumps({"data": Runs(f"touch {proof}")}, 2)}
+        with pytest.raises(DataError, match=rf"{name} is a pickle that wants (posix|os)\.system.*not run"):
+            dataset.prepare(chain(archive(tar_gz(files))), reporter)
+        assert not proof.exists()
+
+
+HOSTILE = {
+    "a nested name": (b"\x80\x04\x8c\x05numpy\x8c\x0bf2py.system\x93.", "wants numpy.f2py.system"),
+    "builtins": (b"cbuiltins\neval\n(S'1'\ntR.", "wants builtins.eval"),
+    "a huge memory": (b"\x80\x02}r\xff\xff\xff\x7f.", "the operation LONG_BINPUT"),
+    "a huge byte array": (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "not a readable pickle"),
+    "a changed function": (b"\x80\x02cnumpy\ndtype\n}b.", "not a readable pickle .*tries to change a function"),
+    "no pickle": (b"hello", "not a readable pickle"),
+    "a cut pickle": (batch()[:-100], "not a readable pickle"),
+    "a list": (pickle.dumps([1]), "holds a list"),
+    "no labels": (batch(labels=None), "labels is missing"),
+    "labels of text": (batch(labels=["a"] * 4), "labels is a list, expected an array or list of integers"),
+    "negative labels": (batch(labels=[-1] * 4), "labels from -1"),
+    "a label too high": (batch(labels=[0, 1, 2, 9]), "image 3 has label 9, expected 0 to 3"),
+    "too few labels": (batch(labels=[0]), "4 images, but labels of shape"),
+    "floats": (batch(data=np.zeros((4, 3072), np.float32)), "data cannot be read .*f4"),
+    "objects": (batch(data=np.array([{}] * 4)), "data cannot be read"),
+    "another shape": (batch(data=np.zeros((4, 1024), np.uint8)), r"data is uint8 \(4, 1024\)"),
+    "no images": (
+        pickle.dumps({"data": np.zeros((0, 3072), np.uint8), "labels": np.zeros(0, int)}, 4),
+        r"data is uint8 \(0, 3072\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_is_refused_with_its_own_line(case, chain, archive, reporter):
+    content, message = HOSTILE[case]
+    files = python_files(mini_files()) | {"data_batch_1": content}
+    with pytest.raises(DataError, match=message) as caught:
+        dataset.prepare(chain(archive(tar_gz(files))), reporter)
+    assert "\n" not in str(caught.value)
+    assert "data_batch_1" in str(caught.value)

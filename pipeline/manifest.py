@@ -22,7 +22,7 @@ STAGE_VERSIONS = {"dataset": 1, "train": 1, "evaluate": 1, "export": 1, "report"
 
 def now() -> str:
     """The present time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def write(

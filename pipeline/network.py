@@ -46,6 +46,8 @@ class Network:
         self.kvstore: Any = None
         self.scaler = _LossScaler() if precision == "float16" else None
         self._sums: list[list[Any]] = []
+        self._architecture = architecture
+        self._shadow: Any = None
         self._recent: Any = None
         self._previous: Any = None
 
@@ -200,11 +202,26 @@ class Network:
     def logits(self, images: np.ndarray, norm: batches.Normalisation, batch_size: int) -> np.ndarray:
         """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, computed on the first device."""
         mx, context = self.mx, self.devices.contexts[0]
+        net = self._inference_copy()
         parts = []
         for values, count in batches.fixed_batches(images, batch_size, norm):
-            output = self.net(mx.nd.array(values, ctx=context)).astype("float32")
-            parts.append(output[:count])
-        return np.concatenate([part.asnumpy() for part in parts])
+            parts.append(net(mx.nd.array(values, ctx=context)).astype("float32").asnumpy()[:count])
+        return np.concatenate(parts)
+
+    def _inference_copy(self) -> Any:
+        """A second network with the present weights, for prediction.
+
+        In prediction oneDNN rearranges the weights in place, at some later moment. MXNet's Nesterov update then no
+        longer works in place, and its momentum decays the old weight instead of the new one: the result would
+        depend on timing. So the weights in training are never predicted with.
+        """
+        if self._shadow is None:
+            self._shadow = model.build(self._architecture)
+            self._shadow.initialize(ctx=self.devices.contexts[:1])
+            self._shadow.hybridize(static_alloc=True, static_shape=True)
+        for name, copy in model.parameters(self._shadow).items():
+            self.parameters[name].list_data()[0].copyto(copy.list_data()[0])
+        return self._shadow
 
     def _throttle(self) -> None:
         # Waiting for the step before bounds the queue, and so the memory, without draining it.

@@ -94,7 +94,8 @@ def _pointer(data: Data, dataset: str, stat: dict[str, Any] | None, details: dic
 
 def _summary(details: dict[str, Any]) -> str:
     counts = f"{details['train_images']:,} training and {details['test_images']:,} test images"
-    return f"data set ready: {details['label']}; {counts} in {len(details['classes'])} classes, digest {details['digest'][:8]}"
+    classes = f"{len(details['classes'])} classes, digest {details['digest'][:8]}"
+    return f"data set ready: {details['label']}; {counts} in {classes}"
 
 
 def _clean(pointer: Path, half_written: Path) -> None:

@@ -33,8 +33,10 @@ def load(content: bytes | bytearray, where: str, name: str) -> dict[str, Any]:
     Raises `Refused` when it is no such pickle, or names anything but the parts of a numpy array.
     """
     try:
-        _check_operations(content, where, name)
-        value = _Unpickler(content, where, name).load()
+        file = io.BytesIO(content)
+        _check_operations(file, where, name)
+        file.seek(0)
+        value = _Unpickler(file, where, name).load()
     except PipelineError:
         raise
     except Exception as error:  # noqa: BLE001 (a broken pickle can fail in any way)
@@ -119,8 +121,8 @@ def _allowed() -> dict[tuple[str, str], _Named]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, content: bytes | bytearray, where: str, name: str) -> None:
-        super().__init__(io.BytesIO(content), encoding="bytes")
+    def __init__(self, file: io.BytesIO, where: str, name: str) -> None:
+        super().__init__(file, encoding="bytes")
         self._where, self._name, self._known = where, name, _allowed()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -132,12 +134,12 @@ class _Unpickler(pickle.Unpickler):
         return known
 
 
-def _check_operations(content: bytes | bytearray, where: str, name: str) -> None:
+def _check_operations(file: io.BytesIO, where: str, name: str) -> None:
     """Refuse what would make the unpickler allocate absurd amounts of memory. Runs nothing.
 
     `genops` itself refuses a length that goes beyond the end of the pickle.
     """
-    for operation, argument, _ in pickletools.genops(bytes(content)):
+    for operation, argument, _ in pickletools.genops(file):
         too_far = operation.name.endswith("PUT") and int(argument or 0) > _MEMO_LIMIT
         if too_far or operation.name in _FORBIDDEN:
             raise Refused(where, f"{name} is a pickle with the operation {operation.name}, which no batch needs")

@@ -1,0 +1,40 @@
+# make report   set up and run the whole chain (CONFIG=config/vgg11.yaml for the real thing)
+# make test     set up and run the tests
+# make lint     set up and run ruff and mypy
+CONFIG ?= config/quickstart.yaml
+WORKSPACE ?= artifacts
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: report test lint gpu clean
+
+report: $(INSTALLED)
+	@$(BIN)/luigi --module tasks Report --config $(CONFIG) --workspace $(WORKSPACE) --local-scheduler
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml Makefile
+	@rm -f $@
+	@set -e; good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; \
+	if [ -x $(BIN)/python ] && $(BIN)/python -c "$$good" 2>/dev/null; then :; else \
+	  rm -rf $(VENV); \
+	  for python in python3.11 python3.12 python3.10 python3 python; do \
+	    if $$python -c "$$good" >/dev/null 2>&1; then break; fi; python=; \
+	  done; \
+	  if [ -n "$$python" ]; then echo "setting up $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); \
+	  elif command -v uv >/dev/null 2>&1; then uv venv --quiet --seed --python 3.11 $(VENV); \
+	  else echo "Python 3.10, 3.11 or 3.12 with its venv module is needed: install one (Debian, Ubuntu: apt install python3 python3-venv), or uv" >&2; exit 1; fi; \
+	fi
+	@echo "installing the plugin and what it needs (a minute or two the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

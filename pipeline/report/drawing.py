@@ -1,0 +1,155 @@
+"""The drawings of a report that no plotting library makes: the accuracy on its scale, and the network.
+
+Plain SVG with the page's CSS variables as colours; text goes in through `Markup.format`, which escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+_WIDTH = 340
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Another accuracy on the same scale, 0..1."""
+
+    value: float
+    text: str
+
+
+def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[Mark]) -> Markup:
+    """An accuracy with its interval on a scale, and up to two other accuracies to see it against."""
+    low, high = _scale_ends([*interval, accuracy, *(mark.value for mark in marks)])
+
+    def x(value: float) -> float:
+        return 16 + (_WIDTH - 32) * (value - low) / (high - low)
+
+    parts = [_line(16, 48, _WIDTH - 16, 48, "var(--line)", 2)]
+    step = _tick_step(high - low)
+    tick = math.ceil(low / step - 1e-9) * step
+    while tick <= high + 1e-9:
+        parts.append(_line(x(tick), 45, x(tick), 51, "var(--muted)", 1))
+        parts.append(_text(x(tick), 65, f"{tick * 100:.3g} %", "var(--muted)", x(tick)))
+        tick += step
+    for number, mark in enumerate(marks[:2]):
+        parts.append(_line(x(mark.value), 18 + 14 * number, x(mark.value), 54, "var(--series-2)", 2))
+        parts.append(_text(x(mark.value), 13 + 14 * number, mark.text, "var(--ink)", x(mark.value)))
+    parts.append(_line(x(interval[0]), 48, x(interval[1]), 48, "var(--series-1)", 9, "round"))
+    dot = '<circle cx="{:.1f}" cy="48" r="7" fill="var(--series-1)" stroke="var(--paper)" stroke-width="2"/>'
+    parts.append(Markup(dot).format(x(accuracy)))
+    return _svg(_WIDTH, 72, parts)
+
+
+def network(blocks: Sequence[dict[str, Any]]) -> Markup:
+    """The network from left to right: a solid for each block, as high as its images, as deep as it has channels."""
+    parts: list[Markup] = []
+    left, side = 74.0, 32
+    parts += _solid(14, side, 3, "var(--line)")
+    parts += _caption(14 + _face(side)[0] / 2 + 4, "Input", "3 × 32 × 32", "")
+    for block in blocks:
+        output = block["output"]
+        if block["kind"] == "convolutions":
+            parts += _solid(left, side, output[0], "var(--fill)")
+            width = _depth(output[0]) + _face(side)[0]
+            side = output[1]
+        else:
+            parts += _bar(left, output[0], "var(--fill-2)")
+            width = 30.0
+        shape = " × ".join(map(str, output))
+        step = max(width + 22, 96.0)
+        parts += _caption(left + width / 2, block["name"], shape, f"{block['compute_share']:.1%} of compute")
+        left += step
+    return _svg(left + 6, 212, parts)
+
+
+# --- pieces -------------------------------------------------------------------------------------------------------
+
+
+def _scale_ends(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = max(0.01, 0.35 * (high - low))
+    return max(0.0, low - margin), min(1.0, high + margin)
+
+
+def _tick_step(span: float) -> float:
+    """A round step that gives three to six ticks."""
+    magnitude = 10.0 ** math.floor(math.log10(span / 3))
+    return next(magnitude * factor for factor in (5, 2, 1, 0.5) if span / (magnitude * factor) >= 2.5)
+
+
+def _face(side: int) -> tuple[float, float]:
+    """Width (foreshortened) and height of the front of a solid for images of `side` pixels."""
+    return 5.0 + side * 0.55, 18.0 + side * 3.2
+
+
+def _depth(channels: int) -> float:
+    return 4.0 + 5.0 * math.log2(max(2, channels))
+
+
+def _solid(left: float, side: int, channels: int, colour: str) -> list[Markup]:
+    """A box seen from the front left, standing on a common middle line."""
+    slant, height = _face(side)
+    depth = _depth(channels)
+    top = 88 - height / 2 + slant / 4
+    front = [(left, top), (left + depth, top), (left + depth, top + height), (left, top + height)]
+    lid = [(left, top), (left + slant, top - slant / 2), (left + slant + depth, top - slant / 2), (left + depth, top)]
+    flank = [
+        (left + depth, top),
+        (left + slant + depth, top - slant / 2),
+        (left + slant + depth, top - slant / 2 + height),
+        (left + depth, top + height),
+    ]
+    return [_polygon(front, colour, 1), _polygon(lid, colour, 0.75), _polygon(flank, colour, 0.55)]
+
+
+def _bar(left: float, units: int, colour: str) -> list[Markup]:
+    height = 16.0 + 10.0 * math.log2(max(2, units))
+    top = 88 - height / 2
+    return [_polygon([(left + 9, top), (left + 21, top), (left + 21, top + height), (left + 9, top + height)], colour, 1)]
+
+
+def _caption(middle: float, name: str, shape: str, note: str) -> list[Markup]:
+    return [
+        _text(middle, 172, name, "var(--ink)", bold=True),
+        _text(middle, 188, shape, "var(--ink)"),
+        _text(middle, 204, note, "var(--muted)"),
+    ]
+
+
+def _polygon(points: Sequence[tuple[float, float]], colour: str, opacity: float) -> Markup:
+    text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return Markup(
+        '<polygon points="{}" fill="{}" fill-opacity="{}" stroke="var(--series-1)" stroke-width="1" '
+        'stroke-linejoin="round"/>'
+    ).format(text, colour, opacity)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float, cap: str = "butt") -> Markup:
+    return Markup(
+        '<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" stroke="{}" stroke-width="{}" stroke-linecap="{}"/>'
+    ).format(x1, y1, x2, y2, colour, width, cap)
+
+
+def _text(x: float, y: float, text: str, colour: str, within: float | None = None, bold: bool = False) -> Markup:
+    """Centred text; one that would leave a drawing of `_WIDTH` is aligned to its edge instead (`within`)."""
+    half = 3.2 * len(text)
+    anchor = "middle"
+    if within is not None and within - half < 0:
+        x, anchor = 2, "start"
+    elif within is not None and within + half > _WIDTH:
+        x, anchor = _WIDTH - 2, "end"
+    weight = "600" if bold else "400"
+    return Markup(
+        '<text x="{:.1f}" y="{}" font-size="11" font-weight="{}" text-anchor="{}" fill="{}">{}</text>'
+    ).format(x, y, weight, anchor, colour, text)
+
+
+def _svg(width: float, height: float, parts: Sequence[Markup]) -> Markup:
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:.0f} {:.0f}" aria-hidden="true">'
+    return Markup(head).format(width, height) + Markup("").join(parts) + Markup("</svg>")

@@ -12,7 +12,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+#: Width of the scale in its own units, about CSS pixels on a phone.
 _WIDTH = 340
+
+#: Convolutions of a block that are drawn, however many it has.
+_DRAWN_CONVOLUTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -47,25 +51,23 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[M
 
 
 def network(blocks: Sequence[dict[str, Any]]) -> Markup:
-    """The network from left to right: a solid for each block, as high as its images, as deep as it has channels."""
-    parts: list[Markup] = []
-    left, side = 74.0, 32
-    parts += _solid(14, side, 3, "var(--line)")
-    parts += _caption(14 + _face(side)[0] / 2 + 4, "Input", "3 × 32 × 32", "")
+    """The network from left to right: a solid for each convolution, as high as its images, as deep as its channels."""
+    side, middle = 32, 52.0
+    parts = [*_solids(middle, side, 3, 1, "var(--line)"), *_caption(middle, "Input", "3 × 32 × 32", "")]
     for block in blocks:
         output = block["output"]
-        if block["kind"] == "convolutions":
-            parts += _solid(left, side, output[0], "var(--fill)")
-            width = _depth(output[0]) + _face(side)[0]
+        solid = block["kind"] == "convolutions"
+        width = min(block["convolutions"], _DRAWN_CONVOLUTIONS) * (_depth(output[0]) + 3) + _face(side)[0] if solid else 0
+        middle += max(112.0, width + 24)
+        if solid:
+            parts += _solids(middle, side, output[0], block["convolutions"], "var(--fill)")
             side = output[1]
         else:
-            parts += _bar(left, output[0], "var(--fill-2)")
-            width = 30.0
-        shape = " × ".join(map(str, output))
-        step = max(width + 22, 96.0)
-        parts += _caption(left + width / 2, block["name"], shape, f"{block['compute_share']:.1%} of compute")
-        left += step
-    return _svg(left + 6, 212, parts)
+            parts += _bar(middle, output[0], "var(--fill-2)")
+        parts += _caption(
+            middle, block["name"], " × ".join(map(str, output)), f"{block['compute_share']:.1%} of compute"
+        )
+    return _svg(middle + 52, 212, parts)
 
 
 # --- pieces -------------------------------------------------------------------------------------------------------
@@ -89,29 +91,37 @@ def _face(side: int) -> tuple[float, float]:
 
 
 def _depth(channels: int) -> float:
-    return 4.0 + 5.0 * math.log2(max(2, channels))
+    return 4.0 + 3.2 * math.log2(max(2, channels))
 
 
-def _solid(left: float, side: int, channels: int, colour: str) -> list[Markup]:
-    """A box seen from the front left, standing on a common middle line."""
+def _solids(middle: float, side: int, channels: int, number: int, colour: str) -> list[Markup]:
+    """Boxes seen from the front left, standing on a common middle line, one behind the other for each convolution."""
     slant, height = _face(side)
+    number = min(number, _DRAWN_CONVOLUTIONS)
     depth = _depth(channels)
     top = 88 - height / 2 + slant / 4
-    front = [(left, top), (left + depth, top), (left + depth, top + height), (left, top + height)]
-    lid = [(left, top), (left + slant, top - slant / 2), (left + slant + depth, top - slant / 2), (left + depth, top)]
-    flank = [
-        (left + depth, top),
-        (left + slant + depth, top - slant / 2),
-        (left + slant + depth, top - slant / 2 + height),
-        (left + depth, top + height),
-    ]
-    return [_polygon(front, colour, 1), _polygon(lid, colour, 0.75), _polygon(flank, colour, 0.55)]
+    parts: list[Markup] = []
+    for index in range(number):
+        left = middle - (number * (depth + 3) + slant) / 2 + index * (depth + 3)
+        right = left + depth
+        front = [(left, top), (right, top), (right, top + height), (left, top + height)]
+        lid = [(left, top), (left + slant, top - slant / 2), (right + slant, top - slant / 2), (right, top)]
+        flank = [
+            (right, top),
+            (right + slant, top - slant / 2),
+            (right + slant, top - slant / 2 + height),
+            (right, top + height),
+        ]
+        # The paper below hides the box behind.
+        parts += [_polygon(face, "var(--paper)", 1) for face in (front, lid, flank)]
+        parts += [_polygon(front, colour, 1), _polygon(lid, colour, 0.75), _polygon(flank, colour, 0.55)]
+    return parts
 
 
-def _bar(left: float, units: int, colour: str) -> list[Markup]:
+def _bar(middle: float, units: int, colour: str) -> list[Markup]:
     height = 16.0 + 10.0 * math.log2(max(2, units))
-    top = 88 - height / 2
-    return [_polygon([(left + 9, top), (left + 21, top), (left + 21, top + height), (left + 9, top + height)], colour, 1)]
+    top, left, right = 88 - height / 2, middle - 6, middle + 6
+    return [_polygon([(left, top), (right, top), (right, top + height), (left, top + height)], colour, 1)]
 
 
 def _caption(middle: float, name: str, shape: str, note: str) -> list[Markup]:

@@ -129,6 +129,7 @@ def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[d
             {
                 "name": name,
                 "kind": "convolutions" if first.block >= 0 else first.kind,
+                "convolutions": architecture.conv_arch[first.block][0] if first.block >= 0 else 0,
                 "layers": _layer_names(group, architecture),
                 "output": list(last.output),
                 "parameters": own,

@@ -25,7 +25,7 @@ _COLOURS = {
 INK, MUTED, LINE, FIRST, SECOND, MARK, FILL = _COLOURS
 
 #: Inches. At 72 units an inch this is about the width of a phone, so that text keeps its size there.
-_SIZE = (4.7, 2.9)
+_SIZE = (4.3, 2.8)
 
 _STYLE = {
     "font.size": 10,
@@ -99,6 +99,8 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if name == "speed":
+        axes.set_ylim(bottom=0)
     if len(axes.lines) - len(resumes) > 1:
         axes.legend(loc="best", handlelength=1.8)
     return _svg(figure, name)
@@ -107,20 +109,17 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
 @_styled
 def reliability(bins: Sequence[dict[str, Any]]) -> str:
     """The reliability diagram: accuracy against confidence, above a histogram of the confidences."""
-    figure, (axes, below) = _figure(rows=2, size=(4.7, 4.3), height_ratios=[3, 1])
+    figure, (axes, below) = _figure(rows=2, size=(4.3, 4.1), height_ratios=[3, 1])
     width = bins[0]["high"] - bins[0]["low"]
     filled = [item for item in bins if item["count"]]
     centres = [(item["low"] + item["high"]) / 2 for item in filled]
-    axes.bar(centres, [item["accuracy"] for item in filled], width * 0.92, color=FILL, edgecolor=FIRST, linewidth=0.9)
+    for item in filled:
+        axes.axvspan(item["low"], item["high"], 0, item["accuracy"], color=FILL, linewidth=0)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.plot(
-        [item["confidence"] for item in filled],
-        [item["accuracy"] for item in filled],
-        color=SECOND,
-        marker="o",
-        ms=4,
-        linewidth=1.4,
-    )
+    accuracy = [item["accuracy"] for item in filled]
+    spread = [[item["accuracy"] - item["interval"][0], item["interval"][1] - item["accuracy"]] for item in filled]
+    confidence = [item["confidence"] for item in filled]
+    axes.errorbar(confidence, accuracy, list(zip(*spread, strict=True)), fmt="o", color=FIRST, markersize=4.5, linewidth=1.3)
     axes.set_ylabel("share that is right")
     axes.set_ylim(0, 1)
     total = sum(item["count"] for item in bins)
@@ -141,7 +140,7 @@ def heat_map(confusion: Sequence[Sequence[int]]) -> str:
 
     counts = np.array(confusion, float)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    figure, axes = _figure(size=(4.7, 4.7))
+    figure, axes = _figure(size=(4.3, 4.3))
     size = len(counts)
     for row in range(size):
         for column in range(size):

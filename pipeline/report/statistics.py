@@ -32,13 +32,17 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """Predictions whose confidence lies in `low`..`high`: how many, their mean confidence, the share that is right."""
+    """Predictions whose confidence lies in `low`..`high`: how many, their mean confidence, the share that is right.
+
+    `interval` is the 95 % interval of that share.
+    """
 
     low: float
     high: float
     count: int
     confidence: float | None
     accuracy: float | None
+    interval: tuple[float, float]
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> list[Bin]:
@@ -50,14 +54,15 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIB
     found = []
     for index in range(bins):
         inside = number == index
-        count = int(inside.sum())
+        count, hits = int(inside.sum()), int((inside & correct).sum())
         found.append(
             Bin(
                 index / bins,
                 (index + 1) / bins,
                 count,
                 float(confidence[inside].mean()) if count else None,
-                float(correct[inside].mean()) if count else None,
+                hits / count if count else None,
+                wilson_interval(hits, count),
             )
         )
     return found

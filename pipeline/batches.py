@@ -125,7 +125,7 @@ def augment(
     if pad:
         padded = np.zeros((count, 3, height + 2 * pad, width + 2 * pad), np.uint8)
         padded[:, :, pad : pad + height, pad : pad + width] = images
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))  # type: ignore[call-overload]
         tops, lefts = generator.integers(0, 2 * pad + 1, (2, count))
         images = windows[np.arange(count), :, tops, lefts]
     size = augmentation.cutout

@@ -79,13 +79,14 @@ def export(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | Non
 def _facts(train: dict[str, Any]) -> dict[str, Any]:
     """What a user of the exported model has to know, for the manifest and for the metadata of the ONNX file."""
     details = train["details"]
+    architecture = details["config"]["architecture"]
     return {
-        "classes": details["dataset"]["classes"],
+        "classes": inference.output_names(details["dataset"]["classes"], architecture["classes"]),
         "input": {"name": INPUT, "shape": ["N", 3, IMAGE_SIZE, IMAGE_SIZE], "layout": LAYOUT},
         "outputs": list(OUTPUTS),
         "normalisation": {**details["normalisation"], "where": "inside the graph: (images - mean) / std"},
         "trained_on": details["dataset"]["label"],
-        "architecture": details["config"]["architecture"],
+        "architecture": architecture,
         "weights_sha256": train["files"]["model.params"]["sha256"],
     }
 
@@ -162,7 +163,7 @@ def _tidy(onnx: Any, graph: Any, classes: int) -> None:
 
 def _drop_identities(graph: Any) -> None:
     """Remove Identity nodes (dropout at inference); what produced their input produces their output instead."""
-    nodes = []
+    nodes: list[Any] = []
     renamed: dict[str, str] = {}
     outputs = {value.name for value in graph.output}
     for node in graph.node:
@@ -198,7 +199,7 @@ def _check(
         images, lambda done: reporter.progress(done / len(images), f"{done:,} of {len(images):,} images checked")
     )
     seconds = time.monotonic() - started
-    check = {
+    check: dict[str, Any] = {
         "images": len(labels),
         "max_difference": float(np.abs(found - expected).max()),
         "largest_logit": float(np.abs(expected).max()),
@@ -212,7 +213,8 @@ def _check(
     for name, key in (("model.onnx", "max_difference"), ("model-symbol.json", "mxnet_max_difference")):
         if not check[key] <= tolerance:
             raise PipelineError(
-                f"{name}: its logits differ from the trained network's by up to {check[key]:.3g}, allowed {tolerance:.3g}"
+                f"{name}: its logits differ from the trained network's by up to {check[key]:.3g}, "
+                f"allowed {tolerance:.3g}"
             )
     if said:
         reporter.note(f"onnxruntime warns when it loads model.onnx: {said[0]}")

@@ -23,7 +23,7 @@ from typing import Any
 from pipeline import errors
 from pipeline.chain import Chain
 from pipeline.cores import thread_environment
-from pipeline.stage import COMMANDS, EXIT_INTERRUPTED, GRACE_SECONDS, request
+from pipeline.stage import EXIT_INTERRUPTED, GRACE_SECONDS, request
 
 MODULES = {
     "dataset": "pipeline.dataset",

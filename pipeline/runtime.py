@@ -100,7 +100,10 @@ def versions() -> dict[str, str]:
 
 
 def resolve_precision(wanted: str, where: Devices) -> str:
-    """The precision to train in. `auto`: bfloat16 on CPUs with avx512_bf16 or AMX, float16 on GPUs with tensor cores."""
+    """The precision to train in.
+
+    `auto`: bfloat16 on CPUs with avx512_bf16 or AMX, float16 on GPUs with tensor cores, else float32.
+    """
     if wanted == "float16" and not where.is_gpu:
         raise DeviceError(
             "training.precision: found float16, which MXNet does not train on a CPU; use bfloat16 or auto"
@@ -190,7 +193,10 @@ def _explain_library(message: str) -> str:
         return f"mxnet cannot be imported: {message.splitlines()[0]}; try pip install --force-reinstall mxnet==1.9.1"
     name = missing[1]
     if name.startswith("libcuda.so"):
-        return "mxnet cannot be imported: no NVIDIA driver (libcuda.so.1) on this machine: install one, or use mxnet==1.9.1"
+        return (
+            "mxnet cannot be imported: no NVIDIA driver (libcuda.so.1) on this machine: install one, "
+            "or use mxnet==1.9.1"
+        )
     for package, path in CUDA_LIBRARIES:
         if path.endswith(name):
             return f"mxnet cannot be imported: {name} is missing: pip install {package} (or run make gpu)"
@@ -242,7 +248,8 @@ def _check_capability(number: int) -> None:
     if capability and not low <= capability <= high:
         raise DeviceError(
             f"device: gpu:{number} has compute capability {capability[0]}.{capability[1]}; the mxnet wheels have code "
-            f"for {low[0]}.{low[1]} to {high[0]}.{high[1]} (Maxwell to Ada): use NVIDIA's MXNet container, or device: cpu"
+            f"for {low[0]}.{low[1]} to {high[0]}.{high[1]} (Maxwell to Ada): use NVIDIA's MXNet container, "
+            "or device: cpu"
         )
 
 

@@ -22,8 +22,9 @@ import yaml
 
 from pipeline import batches, checkpoint, dataset, manifest, model, runtime, stage, weights
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
+from pipeline.checkpoint import Snapshot
 from pipeline.config import differences, to_dict
-from pipeline.errors import Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
+from pipeline.errors import ConfigError, Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
 from pipeline.files import sha256_file, write_atomically
 from pipeline.network import Network
 from pipeline.schedule import depends_on_total, learning_rate
@@ -90,7 +91,14 @@ class Session:
         self.devices = runtime.devices(chain.config.device)
         self.precision = runtime.resolve_precision(self.training.precision, self.devices)
         data = dataset.load(run.workspace.dataset(run.dataset_id))
-        self.data_manifest = data.manifest
+        # The same images can come from several sources; what they are called is a matter of the configured one.
+        record = chain.source_record() or {}
+        self.about_data = {**data.manifest["details"], **{k: record[k] for k in ("label", "official") if k in record}}
+        if len(data.classes) > chain.config.architecture.classes:
+            raise ConfigError(
+                f"architecture.classes: found {chain.config.architecture.classes}, but {run.dataset_id} has "
+                f"{len(data.classes)} classes"
+            )
         train_indices, validation_indices = batches.split(
             data.train_labels, min(self.training.validation_images, len(data.train_labels) // 2), self.training.seed
         )
@@ -134,7 +142,7 @@ class Session:
             }
         )
 
-    def snapshot(self) -> checkpoint.Snapshot:
+    def snapshot(self) -> Snapshot:
         """Everything that `restore` needs, as plain arrays and JSON. Waits for the computations in flight."""
         self._collect()
         parameters, momenta = self.network.state()
@@ -147,7 +155,7 @@ class Session:
             "seed": self.training.seed,
             **self._conditions(),
         }
-        return checkpoint.Snapshot(parameters, momenta, meta)
+        return Snapshot(parameters, momenta, meta)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must have in common with this training so that it can be gone on from."""
@@ -231,7 +239,7 @@ class Session:
         """The lines at the head of the log: what is trained, on what, with what, from where."""
         architecture = self.chain.config.architecture
         note = self.reporter.note
-        note(f"training {self.run.run_id} on {self.data_manifest['details']['label']} ({self.run.dataset_id})")
+        note(f"training {self.run.run_id} on {self.about_data['label']} ({self.run.dataset_id})")
         note(
             f"{model.count_parameters(architecture):,} parameters, {len(self.batches.indices):,} training and "
             f"{len(self.validation[1]):,} validation images, {self.batches.steps_per_epoch} steps an epoch"
@@ -283,7 +291,7 @@ class Session:
             # From here until the new manifest is there the stage is not complete; its checkpoint stays until then.
             (folder / MANIFEST).unlink(missing_ok=True)
             weights.save(self.network.net, folder / "model.params")
-            checkpoint.save(folder / "trainer.npz", checkpoint.Snapshot({}, snapshot.momenta, snapshot.meta))
+            checkpoint.save(folder / "trainer.npz", Snapshot({}, snapshot.momenta, snapshot.meta))
             write_atomically(folder / "history.csv", _csv(self.counters.history))
             write_atomically(folder / "config.yaml", self._config_yaml())
             files = ("model.params", "history.csv", "config.yaml")
@@ -315,8 +323,7 @@ class Session:
             "normalisation": asdict(self.norm),
             "trainer": {"size": (folder / "trainer.npz").stat().st_size, "sha256": sha256_file(folder / "trainer.npz")},
             "dataset": {
-                key: self.data_manifest["details"][key]
-                for key in ("name", "digest", "label", "sample", "official", "classes")
+                key: self.about_data[key] for key in ("name", "digest", "label", "sample", "official", "classes")
             },
             **self._conditions(),
         }
@@ -327,7 +334,7 @@ class Session:
 
     # --- helpers ------------------------------------------------------------------------------------------------
 
-    def _newest_checkpoint(self) -> tuple[checkpoint.Snapshot, str] | None:
+    def _newest_checkpoint(self) -> tuple[Snapshot, str] | None:
         """The newest checkpoint that is whole and belongs to this training, and how to call going on from it."""
         finished = manifest.read(self.run.stage("train"))
         for path in checkpoint.paths(self.run.checkpoints):
@@ -345,7 +352,7 @@ class Session:
                 return snapshot, f"resumed from {path.name}"
         return None
 
-    def _why_not(self, snapshot: checkpoint.Snapshot) -> str:
+    def _why_not(self, snapshot: Snapshot) -> str:
         changed = differences(snapshot.meta["identity"], self.identity())
         if changed:
             return "the configuration changed since: " + "; ".join(changed[:4])
@@ -361,7 +368,7 @@ class Session:
         os.replace(path, target)
         self.reporter.note(f"not going on from {path.name}: {why}; moved it to {target}")
 
-    def _finished_run(self) -> tuple[checkpoint.Snapshot, str] | None:
+    def _finished_run(self) -> tuple[Snapshot, str] | None:
         """The state of the finished run, when the wanted epochs are more than it has."""
         folder = self.run.stage("train")
         finished = manifest.read(folder)
@@ -391,7 +398,7 @@ class Session:
             last.images = epochs * len(self.batches.indices)
             last.inexact = ["the momentum was lost when the run was continued"]
             meta = {"counters": asdict(last), "step": last.step, **self._conditions()}
-            return checkpoint.Snapshot(parameters, {}, meta), how
+            return Snapshot(parameters, {}, meta), how
         snapshot.parameters.update(parameters)
         snapshot.meta["counters"]["inexact"] += changed
         return snapshot, how

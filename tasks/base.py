@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ import luigi
 from luigi.parameter import ParameterVisibility
 
 from pipeline import config as configuration
-from pipeline import events, launch, locks, manifest
+from pipeline import events, launch, locks
 from pipeline.chain import Chain, shown_source
 from pipeline.config import Config
 from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, from_os_error
+from pipeline.stage import COMMANDS
 from pipeline.workspace import MANIFEST, Workspace, run_id
 from tasks.defaults import ALREADY_RUNNING, BAD_CONFIGURATION, exit_with, log, scheduling_failed, vgg
 from tasks.progress import SchedulerVoice, TerminalBar
@@ -64,17 +64,15 @@ class ChainTask(luigi.Task):
             if values[name] not in ("", value):
                 exit_with(BAD_CONFIGURATION)
                 raise ConfigError(
-                    f"{values['config']}: gives {name} {value}, but this task was made for {values[name]}: the file was "
-                    "changed since, or --" + name + " was given, which is filled in and not meant to be given"
+                    f"{values['config']}: gives {name} {value}, but this task was made for {values[name]}: the "
+                    "file was changed since, or --" + name + " was given, which is filled in and not meant to be given"
                 )
         return [(name, filled.get(name, value)) for name, value in values.items()]
 
     @property
     def chain(self) -> Chain:
         """What this task is about, for the modules of `pipeline`."""
-        return Chain(
-            Workspace(Path(self.workspace).absolute()), _loaded[self.config, self.settings], self.generation
-        )
+        return Chain(Workspace(Path(self.workspace).absolute()), _loaded[self.config, self.settings], self.generation)
 
 
 class StageTask(ChainTask):
@@ -166,11 +164,11 @@ class StageTask(ChainTask):
     def _commands(self) -> list[str]:
         """Words for the child out of the scheduler's messages; unknown ones are answered."""
         words: list[str] = []
-        messages = self.scheduler_messages
+        messages = getattr(self, "scheduler_messages", None)
         while messages is not None and not messages.empty():
             message = messages.get()
             word = str(message.content).strip()
-            known = launch.COMMANDS if self.stage == "train" else ("stop",)
+            known = COMMANDS if self.stage == "train" else ("stop",)
             with contextlib.suppress(Exception):  # the scheduler may be gone
                 message.respond("ok" if word in known else f"unknown message {word!r}; known: {', '.join(known)}")
             if word in known:

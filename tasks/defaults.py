@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from typing import Any
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
@@ -97,12 +98,24 @@ def _set_return_codes() -> None:
             get_config().set("retcode", name, str(code))
 
 
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
 def _set_up_logging() -> None:
     # Only a message of ours is a message for people; Luigi's stay a --log-level away.
     for name in ("luigi-interface", "luigi"):
         logging.getLogger(name).addFilter(_filter)
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)

@@ -44,7 +44,7 @@ class Status(Command):
 
 
 class SetAside(Command):
-    """Move a finished stage to the workspace's trash, so that it runs again. Shows what it would do unless --confirm."""
+    """Move a finished stage to the workspace's trash, so that it runs again. A preview unless --confirm."""
 
     stage = luigi.ChoiceParameter(choices=list(STAGES), description="the stage to set aside")
     confirm = luigi.BoolParameter(default=False, description="really move the files; without it only a preview")
@@ -88,10 +88,14 @@ class Verify(luigi.Task):
         found, files = verify(workspace)
         for line in found:
             print(f"damaged: {line}")
-        print(f"{files} files checked in {workspace.root}: " + (f"{len(found)} damaged" if found else "all as recorded"))
+        print(
+            f"{files} files checked in {workspace.root}: " + (f"{len(found)} damaged" if found else "all as recorded")
+        )
         if found:
             exit_with(DAMAGED)
-            raise WorkspaceError(f"{workspace.root}: {len(found)} problems found; restore the files or set the stage aside")
+            raise WorkspaceError(
+                f"{workspace.root}: {len(found)} problems found; restore the files or set the stage aside"
+            )
         self.done = True
 
     def on_failure(self, exception: BaseException) -> object:

@@ -55,7 +55,8 @@ class SchedulerVoice:
 
     def _send(self, fraction: float, message: str) -> None:
         with contextlib.suppress(Exception):  # a scheduler that is gone is the scheduler's problem
-            assert self._message is not None and self._percentage is not None
+            assert self._message is not None
+            assert self._percentage is not None
             # The dashboard inserts the message as HTML, and takes any percentage.
             self._message(html.escape(message))
             self._percentage(round(100 * min(1.0, max(0.0, fraction))))

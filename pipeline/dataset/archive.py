@@ -235,7 +235,7 @@ class _Stream:
             try:
                 # The limit matters: a few hundred kB can inflate a thousandfold.
                 block: bytes = self._inflater.decompress(rest, _OUTPUT)
-            except (zlib.error, inflate.error) as error:
+            except (zlib.error, inflate.error) as error:  # type: ignore[misc]
                 raise Refused(self._name, f"its gzip data is damaged ({shown(str(error))})") from None
             if block:
                 return block

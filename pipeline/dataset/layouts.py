@@ -68,7 +68,7 @@ class Collector:
         self._seen: set[str] = set()
         self._parser = concurrent.futures.ThreadPoolExecutor(1)
 
-    def __enter__(self) -> Collector:  # noqa: PYI034 (typing.Self needs Python 3.11)
+    def __enter__(self) -> Collector:
         return self
 
     def __exit__(self, *exception: object) -> None:

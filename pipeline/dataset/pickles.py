@@ -39,7 +39,7 @@ def load(content: bytes | bytearray, where: str, name: str) -> dict[str, Any]:
         value = _Unpickler(file, where, name).load()
     except PipelineError:
         raise
-    except Exception as error:  # noqa: BLE001 (a broken pickle can fail in any way)
+    except Exception as error:
         found = f"{name} is not a readable pickle ({type(error).__name__}: {shown(str(error))})"
         raise Refused(where, found) from None
     if not isinstance(value, dict):

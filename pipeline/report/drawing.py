@@ -57,7 +57,9 @@ def network(blocks: Sequence[dict[str, Any]]) -> Markup:
     for block in blocks:
         output = block["output"]
         solid = block["kind"] == "convolutions"
-        width = min(block["convolutions"], _DRAWN_CONVOLUTIONS) * (_depth(output[0]) + 3) + _face(side)[0] if solid else 0
+        width = (
+            min(block["convolutions"], _DRAWN_CONVOLUTIONS) * (_depth(output[0]) + 3) + _face(side)[0] if solid else 0
+        )
         middle += max(112.0, width + 24)
         if solid:
             parts += _solids(middle, side, output[0], block["convolutions"], "var(--fill)")
@@ -65,9 +67,15 @@ def network(blocks: Sequence[dict[str, Any]]) -> Markup:
         else:
             parts += _bar(middle, output[0], "var(--fill-2)")
         parts += _caption(
-            middle, block["name"], " × ".join(map(str, output)), f"{block['compute_share']:.1%} of compute"
+            middle, block["name"], " × ".join(map(str, output)), f"{share(block['compute_share'])} of compute"
         )
     return _svg(middle + 52, 212, parts)
+
+
+def share(value: float) -> str:
+    """A probability or a share that must not read as none or all when it is not: `12.3 %`, `<0.1 %`, `>99.9 %`."""
+    text = "<0.1" if 0 < value < 0.0005 else ">99.9" if 0.9995 <= value < 1 else f"{value * 100:.1f}"
+    return f"{text}\N{NARROW NO-BREAK SPACE}%"
 
 
 # --- pieces -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pipeline.chain import Chain, drift, shown_source
 from pipeline.config import Architecture, Config
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import read_json, sha256_file
+from pipeline.inference import output_names
 from pipeline.report import examples, statistics
 from pipeline.workspace import Run
 
@@ -63,7 +64,7 @@ def read(chain: Chain) -> Sources:
     labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
     history = _history(_checked(run, "train", train, "history.csv"))
     data = dataset.load(run.workspace.dataset(run.dataset_id))
-    return Sources(run, train, evaluate, export, history, metrics, labels, probabilities, data)
+    return Sources(run, train, evaluate, export, history, metrics or {}, labels, probabilities, data)
 
 
 def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> dict[str, Any]:
@@ -123,7 +124,9 @@ def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[d
     for group in groups:
         first, last = group[0], group[-1]
         dense += first.block < 0
-        name = f"Block {first.block + 1}" if first.block >= 0 else f"Dense {dense}" if first.kind == "dense" else "Output"
+        name = (
+            f"Block {first.block + 1}" if first.block >= 0 else f"Dense {dense}" if first.kind == "dense" else "Output"
+        )
         own, own_work = sum(layer.parameters for layer in group), sum(layer.multiply_adds for layer in group)
         blocks.append(
             {
@@ -202,7 +205,7 @@ def _evaluation(sources: Sources) -> dict[str, Any]:
 
 def _confusions(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
     """The most frequent mistakes, as `cat` taken for `dog`."""
-    found = [
+    found: list[dict[str, Any]] = [
         {"label": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
         for i, row in enumerate(confusion)
         for j, count in enumerate(row)
@@ -248,7 +251,8 @@ def _previous(sources: Sources, previous: dict[str, Any] | None) -> dict[str, An
 
 
 def _examples(sources: Sources) -> dict[str, Any]:
-    given = (sources.probabilities, sources.labels, sources.metrics["classes"])
+    names = output_names(sources.metrics["classes"], sources.probabilities.shape[1])
+    given = (sources.probabilities, sources.labels, names)
     return {
         "mistakes": [example.facts() for example in examples.most_confident_mistakes(*given)],
         "hits": [example.facts() for example in examples.least_certain_hits(*given)],
@@ -309,7 +313,12 @@ def _config_rows(trained: Config) -> list[dict[str, Any]]:
     value = configuration.to_dict(msgspec.structs.replace(trained, data=shown))
     required = ("architecture.name", "architecture.conv_arch", "training.epochs")
     return [
-        {"key": key, "value": leaf, "default": None if key in required else default.get(key), "required": key in required}
+        {
+            "key": key,
+            "value": leaf,
+            "default": None if key in required else default.get(key),
+            "required": key in required,
+        }
         for key, leaf in _leaves(value)
     ]
 

@@ -25,7 +25,7 @@ _COLOURS = {
 INK, MUTED, LINE, FIRST, SECOND, MARK, FILL = _COLOURS
 
 #: Inches. At 72 units an inch this is about the width of a phone, so that text keeps its size there.
-_SIZE = (4.3, 2.8)
+_SIZE = (3.9, 2.6)
 
 _STYLE = {
     "font.size": 10,
@@ -72,7 +72,7 @@ def _styled(draw: _Figure) -> _Figure:
     def styled(*arguments: Any) -> str:
         import matplotlib
 
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
             return draw(*arguments)
 
     return styled  # type: ignore[return-value]
@@ -109,7 +109,7 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
 @_styled
 def reliability(bins: Sequence[dict[str, Any]]) -> str:
     """The reliability diagram: accuracy against confidence, above a histogram of the confidences."""
-    figure, (axes, below) = _figure(rows=2, size=(4.3, 4.1), height_ratios=[3, 1])
+    figure, (axes, below) = _figure(rows=2, size=(3.9, 3.8), height_ratios=[3, 1])
     width = bins[0]["high"] - bins[0]["low"]
     filled = [item for item in bins if item["count"]]
     centres = [(item["low"] + item["high"]) / 2 for item in filled]
@@ -119,7 +119,9 @@ def reliability(bins: Sequence[dict[str, Any]]) -> str:
     accuracy = [item["accuracy"] for item in filled]
     spread = [[item["accuracy"] - item["interval"][0], item["interval"][1] - item["accuracy"]] for item in filled]
     confidence = [item["confidence"] for item in filled]
-    axes.errorbar(confidence, accuracy, list(zip(*spread, strict=True)), fmt="o", color=FIRST, markersize=4.5, linewidth=1.3)
+    axes.errorbar(
+        confidence, accuracy, list(zip(*spread, strict=True)), fmt="o", color=FIRST, markersize=4.5, linewidth=1.3
+    )
     axes.set_ylabel("share that is right")
     axes.set_ylim(0, 1)
     total = sum(item["count"] for item in bins)
@@ -140,7 +142,7 @@ def heat_map(confusion: Sequence[Sequence[int]]) -> str:
 
     counts = np.array(confusion, float)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    figure, axes = _figure(size=(4.3, 4.3))
+    figure, axes = _figure(size=(3.9, 3.9))
     size = len(counts)
     for row in range(size):
         for column in range(size):
@@ -184,7 +186,8 @@ def _svg(figure: Any, name: str) -> str:
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     head = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>')
     return head.sub(
-        r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" aria-hidden="true">',
+        r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
+        r'aria-hidden="true">',
         svg,
         count=1,
     )

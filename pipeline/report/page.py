@@ -61,7 +61,15 @@ def _environment(jinja2: Any, **options: Any) -> Any:
         **options,
     )
     environment.filters.update(
-        percent=percent, points=points, count=count, duration=duration, size=human_size, short=short, day=day, plain=plain
+        percent=percent,
+        probability=drawing.share,
+        points=points,
+        count=count,
+        duration=duration,
+        size=human_size,
+        short=short,
+        day=day,
+        plain=plain,
     )
     return environment
 
@@ -70,7 +78,9 @@ def _marks(facts: dict[str, Any]) -> list[drawing.Mark]:
     comparison = facts["comparison"]
     marks = []
     if comparison["origin"]:
-        marks.append(drawing.Mark(comparison["origin"]["accuracy"], f"origin {percent(comparison['origin']['accuracy'])}"))
+        marks.append(
+            drawing.Mark(comparison["origin"]["accuracy"], f"origin {percent(comparison['origin']['accuracy'])}")
+        )
     if comparison["previous"]:
         before = comparison["previous"]["accuracy"]
         marks.append(drawing.Mark(before, f"previous {percent(before)}"))

@@ -125,7 +125,7 @@ def test_a_wrong_checksum_of_a_local_archive_names_both(chain, archive, reporter
 
 
 def test_a_source_that_is_not_there_says_so(chain, reporter, tmp_path):
-    with pytest.raises(DataError, match="nowhere.tar.gz: no such file or folder; get a good copy"):
+    with pytest.raises(DataError, match=r"nowhere.tar.gz: no such file or folder; get a good copy"):
         dataset.prepare(chain(tmp_path / "nowhere.tar.gz"), reporter)
 
 
@@ -145,7 +145,7 @@ def test_a_folder_that_lacks_a_batch_says_which(chain, reporter, tmp_path):
     folder = tmp_path / "folder" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     (folder / "data_batch_1.bin").write_bytes(records(4, 1))
-    with pytest.raises(DataError, match="test_batch.bin missing"):
+    with pytest.raises(DataError, match=r"test_batch.bin missing"):
         dataset.prepare(chain(tmp_path / "folder"), reporter)
 
 

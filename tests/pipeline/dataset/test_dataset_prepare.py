@@ -235,7 +235,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_that_counts(chain, arc
 
 def test_a_network_with_too_few_outputs_is_refused_before_anything_is_read(chain, reporter):
     for source, name in (("bundled", "sample"), ("/nowhere.tar.gz", "cifar10")):
-        with pytest.raises(DataError, match="architecture.classes: found 4, but .* has 10 classes"):
+        with pytest.raises(DataError, match=r"architecture.classes: found 4, but .* has 10 classes"):
             dataset.prepare(chain(source, name=name), reporter)
 
 

@@ -1,10 +1,12 @@
 # make report   set up and run the whole chain (CONFIG=config/vgg11.yaml for the real thing)
 # make test     set up and run the tests
 # make lint     set up and run ruff and mypy
+# make gpu      put MXNet's CUDA 11 build and its libraries in place of the CPU build (about 4 GB); make clean undoes it
 CONFIG ?= config/quickstart.yaml
 WORKSPACE ?= artifacts
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .PHONY: report test lint gpu clean
@@ -20,6 +22,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# pip cannot express "in place of": both packages own the folder `mxnet`, so the one must go before the other comes.
+gpu: $(INSTALLED)
+	$(PIP) install --quiet --editable '.[gpu]'
+	$(PIP) uninstall --quiet --yes mxnet
+	$(PIP) install --quiet --no-deps --force-reinstall mxnet-cu117==1.9.1
+	@$(BIN)/python -m pipeline.runtime
+
 $(INSTALLED): pyproject.toml Makefile
 	@rm -f $@
 	@set -e; good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; \
@@ -33,7 +42,8 @@ $(INSTALLED): pyproject.toml Makefile
 	  else echo "Python 3.10, 3.11 or 3.12 with its venv module is needed: install one (Debian, Ubuntu: apt install python3 python3-venv), or uv" >&2; exit 1; fi; \
 	fi
 	@echo "installing the plugin and what it needs (a minute or two the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(PIP) uninstall --quiet --yes mxnet-cu117 2>/dev/null || true
+	@$(PIP) install --quiet --editable '.[test]'
 	@touch $@
 
 clean:

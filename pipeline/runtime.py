@@ -274,3 +274,19 @@ def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     line = next((line for line in text if "no kernel image" in line), text[0] if text else type(error).__name__)
     return line.strip() + ("; this mxnet has no code for this card" if "no kernel image" in line else "")
+
+
+def main() -> int:
+    """Say what a training would compute on: `python -m pipeline.runtime [device]`; 1 when it cannot."""
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "auto"
+    try:
+        where = devices(wanted)
+        print(f"device {wanted}: {where.name} computes, with precision auto: {resolve_precision('auto', where)}")
+        return 0
+    except DeviceError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,12 +4,14 @@ datasets/<name>-<digest8>/            arrays ready to memory-map, manifest.json
 datasets/sources/<name>-<key8>.json   which data set a source turned out to be
 runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
 work/                                 checkpoints, partial downloads, locks: disposable
+comparisons/<name>/                   the ranking page of a comparison
 trash/                                what a user set aside
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,10 @@ class Workspace:
     def run(self, dataset_id: str, run_id: str) -> Run:
         return Run(self, dataset_id, run_id)
 
+    def comparison(self, name: str) -> Path:
+        """The folder of a comparison: `index.html`, its tables as CSV, `manifest.json`."""
+        return self.root / "comparisons" / name
+
     def lock(self, name: str) -> Path:
         return self.work / "locks" / f"{name}.lock"
 
@@ -77,6 +83,20 @@ class Run:
 
     def stage(self, stage: str) -> Path:
         return self.root / stage
+
+    @property
+    def generation(self) -> str:
+        return self.run_id.partition("@")[2]
+
+    def generations(self) -> list[Run]:
+        """The other runs of this architecture on this data set, by name, whatever state they are in."""
+        base = self.run_id.partition("@")[0]
+        names = sorted(path.name for path in self.root.parent.glob(f"{base}*"))
+        return [
+            Run(self.workspace, self.dataset_id, name)
+            for name in names
+            if name != self.run_id and name.partition("@")[0] == base
+        ]
 
     @property
     def work(self) -> Path:
@@ -102,6 +122,17 @@ def dataset_id(name: str, digest: str) -> str:
 def run_id(architecture: Architecture, generation: str = "") -> str:
     """`vgg11-1a2b3c4d`, or `vgg11-1a2b3c4d@2026-W48` for a named generation."""
     return f"{architecture.name}-{fingerprint(architecture)[:8]}" + (f"@{generation}" if generation else "")
+
+
+def seed_generation(seed: int) -> str:
+    """The generation of a run that differs from the plain one in `training.seed` alone: `seed-3`."""
+    return f"seed-{seed}"
+
+
+def generation_seed(generation: str) -> int | None:
+    """The seed that a generation of that name is trained with; None for any other name."""
+    match = re.fullmatch(r"seed-(\d{1,9})", generation)
+    return int(match[1]) if match else None
 
 
 def source_key(data: Data) -> str:

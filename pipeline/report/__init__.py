@@ -23,8 +23,8 @@ FILES = ("index.html", "report.json", "report.md")
 def render(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Render the report of the chain's run and publish it; gives the manifest.
 
-    `options["previous"]` may name an earlier run on the same data set to compare with:
-    `{"run_id": "vgg11-…@2026-W47"}`.
+    `options["previous"]` may name an earlier run on the same data set to compare with,
+    `{"run_id": "vgg11-…@2026-W47"}`; without it, that is the newest earlier generation.
     Raises `PipelineError` when an earlier stage is not done, `WorkspaceError` when one of its files is damaged.
     """
     started = time.monotonic()

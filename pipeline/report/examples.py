@@ -15,7 +15,10 @@ SHOWN_MISTAKES, SHOWN_HITS, SHOWN_PROBABILITIES = 12, 12, 3
 
 @dataclass(frozen=True)
 class Example:
-    """One test image: its number, true and predicted class, and the largest probabilities in falling order."""
+    """One test image: its number, true and predicted class, and probabilities in falling order.
+
+    These are the largest ones, the last of them replaced by the true class's where that is smaller still.
+    """
 
     index: int
     label: str
@@ -60,6 +63,8 @@ def data_uri(image: np.ndarray) -> str:
 def _example(index: int, probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> Example:
     row = probabilities[index]
     best = np.argsort(-row, kind="stable")[:SHOWN_PROBABILITIES]
+    if labels[index] not in best:
+        best[-1] = labels[index]
     return Example(
         index,
         classes[int(labels[index])],

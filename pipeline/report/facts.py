@@ -24,7 +24,7 @@ from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import read_json, sha256_file
 from pipeline.inference import output_names
 from pipeline.report import examples, statistics
-from pipeline.workspace import Run
+from pipeline.workspace import Run, generation_seed
 
 SCHEMA = 1
 
@@ -68,7 +68,10 @@ def read(chain: Chain) -> Sources:
 
 
 def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of `report.json`. `previous` names an earlier run to compare with: `{"run_id": …}`."""
+    """The content of `report.json`.
+
+    `previous` names an earlier run to compare with, `{"run_id": …}`; without it, it is the newest earlier generation.
+    """
     trained = configuration.from_dict(sources.train["details"]["config"], "the trained configuration")
     return {
         "schema": SCHEMA,
@@ -229,15 +232,19 @@ def _origin(sources: Sources) -> dict[str, Any] | None:
     }
 
 
-def _previous(sources: Sources, previous: dict[str, Any] | None) -> dict[str, Any] | None:
+def _previous(sources: Sources, named: dict[str, Any] | None) -> dict[str, Any] | None:
     """How the predictions compare with those of an earlier run on the same test images; None without one."""
-    if not previous or not previous.get("run_id"):
+    if named and named.get("run_id"):
+        run: Run | None = sources.run.workspace.run(sources.run.dataset_id, named["run_id"])
+    else:
+        run = _previous_generation(sources)
+    evaluate = manifest.read(run.stage("evaluate")) if run else None
+    if run is None or evaluate is None:
         return None
-    run = sources.run.workspace.run(sources.run.dataset_id, previous["run_id"])
-    evaluate = manifest.read(run.stage("evaluate"))
-    if evaluate is None:
-        return None
-    labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
+    try:
+        labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
+    except WorkspaceError:
+        return None  # the earlier run's own business; it must not keep this one from being reported
     if not np.array_equal(labels, sources.labels):
         return None
     before = probabilities.argmax(1) == labels
@@ -248,6 +255,25 @@ def _previous(sources: Sources, previous: dict[str, Any] | None) -> dict[str, An
         "difference": float(sources.correct.mean() - before.mean()),
         **statistics.compare_paired(sources.correct, before),
     }
+
+
+def _previous_generation(sources: Sources) -> Run | None:
+    """The newest generation that was trained before this one; the same training with another seed is none."""
+    if generation_seed(sources.run.generation) is not None:
+        return None
+    found = []
+    for run in sources.run.generations():
+        train = manifest.read(run.stage("train"))
+        if train is None or generation_seed(run.generation) is not None:
+            continue
+        if _first_trained(train) < _first_trained(sources.train):
+            found.append((_first_trained(train), run.run_id, run))
+    return max(found)[2] if found else None
+
+
+def _first_trained(train: dict[str, Any]) -> str:
+    """When a training was begun; going on with it later does not make it a newer generation."""
+    return train["details"]["segments"][0]["started"]
 
 
 def _examples(sources: Sources) -> dict[str, Any]:
@@ -295,7 +321,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
 
 
 def _config_rows(trained: Config) -> list[dict[str, Any]]:
-    """Every key of the configuration with its value, and the default where that is another one."""
+    """Every key of the configuration with its value and its default; `chosen` are those a reader has to know."""
     least = {
         "architecture": {"name": trained.architecture.name, "conv_arch": trained.architecture.conv_arch},
         "training": {"epochs": trained.training.epochs},
@@ -318,6 +344,7 @@ def _config_rows(trained: Config) -> list[dict[str, Any]]:
             "value": leaf,
             "default": None if key in required else default.get(key),
             "required": key in required,
+            "chosen": key in required or leaf != default.get(key),
         }
         for key, leaf in _leaves(value)
     ]

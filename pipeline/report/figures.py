@@ -100,7 +100,7 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
     axes.set_ylabel(label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if name == "speed":
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max((row[keys[0]] or 0 for row in history), default=0) or 1)
     if len(axes.lines) - len(resumes) > 1:
         axes.legend(loc="best", handlelength=1.8)
     return _svg(figure, name)

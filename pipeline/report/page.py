@@ -70,6 +70,7 @@ def _environment(jinja2: Any, **options: Any) -> Any:
         short=short,
         day=day,
         plain=plain,
+        breakable=breakable,
     )
     return environment
 
@@ -150,6 +151,13 @@ def plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(plain(item) for item in value) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def breakable(name: str) -> Any:
+    """A dotted or underscored name that may be broken after its dots and underscores, escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
 
 
 def _escape_markdown(value: Any) -> Any:

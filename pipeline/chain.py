@@ -20,6 +20,7 @@ UPSTREAM = {
     "train": ("dataset",),
     "evaluate": ("dataset", "train"),
     "export": ("dataset", "train"),
+    "promote": ("train", "evaluate", "export"),
     "report": ("train", "evaluate", "export"),
 }
 
@@ -79,13 +80,26 @@ class Chain:
         if stage in ("evaluate", "export"):
             return {"dataset": digest, **weights}
         evaluate, export = self.manifest("evaluate"), self.manifest("export")
-        return {
+        measured = {
             **weights,
-            "history.csv": manifest.digest(train, "history.csv"),
-            "metrics.json": manifest.digest(evaluate, "metrics.json"),
             "predictions.npz": manifest.digest(evaluate, "predictions.npz"),
             "model.onnx": manifest.digest(export, "model.onnx"),
         }
+        if stage == "promote":
+            return measured
+        decision = self.decision_manifest()
+        return {
+            **measured,
+            "history.csv": manifest.digest(train, "history.csv"),
+            "metrics.json": manifest.digest(evaluate, "metrics.json"),
+            **({"decision.json": manifest.digest(decision, "decision.json")} if decision else {}),
+        }
+
+    def decision_manifest(self) -> dict[str, Any] | None:
+        """The manifest of the promotion gate's decision, if there was one about the weights that are there now."""
+        decision = self.manifest("promote")
+        weights = manifest.digest(self.manifest("train"), "model.params")
+        return decision if decision and decision["inputs"].get("model.params") == weights else None
 
     def why(self, stage: str) -> list[str]:
         """Why `stage` itself has to run, given what its inputs are now. Empty: it is done."""

@@ -109,6 +109,18 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     init_from: str | None = None
 
 
+class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The top-level key `schedule`: when `Retrain` makes a new generation, and when that one becomes current."""
+
+    every: Literal["day", "week", "month"] = "week"
+    #: Start from the current model's weights instead of from scratch.
+    warm_start: bool = False
+    #: How much less than the current model's the accuracy of a new one may be, as a share of the test images.
+    tolerance: _Fraction = 0.005
+    #: How many generations `Prune` keeps, apart from the current one.
+    keep: _Count = 5
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One validated configuration. `path` is where it was read from, for messages only."""
 
@@ -116,6 +128,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     architecture: Architecture
     training: Training
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|gpu|(cpu|gpu):\d{1,3}(,\d{1,3})*)$")] = "auto"
+    schedule: Retraining = Retraining()
 
     @property
     def fingerprint(self) -> str:
@@ -343,6 +356,7 @@ _STRUCTS: dict[str, type[Struct]] = {
     "training": Training,
     "training.schedule": Schedule,
     "training.augmentation": Augmentation,
+    "schedule": Retraining,
 }
 
 

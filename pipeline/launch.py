@@ -30,6 +30,7 @@ MODULES = {
     "train": "pipeline.training",
     "evaluate": "pipeline.evaluation",
     "export": "pipeline.export",
+    "promote": "pipeline.promotion",
     "report": "pipeline.report",
 }
 

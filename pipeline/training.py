@@ -66,14 +66,14 @@ def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None
     """Train until `training.epochs` are reached and publish the result; gives the manifest.
 
     Goes on from the newest good checkpoint, else from the finished run when `epochs` were raised, else from
-    `training.init_from`, else from the configured initialisation. Raises `Interrupted` after writing a checkpoint
-    when asked to stop, `TrainingDiverged` when the loss is no longer finite.
+    `options["init_from"]` (a warm start) or `training.init_from`, else from the configured initialisation. Raises
+    `Interrupted` after writing a checkpoint when asked to stop, `TrainingDiverged` when the loss is no longer finite.
     """
     run = chain.run()
     if run is None:
         raise PipelineError("the data set is not there yet: run the DownloadCifar task first")
     session = Session(chain, run, reporter)
-    session.restore()
+    session.restore((options or {}).get("init_from") or chain.config.training.init_from)
     session.announce()
     while session.counters.epoch < chain.config.training.epochs:
         session.train_epoch()
@@ -114,8 +114,8 @@ class Session:
 
     # --- starting, saving, restoring ----------------------------------------------------------------------------
 
-    def restore(self) -> None:
-        """Put the training where it was left. The steps mirror `snapshot`."""
+    def restore(self, init_from: str | None) -> None:
+        """Put the training where it was left, or begin it. The steps mirror `snapshot`."""
         self.network.initialize(self.training.seed)
         found = self._newest_checkpoint() or self._finished_run()
         how = "started"
@@ -126,8 +126,8 @@ class Session:
             self.counters = saved
             self.counters.resumed += 1
             self._note_inexactness(snapshot.meta)
-        elif self.training.init_from is not None:
-            path = Path(self.training.init_from)
+        elif init_from is not None:
+            path = Path(init_from)
             weights.load(self.network.net, path, self.devices.contexts)
             how = f"started from {path}"
         self.counters.segments.append(

@@ -5,6 +5,7 @@ datasets/sources/<name>-<key8>.json   which data set a source turned out to be
 runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
 work/                                 checkpoints, partial downloads, locks: disposable
 comparisons/<name>/                   the ranking page of a comparison
+current/<data name>/<architecture name>.json   which run is the promoted one
 trash/                                what a user set aside
 """
 
@@ -15,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Architecture, Data, fingerprint
+from pipeline.config import Architecture, Config, Data, fingerprint
 
 MANIFEST = "manifest.json"
 
@@ -58,6 +59,17 @@ class Workspace:
         """The file that says which data set came out of this source."""
         return self.root / "datasets" / "sources" / f"{data.name}-{source_key(data)}.json"
 
+    def current(self, config: Config) -> Path:
+        """The file that says which run is the promoted one, of all that trained this architecture on this data set.
+
+        Both count by name, so that a changed architecture or new images compete with what was there before.
+        """
+        return self.root / "current" / config.data.name / f"{config.architecture.name}.json"
+
+    def currents(self) -> list[Path]:
+        """All such files of the workspace."""
+        return sorted((self.root / "current").glob("*/*.json"))
+
     def run(self, dataset_id: str, run_id: str) -> Run:
         return Run(self, dataset_id, run_id)
 
@@ -97,6 +109,11 @@ class Run:
             for name in names
             if name != self.run_id and name.partition("@")[0] == base
         ]
+
+    @property
+    def place(self) -> str:
+        """The run's folder as seen from the workspace."""
+        return self.root.relative_to(self.workspace.root).as_posix()
 
     @property
     def work(self) -> Path:

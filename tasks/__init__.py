@@ -2,13 +2,19 @@
 
 from tasks import defaults  # first: it sets what Luigi reads next
 from tasks.maintenance import SetAside, Status, Verify
+from tasks.retraining import GenerationReport, Promote, Prune, Retrain, Rollback
 from tasks.stages import DownloadCifar, Evaluate, Export, Report, TrainVGG
 
 __all__ = [
     "DownloadCifar",
     "Evaluate",
     "Export",
+    "GenerationReport",
+    "Promote",
+    "Prune",
     "Report",
+    "Retrain",
+    "Rollback",
     "SetAside",
     "Status",
     "TrainVGG",

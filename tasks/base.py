@@ -21,7 +21,7 @@ from pipeline import config as configuration
 from pipeline import events, launch, locks
 from pipeline.chain import Chain, shown_source
 from pipeline.config import Config
-from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, from_os_error
+from pipeline.errors import AlreadyRunning, ConfigError, Interrupted, PipelineError, from_os_error
 from pipeline.stage import COMMANDS
 from pipeline.workspace import MANIFEST, Workspace, run_id
 from tasks.defaults import ALREADY_RUNNING, BAD_CONFIGURATION, exit_with, log, scheduling_failed, vgg
@@ -38,13 +38,17 @@ class ChainTask(luigi.Task):
     apart in the scheduler, and are not meant to be given.
     """
 
-    config = luigi.Parameter(default="config/vgg11.yaml", description="the YAML file of the run")
-    workspace = luigi.Parameter(default="artifacts", description="the folder that holds data sets and runs")
-    generation = luigi.Parameter(default="", description="name of a retraining beside the first one")
-    architecture = luigi.Parameter(default="", description="filled in from the configuration")
-    dataset = luigi.Parameter(default="", description="filled in from the configuration")
+    # None is positional: Luigi's Range tools take the first positional parameter for the date.
+    config = luigi.Parameter(default="config/vgg11.yaml", positional=False, description="the YAML file of the run")
+    workspace = luigi.Parameter(
+        default="artifacts", positional=False, description="the folder that holds data sets and runs"
+    )
+    generation = luigi.Parameter(default="", positional=False, description="name of a retraining beside the first one")
+    architecture = luigi.Parameter(default="", positional=False, description="filled in from the configuration")
+    dataset = luigi.Parameter(default="", positional=False, description="filled in from the configuration")
     settings = luigi.Parameter(
         default="",
+        positional=False,
         significant=False,
         visibility=ParameterVisibility.PRIVATE,
         description="filled in: digest of the whole configuration",
@@ -72,7 +76,9 @@ class ChainTask(luigi.Task):
     @property
     def chain(self) -> Chain:
         """What this task is about, for the modules of `pipeline`."""
-        return Chain(Workspace(Path(self.workspace).absolute()), _loaded[self.config, self.settings], self.generation)
+        return Chain(
+            Workspace(Path(self.workspace).absolute()), configuration_of(self.config, self.settings), self.generation
+        )
 
 
 class StageTask(ChainTask):
@@ -117,6 +123,10 @@ class StageTask(ChainTask):
         except OSError as error:
             raise from_os_error(error, "use the workspace") from error
 
+    def options(self, chain: Chain) -> dict[str, Any]:
+        """What the stage's process is told beyond the chain."""
+        return {}
+
     def on_failure(self, exception: BaseException) -> Any:
         """The text that the scheduler shows: one line for an expected failure."""
         return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
@@ -137,10 +147,16 @@ class StageTask(ChainTask):
         events.record(workspace, "started", **about, reasons=reasons)
         try:
             launch.run_stage(
-                self.stage, chain, log=path, on_event=on_event, take_commands=self._commands, inherit=[lock]
+                self.stage,
+                chain,
+                log=path,
+                on_event=on_event,
+                take_commands=self._commands,
+                inherit=[lock],
+                options=self.options(chain),
             )
         except BaseException as error:
-            outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
             seconds = round(time.monotonic() - started, 3)
             events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
             if isinstance(error, launch.Stopped):
@@ -174,6 +190,11 @@ class StageTask(ChainTask):
             if word in known:
                 words.append(word)
         return words
+
+
+def configuration_of(path: str, settings: str) -> Config:
+    """The configuration that a task with these parameters was made for."""
+    return _loaded[path, settings]
 
 
 def _fill(values: dict[str, Any]) -> dict[str, str]:

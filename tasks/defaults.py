@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import mmap
 import os
 import sys
 import time
@@ -32,11 +33,14 @@ RETURN_CODES = {
 
 #: Exit codes that Luigi has no name for.
 BAD_CONFIGURATION = 2
+REFUSED = 5
+UNHEALTHY = 6
 ALREADY_RUNNING = RETURN_CODES["already_running"]
 
 log = logging.getLogger("vgg")
 
-_asked_for = 0
+#: The code asked for. Shared memory: with --workers 2 and more, tasks run in forked processes.
+_asked_for = mmap.mmap(-1, 1)
 
 
 def exit_with(code: int) -> None:
@@ -45,9 +49,8 @@ def exit_with(code: int) -> None:
     Luigi knows only its own categories and cannot be told from inside a task. Does nothing in a program that uses
     the tasks through `luigi.build`.
     """
-    global _asked_for
-    if _on_command_line() and not _asked_for:
-        _asked_for = code
+    if _on_command_line() and not _asked_for[0]:
+        _asked_for[0] = min(code, 255)
 
 
 def _on_command_line() -> bool:
@@ -55,11 +58,11 @@ def _on_command_line() -> bool:
 
 
 def _leave() -> None:
-    if _asked_for:
+    if _asked_for[0]:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(_asked_for)
+        os._exit(_asked_for[0])
 
 
 class _OneLine(logging.Filter):

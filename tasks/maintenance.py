@@ -106,7 +106,7 @@ def verify(workspace: Workspace) -> tuple[list[str], int]:
     """Every file that is missing or does not have its recorded SHA-256, and how many files were checked."""
     folders = [path for path in sorted((workspace.root / "datasets").glob("*")) if (path / "manifest.json").exists()]
     for run in sorted(workspace.runs.glob("*/*")):
-        folders += [run / stage for stage in RUN_STAGES if (run / stage).exists()]
+        folders += [run / stage for stage in (*RUN_STAGES, "promote") if (run / stage).exists()]
     found, files = [], 0
     for folder in folders:
         recorded = manifest.read(folder)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pipeline import generations
+from pipeline.chain import Chain
 from pipeline.files import read_json
 from tasks.base import StageTask
 from tasks.defaults import log
@@ -20,6 +24,12 @@ class TrainVGG(StageTask):
 
     def requires(self) -> DownloadCifar:
         return self.clone(DownloadCifar)
+
+    def options(self, chain: Chain) -> dict[str, Any]:
+        path, why = generations.warm_start(chain)
+        if why:
+            log.info("train: %s", why)
+        return {"init_from": str(path)} if path else {}
 
 
 class Evaluate(StageTask):

@@ -1,0 +1,132 @@
+"""Which run is the promoted one: a small file for each data set and architecture name, replaced atomically.
+
+`current/<data name>/<architecture name>.json` names the run, the digest of its weights, its accuracy and since when,
+and the runs that were current before it, so that a roll back finds its way. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from pipeline import locks, manifest
+from pipeline.chain import Chain
+from pipeline.errors import WorkspaceError, from_os_error
+from pipeline.files import write_json
+from pipeline.workspace import Run, Workspace
+
+#: How many former current runs the pointer remembers.
+REMEMBERED = 50
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One run that is or was current. `run` is its folder, as seen from the workspace."""
+
+    run: str
+    generation: str
+    weights_sha256: str
+    architecture: str
+    accuracy: float
+    since: str
+
+
+class Pointer(Entry, frozen=True, kw_only=True):
+    """The content of the file: the current run, those before it (newest first), and those that were rolled back."""
+
+    before: list[Entry] = []
+    rolled_back: list[str] = []
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(**{name: getattr(self, name) for name in Entry.__struct_fields__})
+
+
+def read(path: Path) -> Pointer | None:
+    """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Pointer)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise from_os_error(error, "read which run is current") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WorkspaceError(
+            f"{path}: damaged ({error}); restore it, or delete it, and the next generation becomes current"
+        ) from error
+
+
+def run_of(workspace: Workspace, entry: Entry) -> Run:
+    """The folders of the run that an entry names."""
+    place = Path(entry.run)
+    return workspace.run(place.parent.name, place.name)
+
+
+def problems(workspace: Workspace, entry: Entry) -> list[str]:
+    """Why the run of `entry` cannot be used as it was when it was promoted; empty when it can."""
+    folder = run_of(workspace, entry).stage("train")
+    train = manifest.read(folder)
+    if train is None:
+        return [f"{entry.run}/train is gone or not finished"]
+    if manifest.digest(train, "model.params") != entry.weights_sha256:
+        return [f"the weights in {entry.run}/train are other ones now than those that were promoted"]
+    return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train)]
+
+
+def set_current(path: Path, entry: Entry) -> Pointer:
+    """Make `entry` the current one; what was current goes on top of those before. The caller holds the lock."""
+    old = read(path)
+    before = [former for former in ([old.entry, *old.before] if old else []) if former.run != entry.run]
+    pardoned = [run for run in (old.rolled_back if old else []) if run != entry.run]
+    return _write(path, entry, before, pardoned)
+
+
+def withdraw(path: Path, entry: Entry) -> Pointer:
+    """Make `entry` current instead of what is; that is remembered as rolled back, and the gate does not promote it
+    again. The caller holds the lock.
+    """
+    old = read(path)
+    assert old is not None
+    before = [former for former in old.before if former.run != entry.run]
+    rejected = [run for run in [*old.rolled_back, old.run] if run != entry.run]
+    return _write(path, entry, before, list(dict.fromkeys(rejected)))
+
+
+def entry_of(run: Run, generation: str) -> Entry | None:
+    """What the pointer would say of a run from now on; None when it is not trained and evaluated."""
+    train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
+    if train is None or evaluate is None:
+        return None
+    return Entry(
+        run=run.place,
+        generation=generation,
+        weights_sha256=train["files"]["model.params"]["sha256"],
+        architecture=train["inputs"]["architecture"],
+        accuracy=evaluate["details"]["accuracy"],
+        since=manifest.now(),
+    )
+
+
+@contextlib.contextmanager
+def held(chain: Chain, wait: bool) -> Iterator[None]:
+    """Hold the lock of the chain's pointer while it is read and replaced."""
+    name = f"current.{chain.config.data.name}.{chain.config.architecture.name}"
+    with locks.hold(chain.workspace.lock(name), "the choice of the current model", wait):
+        yield
+
+
+def about(chain: Chain) -> dict[str, str]:
+    """What tells one pointer's events from another's in the event log."""
+    return {"dataset": chain.config.data.name, "architecture": chain.config.architecture.name}
+
+
+def _write(path: Path, entry: Entry, before: list[Entry], rolled_back: list[str]) -> Pointer:
+    pointer = Pointer(**msgspec.structs.asdict(entry), before=before[:REMEMBERED], rolled_back=rolled_back)
+    try:
+        write_json(path, msgspec.to_builtins(pointer))
+    except OSError as error:
+        raise from_os_error(error, "write which run is current") from error
+    return pointer

@@ -1,0 +1,180 @@
+"""The promotion gate: a finished generation becomes the current model only if it is not worse than that one.
+
+Reads the generation's predictions and those of the current run on the same test images (which it computes when the
+test images have changed). Leaves `promote/decision.json` and its manifest in the run, and moves the pointer (see
+`pipeline.current`) when the generation is promoted. Run as `python -m pipeline.promotion` by `launch.run_stage`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from pipeline import batches, current, dataset, evaluation, events, manifest, runtime, stage
+from pipeline.chain import Chain
+from pipeline.current import Entry, Pointer
+from pipeline.errors import PipelineError, WorkspaceError, from_os_error
+from pipeline.files import sha256_file, write_json
+from pipeline.report.statistics import compare_paired
+from pipeline.workspace import MANIFEST, Run
+
+SCHEMA = 1
+
+PROMOTED, REFUSED = "promoted", "refused"
+
+
+def promote(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Decide about the chain's run, move the pointer if it is promoted, and publish the decision; gives the manifest.
+
+    Raises `PipelineError` when the run is not evaluated, or the current one can no longer be compared with.
+    """
+    started = time.monotonic()
+    run, _ = evaluation.trained_run(chain)
+    inputs = chain.inputs("promote")
+    labels, correct = _own(run)
+    path = chain.workspace.current(chain.config)
+    with current.held(chain, wait=True):
+        pointer = current.read(path)
+        opponent = _opponent(pointer, run)
+        compared = _compare(chain, run, opponent, labels, correct, reporter) if opponent else None
+        decision = decide(run, pointer, float(correct.mean()), compared, chain.config.schedule.tolerance)
+        decision["generation"] = chain.generation
+        if decision["outcome"] == PROMOTED and (pointer is None or pointer.run != run.place):
+            entry = current.entry_of(run, chain.generation)
+            assert entry is not None
+            current.set_current(path, entry)
+        value = _publish(run, decision, inputs)
+    seconds = round(time.monotonic() - started, 3)
+    told = {key: decision[key] for key in ("run", "generation", "accuracy", "reason")}
+    before = compared["run"] if compared else None
+    events.record(chain.workspace, decision["outcome"], **current.about(chain), **told, before=before, seconds=seconds)
+    reporter.note(f"{decision['outcome']}: {decision['reason']}")
+    return value
+
+
+def decide(
+    run: Run, pointer: Pointer | None, accuracy: float, compared: dict[str, Any] | None, tolerance: float
+) -> dict[str, Any]:
+    """The decision as it is published: outcome, the reason in words, and the comparison that it rests on."""
+    common = {"schema": SCHEMA, "run": run.place, "accuracy": accuracy, "tolerance": tolerance, "compared": compared}
+    if pointer is not None and run.place in pointer.rolled_back:
+        reason = "it was rolled back before; `Rollback --to` makes it current by hand"
+        return {**common, "outcome": REFUSED, "reason": reason, "decided": manifest.now()}
+    if compared is None:
+        outcome, reason = PROMOTED, f"accuracy {accuracy:.2%}, and there was no current model to compare with"
+    else:
+        # Shares of whole images: a rounding error of the difference must not decide.
+        short = round(-compared["difference"] * compared["images"])
+        outcome = PROMOTED if short <= tolerance * compared["images"] + 1e-6 else REFUSED
+        verdict = "not worse by more than" if outcome == PROMOTED else "worse by more than"
+        low, high = compared["interval"]
+        reason = (
+            f"accuracy {accuracy:.2%} against {compared['accuracy']:.2%} of {compared['run']} on the same "
+            f"{compared['images']:,} test images, {verdict} the tolerance of {tolerance * 100:g} points "
+            f"(difference {compared['difference'] * 100:+.2f} points, 95 % interval {low * 100:+.2f} to "
+            f"{high * 100:+.2f}, p = {compared['p']:.2g})"
+        )
+    return {**common, "outcome": outcome, "reason": reason, "decided": manifest.now()}
+
+
+def _opponent(pointer: Pointer | None, run: Run) -> Entry | None:
+    """Whom the run is compared with: the current one, or the one before when a killed gate had promoted this run."""
+    if pointer is None or pointer.run != run.place:
+        return pointer
+    return pointer.before[0] if pointer.before else None
+
+
+def _compare(
+    chain: Chain, run: Run, entry: Entry, labels: np.ndarray, correct: np.ndarray, reporter: stage.Reporter
+) -> dict[str, Any]:
+    other = current.run_of(chain.workspace, entry)
+    problems = current.problems(chain.workspace, entry)
+    if problems:
+        raise WorkspaceError(
+            f"the current model cannot be compared with: {'; '.join(problems)}; restore it, go back to an earlier one "
+            f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
+        )
+    same = _test_images(chain, run) == _test_images(chain, other)
+    before = _saved(other, labels) if same else None
+    if before is None:
+        reporter.note(f"evaluating the current model, {entry.run}, on the present test images")
+        before = _evaluated(chain, run, other, labels, reporter)
+    return {
+        "run": entry.run,
+        "generation": entry.generation,
+        "accuracy": float(before.mean()),
+        "accuracy_when_promoted": entry.accuracy,
+        "same_images": same,
+        "images": len(labels),
+        "difference": float(correct.mean() - before.mean()),
+        **compare_paired(correct, before),
+    }
+
+
+def _own(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (n,) of the test images, and which of them the run predicted right, (n,) booleans."""
+    path = run.stage("evaluate") / "predictions.npz"
+    recorded = manifest.read(run.stage("evaluate"))
+    if recorded is None:
+        raise PipelineError("the generation is not evaluated yet: run the Evaluate task first")
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise from_os_error(error, "read the predictions") from error
+    if found != manifest.digest(recorded, path.name):
+        raise WorkspaceError(f"{path}: damaged, not what its manifest recorded; delete evaluate/ and run it again")
+    return _read_predictions(path)
+
+
+def _saved(run: Run, labels: np.ndarray) -> np.ndarray | None:
+    """Which test images the run got right by its saved predictions, or None when they are gone or of other weights."""
+    path = run.stage("evaluate") / "predictions.npz"
+    recorded, train = manifest.read(run.stage("evaluate")), manifest.read(run.stage("train"))
+    if recorded is None or recorded["inputs"].get("model.params") != manifest.digest(train, "model.params"):
+        return None
+    if not path.is_file() or sha256_file(path) != manifest.digest(recorded, path.name):
+        return None
+    saved_labels, correct = _read_predictions(path)
+    return correct if np.array_equal(saved_labels, labels) else None
+
+
+def _evaluated(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter: stage.Reporter) -> np.ndarray:
+    """Which of the present test images the other run's weights get right."""
+    train = manifest.read(other.stage("train"))
+    assert train is not None
+    devices = runtime.devices(chain.config.device)
+    net = evaluation.load_network(other, train, devices.contexts[:1])
+    norm = batches.unpack(train["details"]["normalisation"])
+    images = dataset.load(chain.workspace.dataset(run.dataset_id)).test_images
+    return evaluation.predict_logits(net, images, norm, devices.contexts[0], reporter).argmax(1) == labels
+
+
+def _read_predictions(path: Any) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return file["labels"], file["predictions"] == file["labels"]
+
+
+def _test_images(chain: Chain, run: Run) -> list[str | None]:
+    """Digests of the test images and labels of a run's data set; of one that is gone, its name."""
+    recorded = manifest.read(chain.workspace.dataset(run.dataset_id))
+    if recorded is None:
+        return [run.dataset_id]
+    return [manifest.digest(recorded, name) for name in ("test_images.npy", "test_labels.npy")]
+
+
+def _publish(run: Run, decision: dict[str, Any], inputs: dict[str, str | None]) -> dict[str, Any]:
+    folder = run.stage("promote")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        write_json(folder / "decision.json", decision)
+        details = {"run": run.run_id, "outcome": decision["outcome"]}
+        return manifest.write(folder, "promote", ("decision.json",), inputs, details)  # type: ignore[arg-type]
+    except OSError as error:
+        raise from_os_error(error, "publish the decision") from error
+
+
+if __name__ == "__main__":
+    stage.exit_with(stage.main(promote))

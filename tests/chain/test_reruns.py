@@ -1,0 +1,199 @@
+"""When a stage runs again, and which ones do not: every row of the rule that a user must be able to predict."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+
+import pytest
+import yaml
+from luigi_runs import SmallChain, small_archive
+
+from pipeline import weights
+from pipeline.files import read_json, sha256_file, write_json
+from pipeline.manifest import STAGE_VERSIONS
+
+AFTER_DATASET = ["train", "evaluate", "export", "report"]
+AFTER_TRAIN = ["evaluate", "export", "report"]
+
+
+def history(chain):
+    with open(chain.folder("train") / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(chain):
+    arrays = weights.read(chain.folder("train") / "model.params")
+    return {name: value.asnumpy().tobytes() for name, value in arrays.items()}
+
+
+def test_nothing_changed_nothing_runs(done):
+    result = done.report()
+    assert result.ran == []
+    assert "up to date" in result.log
+
+
+def test_comments_key_order_and_layout_are_no_change(done):
+    def reversed_order(value):
+        return {key: reversed_order(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    text = yaml.safe_dump(reversed_order(done.values), sort_keys=False, default_flow_style=True, width=40)
+    done.config.write_text(f"# another comment\n{text}   # and one more\n\n")
+    assert done.report().ran == []
+
+
+def test_another_width_is_a_new_run_and_going_back_costs_nothing(done):
+    old = done.folder("train")
+    done.configure(architecture__conv_arch=[[1, 5], [1, 8]])
+    status = done.status()
+    assert "architecture changed from run tiny-" in status
+    assert "conv_arch[0][1]: 4 -> 5" in status
+    before = done.files()
+    assert done.report().ran == AFTER_DATASET
+    assert done.folder("train") != old
+    after = done.files()
+    assert {path: after.get(path) for path in before} == before, "the old run is not what it was"
+    done.configure(architecture__conv_arch=[[1, 4], [1, 8]])
+    assert done.report().ran == []
+
+
+def test_other_images_behind_the_same_address_are_a_new_run(done):
+    done.configure(data__source=str(small_archive(done.root / "own.tar.gz", seed=0)))
+    assert done.report().ran == ["dataset"], "the same images from another place"
+    old = done.folder("train")
+    small_archive(done.root / "own.tar.gz", seed=7)
+    assert "changed since the data set was made" in done.status()
+    assert done.report().ran == ["dataset", *AFTER_DATASET]
+    assert done.folder("train") != old
+    assert (old / "model.params").exists()
+
+
+def test_another_name_of_the_data_set_is_a_new_run(done):
+    old = done.folder("train")
+    done.configure(data__name="other")
+    assert done.luigi("TrainVGG").ran == ["dataset", "train"]
+    assert done.folder("train") != old
+
+
+def test_raising_epochs_continues_from_the_saved_params_to_the_weights_of_one_long_run(done, finished, tmp_path):
+    first_epoch = history(done)
+    done.configure(training__epochs=3)
+    assert "training.epochs raised: 1 -> 3, continues from train/model.params" in done.status()
+    assert done.report().ran == AFTER_DATASET
+    assert [row["epoch"] for row in history(done)] == ["1", "2", "3"]
+    assert history(done)[:1] == first_epoch, "the first epoch was trained again"
+    details = done.manifest("train")["details"]
+    assert details["resumed"] == 1
+    assert details["exact"]
+    long = SmallChain(tmp_path / "long", finished.archive)
+    shutil.copytree(finished.workspace / "datasets", long.workspace / "datasets")
+    long.configure(training__epochs=3)
+    assert long.luigi("TrainVGG").ran == ["train"]
+    assert weights_of(long) == weights_of(done)
+    done.configure(training__epochs=2)
+    assert done.report().ran == [], "fewer epochs than there are"
+    assert "training.epochs: trained with 3, config now says 2" in done.status()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"training__learning_rate": 0.01}, "training.learning_rate: trained with 0.05, config now says 0.01"),
+        (
+            {"training__schedule": {"kind": "cosine"}},
+            'training.schedule.kind: trained with "constant", config now says "cosine"',
+        ),
+        ({"device": "cpu:0,1"}, 'device: trained with "cpu", config now says "cpu:0,1"'),
+    ],
+)
+def test_other_training_keys_retrain_nothing_and_status_says_so(done, change, line):
+    done.configure(**change)
+    assert done.report().ran == []
+    assert f"drift: {line} (does not retrain)" in done.status()
+
+
+def test_how_often_checkpoints_are_written_is_not_even_drift(done):
+    done.configure(training__checkpoint_seconds=1)
+    assert done.report().ran == []
+    assert "drift" not in done.status()
+
+
+def test_the_report_of_a_later_stage_shows_the_drift(done):
+    done.configure(training__learning_rate=0.01)
+    (done.folder("report") / "report.json").unlink()
+    assert done.report().ran == ["report"]
+    page = (done.folder("report") / "index.html").read_text()
+    assert "trained with 0.05" in page
+    assert "now says 0.01" in page
+
+
+def test_a_generation_is_a_new_run_beside_the_old_one(done):
+    before = done.files()
+    assert done.report("--generation", "2026-W48").ran == AFTER_DATASET
+    after = done.files()
+    assert {path: after.get(path) for path in before} == before
+    assert done.folder("train", "2026-W48").parent.name == done.folder("train").parent.name + "@2026-W48"
+    assert done.report("--generation", "2026-W48").ran == []
+    assert done.report().ran == []
+
+
+def delete(path):
+    path.unlink()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def garble(path):
+    path.write_text("{ half a manifest")
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "harm"),
+    [
+        ("dataset", "train_images.npy", delete),
+        ("dataset", "test_labels.npy", truncate),
+        ("dataset", "manifest.json", delete),
+        ("train", "model.params", truncate),
+        ("train", "history.csv", delete),
+        ("evaluate", "metrics.json", delete),
+        ("evaluate", "predictions.npz", truncate),
+        ("evaluate", "manifest.json", garble),
+        ("export", "model.onnx", truncate),
+        ("report", "index.html", delete),
+        ("report", "report.json", truncate),
+    ],
+)
+def test_a_lost_output_is_made_again_and_what_was_made_from_it_stays(done, stage, name, harm):
+    path = done.folder(stage) / name
+    harm(path)
+    assert f"{stage:<9} will run  " in done.status()
+    # A training's history holds times, so a second one is never the same, and the report shows it.
+    assert done.report().ran == (["train", "report"] if stage == "train" else [stage])
+    assert path.exists()
+    assert done.report().ran == []
+
+
+def test_a_lost_run_folder_is_trained_again_to_the_same_weights(done):
+    digest = done.manifest("train")["files"]["model.params"]["sha256"]
+    shutil.rmtree(done.folder("train"))
+    assert done.luigi("Evaluate").ran == ["train"]
+    assert sha256_file(done.folder("train") / "model.params") == digest
+
+
+@pytest.mark.parametrize("stage", list(STAGE_VERSIONS))
+def test_a_newer_version_of_a_stage_runs_that_stage_alone(done, stage):
+    path = done.folder(stage) / "manifest.json"
+    write_json(path, {**read_json(path), "version": STAGE_VERSIONS[stage] - 1})
+    assert f"made by version {STAGE_VERSIONS[stage] - 1} of this stage, now {STAGE_VERSIONS[stage]}" in done.status()
+    assert done.report().ran == (["train", "report"] if stage == "train" else [stage])
+
+
+def test_the_source_may_go_once_its_data_set_is_made(done):
+    own = small_archive(done.root / "own.tar.gz")
+    done.configure(data__source=str(own))
+    assert done.report().ran == ["dataset"]
+    own.unlink()
+    assert done.report().ran == []

@@ -1,0 +1,42 @@
+"""Fixtures of all tests: a finished small chain, made once, of which each test changes a copy."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+from luigi_runs import SmallChain
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> SmallChain:
+    """A chain that ran to its end. Shared: look, do not touch."""
+    chain = SmallChain(tmp_path_factory.mktemp("finished"))
+    result = chain.report()
+    assert result.ran == ["dataset", "train", "evaluate", "export", "report"]
+    return chain
+
+
+@pytest.fixture
+def done(finished: SmallChain, tmp_path: Path) -> SmallChain:
+    """A copy of the finished chain, to change and run again."""
+    chain = SmallChain(tmp_path / "chain", finished.archive)
+    chain.values = copy.deepcopy(finished.values)
+    chain.configure()
+    shutil.copytree(finished.workspace, chain.workspace)
+    return chain
+
+
+@pytest.fixture
+def fresh(finished: SmallChain, tmp_path: Path) -> SmallChain:
+    """A chain of which nothing ran yet."""
+    return SmallChain(tmp_path / "chain", finished.archive)
+
+
+@pytest.fixture
+def prepared(finished: SmallChain, fresh: SmallChain) -> SmallChain:
+    """A chain whose data set is there, and nothing else."""
+    shutil.copytree(finished.workspace / "datasets", fresh.workspace / "datasets")
+    return fresh

@@ -1,0 +1,192 @@
+"""The real `luigi` command on a small data set and a tiny network, and what it did to the workspace.
+
+For every test of the whole chain: a run takes seconds, happens in an empty folder, and inherits no configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline import events
+from pipeline.chain import STAGES, Chain
+from pipeline.config import load
+from pipeline.workspace import Workspace
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+#: Generous: a run takes seconds, but the machine may be busy with something else.
+LIMIT = 300
+
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+CONFIG = {
+    "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": []},
+    "training": {"epochs": 1, "batch_size": 40, "learning_rate": 0.05, "validation_images": 40, "normalize": True},
+    "device": "cpu",
+}
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without anything that configures Luigi, Python, MXNet or this plugin."""
+    foreign = ("LUIGI_", "CIFAR10_", "PYTHON", "OMP_", "MXNET_", "VGG_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **more}
+
+
+def luigi_command() -> list[str]:
+    """The `luigi` command that belongs to this Python."""
+    script = Path(sys.executable).with_name("luigi")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "luigi"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended. `ran` are the stages that it worked on, in the order of the chain."""
+
+    rc: int
+    output: str
+    log: str
+    seconds: float
+    ran: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return self.output + self.log
+
+
+def run(command: list[str], cwd: Path, environment: dict[str, str] | None = None, limit: float = LIMIT) -> Result:
+    """Run a command to its end; fails after `limit` seconds."""
+    started = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=clean_environment() if environment is None else environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=limit,
+        text=True,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
+def small_archive(path: Path, train: int = 240, test: int = 60, seed: int = 0) -> Path:
+    """An archive of noisy coloured squares in CIFAR-10's binary layout, whose ten classes can be learned."""
+    half = train // 2
+    files = {"batches.meta.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
+    files |= {f"data_batch_{number}.bin": _records(half, seed + number) for number in (1, 2)}
+    files["test_batch.bin"] = _records(test, seed + 99)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(buffer.getvalue(), 1, mtime=0))
+    return path
+
+
+def _records(count: int, seed: int) -> bytes:
+    generator = np.random.RandomState(seed)
+    labels = np.arange(count) % len(CLASSES)
+    colours = np.random.RandomState(1).randint(40, 216, (len(CLASSES), 3))
+    images = colours[labels][:, :, None] + generator.randint(-40, 40, (count, 3, 32 * 32))
+    return np.concatenate([labels[:, None], images.reshape(count, -1)], 1).astype(np.uint8).tobytes()
+
+
+class SmallChain:
+    """A configuration file, an archive, a workspace and an empty folder to run `luigi` in, all below `root`."""
+
+    def __init__(self, root: Path, archive: Path | None = None, config: dict[str, Any] | None = None) -> None:
+        self.root = root
+        self.config, self.workspace, self.cwd = root / "config.yaml", root / "artifacts", root / "empty"
+        self.cwd.mkdir(parents=True)
+        self.archive = archive or small_archive(root / "mini.tar.gz")
+        data = {"data": {"name": "mini", "source": str(self.archive)}}
+        self.values: dict[str, Any] = {**data, **copy.deepcopy(config or CONFIG)}
+        self.configure()
+
+    def configure(self, **changes: Any) -> None:
+        """Write the configuration with some keys changed: `configure(training__epochs=2)`."""
+        for path, value in changes.items():
+            *parents, key = path.split("__")
+            place = self.values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[key] = value
+        self.config.write_text(yaml.safe_dump(self.values))
+
+    def luigi(
+        self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",), **environment: str
+    ) -> Result:
+        """Run one task of the plugin. Fails when it changed files of a stage that it did not say it ran."""
+        workspace = Workspace(self.workspace)
+        events_before, files_before = len(events.read(workspace)), self.files()
+        about = ["--workspace", str(self.workspace)]
+        about += [] if task == "Verify" else ["--config", str(self.config)]
+        command = [*luigi_command(), "--module", "tasks", task, *about, *scheduler, *arguments]
+        done = run(command, self.cwd, clean_environment(**environment))
+        news = events.read(workspace)[events_before:]
+        ran = sorted((event["stage"] for event in news if event["event"] == "started"), key=STAGES.index)
+        if task != "SetAside":
+            changed = {path for path, state in self.files().items() if files_before.get(path) != state}
+            assert {_stage_of(path) for path in changed} <= set(ran), f"{changed} changed, only {ran} ran"
+        return Result(done.rc, done.output, done.log, done.seconds, ran)
+
+    def report(self, *arguments: str, **environment: str) -> Result:
+        """Run the whole chain, which must succeed."""
+        result = self.luigi("Report", *arguments, **environment)
+        assert result.rc == 0, result.text
+        return result
+
+    def status(self, *arguments: str) -> str:
+        """What `Status` prints."""
+        result = self.luigi("Status", *arguments)
+        assert result.rc == 0, result.text
+        assert result.ran == []
+        return result.output
+
+    def chain(self, generation: str = "") -> Chain:
+        """The chain as the pipeline's own modules see it."""
+        return Chain(Workspace(self.workspace), load(self.config), generation)
+
+    def folder(self, stage: str, generation: str = "") -> Path:
+        """Where the files of a finished stage are."""
+        folder = self.chain(generation).folder(stage)
+        assert folder is not None
+        return folder
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """The manifest of a finished stage."""
+        found = self.chain().manifest(stage)
+        assert found is not None
+        return found
+
+    def files(self) -> dict[Path, tuple[int, int, int]]:
+        """Every artefact of the workspace with its inode, size and time of change."""
+        found = {}
+        for room in ("datasets", "runs"):
+            for path in (self.workspace / room).rglob("*"):
+                if path.is_file():
+                    status = path.stat()
+                    found[path.relative_to(self.workspace)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+        return found
+
+
+def _stage_of(path: Path) -> str:
+    return path.parts[3] if path.parts[0] == "runs" else "dataset"

@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 #: Generous: a run takes seconds, but the machine may be busy with something else.
 LIMIT = 300
 
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 CONFIG = {
     "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": []},
@@ -75,8 +75,7 @@ def run(command: list[str], cwd: Path, environment: dict[str, str] | None = None
         cwd=cwd,
         env=clean_environment() if environment is None else environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=limit,
         text=True,
         check=False,

@@ -1,0 +1,57 @@
+"""Peak memory of the whole chain: the resident memory of Luigi and all its processes together, sampled, by stage.
+
+Shared pages count once for each process that has them (RSS), so the true figure is a little lower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import bench
+import psutil
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default=str(bench.ROOT / "config" / "vgg11-fast.yaml"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        command = [sys.executable, "-m", "luigi", "--module", "tasks", "Report", "--local-scheduler"]
+        command += ["--config", options.config, "--workspace", str(Path(folder) / "artifacts")]
+        environment = {**os.environ, "PYTHONPATH": str(bench.ROOT)}
+        with open(Path(folder) / "log", "wb") as log:
+            peaks = watch(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    rows = [(stage, f"{peak / 1e6:,.0f} MB") for stage, peak in peaks.items()]
+    rows.append(("whole chain, peak", f"{max(peaks.values()) / 1e6:,.0f} MB"))
+    bench.table(Path(options.config).name, ("stage", "peak resident memory"), rows)
+    bench.finish("memory", {"config": options.config, "peak_bytes": peaks})
+
+
+def watch(luigi: subprocess.Popen[bytes]) -> dict[str, int]:
+    """Peak memory of the process and its descendants by the stage that was running, in bytes."""
+    peaks: dict[str, int] = {}
+    process = psutil.Process(luigi.pid)
+    while luigi.poll() is None:
+        stage, total = "luigi alone", 0
+        for one in [process, *process.children(recursive=True)]:
+            try:
+                total += one.memory_info().rss
+                words = one.cmdline()
+            except psutil.Error:
+                continue
+            stage = next((word.removeprefix("pipeline.") for word in words if word.startswith("pipeline.")), stage)
+        peaks[stage] = max(peaks.get(stage, 0), total)
+        time.sleep(0.02)
+    if luigi.returncode:
+        sys.exit(f"the chain ended with {luigi.returncode}")
+    return peaks
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Training speed side by side: our stage as Luigi runs it, a bare MXNet loop, origin's loop, and PyTorch.
+
+The same network, batch size and cores for all, in turns, medians over rounds. Each is a process of its own; PyTorch
+may live in another environment (`--torch-python`). Images a second, without the first, slower steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import bench
+
+from pipeline import config as configuration
+
+LOOPS = Path(__file__).resolve().parent / "loops"
+
+
+def main() -> None:
+    options = _options()
+    config = configuration.to_dict(configuration.load(options.config))
+    config["training"]["batch_size"] = options.batch
+    measured: dict[str, list[float]] = {}
+    for number in range(options.rounds):
+        for name, measure in _contestants(options, config).items():
+            speed = measure()
+            if speed is not None:
+                measured.setdefault(name, []).append(speed)
+                print(f"round {number + 1}: {name}: {speed:,.0f} images/s", flush=True)
+    _report(options, config, measured)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default=str(bench.ROOT / "config" / "vgg11.yaml"))
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="of each loop that is not ours, in each round")
+    parser.add_argument("--precisions", default="float32,bfloat16", help="bfloat16 is slow where the CPU has none")
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
+    return parser.parse_args()
+
+
+def _contestants(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+    """Name -> a function that measures once."""
+    found: dict[str, Any] = {}
+    threads = str(bench.cores.usable_cores())
+    for precision in options.precisions.split(","):
+        found[f"ours, {precision}"] = lambda p=precision: _ours(config, p)
+        found[f"bare MXNet loop, {precision}"] = lambda p=precision: _loop("bare", config, options, p, threads)
+        if _has_torch(options.torch_python):
+            found[f"PyTorch, {precision}"] = lambda p=precision: _loop("pytorch", config, options, p, threads)
+    found["origin's loop, threads set"] = lambda: _loop("origin", config, options, "float32", threads)
+    found["origin's loop, as it comes"] = lambda: _loop("origin", config, options, "float32", None)
+    return found
+
+
+def _ours(config: dict[str, Any], precision: str) -> float:
+    """The last epoch's images a second, from the run's own history."""
+    training = {**config["training"], "epochs": 2, "precision": precision}
+    value = {**config, "data": {"name": "sample", "source": "bundled"}, "training": training}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.yaml"
+        path.write_text(json.dumps(value))  # JSON is YAML
+        workspace = Path(folder) / "artifacts"
+        bench.luigi("TrainVGG", "--config", str(path), "--workspace", str(workspace))
+        return float(bench.read_manifest(workspace, "train")["details"]["last_epoch"]["images_per_second"])
+
+
+def _loop(
+    name: str, config: dict[str, Any], options: argparse.Namespace, precision: str, threads: str | None
+) -> float | None:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    if threads:
+        environment["OMP_NUM_THREADS"] = threads
+    about = {
+        "architecture": config["architecture"],
+        "training": config["training"],
+        "batch": options.batch,
+        "seconds": options.seconds,
+        "precision": precision,
+    }
+    python = options.torch_python if name == "pytorch" else sys.executable
+    done = subprocess.run(
+        [python, str(LOOPS / f"{name}.py")],
+        input=json.dumps(about),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        print(f"{name}, {precision}: failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+
+
+def _has_torch(python: str) -> bool:
+    return subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 0
+
+
+def _report(options: argparse.Namespace, config: dict[str, Any], measured: dict[str, list[float]]) -> None:
+    medians = {name: bench.median(values) for name, values in measured.items()}
+    rows = []
+    for name, value in medians.items():
+        own = medians.get(f"ours, {name.rpartition(', ')[2]}", medians["ours, float32"])
+        spread = f"{min(measured[name]):,.0f} to {max(measured[name]):,.0f}"
+        rows.append((name, f"{value:,.0f}", spread, f"{own / value:.2f}"))
+    title = f"{config['architecture']['name']}, batch {options.batch}, median of {options.rounds} rounds"
+    bench.table(title, ("what", "images/s", "range", "ours / this"), rows)
+    bench.finish("throughput", {"config": options.config, "batch": options.batch, "images_per_second": measured})
+
+
+if __name__ == "__main__":
+    main()

@@ -24,14 +24,28 @@ from pipeline.config import Config
 from pipeline.errors import AlreadyRunning, ConfigError, Interrupted, PipelineError, from_os_error
 from pipeline.stage import COMMANDS
 from pipeline.workspace import MANIFEST, Workspace, run_id
-from tasks.defaults import ALREADY_RUNNING, BAD_CONFIGURATION, exit_with, log, scheduling_failed, vgg
+from tasks import scheduler
+from tasks.defaults import BAD_CONFIGURATION, exit_with, log, return_code, scheduling_failed, vgg
 from tasks.progress import SchedulerVoice, TerminalBar
 
 #: Configurations by path and content, so that a file that is edited while a chain runs does not change the chain.
 _loaded: dict[tuple[str, str], Config] = {}
 
 
-class ChainTask(luigi.Task):
+class PluginTask(luigi.Task):
+    """Base of all tasks here. One that has no other tasks to wait for does `without_scheduler`."""
+
+    without_scheduler = False
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+        """Luigi's own; raises `PipelineError` when the `luigi` command has no scheduler to run this task with."""
+        settle = scheduler.do_without if cls.without_scheduler else scheduler.require
+        settle(cls.get_task_family())
+        return super().get_param_values(params, args, kwargs)
+
+
+class ChainTask(PluginTask):
     """Parameters that every task of the chain shares.
 
     `architecture`, `dataset` and `settings` are filled in from the configuration: they tell two configurations
@@ -118,7 +132,7 @@ class StageTask(ChainTask):
                 log.info("%s: runs because %s", self.what, "; ".join(reasons))
                 self._run_stage(chain, lock, reasons)
         except AlreadyRunning:
-            exit_with(ALREADY_RUNNING)
+            exit_with(return_code("already_running"))
             raise
         except OSError as error:
             raise from_os_error(error, "use the workspace") from error

@@ -35,12 +35,11 @@ RETURN_CODES = {
 BAD_CONFIGURATION = 2
 REFUSED = 5
 UNHEALTHY = 6
-ALREADY_RUNNING = RETURN_CODES["already_running"]
 
 log = logging.getLogger("vgg")
 
-#: The code asked for. Shared memory: with --workers 2 and more, tasks run in forked processes.
-_asked_for = mmap.mmap(-1, 1)
+#: Whether a code was asked for, and which. Shared memory: with --workers 2 and more, tasks run in forked processes.
+_asked_for = mmap.mmap(-1, 2)
 
 
 def exit_with(code: int) -> None:
@@ -50,7 +49,12 @@ def exit_with(code: int) -> None:
     the tasks through `luigi.build`.
     """
     if _on_command_line() and not _asked_for[0]:
-        _asked_for[0] = min(code, 255)
+        _asked_for[:] = bytes((1, min(code, 255)))
+
+
+def return_code(category: str) -> int:
+    """The exit code for one of Luigi's own categories: the user's, else this plugin's."""
+    return get_config().getint("retcode", category, RETURN_CODES[category])
 
 
 def _on_command_line() -> bool:
@@ -62,7 +66,7 @@ def _leave() -> None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(_asked_for[0])
+        os._exit(_asked_for[1])
 
 
 class _OneLine(logging.Filter):

@@ -11,7 +11,7 @@ from pipeline import events, locks, manifest
 from pipeline.chain import STAGES, UPSTREAM, Chain, drift, shown_source
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.workspace import RUN_STAGES, Workspace
-from tasks.base import ChainTask
+from tasks.base import ChainTask, PluginTask
 from tasks.defaults import exit_with
 
 DAMAGED = 4
@@ -20,6 +20,7 @@ DAMAGED = 4
 class Command(ChainTask):
     """A task that does its work whenever it is called, and leaves no target."""
 
+    without_scheduler = True
     done = False
 
     def complete(self) -> bool:
@@ -74,8 +75,10 @@ class SetAside(Command):
         events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=str(target))
 
 
-class Verify(luigi.Task):
+class Verify(PluginTask):
     """Re-hash every file of every data set and run in a workspace; exit code 4 when one is damaged."""
+
+    without_scheduler = True
 
     workspace = luigi.Parameter(default="artifacts", description="the folder that holds data sets and runs")
     done = False

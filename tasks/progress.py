@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import html
+import io
+import multiprocessing
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO, cast
 
 
 class SchedulerVoice:
@@ -63,23 +65,31 @@ class SchedulerVoice:
 
 
 class TerminalBar:
-    """A progress bar on a terminal; nothing elsewhere (a log gets one line an epoch instead)."""
+    """A progress bar on a terminal; nothing elsewhere (a log gets one line an epoch instead).
+
+    Nothing in a worker process of `--workers 2` either: two bars would overwrite each other.
+    """
 
     def __init__(self) -> None:
         self._progress: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and multiprocessing.parent_process() is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+            self._stderr = sys.stderr
+            console = Console(file=self._stderr)
             self._progress = Progress(
                 BarColumn(20),
                 TaskProgressColumn(),
                 TextColumn("{task.description}", markup=False),
-                console=Console(stderr=True),
+                console=console,
                 transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,  # rich's own would wrap long lines, and break the paths in them
             )
             self._task = self._progress.add_task("starting", total=1.0)
             self._progress.start()
+            sys.stderr = cast(TextIO, _AboveTheBar(console))
 
     def say(self, fraction: float, message: str) -> None:
         if self._progress is not None:
@@ -87,4 +97,30 @@ class TerminalBar:
 
     def close(self) -> None:
         if self._progress is not None:
+            sys.stderr.flush()
+            sys.stderr = self._stderr
             self._progress.stop()
+
+
+class _AboveTheBar(io.TextIOBase):
+    """Takes the place of standard error while a bar is shown: whole lines, unchanged, above it."""
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._console.print(line, soft_wrap=True, markup=False, emoji=False, highlight=False)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._rest:
+            self.write("\n")
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._console.file.fileno())

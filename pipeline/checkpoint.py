@@ -2,12 +2,14 @@
 
 One `.npz` a checkpoint in the run's `work/…/checkpoints`: plain arrays, no pickle; ZIP's CRC-32 guards every array.
 Written beside its place, fsynced and renamed. The last two are kept, so that a damaged one costs a minute, not a run.
+A damaged one is renamed to `damaged-…` when it is met, so that it does not count as one of the two.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,10 @@ from pipeline.files import atomic_writer, remove_debris
 
 SCHEMA = 1
 KEEP = 2
+
+
+class Damaged(WorkspaceError):
+    """A checkpoint that cannot be read back as it was written."""
 
 
 @dataclass
@@ -51,15 +57,19 @@ def save(path: Path, snapshot: Snapshot) -> None:
 
 
 def load(path: Path) -> Snapshot:
-    """Read a checkpoint and check it; raises `WorkspaceError` when it is damaged or of another schema."""
+    """Read a checkpoint and check it; raises `Damaged`, or `WorkspaceError` when it is of another schema."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop("meta").tobytes())
+        schema = meta["schema"]
     except Exception as error:  # a flipped bit can surface as almost anything in zipfile and numpy
-        raise WorkspaceError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
-    if meta.get("schema") != SCHEMA:
-        raise WorkspaceError(f"{path}: checkpoint of schema {meta.get('schema')}, this version reads {SCHEMA}")
+        raise Damaged(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
+    if schema != SCHEMA:
+        raise WorkspaceError(
+            f"{path}: checkpoint of schema {schema}, this version reads {SCHEMA}: go on with the version that wrote "
+            "it, or move the file away to train again from the start"
+        )
     groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "momentum": {}}
     for name, value in arrays.items():
         group, _, structural_name = name.partition(":")
@@ -70,6 +80,12 @@ def load(path: Path) -> Snapshot:
 def paths(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, newest (most steps) first."""
     return sorted(folder.glob("step-*.npz"), reverse=True)
+
+
+def set_damaged_aside(path: Path) -> None:
+    """Take a damaged checkpoint out of the row; it stays in the folder until the training is finished."""
+    with contextlib.suppress(OSError):
+        os.replace(path, path.with_name(f"damaged-{path.name}"))
 
 
 class Writer:
@@ -83,6 +99,11 @@ class Writer:
     @property
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what made the last write fail, if it has failed; does not wait."""
+        if not self.busy:
+            self.finish()
 
     def write(self, snapshot: Snapshot, wait: bool = False) -> Path:
         """Write `snapshot` as `step-<n>.npz`. Raises the error of the previous write if that failed."""

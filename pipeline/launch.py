@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import json
+import multiprocessing
 import os
 import selectors
 import signal
@@ -59,9 +61,10 @@ def run_stage(
     `launcher` is put in front of the command (a container, `srun`); `take_commands` is asked a few times a second
     for words to pass to the child (see `stage.COMMANDS`); `inherit` are file descriptors (locks) that the child
     keeps open. Raises the `PipelineError` that the child reported, `StageFailed` when it died without one, and
-    `Stopped` when this process got SIGTERM or SIGINT; a second signal kills the child at once.
+    `Stopped` when this process got SIGTERM or SIGINT; a second SIGINT (Ctrl-C) kills the child at once.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    _remove_debris(chain.folder(stage))
     with open(log, "ab") as log_file, _signals() as received:
         child = subprocess.Popen(
             [*launcher, *command(stage)],
@@ -98,7 +101,7 @@ def _follow(
     log: Path,
     on_event: Callable[[dict[str, Any]], None],
     take_commands: Callable[[], Iterable[str]],
-    received: list[int],
+    received: list[tuple[int, float]],
 ) -> dict[str, Any]:
     _say(child, json.dumps(first_line))
     result: dict[str, Any] | None = None
@@ -108,7 +111,7 @@ def _follow(
         if received and asked_at is None:
             asked_at = time.monotonic()
             _say(child, "stop")
-        if len(received) > 1 or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
+        if _in_a_hurry(received) or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
             child.kill()
         for word in take_commands():
             _say(child, word)
@@ -123,7 +126,7 @@ def _follow(
     status = child.wait()
     if received:
         how = error["message"] if error else "stopped at once"
-        raise Stopped(f"{stage}: {how}", received[0])
+        raise Stopped(f"{stage}: {how}", received[0][0])
     if status == 0 and result is not None:
         return result
     raise _failure(stage, status, error, log)
@@ -193,19 +196,54 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them. Only the main thread can; elsewhere they stay as set."""
-    received: list[int] = []
+def _signals() -> Iterator[list[tuple[int, float]]]:
+    """Collect SIGINT and SIGTERM, with their times, instead of dying of them.
+
+    Only the main thread can; elsewhere they stay as set.
+    """
+    received: list[tuple[int, float]] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in numbers}
+    before = {
+        number: signal.signal(number, lambda n, frame: received.append((n, time.monotonic()))) for number in numbers
+    }
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_a_hurry(received: list[tuple[int, float]]) -> bool:
+    """True after a second Ctrl-C.
+
+    Supervisors and wrappers deliver the same signal twice within milliseconds (to the process and to its group), and
+    Luigi sends SIGTERM after Ctrl-C to the processes that it forked: neither is a second wish.
+    """
+    times = [moment for number, moment in received if number == signal.SIGINT]
+    return bool(times) and times[-1] - times[0] > 0.2
+
+
+def _remove_debris(folder: Path | None) -> None:
+    """Remove what killed writers left in a stage's folder. Only while its lock is held."""
+    for path in folder.glob(".*.tmp") if folder else ():
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def end_with_parent() -> None:
+    """In a process that Luigi forked for one task (`--workers 2`): get SIGTERM when the luigi command dies.
+
+    Otherwise a `kill -9` of the command would leave it training, with nobody to report to.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent.pid:  # it died before that
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _last_line(log: Path) -> str:

@@ -1,7 +1,8 @@
 """One worker at a time on one stage of one run: advisory file locks that die with their holder.
 
 Leaves a small file under `work/locks` that names the holder. The kernel drops the lock when the last process that
-inherited it ends, so a lock file left by a dead process is no obstacle. `flock` works across hosts on NFSv4.
+inherited it ends, so a lock file left by a dead process is no obstacle. `flock` works across hosts on NFSv4 (Linux
+2.6.12 and later hand it to the server); there, too, the lock of a host that is gone ends with its lease.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pathlib import Path
 from pipeline.errors import AlreadyRunning
 from pipeline.files import read_json
 from pipeline.manifest import now
+
+#: Seconds to wait for the last process of a command that was killed: it still writes its checkpoint.
+ENDING_SECONDS = 30.0
 
 
 def holder(path: Path) -> dict[str, object] | None:
@@ -46,28 +50,45 @@ def hold(path: Path, what: str, wait: bool, waiting: Callable[[str], None] | Non
     """Hold the lock at `path`; gives its file descriptor, to be inherited by the processes that do the work.
 
     When another live process has it: with `wait` call `waiting` once with a line about who has it and wait,
-    else raise `AlreadyRunning`.
+    else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its child ends by itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        told = False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                other = read_json(path)
-                who = describe(other) if isinstance(other, dict) else "another process"
-                if not wait:
-                    raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done") from None
-                if waiting and not told:
-                    waiting(f"{what}: waiting for {who}")
-                    told = True
-                time.sleep(0.5)
+        _acquire(descriptor, path, what, wait, waiting or (lambda line: None))
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(record).encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, what: str, wait: bool, waiting: Callable[[str], None]) -> None:
+    told, until = "", time.monotonic() + ENDING_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            other = read_json(path)
+        other = other if isinstance(other, dict) else {}
+        who = describe(other) if other else "another process"
+        # Without a record its holder has got the lock this very moment and will say so in the next one.
+        ending = not other or (other.get("host") == socket.gethostname() and is_gone(other.get("pid")))
+        if not wait and not (ending and time.monotonic() < until):
+            raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
+        line = f"{what}: {who} is gone, waiting for its last process to end" if ending else f"{what}: waiting for {who}"
+        if other and line != told:
+            waiting(line)
+            told = line
+        time.sleep(0.2 if ending else 0.5)
+
+
+def is_gone(pid: object) -> bool:
+    """True when no process of this number is alive on this host (one that nobody has waited for counts as gone)."""
+    try:
+        with open(f"/proc/{int(str(pid))}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
+    except (OSError, ValueError, IndexError):
+        return True

@@ -7,7 +7,7 @@ below are MXNet's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -190,22 +190,37 @@ class Network:
         return float(loss.asscalar()) / count / scale
 
     def evaluate(
-        self, images: np.ndarray, labels: np.ndarray, norm: batches.Normalisation, batch_size: int
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        norm: batches.Normalisation,
+        batch_size: int,
+        between: Callable[[], None] = lambda: None,
     ) -> tuple[float | None, float | None]:
-        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, without augmentation or smoothing; None for none."""
+        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, without augmentation or smoothing; None for none.
+
+        `between` is called between two batches; it may raise.
+        """
         if not len(labels):
             return None, None
-        logits = self.logits(images, norm, min(batch_size, len(labels)))
+        logits = self.logits(images, norm, min(batch_size, len(labels)), between)
         loss, correct = cross_entropy(logits, labels)
         return float(loss.mean()), float(correct.mean())
 
-    def logits(self, images: np.ndarray, norm: batches.Normalisation, batch_size: int) -> np.ndarray:
+    def logits(
+        self,
+        images: np.ndarray,
+        norm: batches.Normalisation,
+        batch_size: int,
+        between: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
         """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, computed on the first device."""
         mx, context = self.mx, self.devices.contexts[0]
         net = self._inference_copy()
         parts = []
         for values, count in batches.fixed_batches(images, batch_size, norm):
             parts.append(net(mx.nd.array(values, ctx=context)).astype("float32").asnumpy()[:count])
+            between()
         return np.concatenate(parts)
 
     def _inference_copy(self) -> Any:

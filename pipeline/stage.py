@@ -53,7 +53,8 @@ class Reporter:
 
     def note(self, message: str) -> None:
         """One line for people: into the log with the time in UTC, and to the parent."""
-        print(f"{now()} {message}", file=self.log, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not turn into another error
+            print(f"{now()} {message}", file=self.log, flush=True)
         self._send({"event": "note", "message": message})
 
     def send(self, event: str, **values: Any) -> None:
@@ -123,21 +124,27 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
     except PipelineError as error:
         return _fail(reporter, error)
     except OSError as error:
-        traceback.print_exc()
+        _log_traceback()
         return _fail(reporter, from_os_error(error, "read or write it"))
     except MemoryError:
-        traceback.print_exc()
+        _log_traceback()
         return _fail(reporter, PipelineError("out of memory: lower training.batch_size or free some memory"))
     except Exception as error:  # the cause stays in the log, the parent names it
-        traceback.print_exc()
+        _log_traceback()
         reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {error}".splitlines()[0])
         return EXIT_FAILED
 
 
 def exit_with(status: int) -> None:
     """End the process at once after flushing: MXNet's own shutdown can hang or crash, and has nothing to save."""
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
     os._exit(status)
+
+
+def _log_traceback() -> None:
+    with contextlib.suppress(OSError, ValueError):  # the log can be on the disk that is full
+        traceback.print_exc()
 
 
 def _fail(reporter: Reporter, error: PipelineError) -> int:

@@ -90,7 +90,7 @@ class Session:
         self.training = chain.config.training
         self.devices = runtime.devices(chain.config.device)
         self.precision = runtime.resolve_precision(self.training.precision, self.devices)
-        data = dataset.load(run.workspace.dataset(run.dataset_id))
+        data = dataset.load(run.workspace.dataset(run.dataset_id), verify=True)
         # The same images can come from several sources; what they are called is a matter of the configured one.
         record = chain.source_record() or {}
         self.about_data = {**data.manifest["details"], **{k: record[k] for k in ("label", "official") if k in record}}
@@ -201,11 +201,15 @@ class Session:
 
     def _obey(self, moment: float) -> None:
         """Checkpoint when it is time or was asked for; stop when that was asked for."""
-        if self.reporter.stopping:
-            self.stop("stopped on request")
+        self._stop_if_asked()
+        self.writer.check()
         due = moment - self.last_checkpoint >= self.training.checkpoint_seconds and not self.writer.busy
         if self.reporter.take("checkpoint") or due:
             self.checkpoint()
+
+    def _stop_if_asked(self) -> None:
+        if self.reporter.stopping:
+            self.stop("stopped on request")
 
     def _end_epoch(self) -> None:
         counters = self.counters
@@ -215,7 +219,10 @@ class Session:
         counters.epoch_seconds = time.monotonic() - self.epoch_started
         count = len(self.batches.indices)
         loss_sum, correct = (sum(values) for values in zip(*counters.sums, strict=True))
-        loss, accuracy = self.network.evaluate(*self.validation, self.norm, self.training.batch_size)
+        # Stopped in here, the epoch's steps are done and its row is not written: the next process writes it.
+        loss, accuracy = self.network.evaluate(
+            *self.validation, self.norm, self.training.batch_size, between=self._stop_if_asked
+        )
         row = {
             "epoch": counters.epoch + 1,
             "train_loss": loss_sum / count,
@@ -340,8 +347,9 @@ class Session:
         for path in checkpoint.paths(self.run.checkpoints):
             try:
                 snapshot = checkpoint.load(path)
-            except WorkspaceError as error:
+            except checkpoint.Damaged as error:
                 self.reporter.note(f"{error}; falling back to the one before")
+                checkpoint.set_damaged_aside(path)
                 continue
             why_not = self._why_not(snapshot)
             if why_not:
@@ -404,12 +412,13 @@ class Session:
         return snapshot, how
 
     def _note_inexactness(self, meta: dict[str, Any]) -> None:
-        then, now = meta, self._conditions()
+        then, now = ({**value, "libraries": _libraries(value["versions"])} for value in (meta, self._conditions()))
         for key, name in (
             ("threads", "threads"),
             ("device", "device"),
             ("precision", "precision"),
             ("cpu", "processor"),
+            ("libraries", "libraries"),
         ):
             if then.get(key) != now[key]:
                 reason = f"{name} {then.get(key)} -> {now[key]} when resumed at step {self.counters.step}"
@@ -456,6 +465,11 @@ class Session:
             f"the loss is no longer a finite number at epoch {counters.epoch + 1}, step {counters.step} (learning rate "
             f"{self._learning_rate():.4g}); {good}; lower training.learning_rate or lengthen schedule.warmup_epochs"
         )
+
+
+def _libraries(versions: dict[str, str]) -> str:
+    """The versions of what computes the result, for a comparison."""
+    return ", ".join(f"{name} {versions[name]}" for name in sorted(versions) if name.startswith(("mxnet", "numpy")))
 
 
 def _readable(row: dict[str, Any], epochs: int) -> str:

@@ -1,6 +1,6 @@
 """The Luigi tasks of the plugin: `luigi --module tasks Report`."""
 
-from tasks import defaults  # first: it sets what Luigi reads next
+from tasks import defaults, luigid  # first: they set what Luigi reads next
 from tasks.maintenance import SetAside, Status, Verify
 from tasks.retraining import GenerationReport, Promote, Prune, Retrain, Rollback
 from tasks.stages import DownloadCifar, Evaluate, Export, Report, TrainVGG
@@ -20,4 +20,5 @@ __all__ = [
     "TrainVGG",
     "Verify",
     "defaults",
+    "luigid",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import re
 import time
 from collections.abc import Iterator
@@ -21,11 +22,27 @@ from pipeline import config as configuration
 from pipeline import events, launch, locks
 from pipeline.chain import Chain, shown_source
 from pipeline.config import Config
-from pipeline.errors import AlreadyRunning, ConfigError, Interrupted, PipelineError, from_os_error
+from pipeline.errors import (
+    AlreadyRunning,
+    ConfigError,
+    Interrupted,
+    PipelineError,
+    TrainingDiverged,
+    from_os_error,
+)
 from pipeline.stage import COMMANDS
 from pipeline.workspace import MANIFEST, Workspace, run_id
 from tasks import scheduler
-from tasks.defaults import BAD_CONFIGURATION, exit_with, log, return_code, scheduling_failed, vgg
+from tasks.defaults import (
+    BAD_CONFIGURATION,
+    ask_for_no_more_work,
+    exit_with,
+    log,
+    return_code,
+    scheduling_failed,
+    stop_on_sigterm,
+    vgg,
+)
 from tasks.progress import SchedulerVoice, TerminalBar
 
 #: Configurations by path and content, so that a file that is edited while a chain runs does not change the chain.
@@ -104,6 +121,7 @@ class StageTask(ChainTask):
 
     def complete(self) -> bool:
         """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
+        stop_on_sigterm()
         try:
             return self.chain.complete(self.stage)
         except PipelineError as error:
@@ -122,6 +140,7 @@ class StageTask(ChainTask):
 
     def run(self) -> None:
         """Do the stage's work in its own process, unless another process has just done it."""
+        launch.end_with_parent()
         chain = self.chain
         try:
             with self._locked(chain) as lock:
@@ -133,6 +152,9 @@ class StageTask(ChainTask):
                 self._run_stage(chain, lock, reasons)
         except AlreadyRunning:
             exit_with(return_code("already_running"))
+            raise
+        except TrainingDiverged:
+            ask_for_no_more_work()  # with keep_alive Luigi would try it again and again, to the same end
             raise
         except OSError as error:
             raise from_os_error(error, "use the workspace") from error
@@ -175,6 +197,8 @@ class StageTask(ChainTask):
             events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
             if isinstance(error, launch.Stopped):
                 exit_with(128 + error.signal)
+                if multiprocessing.parent_process():  # Luigi forked this process: it ends like any other failure
+                    raise Interrupted(str(error)) from None
             raise
         finally:
             voice.close()

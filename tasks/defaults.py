@@ -9,17 +9,22 @@ from __future__ import annotations
 import atexit
 import logging
 import mmap
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from typing import Any
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
+from luigi.worker import TaskProcess, worker
 
 from pipeline.errors import PipelineError
 from pipeline.launch import Stopped
+from pipeline.stage import GRACE_SECONDS
 
 #: Luigi's own defaults are 0 for all of these, even for a failed task.
 RETURN_CODES = {
@@ -57,11 +62,39 @@ def return_code(category: str) -> int:
     return get_config().getint("retcode", category, RETURN_CODES[category])
 
 
+def stop_on_sigterm() -> None:
+    """Let SIGTERM end the `luigi` command as Ctrl-C does, so that Luigi ends the processes that it forked.
+
+    While a stage runs in this very process, `launch.run_stage` takes the signals. Does nothing in a program that uses
+    the tasks through `luigi.build`, or that handles SIGTERM itself.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if main and _on_command_line() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, frame: object) -> None:
+    if multiprocessing.parent_process():  # forked for one task, which has not started its work
+        os._exit(128 + number)
+    exit_with(128 + number)
+    raise Stopped("stopped on request", number)
+
+
+def ask_for_no_more_work() -> None:
+    """Under `[worker] keep_alive`: let this command end once what is running is done."""
+    if worker().keep_alive and callable(signal.getsignal(signal.SIGUSR1)):
+        parent = multiprocessing.parent_process()
+        os.kill(parent.pid if parent and parent.pid else os.getpid(), signal.SIGUSR1)  # Luigi's own way to ask
+
+
 def _on_command_line() -> bool:
     return CmdlineParser.get_instance() is not None
 
 
 def _leave() -> None:
+    for process in multiprocessing.active_children():
+        if isinstance(process, TaskProcess):
+            process.join(timeout=GRACE_SECONDS + 5)  # it is writing its checkpoint
     if _asked_for[0]:
         logging.shutdown()
         sys.stdout.flush()
@@ -74,6 +107,8 @@ class _OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if record.exc_info and error is None:  # Luigi asks for a traceback where there is none
+            record.exc_info = record.exc_text = None
         if isinstance(error, PipelineError):
             record.msg, record.args = "%s", (str(error),)
             record.exc_info = record.exc_text = None
@@ -117,6 +152,13 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
         pass
 
 
+def _leave_locking_to_the_workspace() -> None:
+    # Luigi's own lock goes by the command line alone: it would refuse the same command in another folder, and
+    # know nothing of `[vgg] overlap`.
+    if not _is_set("core", "no_lock"):
+        get_config().set("core", "no_lock", "true")
+
+
 def _set_up_logging() -> None:
     # Only a message of ours is a message for people; Luigi's stay a --log-level away.
     for name in ("luigi-interface", "luigi"):
@@ -137,8 +179,8 @@ def _wants_luigi_messages() -> bool:
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: object) -> None:
-    if isinstance(error, Stopped):
-        log.error("%s", error)
+    if isinstance(error, KeyboardInterrupt):
+        log.error("%s", str(error) or "stopped")
     else:
         sys.__excepthook__(kind, error, traceback)  # type: ignore[arg-type]
 
@@ -146,6 +188,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: obje
 _quiet = not _wants_luigi_messages()
 _filter = _OneLine()
 _set_return_codes()
+_leave_locking_to_the_workspace()
 _set_up_logging()
 sys.excepthook = _excepthook
 atexit.register(_leave)

@@ -1,0 +1,258 @@
+"""The real `luigi` command on a tiny network and a tiny data set, to be killed at chosen moments and run again.
+
+Used by the tests of this folder and by `benchmarks/faults.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+#: Far more than anything here takes on a busy machine: a test must not depend on speed.
+PATIENCE = 120.0
+
+CLASSES = ("cat", "dog", "owl", "fox")
+
+
+def write_archive(path: Path, images: int = 200, seed: int = 1) -> Path:
+    """A `.tar.gz` in CIFAR-10's binary layout: 2 x `images` training and 40 test images, bright in one quarter."""
+    files = {"batches.meta.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
+    for number, (name, count) in enumerate(
+        (("data_batch_1.bin", images), ("data_batch_2.bin", images), ("test_batch.bin", 40))
+    ):
+        generator = np.random.RandomState(seed * 10 + number)
+        labels = np.arange(count) % len(CLASSES)
+        pixels = generator.randint(0, 160, (count, 3, 32, 32))
+        for image, label in zip(pixels, labels, strict=True):
+            top, left = 16 * (label // 2), 16 * (label % 2)
+            image[:, top : top + 16, left : left + 16] += 60
+        rows = np.concatenate([labels[:, None], pixels.reshape(count, -1)], axis=1).astype(np.uint8)
+        files[name] = rows.tobytes()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    path.write_bytes(gzip.compress(buffer.getvalue(), 1, mtime=0))
+    return path
+
+
+def tiny_config(archive: Path, **training: Any) -> dict[str, Any]:
+    """A network with everything that makes resuming hard: dropout, batch norm, augmentation, momentum."""
+    device = training.pop("device", "cpu")
+    architecture = {"name": "tiny", "conv_arch": [[1, 8], [1, 16]], "batch_norm": True, "dense": [32], "classes": 4}
+    architecture.update(training.pop("architecture", {}))
+    settings = {
+        "epochs": 12,
+        "batch_size": 16,
+        "optimizer": "nag",
+        "learning_rate": 0.02,
+        "normalize": True,
+        "validation_images": 40,
+        "augmentation": {"pad_crop": 2, "flip": "random", "cutout": 4},
+        "checkpoint_seconds": 0.05,
+        **training,
+    }
+    return {
+        "data": {"name": "mini", "source": str(archive)},
+        "architecture": architecture,
+        "training": settings,
+        "device": device,
+    }
+
+
+@dataclass
+class Place:
+    """One workspace with one configuration, and the commands that are run on it."""
+
+    folder: Path
+    archive: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    workspace: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.workspace = self.folder / "artifacts"
+        self.configure()
+
+    def configure(self, **training: Any) -> None:
+        """Write `run.yaml`: `tiny_config` with these keys of `training` changed."""
+        (self.folder / "run.yaml").write_text(yaml.safe_dump(tiny_config(self.archive, **training)))
+
+    def start(self, task: str = "TrainVGG", *arguments: str, **environment: str) -> Command:
+        """Start `luigi --module tasks <task>` on this workspace."""
+        line = [*luigi(), "--module", "tasks", task]
+        if task != "Verify":
+            line += ["--config", str(self.folder / "run.yaml")]
+        line += ["--workspace", str(self.workspace), *arguments]
+        if not any("scheduler" in argument for argument in arguments):
+            line.append("--local-scheduler")
+        return Command(line, self.folder, {**self.environment, **environment})
+
+    def run(self, task: str = "TrainVGG", *arguments: str, **environment: str) -> Command:
+        """As `start`, and wait for the end."""
+        command = self.start(task, *arguments, **environment)
+        command.finish()
+        return command
+
+    # --- what is there ------------------------------------------------------------------------------------------
+
+    def stage(self, stage: str) -> Path:
+        """The folder of a run's stage (there is one run), or of the data set."""
+        pattern = "datasets/mini-*" if stage == "dataset" else f"runs/*/*/{stage}"
+        return next(iter(self.workspace.glob(pattern)), self.workspace / "not there")
+
+    def manifest(self, stage: str = "train") -> dict[str, Any]:
+        return json.loads((self.stage(stage) / "manifest.json").read_text())
+
+    def digest(self) -> str:
+        """SHA-256 of the trained weights."""
+        return hashlib.sha256((self.stage("train") / "model.params").read_bytes()).hexdigest()
+
+    def log(self, stage: str = "train") -> str:
+        path = self.stage(stage) / f"{stage}.log"
+        return path.read_text() if path.exists() else ""
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.workspace.glob("work/*/*/checkpoints/step-*.npz"))
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 when there is none."""
+        return max((int(path.stem.split("-")[1]) for path in self.checkpoints()), default=0)
+
+    def history(self) -> list[int]:
+        """The epochs of `history.csv` in order."""
+        lines = (self.stage("train") / "history.csv").read_text().splitlines()[1:]
+        return [int(line.split(",")[0]) for line in lines]
+
+    def events(self) -> list[dict[str, Any]]:
+        path = self.workspace / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def started(self, stage: str) -> int:
+        """How many times a stage was started so far."""
+        return sum(event["event"] == "started" and event["stage"] == stage for event in self.events())
+
+
+class Command:
+    """A running command, what it says, and every process that came out of it."""
+
+    def __init__(self, line: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self.mark = uuid.uuid4().hex
+        self._output = folder / f"output-{self.mark[:8]}.txt"
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("LUIGI", "CIFAR10_SOURCE"))}
+        path = os.pathsep.join(filter(None, (str(ROOT), clean.get("PYTHONPATH"))))
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "FAULT_TEST_MARK": self.mark}
+        with open(self._output, "wb") as output:
+            self.process = subprocess.Popen(
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env={**clean, **own, **environment},
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    @property
+    def code(self) -> int | None:
+        return self.process.poll()
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait until `condition` gives something true; fails when the command ends before that."""
+        deadline = time.monotonic() + PATIENCE
+        while not (value := condition()):
+            if self.process.poll() is not None and not (value := condition()):
+                raise AssertionError(f"ended with {self.code} before {what}:\n{self.output}")
+            if value:
+                break
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {PATIENCE:.0f} s: {what}\n{self.output}")
+            time.sleep(0.005)
+        return value
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9 of the luigi process, and wait until everything that it started is gone."""
+        self.send(signal.SIGKILL)
+        self.process.wait()
+        self.wait_until_gone()
+
+    def finish(self, code: int | None = None) -> int:
+        """Wait for the end; checks the exit code when one is given."""
+        try:
+            found = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"not finished within {PATIENCE:.0f} s:\n{self.output}") from None
+        assert code is None or found == code, f"exit code {found}, expected {code}:\n{self.output}"
+        return found
+
+    def children(self) -> list[int]:
+        """The living processes that came out of this command, itself excepted."""
+        return [pid for pid in marked(self.mark) if pid != self.process.pid]
+
+    def child(self) -> int:
+        """The stage's process."""
+        return self.wait_for(lambda: [pid for pid in self.children() if "pipeline." in _arguments(pid)], "a child")[0]
+
+    def wait_until_gone(self, seconds: float = PATIENCE) -> float:
+        """Wait until no process of this command is left; gives the seconds that it took."""
+        started = time.monotonic()
+        while left := self.children():
+            if time.monotonic() - started > seconds:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                raise AssertionError(f"processes left after {seconds:.0f} s: {[_arguments(pid) for pid in left]}")
+            time.sleep(0.01)
+        return time.monotonic() - started
+
+
+def luigi() -> list[str]:
+    """The `luigi` command of this Python."""
+    script = Path(sys.executable).with_name("luigi")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "luigi"]
+
+
+def marked(mark: str) -> Iterator[int]:
+    """The living processes that carry a command's mark in their environment."""
+    sign = f"FAULT_TEST_MARK={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            if alive and sign in (folder / "environ").read_bytes():
+                yield int(folder.name)
+
+
+def _arguments(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""

@@ -34,6 +34,7 @@ MODULES = {
     "export": "pipeline.export",
     "promote": "pipeline.promotion",
     "report": "pipeline.report",
+    "compare": "pipeline.comparison",
 }
 
 

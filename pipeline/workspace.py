@@ -16,6 +16,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from pipeline.config import Architecture, Config, Data, fingerprint
 
 MANIFEST = "manifest.json"
@@ -148,8 +150,16 @@ def seed_generation(seed: int) -> str:
 
 def generation_seed(generation: str) -> int | None:
     """The seed that a generation of that name is trained with; None for any other name."""
-    match = re.fullmatch(r"seed-(\d{1,9})", generation)
-    return int(match[1]) if match else None
+    match = re.fullmatch(r"seed-(0|[1-9]\d{0,9})", generation)
+    return int(match[1]) if match and int(match[1]) < 2**31 else None
+
+
+def with_generation_seed(config: Config, generation: str) -> Config:
+    """The configuration that a generation is trained with: itself, but for the seed of a generation `seed-N`."""
+    seed = generation_seed(generation)
+    if seed is None or seed == config.training.seed:
+        return config
+    return msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, seed=seed))
 
 
 def source_key(data: Data) -> str:

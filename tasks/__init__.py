@@ -1,11 +1,13 @@
 """The Luigi tasks of the plugin: `luigi --module tasks Report`."""
 
 from tasks import defaults, luigid  # first: they set what Luigi reads next
+from tasks.comparing import Compare
 from tasks.maintenance import SetAside, Status, Verify
 from tasks.retraining import GenerationReport, Promote, Prune, Retrain, Rollback
 from tasks.stages import DownloadCifar, Evaluate, Export, Report, TrainVGG
 
 __all__ = [
+    "Compare",
     "DownloadCifar",
     "Evaluate",
     "Export",

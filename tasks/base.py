@@ -31,7 +31,7 @@ from pipeline.errors import (
     from_os_error,
 )
 from pipeline.stage import COMMANDS
-from pipeline.workspace import MANIFEST, Workspace, run_id
+from pipeline.workspace import MANIFEST, Workspace, run_id, with_generation_seed
 from tasks import scheduler
 from tasks.defaults import (
     BAD_CONFIGURATION,
@@ -90,7 +90,7 @@ class ChainTask(PluginTask):
         """Luigi's own, with the filled-in parameters; raises `ConfigError` for a bad configuration."""
         values = dict(super().get_param_values(params, args, kwargs))
         try:
-            _check_generation(values["generation"])
+            check_name("--generation", values["generation"])
             filled = _fill(values)
         except ConfigError:
             exit_with(BAD_CONFIGURATION)
@@ -178,32 +178,21 @@ class StageTask(ChainTask):
             elif event["event"] == "note":
                 log.info("%s: %s", self.stage, event["message"])
 
-        workspace, started = chain.workspace, time.monotonic()
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
-        events.record(workspace, "started", **about, reasons=reasons)
         try:
-            launch.run_stage(
-                self.stage,
-                chain,
-                log=path,
-                on_event=on_event,
-                take_commands=self._commands,
-                inherit=[lock],
-                options=self.options(chain),
-            )
-        except BaseException as error:
-            outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
-            seconds = round(time.monotonic() - started, 3)
-            events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
-            if isinstance(error, launch.Stopped):
-                exit_with(128 + error.signal)
-                if multiprocessing.parent_process():  # Luigi forked this process: it ends like any other failure
-                    raise Interrupted(str(error)) from None
-            raise
+            with recorded(chain.workspace, reasons, **about):
+                launch.run_stage(
+                    self.stage,
+                    chain,
+                    log=path,
+                    on_event=on_event,
+                    take_commands=self._commands,
+                    inherit=[lock],
+                    options=self.options(chain),
+                )
         finally:
             voice.close()
             bar.close()
-        events.record(workspace, "finished", **about, seconds=round(time.monotonic() - started, 3))
 
     @contextlib.contextmanager
     def _locked(self, chain: Chain) -> Iterator[int]:
@@ -230,6 +219,25 @@ class StageTask(ChainTask):
         return words
 
 
+@contextlib.contextmanager
+def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator[None]:
+    """Tell the event log of the work in this block, how it ends, and end the command rightly when it was stopped."""
+    started = time.monotonic()
+    events.record(workspace, "started", **about, reasons=reasons)
+    try:
+        yield
+    except BaseException as error:
+        outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
+        seconds = round(time.monotonic() - started, 3)
+        events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
+        if isinstance(error, launch.Stopped):
+            exit_with(128 + error.signal)
+            if multiprocessing.parent_process():  # Luigi forked this process: it ends like any other failure
+                raise Interrupted(str(error)) from None
+        raise
+    events.record(workspace, "finished", **about, seconds=round(time.monotonic() - started, 3))
+
+
 def configuration_of(path: str, settings: str) -> Config:
     """The configuration that a task with these parameters was made for."""
     return _loaded[path, settings]
@@ -240,10 +248,8 @@ def _fill(values: dict[str, Any]) -> dict[str, str]:
     key = (values["config"], values["settings"])
     config = _loaded.get(key)
     if config is None:
-        config = configuration.load(values["config"])
-        text = json.dumps(configuration.to_dict(config), sort_keys=True)
-        key = (values["config"], hashlib.sha256(text.encode()).hexdigest()[:16])
-        _loaded[key] = config
+        config = with_generation_seed(configuration.load(values["config"]), values["generation"])
+        key = (values["config"], remember(values["config"], config))
     return {
         "architecture": run_id(config.architecture),
         "dataset": f"{config.data.name} from {shown_source(config.data)}",
@@ -251,11 +257,18 @@ def _fill(values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _check_generation(name: str) -> None:
+def remember(path: str, config: Config) -> str:
+    """Keep a loaded configuration for the tasks of this process; gives their `settings`, which stand for it."""
+    text = json.dumps(configuration.to_dict(config), sort_keys=True)
+    settings = hashlib.sha256(text.encode()).hexdigest()[:16]
+    _loaded[path, settings] = config
+    return settings
+
+
+def check_name(flag: str, name: str) -> None:
+    """Refuse a name given on the command line that cannot be the name of a folder; empty means not given."""
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise ConfigError(
-            f"--generation: found {name!r}, allowed are letters, digits, '.', '_' and '-', at most 64 of them"
-        )
+        raise ConfigError(f"{flag}: found {name!r}, allowed are letters, digits, '.', '_' and '-', at most 64 of them")
 
 
 def _log_path(chain: Chain, stage: str) -> Path:

@@ -16,6 +16,10 @@ class DownloadCifar(StageTask):
 
     stage = "dataset"
 
+    def process_resources(self) -> dict[str, int]:
+        """Tasks of several configurations that share a data set take turns; the first one makes it for all."""
+        return {f"data set {self.chain.workspace.source_pointer(self.chain.config.data)}": 1}
+
 
 class TrainVGG(StageTask):
     """Train the configured VGG; goes on from checkpoints and, when `epochs` were raised, from the finished run."""

@@ -50,6 +50,20 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[M
     return _svg(_WIDTH, 72, parts)
 
 
+def interval_row(accuracy: float, interval: Sequence[float], values: Sequence[float], ends: Sequence[float]) -> Markup:
+    """One row of a table as a dot on a scale that all rows share, with its interval and the single values."""
+
+    def x(value: float) -> float:
+        return 6 + 188 * (min(max(value, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0])
+
+    parts = [_line(0, 10, 200, 10, "var(--line)", 1)]
+    parts.append(_line(x(interval[0]), 10, x(interval[1]), 10, "var(--series-1)", 3, "round"))
+    if len(values) > 1:
+        parts += [_line(x(value), 4, x(value), 16, "var(--series-2)", 2) for value in values]
+    parts.append(Markup('<circle cx="{:.1f}" cy="10" r="4.5" fill="var(--series-1)"/>').format(x(accuracy)))
+    return _svg(200, 20, parts)
+
+
 def network(blocks: Sequence[dict[str, Any]]) -> Markup:
     """The network from left to right: a solid for each convolution, as high as its images, as deep as its channels."""
     side, middle = 32, 52.0

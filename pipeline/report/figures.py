@@ -65,17 +65,17 @@ _CURVES = {
 _Figure = TypeVar("_Figure", bound=Callable[..., str])
 
 
-def _styled(draw: _Figure) -> _Figure:
+def styled(draw: _Figure) -> _Figure:
     """Draw in the report's style, whatever the caller's matplotlib is set to."""
 
     @functools.wraps(draw)
-    def styled(*arguments: Any) -> str:
+    def drawn(*arguments: Any) -> str:
         import matplotlib
 
         with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
             return draw(*arguments)
 
-    return styled  # type: ignore[return-value]
+    return drawn  # type: ignore[return-value]
 
 
 def curves(history: Sequence[dict[str, Any]], resumes: Sequence[float]) -> dict[str, str]:
@@ -83,11 +83,11 @@ def curves(history: Sequence[dict[str, Any]], resumes: Sequence[float]) -> dict[
     return {name: _curve(name, history, resumes) for name in _CURVES}
 
 
-@_styled
+@styled
 def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float]) -> str:
     label, keys, factor = _CURVES[name]
     epochs = [row["epoch"] for row in history]
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for key, colour, style in zip(keys, (FIRST, SECOND), ("-", "--"), strict=False):
         values = [float("nan") if row[key] is None else row[key] * factor for row in history]
         if any(value == value for value in values):
@@ -103,13 +103,13 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
         axes.set_ylim(0, 1.1 * max((row[keys[0]] or 0 for row in history), default=0) or 1)
     if len(axes.lines) - len(resumes) > 1:
         axes.legend(loc="best", handlelength=1.8)
-    return _svg(figure, name)
+    return as_svg(figure, name)
 
 
-@_styled
+@styled
 def reliability(bins: Sequence[dict[str, Any]]) -> str:
     """The reliability diagram: accuracy against confidence, above a histogram of the confidences."""
-    figure, (axes, below) = _figure(rows=2, size=(3.9, 3.8), height_ratios=[3, 1])
+    figure, (axes, below) = new_figure(rows=2, size=(3.9, 3.8), height_ratios=[3, 1])
     width = bins[0]["high"] - bins[0]["low"]
     filled = [item for item in bins if item["count"]]
     centres = [(item["low"] + item["high"]) / 2 for item in filled]
@@ -131,10 +131,10 @@ def reliability(bins: Sequence[dict[str, Any]]) -> str:
     for part in (axes, below):
         part.set_xlim(0, 1)
     axes.tick_params(labelbottom=False)
-    return _svg(figure, "reliability")
+    return as_svg(figure, "reliability")
 
 
-@_styled
+@styled
 def heat_map(confusion: Sequence[Sequence[int]]) -> str:
     """A confusion matrix of many classes as shades, the share of each row."""
     import numpy as np
@@ -142,7 +142,7 @@ def heat_map(confusion: Sequence[Sequence[int]]) -> str:
 
     counts = np.array(confusion, float)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    figure, axes = _figure(size=(3.9, 3.9))
+    figure, axes = new_figure(size=(3.9, 3.9))
     size = len(counts)
     for row in range(size):
         for column in range(size):
@@ -155,10 +155,10 @@ def heat_map(confusion: Sequence[Sequence[int]]) -> str:
     axes.set_aspect("equal")
     axes.set_xlabel("predicted class, by number")
     axes.set_ylabel("true class, by number")
-    return _svg(figure, "confusion")
+    return as_svg(figure, "confusion")
 
 
-def _figure(rows: int = 1, size: tuple[float, float] = _SIZE, height_ratios: Sequence[float] | None = None) -> Any:
+def new_figure(rows: int = 1, size: tuple[float, float] = _SIZE, height_ratios: Sequence[float] | None = None) -> Any:
     """A figure and its axes; not registered with pyplot, which would need a display."""
     from matplotlib.figure import Figure
 
@@ -166,7 +166,7 @@ def _figure(rows: int = 1, size: tuple[float, float] = _SIZE, height_ratios: Seq
     return figure, figure.subplots(rows, height_ratios=height_ratios)
 
 
-def _svg(figure: Any, name: str) -> str:
+def as_svg(figure: Any, name: str) -> str:
     """The figure as an `<svg>` element whose colours are CSS variables and whose ids are its own.
 
     It is hidden from assistive technology: the page gives each figure a text alternative of its own.

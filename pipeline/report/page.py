@@ -24,14 +24,14 @@ def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
 
     from pipeline.report import figures
 
-    environment = _environment(jinja2, autoescape=True)
+    templates = environment(jinja2, autoescape=True)
     resumes = _resumes(facts["training"])
     curves = figures.curves(facts["training"]["history"], [resume["epoch"] for resume in resumes])
     evaluation = facts["evaluation"]
     many = len(evaluation["classes"]) > _TABLE_CLASSES
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         **facts,
-        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        style=style(),
         scale=drawing.accuracy_scale(evaluation["accuracy"], evaluation["interval"], _marks(facts)),
         network=drawing.network(facts["architecture"]["blocks"]),
         curves={name: Markup(svg) for name, svg in curves.items()},
@@ -47,20 +47,28 @@ def markdown(facts: dict[str, Any]) -> str:
     """The summary for pull requests and mail."""
     import jinja2
 
-    environment = _environment(jinja2, autoescape=False, finalize=_escape_markdown)
-    return environment.get_template("report.md.j2").render(**facts)
+    templates = environment(jinja2, autoescape=False, finalize=_escape_markdown)
+    return templates.get_template("report.md.j2").render(**facts)
 
 
-def _environment(jinja2: Any, **options: Any) -> Any:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+def style() -> Any:
+    """The style sheet of all pages."""
+    from markupsafe import Markup
+
+    return Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))
+
+
+def environment(jinja2: Any, *folders: Path, **options: Any) -> Any:
+    """The templates of the report and those in `folders`, with the filters below."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([_TEMPLATES, *folders]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         **options,
     )
-    environment.filters.update(
+    found.filters.update(
         percent=percent,
         probability=drawing.share,
         points=points,
@@ -72,7 +80,7 @@ def _environment(jinja2: Any, **options: Any) -> Any:
         plain=plain,
         breakable=breakable,
     )
-    return environment
+    return found
 
 
 def _marks(facts: dict[str, Any]) -> list[drawing.Mark]:

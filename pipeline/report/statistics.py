@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics as numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,9 @@ import numpy as np
 
 #: Two-sided 95 % quantile of the normal distribution.
 _Z95 = 1.959963984540054
+
+#: The same of Student's t distribution with 1, 2, 3, … degrees of freedom.
+_STUDENT95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 CALIBRATION_BINS = 15
 
@@ -28,6 +33,30 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     # At a share of exactly 0 or 1 the interval ends there; rounding must not push it past.
     low = 0.0 if hits == 0 else max(0.0, centre - half)
     return low, 1.0 if hits == count else min(1.0, centre + half)
+
+
+def mean_intervals(groups: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """The 95 % intervals of the means of groups of independent values, at least one group having two or more.
+
+    Student's t with a standard deviation pooled over the groups, as in an analysis of variance (Fisher 1925,
+    "Statistical methods for research workers"): a few values in each group then still say how much values vary.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum((value - numbers.fmean(group)) ** 2 for group in groups for value in group)
+    deviation = math.sqrt(squares / freedom)
+    halves = [_student_quantile(freedom) * deviation / math.sqrt(len(group)) for group in groups]
+    return [
+        (numbers.fmean(group) - half, numbers.fmean(group) + half) for group, half in zip(groups, halves, strict=True)
+    ]
+
+
+def _student_quantile(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t distribution, to at least three digits."""
+    if freedom <= len(_STUDENT95):
+        return _STUDENT95[freedom - 1]
+    # Cornish-Fisher expansion, Abramowitz and Stegun 1964, 26.7.5.
+    z = _Z95
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 @dataclass(frozen=True)

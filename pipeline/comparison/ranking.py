@@ -1,0 +1,254 @@
+"""The ranking of a comparison: the manifests of its runs in, its page and tables out.
+
+Leaves `index.html` (one file, nothing loaded from elsewhere), `ranking.csv` (a row for each configuration), `runs.csv`
+(a row for each run), `ranking.json` (all of it for programs) and the manifest. Never imports MXNet.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import statistics as numbers
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import comparison, config, dataset, manifest, model, stage
+from pipeline.chain import Chain, drift
+from pipeline.comparison import Comparison, Entry, page
+from pipeline.errors import PipelineError, from_os_error
+from pipeline.files import human_size, write_atomically, write_json
+from pipeline.report.facts import ORIGIN_ACCURACY
+from pipeline.report.statistics import mean_intervals, wilson_interval
+from pipeline.workspace import MANIFEST
+
+SCHEMA = 1
+
+#: What has to be equal for two trainings' seconds to be compared.
+_CONDITIONS = ("device", "precision", "threads", "cpu")
+
+_RANKING_COLUMNS = (
+    "rank",
+    "config",
+    "architecture",
+    "fingerprint",
+    "seeds",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "accuracy_least",
+    "accuracy_most",
+    "parameters",
+    "multiply_adds",
+    "epochs",
+    "seconds",
+    "images_per_second",
+)
+
+_RUN_COLUMNS = (
+    "config",
+    "run",
+    "seed",
+    "accuracy",
+    "loss",
+    "epochs",
+    "seconds",
+    "images_per_second",
+    *_CONDITIONS,
+    "host",
+    "resumed",
+)
+
+
+def render(chain: Chain, reporter: stage.Reporter, options: dict[str, Any]) -> dict[str, Any]:
+    """Make the page of a comparison whose runs are done, and publish it; gives the manifest.
+
+    `options` are those of `comparison.request`; `chain` says which workspace. Raises `PipelineError` when a run is
+    not done.
+    """
+    started = time.monotonic()
+    compared = _comparison(chain, options)
+    inputs = compared.inputs()
+    facts = gather(compared)
+    folder = compared.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # From here until the new manifest is there the comparison is not complete.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        write_atomically(folder / "index.html", page.html(facts))
+        write_atomically(folder / "ranking.csv", _csv(_RANKING_COLUMNS, map(_ranking_row, facts["ranking"])))
+        write_atomically(folder / "runs.csv", _csv(_RUN_COLUMNS, _run_rows(facts["ranking"])))
+        write_json(folder / "ranking.json", facts)
+        details = {"name": compared.name, "seconds": round(time.monotonic() - started, 3)}
+        value = manifest.write(folder, "compare", comparison.FILES, inputs, details)  # type: ignore[arg-type]
+    except OSError as error:
+        raise from_os_error(error, "publish the comparison") from error
+    size = human_size(value["files"]["index.html"]["size"])
+    reporter.note(f"ranking ready in {details['seconds']:.1f} s: {folder / 'index.html'} ({size})")
+    return value
+
+
+def gather(compared: Comparison) -> dict[str, Any]:
+    """The content of `ranking.json`, the best configuration first."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for entry in compared.entries:
+        grouped.setdefault(entry.source, []).append(_run(compared, entry))
+    data = _dataset(compared)
+    ranking = [_group(source, runs) for source, runs in grouped.items()]
+    _add_intervals(ranking, data["test_images"])
+    ranking.sort(key=lambda group: (-group["accuracy"], group["multiply_adds"]))
+    for rank, group in enumerate(ranking, start=1):
+        group["rank"] = rank
+        group["difference"] = group["accuracy"] - ranking[0]["accuracy"]
+        group["efficient"] = _efficient(group, ranking)
+    runs = [run for group in ranking for run in group["runs"]]
+    return {
+        "schema": SCHEMA,
+        "name": compared.name,
+        "rendered": manifest.now(),
+        "dataset": data,
+        "origin": ORIGIN_ACCURACY if data["name"] == "cifar10" and not data["sample"] else None,
+        "seeds": max(len(group["runs"]) for group in ranking),
+        "ranking": ranking,
+        "conditions": _distinct({key: run[key] for key in _CONDITIONS} for run in runs),
+        "drift": [f"{run['run']}: {line}" for run in runs for line in run["drift"]],
+        "inexact": [f"{run['run']}: {line}" for run in runs for line in run["inexact"]],
+    }
+
+
+# --- the parts ----------------------------------------------------------------------------------------------------
+
+
+def _comparison(chain: Chain, options: dict[str, Any]) -> Comparison:
+    entries = tuple(
+        Entry(
+            entry["source"],
+            entry["seed"],
+            Chain(chain.workspace, config.from_dict(entry["config"], entry["source"]), entry["generation"]),
+        )
+        for entry in options["entries"]
+    )
+    return Comparison(chain.workspace, options["name"], entries, options["reports"])
+
+
+def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
+    """What a finished run says about itself."""
+    train, evaluate = entry.chain.manifest("train"), entry.chain.manifest("evaluate")
+    run = entry.chain.run()
+    if run is None or train is None or evaluate is None:
+        raise PipelineError(f"{entry.chain.run_id}: not trained and evaluated yet: run the Compare task, which does it")
+    details, measured = train["details"], evaluate["details"]
+    report = run.stage("report") / "index.html"
+    keys = ("epochs", "seconds", "images_per_second", *_CONDITIONS, "host", "resumed", "inexact")
+    return {
+        "run": run.run_id,
+        "dataset": run.dataset_id,
+        "generation": entry.chain.generation or None,
+        "seed": details["config"]["training"]["seed"],
+        "accuracy": measured["accuracy"],
+        "loss": measured["loss"],
+        **{key: details[key] for key in keys},
+        "trained": train["created"],
+        "architecture": details["config"]["architecture"],
+        "drift": drift(train, entry.chain.config),
+        "report": _relative(report, compared.folder) if report.exists() else None,
+    }
+
+
+def _dataset(compared: Comparison) -> dict[str, Any]:
+    """What the runs were measured on; the plan has made sure that it is the same for all."""
+    folder = compared.entries[0].chain.dataset_folder()
+    if folder is None:
+        raise PipelineError("there is no data set yet: run the Compare task, which gets it first")
+    details = dataset.load(folder).manifest["details"]
+    keys = ("name", "digest", "train_images", "test_images", "sample", "official", "label", "classes")
+    return {"id": folder.name, **{key: details.get(key) for key in keys}}
+
+
+def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One configuration: its runs, and what they come to on average."""
+    architecture = config.from_dict({"architecture": runs[0]["architecture"], "training": {"epochs": 1}}).architecture
+    accuracies = [run["accuracy"] for run in runs]
+    rates = [run["images_per_second"] for run in runs if run["images_per_second"]]
+    return {
+        "config": source,
+        "architecture": {**config.to_dict(architecture), "fingerprint": config.fingerprint(architecture)},
+        "parameters": model.count_parameters(architecture),
+        "multiply_adds": model.count_multiply_adds(architecture),
+        "accuracy": numbers.fmean(accuracies),
+        "least": min(accuracies),
+        "most": max(accuracies),
+        "loss": numbers.fmean(run["loss"] for run in runs),
+        "epochs": sorted({run["epochs"] for run in runs}),
+        "seconds": numbers.fmean(run["seconds"] for run in runs),
+        "images_per_second": numbers.fmean(rates) if rates else None,
+        "runs": runs,
+    }
+
+
+def _add_intervals(ranking: Sequence[dict[str, Any]], images: int) -> None:
+    """The interval of each accuracy: of the mean over the seeds, or of the test images where there is one seed."""
+    groups = [[run["accuracy"] for run in group["runs"]] for group in ranking]
+    several = any(len(group) > 1 for group in groups)
+    if several:
+        intervals = mean_intervals(groups)
+    else:
+        intervals = [wilson_interval(round(group[0] * images), images) for group in groups]
+    for group, (low, high) in zip(ranking, intervals, strict=True):
+        group["interval"] = [max(0.0, low), min(1.0, high)]
+        group["interval_of"] = "seeds" if several else "images"
+
+
+def _efficient(group: dict[str, Any], ranking: Sequence[dict[str, Any]]) -> bool:
+    """True when no other configuration is better at the same or less compute."""
+    return not any(
+        other["accuracy"] >= group["accuracy"]
+        and other["multiply_adds"] <= group["multiply_adds"]
+        and (other["accuracy"], -other["multiply_adds"]) != (group["accuracy"], -group["multiply_adds"])
+        for other in ranking
+    )
+
+
+def _distinct(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _ranking_row(group: dict[str, Any]) -> dict[str, Any]:
+    architecture = group["architecture"]
+    return {
+        **group,
+        "architecture": architecture["name"],
+        "fingerprint": architecture["fingerprint"][:8],
+        "seeds": len(group["runs"]),
+        "accuracy_low": group["interval"][0],
+        "accuracy_high": group["interval"][1],
+        "accuracy_least": group["least"],
+        "accuracy_most": group["most"],
+        "epochs": " ".join(map(str, group["epochs"])),
+    }
+
+
+def _run_rows(ranking: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    return ({**run, "config": group["config"]} for group in ranking for run in group["runs"])
+
+
+def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{row[key]:.6g}" if isinstance(row[key], float) else row[key] for key in columns})
+    return text.getvalue()

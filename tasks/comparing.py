@@ -1,0 +1,170 @@
+"""Comparing configurations and seeds: `luigi --module tasks Compare --configs '["config/vgg11.yaml", …]'`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import luigi
+
+from pipeline import comparison, launch, locks
+from pipeline.comparison import Comparison
+from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, from_os_error
+from pipeline.files import read_json
+from pipeline.workspace import MANIFEST, Workspace
+from tasks.base import PluginTask, StageTask, check_name, recorded, remember
+from tasks.defaults import (
+    BAD_CONFIGURATION,
+    exit_with,
+    log,
+    return_code,
+    scheduling_failed,
+    stop_on_sigterm,
+    vgg,
+)
+from tasks.stages import Evaluate, Report
+
+#: Plans by the parameters of their task, so that files that are edited while a comparison runs do not change it.
+_planned: dict[tuple[Any, ...], Comparison] = {}
+
+
+class Compare(PluginTask):
+    """Train what is missing of several configurations and seeds, and write one page that ranks them."""
+
+    configs = luigi.Parameter(description="the YAML files: a JSON list of paths or patterns, or one of them")
+    seeds = luigi.Parameter(default="", description="seeds to train each with, `0,1,2`; without: its own seed")
+    workspace = luigi.Parameter(default="artifacts", description="the folder that holds data sets and runs")
+    name = luigi.Parameter(default="", description="the page's folder; without: made from what is compared")
+    reports = luigi.BoolParameter(default=False, description="also export each run and write its report")
+    accepts_messages = False
+    disable_hard_timeout = None
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+        """Luigi's own, with patterns expanded and the name filled in; raises `ConfigError`."""
+        values = dict(super().get_param_values(params, args, kwargs))
+        try:
+            values["configs"] = json.dumps(comparison.expand(_listed(values["configs"])))
+            values["seeds"] = ",".join(map(str, _seeds(values["seeds"])))
+            check_name("--name", values["name"])
+            planned = _plan(values)
+        except ConfigError:
+            exit_with(BAD_CONFIGURATION)
+            raise
+        values["name"] = planned.name
+        _planned[tuple(values.values())] = planned
+        return list(values.items())
+
+    @property
+    def comparison(self) -> Comparison:
+        return _planned[tuple(self.param_kwargs[name] for name, _ in self.get_params())]
+
+    def requires(self) -> list[StageTask]:
+        task = Report if self.reports else Evaluate
+        return [
+            task(
+                config=entry.source,
+                workspace=self.workspace,
+                generation=entry.chain.generation,
+                settings=remember(entry.source, entry.chain.config),
+            )
+            for entry in self.comparison.entries
+        ]
+
+    def complete(self) -> bool:
+        """True when every run is done and the page is made from them. Looks at manifests and file sizes only."""
+        stop_on_sigterm()
+        try:
+            return self.comparison.complete()
+        except PipelineError as error:
+            scheduling_failed(error)
+            raise
+
+    def output(self) -> luigi.LocalTarget:
+        return luigi.LocalTarget(str(self.comparison.folder / MANIFEST))
+
+    def run(self) -> None:
+        """Write the page in a process of its own, unless another process has just done it."""
+        launch.end_with_parent()
+        compared = self.comparison
+        try:
+            lock = compared.workspace.lock(f"comparison.{compared.name}")
+            with locks.hold(lock, f"comparison {compared.name}", vgg().overlap == "wait", log.info) as descriptor:
+                reasons = compared.why()
+                if reasons:
+                    self._write(compared, descriptor, reasons)
+        except AlreadyRunning:
+            exit_with(return_code("already_running"))
+            raise
+        except OSError as error:
+            raise from_os_error(error, "use the workspace") from error
+
+    def _write(self, compared: Comparison, lock: int, reasons: list[str]) -> None:
+        with recorded(compared.workspace, reasons, stage="compare", run=compared.name):
+            launch.run_stage(
+                "compare",
+                compared.entries[0].chain,
+                log=compared.folder / "compare.log",
+                on_event=lambda event: log.info("%s", event["message"]) if event["event"] == "note" else None,
+                inherit=[lock],
+                options=comparison.request(compared),
+            )
+
+    def on_failure(self, exception: BaseException) -> Any:
+        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
+
+    def headline(self) -> str:
+        """Who leads and where to read more, from the finished page."""
+        folder = self.comparison.folder
+        facts = read_json(folder / "ranking.json")
+        if not facts:
+            return f"the page is in {folder}"
+        best = facts["ranking"][0]
+        return (
+            f"{best['architecture']['name']} leads {len(facts['ranking'])} configurations with "
+            f"{best['accuracy']:.2%} ({facts['dataset']['label']}); ranking: {folder / 'index.html'}"
+        )
+
+
+def _plan(values: dict[str, Any]) -> Comparison:
+    seeds = [int(seed) for seed in values["seeds"].split(",") if seed]
+    workspace = Workspace(Path(values["workspace"]).absolute())
+    return comparison.plan(json.loads(values["configs"]), seeds, workspace, values["name"], values["reports"])
+
+
+def _listed(configs: str | Sequence[str]) -> list[str]:
+    """A JSON list of paths, or one path or pattern, as a list."""
+    if not isinstance(configs, str):
+        return [str(path) for path in configs]
+    if not configs.lstrip().startswith("["):
+        return [configs]
+    try:
+        value = json.loads(configs)
+    except ValueError as error:
+        raise ConfigError(f"--configs: not a JSON list ({error}); for example '[\"config/vgg11.yaml\"]'") from None
+    if not value or not all(isinstance(path, str) for path in value):
+        raise ConfigError(f"--configs: found {configs}, expected a JSON list of at least one path")
+    return value
+
+
+def _seeds(seeds: str | Sequence[int]) -> list[int]:
+    given = seeds.strip("[] ").split(",") if isinstance(seeds, str) else [str(seed) for seed in seeds]
+    try:
+        found = [int(seed) for seed in given if seed.strip()]
+    except ValueError:
+        found = [-1]
+    if not all(0 <= seed < 2**31 for seed in found):
+        raise ConfigError(f"--seeds: found {seeds!r}, expected whole numbers from 0 to {2**31 - 1}, as in 0,1,2")
+    return list(dict.fromkeys(found))
+
+
+@Compare.event_handler("event.core.success")
+def _tell_result(task: Compare) -> None:
+    log.info("comparison %s: %s", task.name, task.headline())
+
+
+@Compare.event_handler("event.core.dependency.present")
+def _tell_up_to_date(task: Compare) -> None:
+    log.info("comparison %s: up to date, nothing runs; %s", task.name, task.headline())

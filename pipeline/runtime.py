@@ -110,6 +110,10 @@ def resolve_precision(wanted: str, where: Devices) -> str:
         )
     if wanted == "bfloat16" and where.is_gpu:
         raise DeviceError("training.precision: found bfloat16, which MXNet has only on CPUs; use float16 or auto")
+    if wanted == "bfloat16" and "avx512bw" not in cpu_flags():
+        raise DeviceError(
+            "training.precision: found bfloat16, which needs a processor with AVX-512; use float32 or auto"
+        )
     if wanted != "auto":
         return wanted
     if where.is_gpu:
@@ -119,22 +123,26 @@ def resolve_precision(wanted: str, where: Devices) -> str:
 
 def cpu_has_bfloat16() -> bool:
     """True when the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def cpu_flags() -> set[str]:
+    """The instruction sets of the first core as Linux names them; empty when it does not tell."""
+    return set(_cpu_line("flags").split())
 
 
 def cpu_name() -> str:
     """The processor's model name, or "unknown"."""
+    return _cpu_line("model name") or "unknown"
+
+
+def _cpu_line(key: str) -> str:
     try:
         with open("/proc/cpuinfo") as file:
-            line = next((line for line in file if line.startswith("model name")), "")
+            line = next((line for line in file if line.startswith(key)), "")
     except OSError:
         line = ""
-    return line.partition(":")[2].strip() or "unknown"
+    return line.partition(":")[2].strip()
 
 
 # --- the import's own traps ---------------------------------------------------------------------------------------

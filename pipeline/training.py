@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import batches, checkpoint, dataset, manifest, model, runtime, stage, weights
+from pipeline import batches, checkpoint, dataset, manifest, model, precision, runtime, stage, weights
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
 from pipeline.checkpoint import Snapshot
 from pipeline.config import differences, to_dict
@@ -89,7 +89,9 @@ class Session:
         self.chain, self.run, self.reporter = chain, run, reporter
         self.training = chain.config.training
         self.devices = runtime.devices(chain.config.device)
-        self.precision = runtime.resolve_precision(self.training.precision, self.devices)
+        self.precision, self.why_precision = precision.choose(
+            chain.config.architecture, self.training, self.devices, run
+        )
         data = dataset.load(run.workspace.dataset(run.dataset_id), verify=True)
         # The same images can come from several sources; what they are called is a matter of the configured one.
         record = chain.source_record() or {}
@@ -253,7 +255,7 @@ class Session:
         )
         conditions = self._conditions()
         note(
-            f"device {conditions['device']}, precision {self.precision} (configured: {self.training.precision}), "
+            f"device {conditions['device']}, precision {self.precision} ({self.why_precision}), "
             f"{conditions['threads']} threads, mxnet {conditions['versions'].get('mxnet', '?')}"
         )
         segment = self.counters.segments[-1]

@@ -1,0 +1,118 @@
+"""Which precision a training computes in. `auto` measures the network where the processor offers a choice.
+
+Run as `python -m pipeline.precision`, it is the measurement: MXNet's bfloat16 mode cannot be switched off again in a
+process, so each precision is tried in one of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipeline import manifest, runtime
+from pipeline.config import Architecture, Training
+from pipeline.files import read_json, write_json
+from pipeline.workspace import Run
+
+#: bfloat16 rounds to 8 bits, so it must be faster by this much to be worth it.
+_WORTH_IT = 1.05
+
+_STEPS, _TIMEOUT_SECONDS = 5, 180
+
+
+def choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
+    """The precision for a training of `run`, and why. Only `auto` on a CPU with bfloat16 instructions measures.
+
+    What was measured is kept with the run's work, and a finished run that goes on keeps its precision on the same
+    processor, so that resuming never switches. Raises `DeviceError` for a precision that the device does not have.
+    """
+    if training.precision != "auto":
+        return runtime.resolve_precision(training.precision, where), "as configured"
+    if where.is_gpu:
+        return runtime.resolve_precision("auto", where), "auto: by the GPU's compute capability"
+    if not runtime.cpu_has_bfloat16():
+        return "float32", "auto: this processor has no bfloat16 instructions"
+    situation = {
+        "cpu": runtime.cpu_name(),
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "device": where.name,
+        "batch_size": training.batch_size,
+    }
+    earlier = _earlier(run, situation)
+    if earlier:
+        return earlier, "auto: as before on this processor"
+    chosen, why = _measure(architecture, training)
+    write_json(run.work / "precision.json", {**situation, "precision": chosen})
+    return chosen, why
+
+
+def _earlier(run: Run, situation: dict[str, Any]) -> str | None:
+    """What was chosen for this run before in the same situation."""
+    noted = read_json(run.work / "precision.json")
+    if isinstance(noted, dict) and all(noted.get(key) == value for key, value in situation.items()):
+        return str(noted["precision"])
+    finished = manifest.read(run.stage("train"))
+    if finished and all(finished["details"].get(key) == situation[key] for key in ("cpu", "threads", "device")):
+        return str(finished["details"]["precision"])
+    return None
+
+
+def _measure(architecture: Architecture, training: Training) -> tuple[str, str]:
+    speeds = {name: _speed(name, architecture, training.batch_size) for name in ("float32", "bfloat16")}
+    single, half = speeds["float32"], speeds["bfloat16"]
+    if not single or not half:
+        return "float32", "auto: bfloat16 could not be measured"
+    chosen = "bfloat16" if half > _WORTH_IT * single else "float32"
+    return chosen, f"auto: measured bfloat16 {half:,.0f}, float32 {single:,.0f} images/s"
+
+
+def _speed(precision: str, architecture: Architecture, batch_size: int) -> float | None:
+    """Training steps a second times the batch size, or None when it did not work."""
+    about = {"precision": precision, "architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.precision"],
+            input=json.dumps(about),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+        )
+        return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError, IndexError):
+        return None
+
+
+def main() -> None:
+    """Measure one precision; reads a JSON description on standard input, prints images a second."""
+    from pipeline.network import Network
+
+    about = json.loads(sys.stdin.read())
+    count = about["batch_size"]
+    training = Training(epochs=1, batch_size=count)
+    architecture = msgspec.convert(about["architecture"], Architecture)
+    network = Network(architecture, training, runtime.devices("cpu"), about["precision"])
+    network.initialize(0)
+    network.start_epoch([])
+    generator = np.random.default_rng(0)
+    images = generator.random((count, 3, 32, 32), dtype=np.float32)
+    labels = generator.integers(0, architecture.classes, count).astype(np.float32)
+    started = 0.0
+    for step in range(2 + _STEPS):
+        if step == 2:  # the first steps choose algorithms and plan memory
+            network.sums()
+            started = time.monotonic()
+        network.step(images, labels, 1e-3, step)
+    network.sums()
+    print(_STEPS * count / (time.monotonic() - started), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pipeline import config as configuration
-from pipeline import dataset, manifest, model
+from pipeline import dataset, generations, manifest, model
 from pipeline.chain import Chain, drift, shown_source
 from pipeline.config import Architecture, Config
 from pipeline.errors import PipelineError, WorkspaceError
@@ -32,6 +32,11 @@ SCHEMA = 1
 ORIGIN_ACCURACY = 0.7405
 
 CONFUSIONS = 8
+
+#: Generations that a report lists at most.
+GENERATIONS = 24
+
+_DECISION = ("outcome", "reason", "tolerance", "decided")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
     `previous` names an earlier run to compare with, `{"run_id": …}`; without it, it is the newest earlier generation.
     """
     trained = configuration.from_dict(sources.train["details"]["config"], "the trained configuration")
+    decision = _decision(chain, sources.run)
     return {
         "schema": SCHEMA,
         "run": sources.run.run_id,
@@ -83,7 +89,12 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
         "architecture": _architecture(trained.architecture),
         "training": _training(sources, trained),
         "evaluation": _evaluation(sources),
-        "comparison": {"origin": _origin(sources), "previous": _previous(sources, previous)},
+        "comparison": {
+            "origin": _origin(sources),
+            "previous": _opponent(decision) or _previous(sources, previous),
+            "decision": {key: decision[key] for key in _DECISION} if decision else None,
+        },
+        "generations": _generations(chain),
         "examples": _examples(sources),
         "export": _export(sources.export),
         "speed": _speed(sources),
@@ -232,6 +243,35 @@ def _origin(sources: Sources) -> dict[str, Any] | None:
     }
 
 
+def _decision(chain: Chain, run: Run) -> dict[str, Any] | None:
+    """What the promotion gate decided about these weights; None where it was not asked."""
+    recorded = chain.decision_manifest()
+    return read_json(_checked(run, "promote", recorded, "decision.json")) if recorded else None
+
+
+def _opponent(decision: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The run that the gate compared with, in the form of `_previous`."""
+    compared = decision["compared"] if decision else None
+    if not compared:
+        return None
+    keys = ("accuracy", "difference", "gained", "lost", "p", "interval")
+    return {"run": Path(compared["run"]).name, **{key: compared[key] for key in keys}}
+
+
+def _generations(chain: Chain) -> list[dict[str, Any]]:
+    """The generations of this architecture and data set, newest first, as far as they are now."""
+    return [
+        {
+            "name": item.name,
+            "run": item.run.run_id,
+            "trained": item.trained,
+            "accuracy": item.accuracy,
+            "outcome": item.outcome,
+        }
+        for item in generations.find(chain.workspace, chain.config)[:GENERATIONS]
+    ]
+
+
 def _previous(sources: Sources, named: dict[str, Any] | None) -> dict[str, Any] | None:
     """How the predictions compare with those of an earlier run on the same test images; None without one."""
     if named and named.get("run_id"):
@@ -250,7 +290,6 @@ def _previous(sources: Sources, named: dict[str, Any] | None) -> dict[str, Any] 
     before = probabilities.argmax(1) == labels
     return {
         "run": run.run_id,
-        "created": evaluate["created"],
         "accuracy": float(before.mean()),
         "difference": float(sources.correct.mean() - before.mean()),
         **statistics.compare_paired(sources.correct, before),

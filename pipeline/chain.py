@@ -27,7 +27,7 @@ UPSTREAM = {
 STAGES = ("dataset", *RUN_STAGES)
 
 #: Keys of `training` that say how a training is carried out, not what comes out of it.
-OPERATIONAL_KEYS = ("checkpoint_seconds",)
+OPERATIONAL_KEYS = ("checkpoint_seconds", "tensorboard")
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     checkpoint_seconds: _Positive = 60.0
+    #: Write the learning curves for TensorBoard as well, to `train/tensorboard`; needs tensorboardX.
+    tensorboard: bool = False
     init_from: str | None = None
 
 

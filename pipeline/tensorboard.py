@@ -1,4 +1,7 @@
-"""TensorBoard: the learning curves of a training as an event file. Optional; needs the package tensorboardX."""
+"""TensorBoard: the learning curves of a training as an event file. Off unless `training.tensorboard` is set.
+
+Reads the history of a running training, leaves `train/tensorboard/` of the run. Needs the package tensorboardX.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,40 @@ CURVES = {
     "validation_loss": "loss/validation",
     "train_accuracy": "accuracy/training",
     "validation_accuracy": "accuracy/validation",
-    "learning_rate": "learning rate",
-    "images_per_second": "images per second",
+    "learning_rate": "learning_rate",
+    "images_per_second": "images_per_second",
 }
 
+#: Seconds between two writes of a running training; each one writes the whole history.
+WRITE_SECONDS = 5.0
+
 _EVENT_FILES = "events.out.tfevents.*"
+
+
+def check() -> Any:
+    """The writer's class; raises `PipelineError` when tensorboardX is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise PipelineError(
+            f"training.tensorboard: needs tensorboardX, which cannot be imported ({error}): pip install tensorboardX, "
+            "or leave the key out"
+        ) from error
+    return SummaryWriter
 
 
 def write(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Write the history of a training (one mapping an epoch, the columns of `history.csv`) into `folder`.
 
-    May be called after every epoch: an event file that an earlier call left is replaced, so that an epoch never
-    appears twice. Missing values are left out. Raises `PipelineError` when tensorboardX is not installed.
+    May be called again as the history grows: an event file that an earlier call left is replaced, so that an epoch
+    never appears twice. Missing values are left out. Raises `PipelineError` when tensorboardX is not installed.
     """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise PipelineError(
-            f"TensorBoard files need tensorboardX, which cannot be imported ({error}): pip install tensorboardX"
-        ) from error
+    summary_writer = check()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         earlier = list(folder.glob(_EVENT_FILES))
         # The suffix keeps two calls within a second apart.
-        with SummaryWriter(str(folder), filename_suffix=f".{len(history)}") as writer:
+        with summary_writer(str(folder), filename_suffix=f".{len(history)}") as writer:
             for row in history:
                 for key, name in CURVES.items():
                     if row.get(key) is not None:

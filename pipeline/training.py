@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import batches, checkpoint, dataset, manifest, model, precision, runtime, stage, weights
+from pipeline import batches, checkpoint, dataset, manifest, model, precision, runtime, stage, tensorboard, weights
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
 from pipeline.checkpoint import Snapshot
 from pipeline.config import differences, to_dict
@@ -88,6 +88,8 @@ class Session:
     def __init__(self, chain: Chain, run: Run, reporter: stage.Reporter) -> None:
         self.chain, self.run, self.reporter = chain, run, reporter
         self.training = chain.config.training
+        if self.training.tensorboard:
+            tensorboard.check()  # now rather than after the first epoch
         self.devices = runtime.devices(chain.config.device)
         self.precision, self.why_precision = precision.choose(
             chain.config.architecture, self.training, self.devices, run
@@ -113,6 +115,7 @@ class Session:
         self.counters = Counters()
         self.writer = checkpoint.Writer(run.checkpoints)
         self.last_checkpoint = self.epoch_started = time.monotonic()
+        self.last_curves = 0.0
 
     # --- starting, saving, restoring ----------------------------------------------------------------------------
 
@@ -241,6 +244,15 @@ class Session:
         counters.step_in_epoch, counters.epoch_seconds = 0, 0.0
         counters.sums = []
         self.reporter.note(_readable(row, self.training.epochs))
+        if self.training.tensorboard:
+            self._write_curves()
+
+    def _write_curves(self) -> None:
+        """Bring the TensorBoard files up to date, every few seconds and after the last epoch."""
+        last = self.counters.epoch >= self.training.epochs
+        if last or time.monotonic() - self.last_curves >= tensorboard.WRITE_SECONDS:
+            tensorboard.write(self.run.curves, self.counters.history)
+            self.last_curves = time.monotonic()
 
     # --- telling ------------------------------------------------------------------------------------------------
 

@@ -126,12 +126,22 @@ class Run:
     def checkpoints(self) -> Path:
         return self.work / "checkpoints"
 
+    @property
+    def curves(self) -> Path:
+        """Where the training's TensorBoard files are, if it was asked for them."""
+        return self.stage("train") / "tensorboard"
+
     def log(self, stage: str) -> Path:
         """The log of a stage's process, next to its artefacts."""
         return self.stage(stage) / f"{stage}.log"
 
     def lock(self, stage: str) -> Path:
         return self.workspace.lock(f"{self.dataset_id}.{self.run_id}.{stage}")
+
+
+def workspace_of(pointer: Path) -> Workspace:
+    """The workspace that a file `current/<data name>/<architecture name>.json` belongs to."""
+    return Workspace(pointer.absolute().parents[2])
 
 
 def dataset_id(name: str, digest: str) -> str:

@@ -1,4 +1,4 @@
-"""Prediction: image files in, classes and probabilities out. `python -m pipeline.predict --model RUN image.png …`.
+"""Prediction: image files in, classes and probabilities out. `vgg-predict --model RUN image.png …`.
 
 Reads an exported model (`.onnx`) and image files of any size and mode; leaves nothing behind. Needs neither MXNet nor
 the data set.
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import inference, manifest
+from pipeline import current, inference, manifest
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.evaluation import softmax
 from pipeline.files import sha256_file
-from pipeline.workspace import Run, Workspace
+from pipeline.workspace import Run, Workspace, workspace_of
 
 DEFAULT_MODEL = "artifacts"
 
@@ -94,19 +94,29 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def resolve_model(path: Path) -> Path:
-    """The `.onnx` file that `path` means: itself, that of a run's folder, or that of the newest run of a workspace.
+    """The `.onnx` file that `path` means.
 
-    Raises `PipelineError` when there is none, or when the file is not what its manifest recorded.
+    That is: itself; that of a run's folder; the current model that a pointer file (`current/…json`) names; or that of
+    a workspace: its current model, or, while none was promoted, its newest run. The bare word `current` means the
+    current model of the default workspace. Raises `PipelineError` when there is none, when there are several to choose
+    from, or when the file is not what was recorded.
     """
+    if path == Path("current") and not path.exists():
+        return _current(Workspace(Path(DEFAULT_MODEL)))
     if path.is_file():
-        return path
+        return _promoted(path) if path.suffix == ".json" else path
     if not path.is_dir():
-        raise PipelineError(f"{path}: no such model; give --model a run's folder, a workspace or an .onnx file")
+        raise PipelineError(
+            f"{path}: no such model; give --model a run's folder, a workspace, `current`, or an .onnx file"
+        )
     for folder in (path, path / "export"):
         exported = manifest.read(folder)
         if exported is not None and exported.get("stage") == "export":
             return _checked(folder, exported)
-    newest = _newest_export(Workspace(path))
+    workspace = Workspace(path)
+    if workspace.currents():
+        return _current(workspace)
+    newest = _newest_export(workspace)
     if newest is None:
         raise PipelineError(f"{path}: no exported model here: run the Export task first, or give --model an .onnx file")
     return resolve_model(newest)
@@ -117,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         path = resolve_model(options.model)
+        if options.model != path:
+            print(f"vgg-predict: model {path}", file=sys.stderr)
         model = inference.open_model(path)
         results = classify(model, find_images(options.paths))
     except PipelineError as error:
@@ -146,6 +158,31 @@ def _checked(folder: Path, exported: dict[str, Any]) -> Path:
     if digest != manifest.digest(exported, path.name):
         raise PipelineError(f"{path}: damaged, not what its manifest recorded; export the run again")
     return path
+
+
+def _current(workspace: Workspace) -> Path:
+    """The exported model of the one run that is current in a workspace."""
+    pointers = workspace.currents()
+    if not pointers:
+        raise PipelineError(f"{workspace.root}: no model was promoted yet: run the Retrain task, or give --model a run")
+    if len(pointers) > 1:
+        choice = ", ".join(str(pointer) for pointer in pointers)
+        raise PipelineError(f"{workspace.root}: several models are current; choose with --model: {choice}")
+    return _promoted(pointers[0])
+
+
+def _promoted(pointer: Path) -> Path:
+    """The exported model of the run that a pointer file names; it must be made from the weights that were promoted."""
+    entry = current.read(pointer)
+    if entry is None:
+        raise PipelineError(f"{pointer}: no such file")
+    folder = current.run_of(workspace_of(pointer), entry).stage("export")
+    exported = manifest.read(folder)
+    if exported is None:
+        raise PipelineError(f"{folder}: the current model is not exported there: run the Export task for it again")
+    if exported["details"].get("weights_sha256") != entry.weights_sha256:
+        raise PipelineError(f"{folder}: exported from other weights than those that {pointer} names; export it again")
+    return _checked(folder, exported)
 
 
 def _newest_export(workspace: Workspace) -> Path | None:
@@ -236,7 +273,8 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         type=Path,
         default=Path(DEFAULT_MODEL),
-        help="a run's folder, an .onnx file, or a workspace, whose newest run is taken (default: %(default)s)",
+        help="a run's folder, an .onnx file, `current`, or a workspace: its current model, or else its newest run "
+        "(default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON with the probabilities of all classes")
     return parser

@@ -26,10 +26,15 @@ class Normalisation:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def apply(self, images: np.ndarray) -> np.ndarray:
-        """(N, 3, H, W) uint8 to float32 of the same shape."""
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """(1, 3, 1, 1) float32 scale and shift: `value * scale + shift` normalises."""
         scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, 3, 1, 1)
         shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, 3, 1, 1)
+        return scale, shift
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """(N, 3, H, W) uint8 to float32 of the same shape."""
+        scale, shift = self.factors()
         values = images.astype(np.float32)
         values *= scale
         values += shift
@@ -63,6 +68,28 @@ def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.nda
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The random choices of one batch of n images. Made on the CPU, whatever device then changes the images."""
+
+    #: (n,) indices into the data set's images.
+    rows: np.ndarray
+    #: (n,) booleans: which images are mirrored.
+    flips: np.ndarray | None = None
+    #: (2, n): first row and first column of each image's window in the padded image.
+    shifts: np.ndarray | None = None
+    #: (2, n): first row and first column of each image's blank square; may lie outside.
+    holes: np.ndarray | None = None
+
+    def split(self, parts: int) -> list[Plan]:
+        """`parts` plans of consecutive images, the first ones longer if need be, as Gluon's `split_data` has it."""
+        pieces = []
+        for places in np.array_split(np.arange(len(self.rows)), parts):
+            several = (None if value is None else value[..., places] for value in (self.flips, self.shifts, self.holes))
+            pieces.append(Plan(self.rows[places], *several))
+        return pieces
+
+
 class TrainingBatches:
     """Batches of one training: what batch number `step` of an epoch contains depends on nothing else.
 
@@ -92,18 +119,38 @@ class TrainingBatches:
                     waiting = executor.submit(self.batch, epoch, step + 1, order)
                 yield ready
 
+    def plans(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Plan, np.ndarray]]:
+        """As `epoch`, with plans in place of images, for images that a device holds and changes itself."""
+        order = self.order(epoch)
+        for step in range(first_step, self.steps_per_epoch):
+            plan = self.plan(epoch, step, order)
+            yield plan, self.labels[plan.rows].astype(np.float32)
+
     def order(self, epoch: int) -> np.ndarray:
         """The shuffled training indices of one epoch."""
         return _stream(self.seed, _ORDER, epoch).permutation(self.indices)
 
     def batch(self, epoch: int, step: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Batch number `step` of an epoch, augmented and normalised. The last one may be smaller."""
+        plan = self.plan(epoch, step, order)
+        images = augment(self.images[plan.rows], plan, self.augmentation)
+        return self.norm.apply(images), self.labels[plan.rows].astype(np.float32)
+
+    def plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
+        """Which images batch number `step` of an epoch has, and how each is changed."""
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-        images = self.images[rows]
-        if self.augmentation != Augmentation():
-            generator = _stream(self.seed, _AUGMENT, epoch, step)
-            images = augment(images, self.augmentation, generator, self._flips(rows, epoch, generator))
-        return self.norm.apply(images), self.labels[rows].astype(np.float32)
+        if self.augmentation == Augmentation():
+            return Plan(rows)
+        count, (height, width) = len(rows), self.images.shape[2:]
+        generator = _stream(self.seed, _AUGMENT, epoch, step)
+        flips = self._flips(rows, epoch, generator)
+        pad = self.augmentation.pad_crop
+        shifts = generator.integers(0, 2 * pad + 1, (2, count)) if pad else None
+        holes = None
+        if self.augmentation.cutout:
+            middle = (generator.integers(0, height, count), generator.integers(0, width, count))
+            holes = np.stack(middle) - self.augmentation.cutout // 2
+        return Plan(rows, flips, shifts, holes)
 
     def _flips(self, rows: np.ndarray, epoch: int, generator: np.random.Generator) -> np.ndarray | None:
         if self.augmentation.flip == "random":
@@ -114,25 +161,24 @@ class TrainingBatches:
         return None
 
 
-def augment(
-    images: np.ndarray, augmentation: Augmentation, generator: np.random.Generator, flips: np.ndarray | None
-) -> np.ndarray:
-    """Change (n, 3, H, W) uint8 images: mirror those in `flips`, shift within a zero border, blank a square."""
+def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.ndarray:
+    """Change (n, 3, H, W) uint8 images as planned: mirror, shift within a zero border, blank a square."""
     count, _, height, width = images.shape
-    if flips is not None:
-        images = np.where(flips[:, None, None, None], images[..., ::-1], images)
+    if plan.flips is not None:
+        images = np.where(plan.flips[:, None, None, None], images[..., ::-1], images)
     pad = augmentation.pad_crop
-    if pad:
+    if plan.shifts is not None:
         padded = np.zeros((count, 3, height + 2 * pad, width + 2 * pad), np.uint8)
         padded[:, :, pad : pad + height, pad : pad + width] = images
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))  # type: ignore[call-overload]
-        tops, lefts = generator.integers(0, 2 * pad + 1, (2, count))
+        tops, lefts = plan.shifts
         images = windows[np.arange(count), :, tops, lefts]
-    size = augmentation.cutout
-    if size:
+    if plan.holes is not None:
         images = images.copy()
-        rows = np.arange(height)[None, :] - generator.integers(0, height, (count, 1)) + size // 2
-        columns = np.arange(width)[None, :] - generator.integers(0, width, (count, 1)) + size // 2
+        rows, columns = (
+            np.arange(size) - first[:, None] for size, first in zip((height, width), plan.holes, strict=True)
+        )
+        size = augmentation.cutout
         hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
         images[np.broadcast_to(hole[:, None], images.shape)] = 0
     return images

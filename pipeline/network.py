@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import batches, model
 from pipeline.config import Architecture, Training
+from pipeline.device_images import DeviceImages
 from pipeline.runtime import Devices, mxnet
 
 #: Weights that one operator updates at once. MXNet's kernel takes at most 60.
@@ -50,6 +51,7 @@ class Network:
         self._shadow: Any = None
         self._recent: Any = None
         self._previous: Any = None
+        self._held: list[DeviceImages] = []
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -125,9 +127,22 @@ class Network:
             for values, context in zip(sums, self.devices.contexts, strict=True)
         ]
 
-    def step(self, images: np.ndarray, labels: np.ndarray, learning_rate: float, step: int) -> None:
+    def hold(self, images: np.ndarray, norm: batches.Normalisation) -> None:
+        """Put (N, 3, 32, 32) uint8 images on every device; `step` then takes plans of batches in place of batches."""
+        augmentation = self.training.augmentation
+        self._held = [DeviceImages(images, augmentation, norm, context) for context in self.devices.contexts]
+
+    def _inputs(self, images: np.ndarray | batches.Plan, parts: int) -> list[Any]:
+        if isinstance(images, batches.Plan):
+            return [held.batch(plan) for held, plan in zip(self._held, images.split(parts), strict=False)]
+        whole = self.mx.nd.array(images)
+        several = self.mx.gluon.utils.split_data(whole, parts, even_split=False)
+        return [x.as_in_context(context) for x, context in zip(several, self.devices.contexts, strict=False)]
+
+    def step(self, images: np.ndarray | batches.Plan, labels: np.ndarray, learning_rate: float, step: int) -> None:
         """One update from (n, 3, 32, 32) float32 images and (n,) labels; does not wait for the result.
 
+        After `hold`, `images` may be the plan of a batch, which is then made on the devices.
         `step` seeds the random numbers of this step, so that dropout after a resume is what it would have been.
         """
         mx = self.mx
@@ -135,12 +150,12 @@ class Network:
             mx.random.seed(_step_seed(self.training.seed, step))
         parts = min(len(self.devices.contexts), len(labels))
         contexts = self.devices.contexts[:parts]
-        inputs = mx.gluon.utils.split_data(mx.nd.array(images), parts, even_split=False)
+        inputs = self._inputs(images, parts)
         targets = mx.gluon.utils.split_data(mx.nd.array(labels), parts, even_split=False)
         losses = []
         with mx.autograd.record():
             for number, (x, y, context) in enumerate(zip(inputs, targets, contexts, strict=True)):
-                logits = self.net(x.as_in_context(context))
+                logits = self.net(x)
                 loss, correct = self.loss(logits, y.as_in_context(context))
                 losses.append(loss * self.scaler.scale if self.scaler else loss)
                 with mx.autograd.pause():

@@ -112,6 +112,8 @@ class Session:
         )
         self.validation = (data.train_images[validation_indices], data.train_labels[validation_indices])
         self.network = Network(chain.config.architecture, self.training, self.devices, self.precision)
+        if self.devices.is_gpu:
+            self.network.hold(data.train_images, self.norm)
         self.counters = Counters()
         self.writer = checkpoint.Writer(run.checkpoints)
         self.last_checkpoint = self.epoch_started = time.monotonic()
@@ -190,7 +192,8 @@ class Session:
         self.epoch_started = time.monotonic() - counters.epoch_seconds
         network.start_epoch(counters.sums)
         last_told = 0.0
-        for images, labels in self.batches.epoch(counters.epoch, counters.step_in_epoch):
+        source = self.batches.plans if self.devices.is_gpu else self.batches.epoch
+        for images, labels in source(counters.epoch, counters.step_in_epoch):
             rate = self._learning_rate()
             network.step(images, labels, rate, counters.step)
             counters.step += 1

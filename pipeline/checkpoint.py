@@ -40,6 +40,11 @@ class Snapshot:
     momenta: dict[str, np.ndarray]
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def finite(self) -> bool:
+        """True when no number is NaN or infinite: either would show in the sum."""
+        arrays = (*self.parameters.values(), *self.momenta.values())
+        return all(np.isfinite(array.sum(dtype=np.float64)) for array in arrays)
+
 
 def save(path: Path, snapshot: Snapshot) -> None:
     """Write a checkpoint atomically and durably; raises `WorkspaceError` when the disk is full or read-only."""

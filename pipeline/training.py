@@ -175,6 +175,9 @@ class Session:
         """Write a checkpoint now (in a thread unless `wait`)."""
         snapshot = self.snapshot()
         self._check_finite()
+        # The update after the last finite loss may have spoilt the weights: such a checkpoint is none to go back to.
+        if not snapshot.finite():
+            self._diverged()
         self.last_checkpoint = time.monotonic()
         return self.writer.write(snapshot, wait)
 

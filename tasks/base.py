@@ -40,7 +40,7 @@ from tasks.defaults import (
     log,
     return_code,
     scheduling_failed,
-    stop_on_sigterm,
+    take_signals,
     vgg,
 )
 from tasks.progress import SchedulerVoice, TerminalBar
@@ -121,7 +121,7 @@ class StageTask(ChainTask):
 
     def complete(self) -> bool:
         """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
-        stop_on_sigterm()
+        take_signals()
         try:
             return self.chain.complete(self.stage)
         except PipelineError as error:

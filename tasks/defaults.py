@@ -62,15 +62,17 @@ def return_code(category: str) -> int:
     return get_config().getint("retcode", category, RETURN_CODES[category])
 
 
-def stop_on_sigterm() -> None:
+def take_signals() -> None:
     """Let SIGTERM end the `luigi` command as Ctrl-C does, so that Luigi ends the processes that it forked.
 
     While a stage runs in this very process, `launch.run_stage` takes the signals. Does nothing in a program that uses
-    the tasks through `luigi.build`, or that handles SIGTERM itself.
+    the tasks through `luigi.build`, or that handles a signal itself.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if main and _on_command_line() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _stop)
+    if threading.current_thread() is not threading.main_thread() or not _on_command_line():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -22,6 +22,9 @@ from tasks.defaults import log, vgg
 #: Seconds between two questions to luigid whether another command has finished its task.
 POLL_SECONDS = 1.0
 
+#: Seconds after which luigid must have taken an order again.
+COOLDOWN_SECONDS = 30.0
+
 
 #: Luigi adds the methods when it is imported, so type checkers cannot see them.
 _Client: Any = RemoteScheduler
@@ -43,20 +46,37 @@ class Scheduler(_Client):
         return super().add_task(**task)
 
     def get_work(self, **about: Any) -> Any:
-        """Ask luigid for work; a luigid that has forgotten our tasks since (it was restarted) is told them again."""
+        """Ask luigid for work; when it has none although ours is not done, find out why and ask again."""
         answer = super().get_work(**about)
         nothing = answer.get("task_id") is None and not answer["n_pending_tasks"] and not answer["running_tasks"]
-        unfinished = [task for task in self._sent.values() if task["status"] == "PENDING"]
-        if not nothing or not unfinished or self._knows(unfinished[0]["task_id"]):
+        unfinished = [task_id for task_id, task in self._sent.items() if task["status"] == "PENDING"]
+        if not nothing or not unfinished:
             return answer
-        log.info("luigid was restarted: telling it again what is left to do")
-        for task in self._sent.values():
-            if task["status"] != "FAILED":
-                super().add_task(**task)
+        states = {task_id: self._state(task_id) for task_id in unfinished}
+        if None in states.values():
+            log.info("luigid was restarted: telling it again what is left to do")
+            for task in self._sent.values():
+                if task["status"] != "FAILED":
+                    super().add_task(**task)
+        elif "DONE" in states.values():
+            self._wait_for_cooldown([task_id for task_id, state in states.items() if state == "DONE"])
+        else:
+            return answer
         return super().get_work(**about)
 
-    def _knows(self, task_id: str) -> bool:
-        return bool(self.task_search(task_str=task_id))
+    def _wait_for_cooldown(self, task_ids: list[str]) -> None:
+        """For 10 s (stable_done_cooldown_secs) luigid takes no new order for a task that it has just seen done."""
+        log.info("luigid has just seen it done by another command: looking again in a few seconds")
+        until = time.monotonic() + COOLDOWN_SECONDS
+        while time.monotonic() < until and any(self._state(task_id) == "DONE" for task_id in task_ids):
+            time.sleep(POLL_SECONDS)
+            for task_id in task_ids:
+                super().add_task(**self._sent[task_id])
+
+    def _state(self, task_id: str) -> str | None:
+        """What luigid thinks of a task (`PENDING`, `DONE`, …), or None when it does not know it."""
+        found = self.task_search(task_str=task_id)
+        return next((state for state, tasks in found.items() if task_id in tasks), None)
 
     def _see_to_others(self, task_id: str, own: str) -> None:
         """Report a killed command's task as failed; wait for a living command, or say who it is."""

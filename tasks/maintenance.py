@@ -119,6 +119,11 @@ def verify(workspace: Workspace) -> tuple[list[str], int]:
             continue
         files += len(recorded["files"])
         found += [f"{place.parent / problem}" for problem in manifest.damage(folder, recorded)]
+        if trainer := recorded["details"].get("trainer"):  # not needed by any stage, but to go on exactly
+            files += 1
+            found += [
+                f"{place.parent / problem}" for problem in manifest.damage(folder, {"files": {"trainer.npz": trainer}})
+            ]
     return found, files
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,12 +100,12 @@ class Place:
         """Write `run.yaml`: `tiny_config` with these keys of `training` changed."""
         (self.folder / "run.yaml").write_text(yaml.safe_dump(tiny_config(self.archive, **training)))
 
-    def start(self, task: str = "TrainVGG", *arguments: str, **environment: str) -> Command:
-        """Start `luigi --module tasks <task>` on this workspace."""
+    def start(self, task: str = "TrainVGG", *arguments: str, relative: bool = False, **environment: str) -> Command:
+        """Start `luigi --module tasks <task>` on this workspace, its paths given as seen from its folder or not."""
         line = [*luigi(), "--module", "tasks", task]
         if task != "Verify":
-            line += ["--config", str(self.folder / "run.yaml")]
-        line += ["--workspace", str(self.workspace), *arguments]
+            line += ["--config", "run.yaml" if relative else str(self.folder / "run.yaml")]
+        line += ["--workspace", "artifacts" if relative else str(self.workspace), *arguments]
         if not any("scheduler" in argument for argument in arguments):
             line.append("--local-scheduler")
         return Command(line, self.folder, {**self.environment, **environment})
@@ -152,6 +153,13 @@ class Place:
     def started(self, stage: str) -> int:
         """How many times a stage was started so far."""
         return sum(event["event"] == "started" and event["stage"] == stage for event in self.events())
+
+
+def copy_of(source: Place, folder: Path) -> Place:
+    """Another workspace with the same content and an untouched configuration."""
+    place = Place(folder, source.archive)
+    shutil.copytree(source.workspace, place.workspace)
+    return place
 
 
 class Command:

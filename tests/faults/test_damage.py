@@ -1,0 +1,284 @@
+"""Damaged, missing and unwritable files, a diverging loss, a clock that is set back: said in a line, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fault_runs import ROOT, Place, copy_of
+
+from pipeline.workspace import Workspace
+from tasks.maintenance import verify
+
+Undisturbed = Callable[..., str]
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGE = {"removed": Path.unlink, "truncated": truncate, "one bit flipped": flip_a_bit}
+
+
+def artefacts(place: Place) -> list[Path]:
+    """Every file that a stage left, logs excepted."""
+    files = [*place.stage("dataset").glob("*"), *place.stage("train").parent.glob("*/*")]
+    return sorted(path for path in files if path.is_file() and path.suffix != ".log")
+
+
+def problems(place: Place) -> list[str]:
+    return verify(Workspace(place.workspace))[0]
+
+
+# --- damaged files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_verify_names_whatever_artefact_is_damaged(finished: Place, damage: Callable[[Path], None]) -> None:
+    assert problems(finished) == []
+    paths = artefacts(finished)
+    assert {"model.params", "trainer.npz", "train_images.npy", "model.onnx", "manifest.json"} <= {p.name for p in paths}
+    for path in paths:
+        good = path.read_bytes()
+        damage(path)
+        found = problems(finished)
+        # A manifest that is gone is a stage that was never finished, and one that can still be read
+        # makes the files look wrong: either way the stage is named.
+        named = path.parent.name if path.name == "manifest.json" else f"{path.parent.name}/{path.name}"
+        if damage is not Path.unlink or path.name != "manifest.json" or "runs" in path.parts:
+            assert any(named in line for line in found), (path, found)
+        path.write_bytes(good)
+    assert problems(finished) == []
+
+
+def test_verify_ends_with_4_and_a_line_for_each_damaged_file(finished: Place) -> None:
+    flip_a_bit(finished.stage("train") / "model.params")
+    command = finished.run("Verify")
+    assert command.code == 4
+    assert "train/model.params is damaged: its content does not have the recorded SHA-256" in command.output
+    assert "Traceback" not in command.output
+
+
+def test_stages_and_continued_training_refuse_weights_with_a_flipped_bit(finished: Place) -> None:
+    flip_a_bit(finished.stage("train") / "model.params")
+    for stage in ("evaluate", "export"):
+        (finished.stage(stage) / "manifest.json").unlink()
+    command = finished.run("Report")
+    assert command.code == 30
+    assert command.output.count("model.params: damaged: its SHA-256 is") == 2
+    assert not (finished.stage("evaluate") / "manifest.json").exists()
+    finished.configure(epochs=15)
+    command = finished.run()
+    assert command.code == 30
+    assert "model.params: damaged: its SHA-256 is" in command.output
+    assert "SetAside --stage train" in command.output
+
+
+def test_training_refuses_a_data_set_with_a_flipped_bit_and_goes_on_when_it_was_made_again(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    flip_a_bit(place.stage("dataset") / "train_images.npy")
+    command = place.run()
+    assert command.code == 30
+    assert "train_images.npy is damaged" in command.output
+    assert place.run("SetAside", "--stage", "dataset", "--confirm").code == 0
+    assert place.run().code == 0
+    assert place.digest() == undisturbed()
+
+
+def test_a_rerun_makes_again_whatever_was_removed_or_truncated_and_the_weights_are_the_same(
+    finished: Place, whole_chain: Place
+) -> None:
+    (finished.stage("dataset") / "test_images.npy").unlink()
+    truncate(finished.stage("train") / "model.params")
+    (finished.stage("evaluate") / "metrics.json").unlink()
+    truncate(finished.stage("export") / "model.onnx")
+    truncate(finished.stage("report") / "manifest.json")
+    command = finished.run("Report")
+    assert command.code == 0, command.output
+    assert finished.digest() == whole_chain.digest()
+    assert problems(finished) == []
+
+
+def test_momentum_that_was_lost_is_said_when_epochs_are_raised(finished: Place) -> None:
+    truncate(finished.stage("train") / "trainer.npz")
+    finished.configure(epochs=13)
+    command = finished.run()
+    assert command.code == 0
+    assert "going on from model.params with momentum zero" in command.output
+    assert finished.manifest()["details"]["inexact"] == ["the momentum was lost when the run was continued"]
+    assert finished.history() == list(range(1, 14))
+
+
+# --- a diverging loss ---------------------------------------------------------------------------------------------
+
+
+def test_a_diverging_loss_stops_with_epoch_step_rate_and_the_last_good_checkpoint(place: Place) -> None:
+    place.configure(schedule={"kind": "constant"}, epochs=2, learning_rate=0.02, architecture={"batch_norm": False})
+    place.configure(
+        epochs=3000,
+        architecture={"batch_norm": False},
+        learning_rate=1e9,
+        schedule={"kind": "triangle", "peak": 0.99},
+    )
+    command = place.run()
+    assert command.code == 30
+    line = next(line for line in command.output.splitlines() if "no longer a finite number" in line)
+    assert "at epoch " in line
+    assert "step " in line
+    assert "learning rate " in line
+    assert "checkpoint" in line
+    assert "Traceback" not in command.output
+    assert place.started("train") == 1
+    assert not (place.stage("train") / "model.params").exists()
+
+
+def test_a_diverging_loss_is_not_tried_again_by_a_worker_that_is_kept_alive(place: Place) -> None:
+    place.configure(architecture={"batch_norm": False}, learning_rate=1e30)
+    command = place.run("TrainVGG", "--worker-keep-alive", "--scheduler-retry-delay", "0", "--local-scheduler")
+    assert command.code == 30
+    assert place.started("train") == 1
+    assert "no checkpoint was written before" in command.output
+
+
+# --- disks --------------------------------------------------------------------------------------------------------
+
+
+def fill(folder: Path, leave: int = 0) -> Path:
+    """Fill a file system but for `leave` bytes; gives the file to remove."""
+    filler = folder / "filler"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    filler.write_bytes(bytes(max(0, free - leave)))
+    return filler
+
+
+def test_a_disk_that_is_full_before_the_data_set_is_made(archive: Path, mounted: Callable[..., Path]) -> None:
+    disk = mounted()
+    place = Place(disk / "place", archive)
+    filler = fill(disk, 300_000)
+    command = place.run("DownloadCifar")
+    assert command.code == 30
+    assert command.output.count("the disk is full: free some space and run the same command again") == 1
+    assert "Traceback" not in command.output
+    filler.unlink()
+    assert place.run("DownloadCifar").code == 0
+    assert problems(place) == []
+
+
+@pytest.mark.parametrize("steps", [0, 20], ids=["before it starts", "in the middle"])
+def test_a_disk_that_is_full_while_training(
+    data_only: Place, mounted: Callable[..., Path], undisturbed: Undisturbed, steps: int
+) -> None:
+    disk = mounted()
+    place = copy_of(data_only, disk / "place")
+    filler = None if steps else fill(disk, 50_000)
+    command = place.start()
+    if steps:
+        command.wait_for(lambda: place.newest_step() > steps, "some steps")
+        filler = fill(disk)
+    command.finish(30)
+    assert filler
+    assert command.output.count("the disk is full: free some space and run the same command again") == 1
+    assert "Traceback" not in command.output
+    kept = place.newest_step()
+    filler.unlink()
+    command = place.run()
+    assert command.code == 0, command.output
+    assert ("resumed from step-" in command.output) == (kept > 0)
+    assert place.digest() == undisturbed()
+    assert problems(place) == []
+
+
+def test_a_disk_that_is_full_while_evaluating_exporting_and_reporting(
+    whole_chain: Place, mounted: Callable[..., Path]
+) -> None:
+    disk = mounted()
+    place = copy_of(whole_chain, disk / "place")
+    for stage in ("evaluate", "export", "report"):
+        shutil.rmtree(place.stage(stage))
+    filler = fill(disk)
+    command = place.run("Report")
+    assert command.code == 30
+    assert command.output.count("the disk is full: free some space and run the same command again") == 2
+    assert "Traceback" not in command.output
+    filler.unlink()
+    assert place.run("Export").code == 0
+    assert place.run("Evaluate").code == 0
+    filler = fill(disk, 30_000)
+    command = place.run("Report")
+    assert command.code == 30
+    assert command.output.count("the disk is full: free some space and run the same command again") == 1
+    filler.unlink()
+    assert place.run("Report").code == 0
+    assert place.digest() == whole_chain.digest()
+    assert problems(place) == []
+
+
+def test_a_read_only_workspace_is_fine_for_what_is_finished_and_named_for_what_is_not(
+    whole_chain: Place, tmp_path: Path, mounted: Callable[..., Path]
+) -> None:
+    disk = mounted()
+    shutil.copytree(whole_chain.workspace, disk / "artifacts")
+    place = Place(tmp_path / "commands", whole_chain.archive)
+    place.workspace = disk / "artifacts"
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert place.run("Report").code == 0
+    place.configure(epochs=13)
+    command = place.run()
+    assert command.code == 30
+    assert command.output.count("the file system is read-only: choose another --workspace or remount it") == 1
+    assert "Traceback" not in command.output
+    assert place.digest() == whole_chain.digest()
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------
+
+CLOCK = '''
+"""Python's clocks go a day back as soon as the file that VGG_TEST_CLOCK names is there."""
+import datetime, os, time
+
+def shift():
+    return 86400.0 if os.path.exists(os.environ["VGG_TEST_CLOCK"]) else 0.0
+
+real_time, real_datetime = time.time, datetime.datetime
+
+class Shifted(real_datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return real_datetime.now(tz) - datetime.timedelta(seconds=shift())
+
+time.time = lambda: real_time() - shift()
+datetime.datetime = Shifted
+'''
+
+
+def test_a_clock_that_is_set_back_while_training_and_files_from_the_future_change_nothing(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    (place.folder / "sitecustomize.py").write_text(CLOCK)
+    jump = place.folder / "jump"
+    place.environment = {"VGG_TEST_CLOCK": str(jump), "PYTHONPATH": f"{place.folder}{os.pathsep}{ROOT}"}
+    command = place.start()
+    command.wait_for(lambda: place.newest_step() > 10, "some steps")
+    jump.touch()
+    step = place.newest_step()
+    command.wait_for(lambda: place.newest_step() > step + 10, "checkpoints after the clock was set back")
+    command.kill()
+    times = [event["time"] for event in place.events() if event["event"] in ("started", "stopped")]
+    for path in place.workspace.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    command = place.run()
+    assert command.code == 0, command.output
+    assert place.events()[-1]["time"] < times[0]  # the clock really was set back
+    assert place.digest() == undisturbed()
+    assert place.history() == list(range(1, 13))

@@ -1,0 +1,219 @@
+"""Interrupted anywhere, any number of times = uninterrupted, byte for byte; and where that is off, it is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fault_runs import Place, marked
+
+from pipeline import checkpoint, stage, training
+from pipeline.chain import Chain
+from pipeline.config import load
+from pipeline.errors import Interrupted
+from pipeline.network import Network
+from pipeline.workspace import Workspace
+
+Undisturbed = Callable[..., str]
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    "avx512bw" not in Path("/proc/cpuinfo").read_text(), reason="MXNet computes bfloat16 only on CPUs with AVX-512"
+)
+
+
+def stop_gracefully(place: Place) -> None:
+    """SIGTERM in the middle of an epoch."""
+    command = place.start()
+    step = place.newest_step()
+    command.wait_for(lambda: place.newest_step() > step + 10, "some steps")
+    command.send(signal.SIGTERM)
+    command.finish(143)
+
+
+def kill_luigi(place: Place) -> None:
+    """kill -9 of the luigi command alone; its child ends by itself."""
+    command = place.start()
+    step = place.newest_step()
+    command.wait_for(lambda: place.newest_step() > step + 10, "some steps")
+    command.kill()
+
+
+def pull_the_plug(place: Place) -> None:
+    """kill -9 of every process at once."""
+    command = place.start()
+    step = place.newest_step()
+    command.wait_for(lambda: place.newest_step() > step + 10, "some steps")
+    for pid in [command.process.pid, *marked(command.mark)]:
+        os.kill(pid, signal.SIGKILL)
+    command.process.wait()
+    command.wait_until_gone()
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        pytest.param({}, id="float32"),
+        pytest.param({"precision": "bfloat16"}, id="bfloat16", marks=needs_bfloat16),
+        pytest.param({"device": "cpu:0,1"}, id="two contexts"),
+        pytest.param({"optimizer": "sgd", "schedule": {"kind": "cosine", "warmup_epochs": 1}}, id="sgd and cosine"),
+    ],
+)
+def test_a_training_stopped_killed_and_unplugged_gives_the_bytes_of_an_undisturbed_one(
+    place: Place, undisturbed: Undisturbed, conditions: dict[str, Any]
+) -> None:
+    place.configure(**conditions)
+    stop_gracefully(place)
+    pull_the_plug(place)
+    kill_luigi(place)
+    assert place.run().code == 0
+    assert place.digest() == undisturbed(**conditions)
+    assert place.history() == list(range(1, 13))
+    details = place.manifest()["details"]
+    assert (details["resumed"], details["exact"], details["inexact"]) == (3, True, [])
+    assert not place.checkpoints()
+
+
+def test_stopped_while_validating_the_row_of_that_epoch_is_written_once(
+    place: Place, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = Chain(Workspace(place.workspace), load(place.folder / "run.yaml"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    reporter = stage.Reporter()
+    real = Network.evaluate
+
+    def evaluate(self: Network, *arguments: Any, **more: Any) -> Any:
+        reporter.commands.add("stop")
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(Network, "evaluate", evaluate)
+    with pytest.raises(Interrupted, match="step 23 of 23"):
+        training.train(chain, reporter)
+    assert place.run().code == 0
+    assert place.history() == list(range(1, 13))
+    assert place.digest() == undisturbed()
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "said"),
+    [("cpu", "2", "threads 1 -> 2"), ("cpu:0,1", "1", "device cpu -> cpu:0,1")],
+)
+def test_resumed_with_other_threads_or_another_device_it_goes_on_and_says_so_everywhere(
+    place: Place, device: str, threads: str, said: str
+) -> None:
+    place.configure(epochs=4)
+    stop_gracefully(place)
+    place.configure(epochs=4, device=device)
+    command = place.run("Report", OMP_NUM_THREADS=threads)
+    assert command.code == 0, command.output
+    details = place.manifest()["details"]
+    assert details["exact"] is False
+    assert said in details["inexact"][0]
+    assert f"exactness is off: {said}" in place.log()
+    assert f"exactness is off: {said}" in command.output
+    assert said in (place.stage("report") / "report.json").read_text()
+    assert said.replace(">", "&gt;") in (place.stage("report") / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"kind": "constant"},
+        {"kind": "step", "milestones": [3, 8], "factor": 0.3},
+        {"kind": "constant", "warmup_epochs": 2},
+    ],
+    ids=["constant", "step", "warm-up"],
+)
+def test_raised_epochs_give_the_bytes_of_one_long_run(
+    place: Place, undisturbed: Undisturbed, schedule: dict[str, Any]
+) -> None:
+    place.configure(epochs=5, schedule=schedule)
+    assert place.run().code == 0
+    place.configure(epochs=12, schedule=schedule)
+    stop_gracefully(place)
+    assert place.run().code == 0
+    assert place.digest() == undisturbed(schedule=schedule)
+    assert place.history() == list(range(1, 13))
+    assert place.manifest()["details"]["exact"] is True
+
+
+@pytest.mark.parametrize("kind", ["cosine", "triangle"])
+def test_raised_epochs_under_a_schedule_that_stretches_over_them_are_repeatable_and_called_inexact(
+    place: Place, tmp_path: Path, kind: str
+) -> None:
+    digests = []
+    other = Place(tmp_path / "other", place.archive)
+    shutil.copytree(place.workspace, other.workspace)
+    for one in (place, other):
+        one.configure(epochs=3, schedule={"kind": kind})
+        assert one.run().code == 0
+        one.configure(epochs=5, schedule={"kind": kind})
+        command = one.run()
+        assert command.code == 0
+        digests.append(one.digest())
+    assert digests[0] == digests[1]
+    details = place.manifest()["details"]
+    assert details["exact"] is False
+    assert "training.epochs 3 -> 5" in details["inexact"][0]
+    assert "exactness is off: training.epochs 3 -> 5" in command.output
+
+
+def test_a_damaged_newest_checkpoint_costs_a_line_and_the_steps_since_the_one_before(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    stop_gracefully(place)
+    before, newest = place.checkpoints()
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    command = place.run()
+    assert f"{newest.name}: damaged checkpoint" in command.output
+    assert f"resumed from {before.name}" in command.output
+    assert place.digest() == undisturbed()
+
+
+def test_with_every_checkpoint_damaged_it_starts_again_and_keeps_new_checkpoints(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    stop_gracefully(place)
+    for path in place.checkpoints():
+        path.write_bytes(path.read_bytes()[:100])
+    stop_gracefully(place)
+    assert place.newest_step() > 10
+    command = place.run()
+    assert "resumed from step-" in command.output
+    assert place.digest() == undisturbed()
+
+
+def test_a_checkpoint_of_another_schema_is_refused_and_kept(place: Place) -> None:
+    stop_gracefully(place)
+    newest = place.checkpoints()[-1]
+    with np.load(newest) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays["meta"].tobytes())
+    arrays["meta"] = np.frombuffer(json.dumps({**meta, "schema": checkpoint.SCHEMA + 1}).encode(), np.uint8)
+    np.savez(newest.with_suffix(""), **arrays)
+    command = place.run()
+    assert command.code == 30
+    assert f"checkpoint of schema {checkpoint.SCHEMA + 1}, this version reads {checkpoint.SCHEMA}" in command.output
+    assert newest.exists()
+
+
+def test_the_work_folder_can_be_deleted_while_it_is_stopped_and_while_it_runs(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    stop_gracefully(place)
+    shutil.rmtree(place.workspace / "work")
+    command = place.start()
+    command.wait_for(lambda: place.newest_step() > 40, "some steps")
+    shutil.rmtree(place.workspace / "work", ignore_errors=True)
+    command.finish(0)
+    assert place.digest() == undisturbed()
+    assert "Traceback" not in command.output

@@ -1,0 +1,180 @@
+"""Two commands on one run, locks of the dead, and luigid killed, restarted or still believing in a dead command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fault_runs import PATIENCE, Place, copy_of
+
+from pipeline import locks
+from pipeline.errors import AlreadyRunning
+
+Undisturbed = Callable[..., str]
+
+WAIT = {"LUIGI_CONFIG_PATH": "wait.cfg"}
+
+
+class Luigid:
+    """A central scheduler of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.start()
+
+    @property
+    def argument(self) -> str:
+        return f"--scheduler-url=http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        script = Path(sys.executable).with_name("luigid")
+        line = [str(script), "--address", "127.0.0.1", "--port", str(self.port)]
+        line += ["--state-path", str(self.folder / "luigid-state"), "--logdir", str(self.folder)]
+        with open(self.folder / "luigid.txt", "ab") as output:
+            self.process = subprocess.Popen(line, stdout=output, stderr=output, cwd=self.folder)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{self.port}/")
+                return
+            assert time.monotonic() < deadline, (self.folder / "luigid.txt").read_text()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def luigid(tmp_path: Path) -> Iterator[Luigid]:
+    scheduler = Luigid(tmp_path)
+    yield scheduler
+    scheduler.kill()
+
+
+def configure_waiting(place: Place) -> None:
+    (place.folder / "wait.cfg").write_text("[vgg]\noverlap=wait\n")
+
+
+# --- two at once --------------------------------------------------------------------------------------------------
+
+
+def test_of_two_identical_commands_started_together_one_trains_and_the_other_leaves_with_10(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    commands = [place.start(), place.start()]
+    assert sorted(command.finish() for command in commands) == [0, 10]
+    loser = next(command for command in commands if command.code == 10)
+    assert loser.output.count("is already being worked on by process") == 1
+    assert "nothing was done" in loser.output
+    assert "Traceback" not in loser.output
+    assert place.started("train") == 1
+    assert place.digest() == undisturbed()
+
+
+def test_with_overlap_wait_the_second_command_waits_and_then_has_nothing_to_do(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    configure_waiting(place)
+    first = place.start()
+    first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
+    second = place.start(**WAIT)
+    second.wait_for(lambda: "waiting for process" in second.output or first.code is not None, "a line about waiting")
+    first.finish(0)
+    second.finish(0)
+    assert place.started("train") == 1
+    assert place.digest() == undisturbed()
+
+
+def test_the_same_command_line_in_another_folder_is_not_in_the_way(place: Place, tmp_path: Path) -> None:
+    other = copy_of(place, tmp_path / "other")
+    commands = []
+    for one in (place, other):
+        one.configure(epochs=300)
+        commands.append(one.start(relative=True))
+    for one, command in zip((place, other), commands, strict=True):
+        command.wait_for(lambda one=one: one.newest_step() > 0, "a checkpoint")
+        command.send(signal.SIGTERM)
+        command.finish(143)
+
+
+def test_the_lock_of_a_dead_process_is_no_obstacle(place: Place, undisturbed: Undisturbed) -> None:
+    command = place.start()
+    command.wait_for(lambda: place.newest_step() > 10, "some steps")
+    command.send(signal.SIGKILL)  # at once again: its child is still alive and holds the lock
+    command.process.wait()
+    command = place.run()
+    assert command.code == 0, command.output
+    assert place.digest() == undisturbed()
+
+
+def test_a_live_holder_is_named_and_a_holder_on_another_host_is_never_taken_for_dead(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with locks.hold(path, "it", wait=False):
+        record = json.loads(path.read_text())
+        assert record["pid"] == os.getpid()
+        here = f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(AlreadyRunning, match=here), locks.hold(path, "it", wait=False):
+            pass
+        path.write_text(json.dumps({**record, "host": "elsewhere", "pid": 2**22 + 1}))
+        with pytest.raises(AlreadyRunning, match="on elsewhere"), locks.hold(path, "it", wait=False):
+            pass
+    assert locks.holder(path) is None
+
+
+# --- luigid -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rerun_at_once_after_kill_9_runs_although_luigid_lists_the_dead_command(
+    place: Place, luigid: Luigid, undisturbed: Undisturbed
+) -> None:
+    command = place.start("TrainVGG", luigid.argument)
+    command.wait_for(lambda: place.newest_step() > 10, "some steps")
+    command.send(signal.SIGKILL)
+    command.process.wait()
+    command = place.run("TrainVGG", luigid.argument)
+    assert command.code == 0, command.output
+    assert "luigid still had it as running in process" in command.output
+    assert place.digest() == undisturbed()
+
+
+@pytest.mark.parametrize("overlap", ["leave", "wait"])
+def test_a_second_command_under_luigid_leaves_with_10_or_waits(place: Place, luigid: Luigid, overlap: str) -> None:
+    configure_waiting(place)
+    first = place.start("TrainVGG", luigid.argument)
+    first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
+    second = place.start("TrainVGG", luigid.argument, **(WAIT if overlap == "wait" else {}))
+    assert second.finish() == (10 if overlap == "leave" else 0), second.output
+    assert first.finish() == 0
+    assert "being run by process" in second.output
+    assert place.started("train") == 1
+
+
+def test_luigid_killed_and_restarted_while_training_changes_nothing(
+    place: Place, luigid: Luigid, undisturbed: Undisturbed
+) -> None:
+    place.configure(checkpoint_seconds=0.01)
+    command = place.start("Export", luigid.argument)
+    command.wait_for(lambda: place.newest_step() > 10, "some steps")
+    luigid.kill()
+    step = place.newest_step()
+    command.wait_for(lambda: place.newest_step() > step + 10, "steps without a scheduler")
+    luigid.start()
+    command.finish(0)
+    assert "luigid was restarted: telling it again what is left to do" in command.output
+    assert place.digest() == undisturbed()
+    assert (place.stage("export") / "manifest.json").exists()
+    assert place.started("train") == 1

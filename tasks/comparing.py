@@ -21,7 +21,7 @@ from tasks.defaults import (
     log,
     return_code,
     scheduling_failed,
-    stop_on_sigterm,
+    take_signals,
     vgg,
 )
 from tasks.stages import Evaluate, Report
@@ -75,7 +75,7 @@ class Compare(PluginTask):
 
     def complete(self) -> bool:
         """True when every run is done and the page is made from them. Looks at manifests and file sizes only."""
-        stop_on_sigterm()
+        take_signals()
         try:
             return self.comparison.complete()
         except PipelineError as error:

@@ -20,7 +20,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success fsync it and rename it over `path`.
 
     A reader sees the old content or the whole new content, never a part; after a failure (an exception
-    in the block) the temporary file is removed and `path` is as it was. Raises `OSError` as it comes.
+    in the block) the temporary file is removed and `path` is as it was. Raises `OSError` that names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -31,9 +31,11 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # `write` and `fsync` leave it out
         raise
     sync_directory(path.parent)
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from typing import Any
 
 import luigi
@@ -165,6 +166,8 @@ def _set_up_logging() -> None:
     # Only a message of ours is a message for people; Luigi's stay a --log-level away.
     for name in ("luigi-interface", "luigi"):
         logging.getLogger(name).addFilter(_filter)
+    # Luigi warns of the very keys that its documentation names: default-scheduler-url, -host, -port.
+    warnings.filterwarnings("ignore", ".*'default_scheduler_.*not consumed by the task 'core'")
     if not log.handlers:
         handler = _Stderr()
         formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,346 @@
+"""The `luigi` command as a user meets it: exit codes, one clear line for each mistake, schedulers, maintenance."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from luigi_runs import LIMIT, SmallChain, clean_environment, luigi_command, run
+
+CONFIG = """\
+data: {name: mini, source: mini.tar.gz}
+architecture: {name: tiny, conv_arch: [[1, 4]]}
+training: {epochs: 1}
+"""
+
+
+def assert_one_line(result, code, *words):
+    """It ended with this code and nothing but one line, which holds these words."""
+    assert result.rc == code, result.text
+    assert "Traceback" not in result.text
+    lines = [line for line in result.text.splitlines() if line.strip()]
+    assert len(lines) == 1, result.text
+    for word in words:
+        assert word in lines[0]
+
+
+def assert_fails_clearly(result, code, *words):
+    """It ended with this code, and what it says holds these words in one line, without a traceback."""
+    assert result.rc == code, result.text
+    assert "Traceback" not in result.text
+    assert any(all(word in line for word in words) for line in result.text.splitlines()), result.text
+
+
+# --- mistakes in the configuration ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("epochs: 1", "epoch: 1", ["unknown key training.epoch", "did you mean epochs?"]),
+        ("{epochs: 1}", "{epochs: 1, epochs: 2}", ["line 3", "duplicate key 'epochs'"]),
+        ("epochs: 1", "epochs: many", ['training.epochs: found "many", expected int']),
+        ("epochs: 1", "epochs: 0", ["training.epochs: found 0", ">= 1"]),
+        ("[[1, 4]]", "[[1, 4], [1, 4], [1, 4], [1, 4], [1, 4], [1, 4]]", ["found 6 blocks", "32x32", "at most 5"]),
+        ("[[1, 4]]", "[[1, 4", ["not valid YAML at line"]),
+        ("name: tiny, ", "", ["missing key architecture.name"]),
+    ],
+)
+def test_a_bad_configuration_ends_with_code_2_and_one_line(fresh, old, new, words):
+    assert old in CONFIG
+    fresh.config.write_text(CONFIG.replace(old, new))
+    assert_one_line(fresh.luigi("Report"), 2, str(fresh.config), *words)
+    assert not fresh.workspace.exists()
+
+
+def test_a_missing_configuration_ends_with_code_2_and_names_the_ready_made_ones(fresh):
+    fresh.config.unlink()
+    assert_one_line(fresh.luigi("Report"), 2, str(fresh.config), "no such configuration file", "config/vgg11.yaml")
+
+
+def test_a_generation_that_is_no_name_is_refused(fresh):
+    assert_one_line(fresh.luigi("Report", "--generation", "../up"), 2, "--generation", "'../up'")
+
+
+# --- failures of the world --------------------------------------------------------------------------------------------
+
+
+def test_a_broken_archive_fails_the_chain_with_one_clear_line(fresh):
+    broken = fresh.root / "broken.tar.gz"
+    broken.write_bytes(fresh.archive.read_bytes()[:100_000])
+    fresh.configure(data__source=str(broken))
+    result = fresh.luigi("Report")
+    assert_fails_clearly(result, 30, str(broken), "is cut short")
+    assert result.ran == ["dataset"]
+
+
+def test_a_source_that_is_not_there_fails_the_chain_with_one_clear_line(fresh):
+    fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
+    assert_fails_clearly(fresh.luigi("Report"), 30, str(fresh.root / "nowhere.tar.gz"))
+
+
+def test_a_workspace_that_is_a_file_fails_with_one_clear_line(fresh):
+    fresh.workspace.write_text("in the way")
+    assert_fails_clearly(fresh.luigi("Report"), 30, str(fresh.workspace))
+    assert fresh.workspace.read_text() == "in the way"
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str):
+    """A small file system in memory at `folder`; skips the test where mounting is not permitted."""
+    folder.mkdir(parents=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting a file system is not permitted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_read_only_workspace_fails_with_one_clear_line(fresh):
+    with mounted(fresh.workspace, "ro"):
+        assert_fails_clearly(fresh.luigi("Report"), 30, str(fresh.workspace), "read-only")
+
+
+def test_a_full_disk_fails_with_one_clear_line_and_leaves_nothing_that_looks_done(fresh):
+    with mounted(fresh.workspace, "size=400k"):
+        result = fresh.luigi("DownloadCifar")
+        assert_fails_clearly(result, 30, str(fresh.workspace), "disk is full")
+        assert fresh.chain().why("dataset")
+
+
+def test_a_disk_that_fills_up_during_the_training_fails_with_one_clear_line(fresh, finished):
+    with mounted(fresh.workspace, "size=2m"):
+        shutil.copytree(finished.workspace / "datasets", fresh.workspace / "datasets")
+        fresh.configure(architecture__conv_arch=[[1, 64], [1, 128]])
+        result = fresh.luigi("TrainVGG")
+        assert_fails_clearly(result, 30, str(fresh.workspace), "disk is full")
+        assert fresh.chain().why("train")
+
+
+# --- where and how it is called ---------------------------------------------------------------------------------------
+
+
+def test_it_runs_from_any_folder_with_relative_paths(done):
+    nested = done.root / "some" / "where"
+    nested.mkdir(parents=True)
+    command = [*luigi_command(), "--module", "tasks", "Report", "--local-scheduler"]
+    result = run([*command, "--config", "../../config.yaml", "--workspace", "../../artifacts"], nested)
+    assert result.rc == 0, result.text
+    assert "up to date" in result.log
+
+
+def test_a_folder_of_the_users_that_is_named_like_ours_does_no_harm(done):
+    for name in ("pipeline", "tasks"):
+        (done.cwd / name).mkdir()
+        (done.cwd / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
+    (done.folder("report") / "report.json").unlink()
+    assert done.report().ran == ["report"]
+
+
+def test_two_workers_run_the_chain(prepared):
+    result = prepared.report("--workers", "2")
+    assert result.ran == ["train", "evaluate", "export", "report"]
+    assert prepared.report("--workers", "2").ran == []
+
+
+def test_two_workers_fail_with_the_same_code_and_line(fresh):
+    fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
+    assert_fails_clearly(fresh.luigi("Report", "--workers", "2"), 30, str(fresh.root / "nowhere.tar.gz"))
+
+
+def test_the_users_own_return_codes_win(fresh):
+    fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
+    (fresh.cwd / "luigi.cfg").write_text("[retcode]\ntask_failed = 77\nscheduling_error = 78\n")
+    assert fresh.luigi("Report").rc == 77
+    assert fresh.luigi("Report", scheduler=("--scheduler-port", str(free_port()))).rc == 78
+
+
+def test_a_program_that_uses_the_tasks_keeps_its_own_exit_code(done):
+    program = f"""
+import luigi, tasks
+print(luigi.build([tasks.Report(config={str(done.config)!r}, workspace={str(done.workspace)!r})], local_scheduler=True))
+try:
+    tasks.Report(config="nowhere.yaml")
+except Exception as error:
+    print(type(error).__name__)
+"""
+    result = run([sys.executable, "-c", program], done.cwd)
+    assert result.rc == 0, result.text
+    assert result.output.split() == ["True", "ConfigError"]
+
+
+# --- the scheduler ----------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def luigid(tmp_path):
+    """The port of a real central scheduler."""
+    port = free_port()
+    program = "import sys; from luigi.cmdline import luigid; luigid(sys.argv[1:])"
+    place = ["--port", str(port), "--address", "127.0.0.1", "--state-path", str(tmp_path / "luigid.state")]
+    with open(tmp_path / "luigid.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *place], env=clean_environment(), cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        limit = time.monotonic() + LIMIT
+        while True:
+            assert process.poll() is None, (tmp_path / "luigid.log").read_text()
+            assert time.monotonic() < limit
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=10).close()
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(LIMIT)
+
+
+def test_it_works_with_a_central_scheduler(done, luigid):
+    (done.folder("report") / "report.json").unlink()
+    place = ("--scheduler-host", "127.0.0.1", "--scheduler-port", str(luigid))
+    result = done.luigi("Report", scheduler=place)
+    assert result.rc == 0, result.text
+    assert result.ran == ["report"]
+    again = done.luigi("Report", scheduler=("--scheduler-url", f"http://127.0.0.1:{luigid}"))
+    assert again.rc == 0, again.text
+    assert again.ran == []
+
+
+def test_a_scheduler_that_is_named_in_luigi_cfg_is_the_one_that_is_asked(done, luigid):
+    (done.cwd / "luigi.cfg").write_text(
+        f"[core]\ndefault-scheduler-host = 127.0.0.1\ndefault-scheduler-port = {luigid}\n"
+    )
+    result = done.luigi("Report", scheduler=())
+    assert result.rc == 0, result.text
+    assert "up to date" in result.log
+
+
+@pytest.mark.parametrize("way", ["port", "url", "luigi.cfg"])
+def test_no_scheduler_is_told_in_one_line_without_waiting(done, way):
+    url = f"http://127.0.0.1:{free_port()}"
+    port = url.rpartition(":")[2]
+    scheduler = {"port": ("--scheduler-host", "127.0.0.1", "--scheduler-port", port), "url": ("--scheduler-url", url)}
+    if way == "luigi.cfg":
+        (done.cwd / "luigi.cfg").write_text(f"[core]\ndefault-scheduler-url = {url}\n")
+    result = done.luigi("Report", scheduler=scheduler.get(way, ()))
+    assert_one_line(result, 35, f"no luigid answers at {url}: start one with luigid, or add --local-scheduler")
+    assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
+
+
+def test_help_and_maintenance_need_no_scheduler(done):
+    (done.cwd / "luigi.cfg").write_text(f"[core]\ndefault-scheduler-url = http://127.0.0.1:{free_port()}\n")
+    assert "done" in done.luigi("Status", scheduler=()).output
+    assert done.luigi("Verify", scheduler=()).rc == 0
+    result = done.luigi("Report", "--help", scheduler=())
+    assert result.rc == 0, result.text
+    assert "--workspace" in result.output
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_tells_in_plain_lines_what_it_does(finished, tmp_path):
+    chain = SmallChain(tmp_path / "chain", finished.archive)
+    shutil.copytree(finished.workspace / "datasets", chain.workspace / "datasets")
+    result = chain.luigi("TrainVGG")
+    assert result.rc == 0, result.text
+    assert "runs because not made yet" in result.log
+    assert "mini, not the official archive" in result.log
+    assert "epoch 1/1: train loss" in result.log
+    assert "\x1b" not in result.text, "control characters of a progress bar outside a terminal"
+
+
+def test_on_a_terminal_long_lines_are_not_wrapped_above_the_progress_bar(done):
+    (done.folder("report") / "report.json").unlink()
+    place = ["--config", str(done.config), "--workspace", str(done.workspace), "--local-scheduler"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    process = subprocess.Popen(
+        [*luigi_command(), "--module", "tasks", "Report", *place],
+        cwd=done.cwd,
+        env=clean_environment(TERM="xterm"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    screen = b""
+    with contextlib.suppress(OSError):  # the terminal is gone with its last process
+        while block := os.read(ours, 1 << 16):
+            screen += block
+    os.close(ours)
+    assert process.wait(LIMIT) == 0, screen.decode()
+    page = str(done.folder("report") / "index.html").encode()
+    assert len(page) > 60
+    assert any(b"report: report ready" in line and page in line for line in screen.splitlines()), screen.decode()
+    assert b"\xe2\x94\x81" in screen, "no progress bar"
+
+
+# --- maintenance ------------------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_fresh_workspace_says_what_would_run_and_makes_nothing(fresh):
+    lines = fresh.status().splitlines()
+    assert lines[1].split(None, 3)[:3] == ["dataset", "will", "run"]
+    assert "nothing was made from" in lines[1]
+    assert [line.split()[0] for line in lines[1:]] == ["dataset", "train", "evaluate", "export", "report"]
+    assert not any(" done " in line for line in lines)
+    assert not fresh.workspace.exists()
+
+
+def test_set_aside_shows_first_and_moves_on_confirmation(done):
+    folder = done.folder("evaluate")
+    before = done.files()
+    preview = done.luigi("SetAside", "--stage", "evaluate")
+    assert preview.rc == 0, preview.text
+    assert f"would move {folder}" in preview.output
+    assert "report" in preview.output
+    assert done.files() == before
+    moved = done.luigi("SetAside", "--stage", "evaluate", "--confirm")
+    assert moved.rc == 0, moved.text
+    assert not folder.exists()
+    trash = list((done.workspace / "trash").rglob("metrics.json"))
+    assert len(trash) == 1, "the files are kept"
+    assert done.report().ran == ["evaluate"]
+
+
+def test_what_is_not_there_cannot_be_set_aside(fresh):
+    assert_fails_clearly(fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "no finished train of tiny-")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_finds_a_flipped_bit_and_the_next_stage_refuses_it(done):
+    assert done.luigi("Verify").rc == 0
+    flip_a_bit(done.folder("train") / "model.params")
+    result = done.luigi("Verify")
+    assert_fails_clearly(result, 4, "train/model.params is damaged")
+    shutil.rmtree(done.folder("evaluate"))
+    evaluated = done.luigi("Evaluate")
+    assert_fails_clearly(evaluated, 30, "model.params", "damaged", "SetAside --stage train")

@@ -56,7 +56,9 @@ def _student_quantile(freedom: int) -> float:
         return _STUDENT95[freedom - 1]
     # Cornish-Fisher expansion, Abramowitz and Stegun 1964, 26.7.5.
     z = _Z95
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return z + (z**3 + z) / (4 * freedom) + second + third
 
 
 @dataclass(frozen=True)

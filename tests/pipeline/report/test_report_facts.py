@@ -1,0 +1,260 @@
+"""What a report says: statistics against published values, the facts against the files that they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from luigi_runs import CLASSES, SmallChain
+
+from pipeline import config, manifest
+from pipeline.chain import Chain
+from pipeline.errors import WorkspaceError
+from pipeline.files import sha256_file
+from pipeline.report import examples, facts, statistics
+from pipeline.stage import Reporter
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_intervals_are_those_of_newcombe_1998_table_1(hits: int, count: int, low: float, high: float) -> None:
+    assert statistics.wilson_interval(hits, count) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_a_share_of_all_or_of_nothing_has_an_interval_within_0_and_1() -> None:
+    assert statistics.wilson_interval(10_000, 10_000)[1] == 1.0
+    assert statistics.wilson_interval(0, 10_000)[0] == 0.0
+    assert statistics.wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_the_interval_of_a_mean_is_student_s() -> None:
+    ((low, high),) = statistics.mean_intervals([[1, 2, 3, 4, 5]])
+    assert (low, high) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-3)  # t(4) = 2.776
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.706), (10, 2.228), (11, 2.201), (30, 2.042), (120, 1.980)])
+def test_its_quantiles_are_those_of_the_tables(freedom: int, quantile: float) -> None:
+    values = [0.0] * freedom + [1.0]
+    ((low, high),) = statistics.mean_intervals([values])
+    deviation = math.sqrt(np.var(values, ddof=1) / len(values))
+    assert (high - low) / 2 / deviation == pytest.approx(quantile, abs=1e-3)
+
+
+def test_several_groups_share_their_spread() -> None:
+    first, second = statistics.mean_intervals([[1, 3], [10, 12]])
+    assert first == pytest.approx((2 - 4.303, 2 + 4.303), abs=1e-3)  # t(2) = 4.303, pooled deviation sqrt(2)
+    assert second == pytest.approx((11 - 4.303, 11 + 4.303), abs=1e-3)
+
+
+def test_calibration_by_hand() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
+    bins = statistics.calibration(probabilities, np.array([0, 1, 1, 1]), bins=5)
+    # 0.6..0.8 holds the confidence 0.7; 0.6 itself belongs to the bin below, which is closed above.
+    assert [item.count for item in bins] == [0, 0, 1, 1, 2]
+    assert [item.accuracy for item in bins] == [None, None, 1.0, 1.0, 0.5]
+    expected = (abs(0.6 - 1) + abs(0.7 - 1) + 2 * abs(0.9 - 0.5)) / 4
+    assert statistics.expected_calibration_error(bins) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(1, 9), (9, 1), (6, 16), (0, 0), (5, 5), (300, 250)])
+def test_mcnemar_is_exact(gained: int, lost: int) -> None:
+    now = np.array([True] * gained + [False] * lost + [True] * 7)
+    before = np.array([False] * gained + [True] * lost + [True] * 7)
+    found = statistics.compare_paired(now, before)
+    tail = sum(math.comb(gained + lost, k) for k in range(min(gained, lost) + 1)) / 2 ** (gained + lost)
+    assert (found["gained"], found["lost"]) == (gained, lost)
+    assert found["p"] == pytest.approx(min(1.0, 2 * tail))
+
+
+# --- facts of a finished run --------------------------------------------------------------------------------------
+
+
+def gathered(chain: Chain, **options: Any) -> dict[str, Any]:
+    return facts.gather(chain, facts.read(chain), options.get("previous"))
+
+
+def test_report_json_has_the_promised_keys(finished: SmallChain) -> None:
+    report = json.loads((finished.folder("report") / "report.json").read_text())
+    promised = {
+        "dataset": {"name", "digest", "train_images", "test_images", "sample"},
+        "architecture": {"name", "fingerprint", "parameters", "conv_arch"},
+        "training": {"epochs", "seconds", "images_per_second", "resumed", "device", "precision"},
+        "evaluation": {"accuracy", "loss", "per_class", "confusion"},
+    }
+    for part, keys in promised.items():
+        assert keys <= set(report[part]), part
+    assert report["dataset"]["sample"] is False
+    assert (report["dataset"]["train_images"], report["dataset"]["test_images"]) == (240, 60)
+    assert report["training"]["resumed"] == 0
+    assert report["architecture"]["fingerprint"] == finished.chain().config.fingerprint
+
+
+def test_the_figures_are_those_of_the_evaluation(finished: SmallChain) -> None:
+    report = gathered(finished.chain())["evaluation"]
+    metrics = json.loads((finished.folder("evaluate") / "metrics.json").read_text())
+    assert (report["accuracy"], report["loss"]) == (metrics["accuracy"], metrics["loss"])
+    assert report["correct"] == sum(row[index] for index, row in enumerate(report["confusion"]))
+    assert report["accuracy"] == report["correct"] / report["images"]
+    assert report["interval"][0] < report["accuracy"] < report["interval"][1]
+    assert sum(item["count"] for item in report["calibration"]) == report["images"]
+    for row, counts in zip(report["per_class"], report["confusion"], strict=True):
+        assert row["support"] == sum(counts)
+    frequent = [item["count"] for item in report["confusions"]]
+    assert frequent == sorted(frequent, reverse=True)
+
+
+def test_blocks_add_up_to_the_whole_network(finished: SmallChain) -> None:
+    architecture = gathered(finished.chain())["architecture"]
+    assert sum(block["parameters"] for block in architecture["blocks"]) == architecture["parameters"]
+    assert sum(block["multiply_adds"] for block in architecture["blocks"]) == architecture["multiply_adds"]
+    assert sum(block["compute_share"] for block in architecture["blocks"]) == pytest.approx(1)
+    # 3 -> 4 channels at 32x32, 4 -> 8 at 16x16, 3x3 each; then 8 * 8 * 8 values into 10 classes.
+    assert architecture["multiply_adds"] == 3 * 4 * 9 * 32 * 32 + 4 * 8 * 9 * 16 * 16 + 512 * 10
+    assert [block["output"] for block in architecture["blocks"]] == [[4, 16, 16], [8, 8, 8], [10]]
+
+
+def test_examples_are_wrong_and_sure_or_right_and_unsure_and_show_the_true_class() -> None:
+    generator = np.random.RandomState(0)
+    probabilities = generator.dirichlet(np.full(10, 0.3), 300).astype(np.float32)
+    labels = generator.randint(0, 10, 300)
+    mistakes = examples.most_confident_mistakes(probabilities, labels, CLASSES)
+    hits = examples.least_certain_hits(probabilities, labels, CLASSES)
+    sure = [example.probabilities[0][1] for example in mistakes]
+    assert sure == sorted(sure, reverse=True)
+    assert sure[0] == probabilities.max(1)[probabilities.argmax(1) != labels].max()
+    for example in mistakes:
+        assert example.label != example.predicted
+        assert example.label in dict(example.probabilities)
+    unsure = [example.probabilities[0][1] for example in hits]
+    assert unsure == sorted(unsure)
+    assert all(example.label == example.predicted for example in hits)
+
+
+def test_a_source_s_password_does_not_get_into_the_report(finished: SmallChain) -> None:
+    value = config.to_dict(finished.chain().config)
+    value["data"]["source"] = "https://user:secret@example.org/cifar.tar.gz?token=hidden"
+    value["data"]["mirrors"] = ["https://other:secret@example.org/cifar.tar.gz"]
+    rows = facts._config_rows(config.from_dict(value))
+    shown = {row["key"]: row["value"] for row in rows}
+    assert shown["data.source"] == "https://example.org/cifar.tar.gz"
+    assert "secret" not in json.dumps(rows)
+    assert "hidden" not in json.dumps(rows)
+
+
+def test_what_was_chosen_is_told_from_the_defaults(finished: SmallChain) -> None:
+    rows = {row["key"]: row for row in gathered(finished.chain())["provenance"]["config"]}
+    assert rows["training.batch_size"] | {"key": ""} == {
+        "key": "", "value": 40, "default": 256, "required": False, "chosen": True,
+    }  # fmt: skip
+    assert rows["training.momentum"]["chosen"] is False
+    assert rows["training.epochs"]["required"]
+
+
+def test_drift_is_told(done: SmallChain) -> None:
+    done.configure(training__learning_rate=0.01)
+    drift = gathered(done.chain())["provenance"]["drift"]
+    assert drift == ["training.learning_rate: trained with 0.05, config now says 0.01"]
+
+
+def test_origin_is_compared_with_on_cifar10_only(finished: SmallChain) -> None:
+    sources = facts.read(finished.chain())
+    assert facts._origin(sources) is None
+    details = {**sources.data.manifest["details"], "name": "cifar10"}
+    data = dataclasses.replace(sources.data, manifest={**sources.data.manifest, "details": details})
+    origin = facts._origin(dataclasses.replace(sources, data=data))
+    assert origin is not None
+    assert origin["accuracy"] == 0.7405
+    assert origin["difference"] == sources.metrics["accuracy"] - 0.7405
+    assert origin["official_images"] is False
+
+
+# --- generations --------------------------------------------------------------------------------------------------
+
+
+def another_generation(chain: SmallChain, name: str, started: str, wrong: int) -> None:
+    """A finished generation beside the plain run, begun at another time, with `wrong` more predictions turned bad."""
+    plain = chain.folder("train").parent
+    copied = plain.with_name(f"{plain.name}@{name}")
+    shutil.copytree(plain, copied)
+    path = copied / "train" / "manifest.json"
+    train = json.loads(path.read_text())
+    train["details"]["segments"][0]["started"] = started
+    path.write_text(json.dumps(train))
+    predictions = copied / "evaluate" / "predictions.npz"
+    with np.load(predictions) as file:
+        values = dict(file)
+    right = np.flatnonzero(values["probabilities"].argmax(1) == values["labels"])[:wrong]
+    for index in right:
+        values["probabilities"][index] = np.eye(10)[(values["labels"][index] + 1) % 10]
+    np.savez(predictions, **values)
+    path = copied / "evaluate" / "manifest.json"
+    evaluate = json.loads(path.read_text())
+    recorded = {"size": predictions.stat().st_size, "sha256": sha256_file(predictions)}
+    evaluate["files"]["predictions.npz"] = recorded
+    path.write_text(json.dumps(evaluate))
+
+
+def test_the_previous_generation_is_the_newest_one_begun_before(done: SmallChain) -> None:
+    another_generation(done, "2020-W01", "2020-01-01T00:00:00Z", wrong=1)
+    another_generation(done, "2020-W02", "2020-01-08T00:00:00Z", wrong=3)
+    another_generation(done, "2099-W01", "2099-01-01T00:00:00Z", wrong=5)
+    another_generation(done, "seed-1", "2020-02-01T00:00:00Z", wrong=7)
+    previous = gathered(done.chain())["comparison"]["previous"]
+    assert previous["run"].endswith("@2020-W02")
+    assert (previous["gained"], previous["lost"]) == (3, 0)
+    assert previous["difference"] == pytest.approx(3 / 60)
+    assert gathered(done.chain("seed-1"))["comparison"]["previous"] is None
+    assert gathered(done.chain("2020-W01"))["comparison"]["previous"] is None
+
+
+def test_a_damaged_previous_run_does_not_keep_this_one_from_being_reported(done: SmallChain) -> None:
+    another_generation(done, "2020-W01", "2020-01-01T00:00:00Z", wrong=1)
+    path = done.folder("evaluate", "2020-W01") / "predictions.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert gathered(done.chain())["comparison"]["previous"] is None
+
+
+# --- inputs and versions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "name"), [("evaluate", "predictions.npz"), ("train", "history.csv")])
+def test_a_file_that_is_not_what_was_recorded_is_refused(done: SmallChain, stage: str, name: str) -> None:
+    path = done.folder(stage) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WorkspaceError, match=f"{name}: damaged"):
+        facts.read(done.chain())
+
+
+def test_a_new_version_of_the_stage_renders_again_and_nothing_else(
+    done: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.report import render
+
+    chain = done.chain()
+    assert chain.complete("report")
+    monkeypatch.setitem(manifest.STAGE_VERSIONS, "report", 1000)
+    (reason,) = chain.why("report")
+    assert "version" in reason
+    assert all(chain.complete(stage) for stage in ("train", "evaluate", "export"))
+    render(chain, Reporter(log=open("/dev/null", "w")))  # noqa: SIM115
+    assert chain.complete("report")
+
+
+def test_the_summary_for_mail_is_one_table_of_figures(finished: SmallChain) -> None:
+    text = Path(finished.folder("report") / "report.md").read_text()
+    accuracy = json.loads((finished.folder("evaluate") / "metrics.json").read_text())["accuracy"]
+    assert text.startswith("# tiny on mini: ")
+    assert f"**{accuracy * 100:.2f}" in text
+    assert all(f"| {name} |" in text for name in CLASSES)

@@ -1,0 +1,277 @@
+"""The pages in a real browser: they load nothing, complain about nothing, fit a phone, and can be read by everyone."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromium
+import pytest
+from luigi_runs import CLASSES, SmallChain
+
+from pipeline import comparison
+from pipeline.comparison import page as comparison_page
+from pipeline.comparison import ranking
+from pipeline.report import examples, facts, page
+from pipeline.workspace import Workspace
+
+HOSTILE = "<script>window.hacked = 1</script>\"'><img src=http://127.0.0.1:9/x onerror='window.hacked = 2'>{{7*7}}"
+
+#: What reaches beyond the right edge of the window. (Its own innerWidth grows with what does.)
+BEYOND = """
+[...document.querySelectorAll('body, body *')].filter(e => e.getClientRects().length)
+  .filter(e => e.getBoundingClientRect().right > %d + 1 && !e.closest('.skip, thead'))
+  .map(e => e.outerHTML.slice(0, 90))
+"""
+
+#: Every piece of text with less contrast than WCAG 2.1 AA asks for: 4.5, or 3 where it is large.
+LOW_CONTRAST = """
+(() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgb = (colour, under) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = under; canvas.fillRect(0, 0, 1, 1);
+    canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return `rgb(${[...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)})`;
+  };
+  const behind = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.unshift(getComputedStyle(e).backgroundColor);
+    return layers.reduce((under, layer) => rgb(layer, under), 'rgb(255,255,255)');
+  };
+  const luminance = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255)
+      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  let checked = 0;
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement, style = getComputedStyle(element);
+    if (!node.data.trim() || !element.getClientRects().length) continue;
+    checked++;
+    const paper = behind(element), ink = rgb(element.closest('svg') ? style.fill : style.color, paper);
+    const [a, b] = [luminance(paper), luminance(ink)].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05), size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    if (ratio < (large ? 3 : 4.5)) found.push(`${node.data.trim()}: ${ink} on ${paper} is ${ratio.toFixed(2)}`);
+  }
+  return JSON.stringify({checked, found});
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[chromium.Page]:
+    if chromium.executable() is None:
+        pytest.skip("no Chromium on this machine")
+    with chromium.page() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def report(finished: SmallChain) -> dict[str, Any]:
+    """The facts of a run that went on twice, against another one and against origin, with all there can be to say."""
+    chain = finished.chain()
+    value = facts.gather(chain, facts.read(chain), None)
+    first = value["training"]["segments"][0]
+    value["training"]["segments"] = [
+        first,
+        {**first, "step": 2, "how": "resumed from step-2.npz"},
+        {**first, "step": 4},
+    ]
+    value["training"] |= {"resumed": 2, "exact": False, "inexact": ["threads 2 -> 1 when resumed at step 2"]}
+    paired = {"difference": -0.01, "gained": 5, "lost": 8, "p": 0.58, "interval": [-0.02, 0.01]}
+    value["comparison"] = {
+        "origin": {
+            "accuracy": 0.7405, "difference": 0.02, "interval_is": "around it", "official_images": False
+        },
+        "previous": {"run": "tiny-12345678@2026-W47", "accuracy": 0.76, **paired},
+        "decision": {"outcome": "refused", "reason": "worse", "tolerance": 0.005, "decided": "2026-11-25T08:00:00Z"},
+    }  # fmt: skip
+    made = {"run": "tiny-12345678@2026-W47", "trained": "2026-11-18T08:00:00Z", "accuracy": 0.76, "outcome": "promoted"}
+    value["generations"] = [{"name": "2026-W48", **made}, {"name": "2026-W47", **made, "accuracy": None, "outcome": ""}]
+    value["provenance"]["drift"] = ["training.learning_rate: trained with 0.05, config now says 0.01"]
+    return value
+
+
+@pytest.fixture(scope="module")
+def ranked(finished: SmallChain) -> dict[str, Any]:
+    """The facts of a comparison of five configurations with two seeds, made out of one run."""
+    compared = comparison.plan([str(finished.config)], [], Workspace(finished.workspace))
+    value = ranking.gather(compared)
+    (group,) = value["ranking"]
+    (run,) = group["runs"]
+    value["ranking"] = []
+    for rank in range(1, 6):
+        other = copy.deepcopy(group)
+        accuracy = 0.8 - 0.04 * rank
+        other["runs"] = [
+            {**run, "accuracy": accuracy},
+            {**run, "accuracy": accuracy + 0.01, "report": "../r/index.html"},
+        ]
+        other |= {"rank": rank, "accuracy": accuracy, "interval": [accuracy - 0.05, accuracy + 0.05], "least": accuracy}
+        other |= {"multiply_adds": 10**rank, "parameters": 1000 * rank, "seconds": 0.5 * rank, "most": accuracy + 0.01}
+        value["ranking"].append(other)
+    return {**value, "seeds": 2, "origin": 0.7405, "drift": ["a: b"], "conditions": value["conditions"] * 2}
+
+
+@pytest.fixture(scope="module", params=["report", "comparison"])
+def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of each kind."""
+    path = tmp_path_factory.mktemp("page") / f"{request.param}.html"
+    if request.param == "report":
+        value = request.getfixturevalue("report")
+        path.write_text(page.html(value, pictures(request.getfixturevalue("finished"), value)))
+    else:
+        path.write_text(comparison_page.html(request.getfixturevalue("ranked")))
+    return path
+
+
+def pictures(finished: SmallChain, value: dict[str, Any]) -> dict[int, str]:
+    images = facts.read(finished.chain()).data.test_images
+    shown = {example["image"] for group in value["examples"].values() for example in group}
+    return {index: examples.data_uri(images[index]) for index in shown}
+
+
+def test_the_page_of_a_real_run_is_complete(finished: SmallChain, browser: chromium.Page) -> None:
+    browser.open(finished.folder("report") / "index.html", 1280)
+    sections = browser.evaluate("[...document.querySelectorAll('main > section')].map(s => s.id)")
+    expected = ["result", "curves", "classes", "images", "calibration", "architecture", "speed", "export", "provenance"]
+    assert sections == expected
+    assert browser.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    text = browser.evaluate("document.body.innerText")
+    accuracy = json.loads((finished.folder("evaluate") / "metrics.json").read_text())["accuracy"]
+    assert f"{accuracy * 100:.2f}" in text
+    assert all(name in text for name in CLASSES)
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_it_requests_nothing_says_nothing_on_the_console_and_has_no_horizontal_scroll(
+    file: Path, browser: chromium.Page, width: int
+) -> None:
+    browser.open(file, width)
+    outside = [url for url in browser.requested() if not url.startswith("data:")]
+    assert outside == [file.absolute().as_uri()]
+    assert browser.complaints() == []
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate(BEYOND % width) == []
+    assert file.stat().st_size < 3_000_000
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_all_text_has_the_contrast_that_wcag_aa_asks_for(
+    file: Path, browser: chromium.Page, width: int, dark: bool
+) -> None:
+    browser.open(file, width, dark=dark)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    result = json.loads(browser.evaluate(LOW_CONTRAST))
+    assert result["checked"] > 100
+    assert result["found"] == []
+
+
+def test_it_is_dark_where_the_reader_wants_dark(file: Path, browser: chromium.Page) -> None:
+    colours = []
+    for dark in (False, True):
+        browser.open(file, 800, dark=dark)
+        colours.append(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert colours == ["rgb(255, 255, 255)", "rgb(16, 19, 23)"]
+
+
+def test_it_can_be_read_without_seeing_it(file: Path, browser: chromium.Page) -> None:
+    browser.open(file, 1280)
+    count = 'document.querySelectorAll("%s").length'
+    assert browser.evaluate("document.documentElement.lang") == "en"
+    assert browser.evaluate("document.title")
+    assert browser.evaluate(count % "h1") == 1
+    levels = browser.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1])")
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
+    assert browser.evaluate(count % "img:not([alt]), img[alt='']") == 0
+    assert browser.evaluate(count % "[role=img]:not([aria-label]), [role=img][aria-label='']") == 0
+    # A drawing is either told by its frame's text, or decoration beside a table that says the same.
+    assert browser.evaluate(count % "svg:not([aria-hidden])") == 0
+    assert browser.evaluate(count % "th:not([scope])") == 0
+    assert browser.evaluate("[...document.querySelectorAll('table')].every(t => t.querySelector('thead th'))")
+    assert browser.evaluate("[...document.querySelectorAll('tbody tr')].every(r => r.querySelector('th, td[colspan]'))")
+    assert browser.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)") == browser.evaluate(
+        "[...new Set([...document.querySelectorAll('[id]')].map(e => e.id))]"
+    )
+
+
+def test_the_keyboard_reaches_every_section(file: Path, browser: chromium.Page) -> None:
+    browser.open(file, 1280)
+    for kind in ("rawKeyDown", "keyUp"):
+        browser.send("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    assert browser.evaluate("document.activeElement.className") == "skip"
+    assert browser.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    links = browser.evaluate("[...document.querySelectorAll('a')].every(a => a.href && a.tabIndex === 0)")
+    assert links
+
+
+def test_resumes_comparisons_and_drift_are_shown(
+    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+) -> None:
+    file = tmp_path / "index.html"
+    file.write_text(page.html(report, pictures(finished, report)))
+    browser.open(file, 1280)
+    text = browser.evaluate("document.body.innerText")
+    for told in ("resumed from step-2.npz", "Refused", "tiny-12345678@2026-W47", "74.05", "threads 2 -> 1", "2026-W48"):
+        assert told in text
+    assert "training.learning_rate: trained with 0.05, config now says 0.01" in text
+    # A dotted line for each resume in each of the four curves.
+    assert browser.evaluate("document.querySelectorAll('[style*=\"var(--mark)\"]').length") == 2 * 4
+
+
+def test_names_that_are_markup_stay_text(
+    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+) -> None:
+    hostile = json.loads(json.dumps(report).replace("airplane", json.dumps(HOSTILE)[1:-1]))
+    hostile |= {"run": HOSTILE, "generation": HOSTILE}
+    hostile["dataset"] |= {"name": HOSTILE, "label": HOSTILE}
+    hostile["architecture"] |= {"name": HOSTILE}
+    hostile["training"] |= {"host": HOSTILE, "cpu": HOSTILE, "inexact": [HOSTILE], "device": HOSTILE}
+    hostile["comparison"]["previous"]["run"] = HOSTILE
+    hostile["comparison"]["decision"]["reason"] = HOSTILE
+    hostile["provenance"]["drift"] = [HOSTILE]
+    for row in hostile["provenance"]["config"]:
+        row["value"] = HOSTILE
+    for block in hostile["architecture"]["blocks"]:
+        block["name"] = HOSTILE
+    file = tmp_path / "index.html"
+    file.write_text(page.html(hostile, pictures(finished, report)))
+    browser.open(file, 375)
+    assert browser.evaluate("window.hacked") is None
+    assert browser.evaluate("document.scripts.length") == 0
+    assert browser.complaints() == []
+    assert [url for url in browser.requested() if not url.startswith("data:")] == [file.absolute().as_uri()]
+    assert "{{7*7}}" in browser.evaluate("document.body.innerText")
+    assert browser.evaluate(BEYOND % 375) == []
+
+
+def test_markup_stays_text_in_the_markdown_summary(report: dict[str, Any]) -> None:
+    hostile = {**report, "run": "x | y\n\n# `<script>alert(1)</script>` [a](http://b) **c**"}
+    text = page.markdown(hostile)
+    assert "<script>" not in text
+    assert "\n# `" not in text
+    assert r"\[a\](http://b)" in text
+    assert r"x \| y" in text
+
+
+def test_a_network_with_many_classes_gets_a_heat_map_in_place_of_a_table(
+    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+) -> None:
+    many = copy.deepcopy(report)
+    many["evaluation"]["classes"] = [f"class {number}" for number in range(100)]
+    many["evaluation"]["confusion"] = [[40 if i == j else 1 for j in range(100)] for i in range(100)]
+    file = tmp_path / "index.html"
+    file.write_text(page.html(many, pictures(finished, report)))
+    browser.open(file, 375)
+    assert browser.evaluate("document.querySelectorAll('table.confusion').length") == 0
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 375
+    assert file.stat().st_size < 3_000_000

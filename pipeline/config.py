@@ -170,7 +170,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     config = from_dict(parse_yaml(file, str(path)), str(path))
     data, training = config.data, config.training
     override = os.environ.get("CIFAR10_SOURCE")
-    if override and not data.is_sample:
+    if override and data.name == "cifar10":
         # Another source has another checksum, and the mirrors of the old one no longer apply.
         data = msgspec.structs.replace(data, source=_absolute(override, Path.cwd()), sha256=None, mirrors=[])
     else:
@@ -308,7 +308,7 @@ def _explain(message: str, value: Any) -> str:
     if missing:
         return f"missing key {_join(path, missing[1])}"
     problem = re.sub(r"Expected `(object)`", "Expected a mapping of keys", problem)
-    problem = re.sub(r"^Expected `(\w+)`, got `\w+`", r"Expected \1", problem).replace("`", "")
+    problem = re.sub(r"^Expected `(\w+)(?: \| null)?`, got `\w+`", r"Expected \1", problem).replace("`", "")
     problem = re.sub(r"^Invalid enum value .*", lambda _: "expected one of " + _choices_at(path), problem)
     problem = problem.replace("Expected", "expected", 1)
     problem = re.sub(r"array of at least length (\d+)", r"a list of at least \1", problem)

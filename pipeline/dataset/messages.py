@@ -9,7 +9,8 @@ from typing import Protocol
 from pipeline.errors import DataError
 
 ADVICE = (
-    "get a good copy, set CIFAR10_SOURCE to one (an archive or an unpacked folder), or add an address to data.mirrors"
+    "name a good copy (an archive or an unpacked folder) in data.source or, for cifar10, in CIFAR10_SOURCE, "
+    "or add an address to data.mirrors"
 )
 
 #: Takes a fraction (0..1) and a line about what is being done.

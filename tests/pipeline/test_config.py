@@ -1,0 +1,198 @@
+"""The configuration: what is accepted, what is refused and in which words, and what names an architecture."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from pipeline.config import differences, fingerprint, from_dict, load, ready_made_folder, to_dict
+from pipeline.errors import ConfigError
+
+TEXT = """\
+data: {name: mini, source: mini.tar.gz}
+architecture: {name: tiny, conv_arch: [[1, 4], [2, 8]], batch_norm: true, dense: [16]}
+training: {epochs: 2, learning_rate: 0.01, schedule: {kind: step, milestones: [1]}}
+device: cpu
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def changed(old, new):
+    assert TEXT.count(old) == 1
+    return TEXT.replace(old, new)
+
+
+def refused(path):
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "epochs:",
+            "epoch:",
+            "unknown key training.epoch (did you mean epochs?); allowed here: epochs, batch_size, optimizer",
+        ),
+        ("device:", "devise:", "unknown key devise (did you mean device?); allowed here: data, architecture, training"),
+        ("kind: step", "sort: step", "unknown key training.schedule.sort; allowed here: kind, warmup_epochs"),
+        ("epochs: 2, ", "", "missing key training.epochs"),
+        ("name: tiny, ", "", "missing key architecture.name"),
+        ("device: cpu", "device: cpu\ndevice: gpu", "not valid YAML at line 5, column 1: duplicate key 'device'"),
+        ("epochs: 2", "epochs: 2, epochs: 3", "not valid YAML at line 3, column 23: duplicate key 'epochs'"),
+        ("epochs: 2", "epochs: two", 'training.epochs: found "two", expected int'),
+        ("epochs: 2", "epochs: 2.5", "training.epochs: found 2.5, expected int"),
+        ("epochs: 2", "epochs: 0", "training.epochs: found 0, expected int >= 1"),
+        ("0.01", "-1", "training.learning_rate: found -1, expected float > 0.0"),
+        ("0.01", ".inf", "training.learning_rate: found inf, expected a finite number"),
+        ("0.01", "fast", 'training.learning_rate: found "fast", expected float'),
+        ("batch_norm: true", "batch_norm: maybe", 'architecture.batch_norm: found "maybe", expected bool'),
+        ("kind: step", "kind: steps", "expected one of constant, step, cosine, triangle"),
+        ("milestones: [1]", "milestones: [2, 1]", "training.schedule.milestones: found [2, 1], must be ascending"),
+        ("{kind: step, milestones: [1]}", "{kind: step}", "training.schedule.milestones: missing"),
+        ("[2, 8]", "[2]", "architecture.conv_arch[1]: found [2], expected a list"),
+        ("[2, 8]", "[0, 8]", "architecture.conv_arch[1][0]: found 0, expected int >= 1"),
+        ("[[1, 4], [2, 8]]", "[]", "architecture.conv_arch: found [], expected a list of length >= 1"),
+        ("[[1, 4], [2, 8]]", str([[1, 4]] * 6), "found 6 blocks, each halving the image; 32x32 pixels allow at most 5"),
+        ("device: cpu", "device: tpu", 'device: found "tpu"'),
+        ("device: cpu", "device: 'gpu:0,0'", "device: found gpu:0,0, the same device twice"),
+        ("name: tiny", "name: ../tiny", 'architecture.name: found "../tiny"'),
+        ("name: mini", "name: sample", "data.source: found"),
+        ("source: mini.tar.gz", "source: bundled", "data.name: found mini, but source bundled is named sample"),
+        ("epochs: 2", "epochs: 2, momentum: 0, optimizer: nag", "training.momentum: found 0, but optimizer nag"),
+        ("epochs: 2", "epochs: 2, momentum: 1", "training.momentum: found 1, expected float < 1.0"),
+        ("mini.tar.gz", "mini.tar.gz, sha256: 123", "data.sha256: found 123, expected str"),
+        ("{epochs: 2", "{epochs: 2}}", "not valid YAML at line 3"),
+        ("[16]", "[*other]", "not valid YAML at line 2"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_key_what_was_found_and_what_is_allowed(write, old, new, message):
+    assert message in refused(write(changed(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "found an empty file, expected the keys data, architecture, training"),
+        (b"- 1\n- 2\n", "found a list, expected the keys data"),
+        (b"data: \xff\n", "byte 6 is not UTF-8 text"),
+        (b"#" * 1_000_001, "1000001 bytes is no configuration file"),
+    ],
+)
+def test_what_is_no_configuration_at_all_is_refused(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    assert message in refused(path)
+
+
+def test_a_missing_file_names_the_ready_made_ones():
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such configuration file; .*config/vgg11\.yaml"):
+        load("nowhere.yaml")
+
+
+@pytest.mark.parametrize("spelling", ["1e-3", "1E-3", "0.001", "1.e-3", "+1e-3", ".1e-2"])
+def test_every_spelling_of_a_small_number_is_a_number(write, spelling):
+    assert load(write(changed("0.01", spelling))).training.learning_rate == 0.001
+
+
+def test_yaml_anchors_and_merges_work(write):
+    text = TEXT.replace("[[1, 4], [2, 8]]", "[&block [1, 4], *block]")
+    assert load(write(text)).architecture.conv_arch == [(1, 4), (1, 4)]
+
+
+def test_paths_in_the_file_are_relative_to_the_file(write, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    config = load(write(changed("epochs: 2", "epochs: 2, init_from: old.params")))
+    assert config.data.source == str(tmp_path / "mini.tar.gz")
+    assert config.training.init_from == str(tmp_path / "old.params")
+
+
+def test_the_environment_replaces_the_source_and_its_checksum(write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIFAR10_SOURCE", "here.tar.gz")
+    text = changed("{name: mini, source: mini.tar.gz}", f"{{name: cifar10, sha256: {'0a' * 32}, mirrors: [a, b]}}")
+    data = load(write(text)).data
+    assert (data.source, data.sha256, data.mirrors) == (str(tmp_path / "here.tar.gz"), None, [])
+
+
+def test_the_environment_leaves_other_data_sets_alone(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("CIFAR10_SOURCE", "/somewhere/else.tar.gz")
+    assert load(write(TEXT)).data.source == str(tmp_path / "mini.tar.gz")
+    assert load("config/quickstart.yaml").data.source == "bundled"
+
+
+def test_the_official_archive_comes_with_its_checksum(write):
+    data = load(write(changed("{name: mini, source: mini.tar.gz}", "{}"))).data
+    assert data.source == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    assert data.sha256 == "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+
+
+def test_the_fingerprint_goes_by_values_alone(write):
+    plain = load(write(TEXT)).architecture
+    value = yaml.safe_load(TEXT)
+    backwards = {key: {k: value[key][k] for k in reversed(value[key])} for key in ("training", "data", "architecture")}
+    spelled_out = write(yaml.safe_dump({**backwards, "device": "auto"}, sort_keys=False))
+    assert fingerprint(load(spelled_out).architecture) == fingerprint(plain)
+    defaults = load(write(changed("dense: [16]", "dense: [16], dropout: 0.5, classes: 10")))
+    assert fingerprint(defaults.architecture) == fingerprint(plain), "a default that is spelled out"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("tiny", "tinier"),
+        ("[1, 4]", "[1, 5]"),
+        ("[1, 4]", "[2, 4]"),
+        ("batch_norm: true", "batch_norm: false"),
+        ("dense: [16]", "dense: []"),
+        ("dense: [16]", "dense: [16], dropout: 0.4"),
+        ("dense: [16]", "dense: [16], classes: 11"),
+    ],
+)
+def test_any_other_value_of_the_architecture_is_another_fingerprint(write, old, new):
+    before = load(write(TEXT)).fingerprint
+    assert load(write(changed(old, new))).fingerprint != before
+
+
+def test_nothing_outside_the_architecture_is_in_the_fingerprint(write):
+    before = load(write(TEXT)).fingerprint
+    for old, new in (("epochs: 2", "epochs: 9"), ("device: cpu", "device: gpu"), ("name: mini", "name: other")):
+        assert load(write(changed(old, new))).fingerprint == before
+
+
+def test_the_fingerprint_of_the_default_network_stays_what_it_was():
+    # Another value here makes every run of every user untrained: raise ARCHITECTURE_KEY_VERSION on purpose only.
+    assert load("config/vgg11.yaml").fingerprint[:8] == "6ca079b8"
+
+
+def test_differences_name_the_leaf_and_both_values(write):
+    before = to_dict(load(write(TEXT)))
+    after = to_dict(load(write(TEXT.replace("[2, 8]", "[2, 9]").replace("0.01", "0.1"))))
+    assert differences(before, after) == ["architecture.conv_arch[1][1]: 8 -> 9", "training.learning_rate: 0.01 -> 0.1"]
+    assert differences({"a": [1]}, {"a": [1, 2], "b": None}) == ["a[1]: (none) -> 2", "b: (none) -> nothing"]
+    assert differences({"a": [1, 2]}, {"a": [1]}) == ["a[1]: 2 -> (gone)"]
+
+
+def test_a_configuration_survives_the_way_to_a_stage_and_back(write):
+    config = load(write(TEXT))
+    assert from_dict(to_dict(config)) == config
+
+
+def test_the_ready_made_files_are_there():
+    names = {path.stem for path in ready_made_folder().glob("*.yaml")}
+    sizes = ("vgg11-bn", "vgg13-bn", "vgg16-bn", "vgg19-bn")
+    assert names >= {"quickstart", "vgg11", "vgg11-origin", "vgg11-fast", *sizes}

@@ -9,7 +9,7 @@ from typing import Protocol
 from pipeline.errors import DataError
 
 ADVICE = (
-    "name a good copy (an archive or an unpacked folder) in data.source or, for cifar10, in CIFAR10_SOURCE, "
+    "get a good copy (an archive or an unpacked folder) and name it in data.source or, for cifar10, in CIFAR10_SOURCE, "
     "or add an address to data.mirrors"
 )
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -123,14 +124,26 @@ class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keep: _Count = 5
 
 
+class Distributed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training over several processes or hosts; each batch is divided among the workers."""
+
+    workers: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One validated configuration. `path` is where it was read from, for messages only."""
+    """One validated configuration.
+
+    `launcher` and `distributed` say where the training runs: like `device`, they never retrain. `launcher` may be
+    given as the name of a file that holds it; `load` puts the list in its place.
+    """
 
     data: Data = Data()
     architecture: Architecture
     training: Training
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|gpu|(cpu|gpu):\d{1,3}(,\d{1,3})*)$")] = "auto"
     schedule: Retraining = Retraining()
+    launcher: list[str] | str = []
+    distributed: Distributed = Distributed()
 
     @property
     def fingerprint(self) -> str:
@@ -168,6 +181,9 @@ def load(path: str | os.PathLike[str]) -> Config:
     """
     file = find(path)
     config = from_dict(parse_yaml(file, str(path)), str(path))
+    launcher = config.launcher
+    if isinstance(launcher, str):
+        launcher = load_launcher(launcher, f"{path}: launcher", file.parent)
     data, training = config.data, config.training
     override = os.environ.get("CIFAR10_SOURCE")
     if override and data.name == "cifar10":
@@ -183,7 +199,42 @@ def load(path: str | os.PathLike[str]) -> Config:
             data = msgspec.structs.replace(data, sha256=OFFICIAL_SHA256)
     if training.init_from is not None:
         training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent))
-    return msgspec.structs.replace(config, data=data, training=training)
+    return msgspec.structs.replace(config, data=data, training=training, launcher=launcher)
+
+
+def with_launcher(config: Config, launcher: str, where: str) -> Config:
+    """`config` with another launcher: the name of a YAML file, the words of a command, or `none`."""
+    if launcher == "none":
+        words = []
+    elif launcher.endswith((".yaml", ".yml")):
+        words = load_launcher(launcher, where, Path.cwd())
+    else:
+        try:
+            words = shlex.split(launcher)
+        except ValueError as error:
+            raise ConfigError(f"{where}: found {launcher!r}: {error}") from None
+    return msgspec.structs.replace(config, launcher=words)
+
+
+def load_launcher(name: str, where: str, folder: Path) -> list[str]:
+    """The list under `launcher` in the file of this name: in `folder`, here, or the ready-made one.
+
+    Raises `ConfigError`, with `where` naming who wanted it.
+    """
+    ready_made = ready_made_folder() / "launchers"
+    places = [folder / Path(name).expanduser(), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        known = ", ".join(f"config/launchers/{found.name}" for found in sorted(ready_made.glob("*.yaml")))
+        raise ConfigError(
+            f"{where}: found {name!r}, which is no file; give a list of arguments such as [srun, --gres=gpu:1], "
+            f"a YAML file that holds one, or one of the ready-made {known}"
+        )
+    value = parse_yaml(file, name)
+    words = value.get("launcher")
+    if set(value) != {"launcher"} or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{name}: found {_shown(value)}, expected the one key launcher with a list of arguments")
+    return words
 
 
 def ready_made_folder() -> Path:
@@ -315,6 +366,10 @@ def _explain(message: str, value: Any) -> str:
     problem = re.sub(r"expected array of length 2.*|expected array\b", "expected a list", problem)
     if path.startswith("architecture.conv_arch"):
         problem += " (conv_arch is a list of [convolutions, channels])"
+    if path.startswith("launcher["):
+        problem += "; each argument is text: put it in quotes"
+    elif path == "launcher":
+        problem = "expected a list of arguments, or the name of a file that holds one"
     return f"{path or 'top level'}: found {_shown(_value_at(value, path))}, {problem}"
 
 
@@ -346,6 +401,8 @@ def _check_meaning(config: Config, value: Any, where: str) -> None:
         raise ConfigError(f"{where}: data.source: found {found}, but data.name sample is the one with source bundled")
     if config.data.is_sample and config.data.name != "sample":
         raise ConfigError(f"{where}: data.name: found {config.data.name}, but source bundled is named sample")
+    if isinstance(config.launcher, list) and any("\0" in word or not word for word in config.launcher):
+        raise ConfigError(f"{where}: launcher: found {_shown(config.launcher)}, an argument cannot be empty")
     devices = config.device.partition(":")[2].split(",")
     if len(set(devices)) != len(devices):
         raise ConfigError(f"{where}: device: found {config.device}, the same device twice")
@@ -359,6 +416,7 @@ _STRUCTS: dict[str, type[Struct]] = {
     "training.schedule": Schedule,
     "training.augmentation": Augmentation,
     "schedule": Retraining,
+    "distributed": Distributed,
 }
 
 

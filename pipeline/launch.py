@@ -25,6 +25,7 @@ from typing import Any
 from pipeline import errors
 from pipeline.chain import Chain
 from pipeline.cores import thread_environment
+from pipeline.launcher import Watch, command_line
 from pipeline.stage import EXIT_INTERRUPTED, GRACE_SECONDS, request
 
 MODULES = {
@@ -59,7 +60,7 @@ def run_stage(
 ) -> dict[str, Any]:
     """Run one stage in a process of its own and give its result.
 
-    `launcher` is put in front of the command (a container, `srun`); `take_commands` is asked a few times a second
+    `launcher` is put in front of the command (see `pipeline.launcher`); `take_commands` is asked a few times a second
     for words to pass to the child (see `stage.COMMANDS`); `inherit` are file descriptors (locks) that the child
     keeps open. Raises the `PipelineError` that the child reported, `StageFailed` when it died without one, and
     `Stopped` when this process got SIGTERM or SIGINT; a second SIGINT (Ctrl-C) kills the child at once.
@@ -67,19 +68,26 @@ def run_stage(
     log.parent.mkdir(parents=True, exist_ok=True)
     _remove_debris(chain.folder(stage))
     with open(log, "ab") as log_file, _signals() as received:
+        first_line, words = request(chain, **(options or {})), command(stage)
+        several = stage == "train" and chain.config.distributed.workers > 1
+        watch = Watch(launcher, log) if launcher or several else None
+        if watch:
+            first_line |= watch.request()
+        if launcher:
+            words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parent)
         child = subprocess.Popen(
-            [*launcher, *command(stage)],
+            words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
-            env=_environment(),
+            env=_environment(here=not launcher),
             pass_fds=tuple(inherit),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
         )
         try:
-            return _follow(stage, child, request(chain, **(options or {})), log, on_event, take_commands, received)
+            return _follow(stage, child, first_line, log, on_event, take_commands, received, watch)
         finally:
-            _end(child)
+            _end(child, watch)
 
 
 def command(stage: str) -> list[str]:
@@ -87,12 +95,13 @@ def command(stage: str) -> list[str]:
     return [sys.executable, "-m", MODULES[stage]]
 
 
-def _environment() -> dict[str, str]:
+def _environment(here: bool) -> dict[str, str]:
     # The child must import this very package, whatever folder it is started in (a user's own `pipeline/`, say).
     package_parent = str(Path(__file__).resolve().parent.parent)
     python_path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
     own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": python_path}
-    return {**os.environ, **thread_environment(os.environ), **own}
+    threads = thread_environment(os.environ) if here else {}  # elsewhere the node decides
+    return {**os.environ, **threads, **own}
 
 
 def _follow(
@@ -103,6 +112,7 @@ def _follow(
     on_event: Callable[[dict[str, Any]], None],
     take_commands: Callable[[], Iterable[str]],
     received: list[tuple[int, float]],
+    watch: Watch | None,
 ) -> dict[str, Any]:
     _say(child, json.dumps(first_line))
     result: dict[str, Any] | None = None
@@ -112,16 +122,22 @@ def _follow(
         if received and asked_at is None:
             asked_at = time.monotonic()
             _say(child, "stop")
+            if watch:
+                watch.stop(child)
         if _in_a_hurry(received) or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
-            child.kill()
+            _kill(child, watch)
         for word in take_commands():
             _say(child, word)
+        if watch:
+            if watch.due():
+                _say(child, "")
+            event = watch.attend(event, child)
         if event is None:
             continue
         if event.get("event") == "result":
             result = event["value"]
         elif event.get("event") == "error":
-            error = event
+            error = error or event  # of several processes the first one tells the cause
         else:
             on_event(event)
     status = child.wait()
@@ -130,7 +146,8 @@ def _follow(
         raise Stopped(f"{stage}: {how}", received[0][0])
     if status == 0 and result is not None:
         return result
-    raise _failure(stage, status, error, log)
+    failure = watch.failure(stage, status) if watch and error is None else None
+    raise failure or _failure(stage, status, error, log)
 
 
 def _failure(stage: str, status: int, error: dict[str, Any] | None, log: Path) -> errors.PipelineError:
@@ -183,17 +200,27 @@ def _say(child: subprocess.Popen[bytes], line: str) -> None:
         child.stdin.flush()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _kill(child: subprocess.Popen[bytes], watch: Watch | None) -> None:
+    if watch:
+        watch.end(child)
+    else:
+        child.kill()
+
+
+def _end(child: subprocess.Popen[bytes], watch: Watch | None) -> None:
     """Make sure that no process and no pipe of the child is left."""
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
-    try:
-        child.wait(timeout=GRACE_SECONDS + 2)  # its standard input ended: it stops by itself
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    if watch:
+        watch.stop(child)
+    deadline = time.monotonic() + GRACE_SECONDS + 2  # its standard input ended: it stops by itself
+    while child.poll() is None:
+        if time.monotonic() > deadline:
+            _kill(child, watch)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.5)
 
 
 @contextlib.contextmanager

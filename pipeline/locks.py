@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import sys
@@ -46,16 +47,19 @@ def describe(value: dict[str, object]) -> str:
 
 
 @contextlib.contextmanager
-def hold(path: Path, what: str, wait: bool, waiting: Callable[[str], None] | None = None) -> Iterator[int]:
+def hold(
+    path: Path, what: str, wait: bool, waiting: Callable[[str], None] | None = None, at_most: float = math.inf
+) -> Iterator[int]:
     """Hold the lock at `path`; gives its file descriptor, to be inherited by the processes that do the work.
 
-    When another live process has it: with `wait` call `waiting` once with a line about who has it and wait,
-    else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its child ends by itself.
+    When another live process has it: with `wait` call `waiting` once with a line about who has it and wait
+    `at_most` so many seconds, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its
+    child ends by itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _acquire(descriptor, path, what, wait, waiting or (lambda line: None))
+        _acquire(descriptor, path, what, at_most if wait else 0, waiting or (lambda line: None))
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(record).encode(), 0)
@@ -64,8 +68,8 @@ def hold(path: Path, what: str, wait: bool, waiting: Callable[[str], None] | Non
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, path: Path, what: str, wait: bool, waiting: Callable[[str], None]) -> None:
-    told, until = "", time.monotonic() + ENDING_SECONDS
+def _acquire(descriptor: int, path: Path, what: str, at_most: float, waiting: Callable[[str], None]) -> None:
+    told, started = "", time.monotonic()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +80,8 @@ def _acquire(descriptor: int, path: Path, what: str, wait: bool, waiting: Callab
         who = describe(other) if other else "another process"
         # Without a record its holder has got the lock this very moment and will say so in the next one.
         ending = not other or (other.get("host") == socket.gethostname() and is_gone(other.get("pid")))
-        if not wait and not (ending and time.monotonic() < until):
+        waited = time.monotonic() - started
+        if waited >= at_most and not (ending and waited < ENDING_SECONDS):
             raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
         line = f"{what}: {who} is gone, waiting for its last process to end" if ending else f"{what}: waiting for {who}"
         if other and line != told:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import signal
 import sys
 import threading
@@ -31,6 +32,11 @@ GRACE_SECONDS = 9.5
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 
+#: A process on another host and its parent hear of each other this often. A host that lost its power closes no
+#: connection: the parent takes such a process for dead after LOST_SECONDS of silence, and is itself taken for dead
+#: after SILENCE_SECONDS.
+BEAT_SECONDS, LOST_SECONDS, SILENCE_SECONDS = 5.0, 60.0, 120.0
+
 #: What can be said to a running training.
 COMMANDS = ("stop", "checkpoint", "stop-after-epoch")
 
@@ -42,7 +48,10 @@ class Reporter:
     events: TextIO | None = None
     log: TextIO = field(default_factory=lambda: sys.stderr)
     commands: set[str] = field(default_factory=set)
+    #: Grows with everything that the stage gets done; told with every sign of life.
+    activity: int = 0
     _last: float = 0.0
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def progress(self, fraction: float, message: str, **values: Any) -> None:
         """Say how far the stage is (0..1) and what it is doing; at most about five a second get through."""
@@ -76,7 +85,7 @@ class Reporter:
     def _send(self, value: dict[str, Any]) -> None:
         if self.events is not None:
             # The parent may be gone; that must not break what is running, see `_listen`.
-            with contextlib.suppress(OSError, ValueError):
+            with self._turn, contextlib.suppress(OSError, ValueError):
                 self.events.write(json.dumps(value) + "\n")
                 self.events.flush()
 
@@ -113,7 +122,9 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
         value = json.loads(sys.stdin.readline() or "null")
         if value is None:
             return EXIT_INTERRUPTED
-        threading.Thread(target=_listen, args=(reporter,), daemon=True).start()
+        threading.Thread(target=_listen, args=(reporter, value.get("silence_seconds")), daemon=True).start()
+        if "beat_seconds" in value:
+            threading.Thread(target=beat, args=(reporter, value["beat_seconds"]), daemon=True).start()
         result = work(chain_of(value), reporter, value.get("options", {}))
         reporter.send("result", value=result or {})
         return 0
@@ -169,12 +180,46 @@ def _install_signals(reporter: Reporter, graceful: bool) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-def _listen(reporter: Reporter) -> None:
-    """Take commands from standard input; its end means that the parent is gone."""
+def host_name() -> str:
+    """This host as its cluster calls it, else as it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def beat(reporter: Reporter, seconds: float) -> None:
+    """Give a sign of life every so many seconds, the first one at once."""
+    reporter.send("hello", host=host_name(), pid=os.getpid(), job=os.environ.get("SLURM_JOB_ID"))
+    while True:
+        time.sleep(seconds)
+        reporter.send("beat", activity=reporter.activity)
+
+
+def _listen(reporter: Reporter, silence_seconds: float | None) -> None:
+    """Take commands from standard input; its end, or too long a silence, means that the parent is gone."""
+    watch = Countdown(silence_seconds) if silence_seconds else None
     for line in sys.stdin:
         command = line.strip()
+        if watch:
+            watch.restart()
         if command == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif command == "kill":
+            os._exit(EXIT_INTERRUPTED)
         elif command in COMMANDS:
             reporter.commands.add(command)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Countdown:
+    """Asks this process to stop, `seconds` after the last `restart`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._timer: threading.Timer | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGTERM))
+        self._timer.daemon = True
+        self._timer.start()

@@ -6,6 +6,7 @@ manifest; checkpoints under `work/` while it runs. Run as `python -m pipeline.tr
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -20,7 +21,19 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import batches, checkpoint, dataset, manifest, model, precision, runtime, stage, tensorboard, weights
+from pipeline import (
+    batches,
+    checkpoint,
+    dataset,
+    locks,
+    manifest,
+    model,
+    precision,
+    runtime,
+    stage,
+    tensorboard,
+    weights,
+)
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
 from pipeline.checkpoint import Snapshot
 from pipeline.config import differences, to_dict
@@ -72,8 +85,22 @@ def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None
     run = chain.run()
     if run is None:
         raise PipelineError("the data set is not there yet: run the DownloadCifar task first")
+    with _alone(run, reporter):
+        if not chain.why("train"):
+            reporter.note("another process has finished this training meanwhile")
+            return manifest.read(run.stage("train")) or {}
+        return _train(chain, run, reporter, options or {})
+
+
+def _alone(run: Run, reporter: stage.Reporter) -> contextlib.AbstractContextManager[int]:
+    """Hold the run's own lock: a job of a Luigi that died may still be there until it has noticed and checkpointed."""
+    at_most = stage.SILENCE_SECONDS + stage.GRACE_SECONDS + 15
+    return locks.hold(run.job_lock, f"train {run.run_id}", True, reporter.note, at_most)
+
+
+def _train(chain: Chain, run: Run, reporter: stage.Reporter, options: dict[str, Any]) -> dict[str, Any]:
     session = Session(chain, run, reporter)
-    session.restore((options or {}).get("init_from") or chain.config.training.init_from)
+    session.restore(options.get("init_from") or chain.config.training.init_from)
     session.announce()
     while session.counters.epoch < chain.config.training.epochs:
         session.train_epoch()

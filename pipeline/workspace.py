@@ -138,6 +138,11 @@ class Run:
     def lock(self, stage: str) -> Path:
         return self.workspace.lock(f"{self.dataset_id}.{self.run_id}.{stage}")
 
+    @property
+    def job_lock(self) -> Path:
+        """Held by the training itself: a process on another host does not inherit the lock of the one that asked."""
+        return self.lock("train-process")
+
 
 def workspace_of(pointer: Path) -> Workspace:
     """The workspace that a file `current/<data name>/<architecture name>.json` belongs to."""

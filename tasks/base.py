@@ -163,6 +163,10 @@ class StageTask(ChainTask):
         """What the stage's process is told beyond the chain."""
         return {}
 
+    def launcher(self, chain: Chain) -> list[str]:
+        """What is put in front of the command of the stage's process."""
+        return []
+
     def on_failure(self, exception: BaseException) -> Any:
         """The text that the scheduler shows: one line for an expected failure."""
         return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
@@ -187,6 +191,7 @@ class StageTask(ChainTask):
                     log=path,
                     on_event=on_event,
                     take_commands=self._commands,
+                    launcher=self.launcher(chain),
                     inherit=[lock],
                     options=self.options(chain),
                 )
@@ -243,12 +248,19 @@ def configuration_of(path: str, settings: str) -> Config:
     return _loaded[path, settings]
 
 
+def launcher_of(config: Config) -> list[str]:
+    """The launcher of a training: the one of luigi.cfg or the command line, else the configuration's."""
+    given = vgg().launcher
+    return list((configuration.with_launcher(config, given, "[vgg] launcher") if given else config).launcher)
+
+
 def _fill(values: dict[str, Any]) -> dict[str, str]:
     """The filled-in parameters of a configuration, which is loaded unless this process already has it."""
     key = (values["config"], values["settings"])
     config = _loaded.get(key)
     if config is None:
         config = with_generation_seed(configuration.load(values["config"]), values["generation"])
+        launcher_of(config)  # a wrong one is refused before anything runs
         key = (values["config"], remember(values["config"], config))
     return {
         "architecture": run_id(config.architecture),

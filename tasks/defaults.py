@@ -210,3 +210,8 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
     report_seconds = luigi.FloatParameter(
         default=2.0, description="seconds between two progress reports to the scheduler"
     )
+    launcher = luigi.Parameter(
+        default="",
+        description="in place of the configuration's launcher: a file that holds one, or the words of its command; "
+        "none for none",
+    )

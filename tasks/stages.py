@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import generations
 from pipeline.chain import Chain
 from pipeline.files import read_json
-from tasks.base import StageTask
+from tasks.base import StageTask, launcher_of
 from tasks.defaults import log
 
 
@@ -34,6 +34,9 @@ class TrainVGG(StageTask):
         if why:
             log.info("train: %s", why)
         return {"init_from": str(path)} if path else {}
+
+    def launcher(self, chain: Chain) -> list[str]:
+        return launcher_of(chain.config)
 
 
 class Evaluate(StageTask):

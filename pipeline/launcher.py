@@ -1,0 +1,163 @@
+"""What is put in front of a training's command so that it runs elsewhere: Slurm's `srun`, a container, `ssh`.
+
+A list of arguments from the configuration. Whatever it starts must pass standard input, output and the exit status
+through, and see the workspace under the same path. Environment and open files do not travel with every launcher:
+the request on standard input and the command line carry all that the training needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import stage
+from pipeline.errors import StageFailed
+
+#: Seconds without a word from the training after which it is said to be waiting for a node.
+WAITING_SECONDS = 2.0
+
+#: How long a launcher may take to end what it started. Slurm gives a job its KillWait, 30 s by default.
+END_SECONDS = 45.0
+
+
+def shown(launcher: Sequence[str]) -> str:
+    """The launcher as one would type it, shortened."""
+    text = shlex.join(launcher)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def command_line(launcher: Sequence[str], command: Sequence[str], workspace: Path, package: Path) -> list[str]:
+    """The whole command; `command` is `[python, -m, module]`, `package` the folder of the `pipeline` package.
+
+    In the launcher `{workspace}` and `{package}` stand for these folders. A launcher whose last argument is a Python
+    (`python3`, `/opt/conda/bin/python`) brings its own interpreter and finds the package by its own means; else this
+    interpreter is taken, from a file system that both sides share. Raises `StageFailed` for an unknown program.
+    """
+    words = [word.replace("{workspace}", str(workspace)).replace("{package}", str(package)) for word in launcher]
+    if shutil.which(words[0]) is None:
+        raise StageFailed(
+            f"launcher: found {shown(launcher)!r}, but there is no program {words[0]!r} here: install it, "
+            "or take launcher out of the configuration"
+        )
+    python, *arguments = command
+    # An ssh or a container starts with an environment of its own. OMP_NUM_THREADS is for the node to decide.
+    own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    if re.fullmatch(r"python[\d.]*", os.path.basename(words[-1])) and len(words) > 1:
+        python = words.pop()
+    else:
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
+    command = ["env", *(f"{name}={value}" for name, value in own.items()), python, *arguments]
+    if os.path.basename(words[0]) == "ssh":
+        command = [shlex.quote(word) for word in command]  # ssh hands one string to a shell
+    return [sys.executable, "-I", "-S", str(package / "guard.py"), str(os.getpid()), *words, *command]
+
+
+class Watch:
+    """Follows a process that gives signs of life: whether it has begun, whether it is lost, and how to end it.
+
+    Without a launcher it runs here, and has begun from the start.
+    """
+
+    def __init__(self, launcher: Sequence[str], log: Path) -> None:
+        self.launcher, self.log = launcher, log
+        self.running = not launcher
+        self.lost = False
+        self.where = "here"
+        self._started = self._spoken = self._heard = time.monotonic()
+        self._told = ""
+        self._ending: float | None = None
+        self._offset = log.stat().st_size if log.exists() else 0
+
+    def request(self) -> dict[str, float]:
+        """What the child has to be told."""
+        return {"silence_seconds": stage.SILENCE_SECONDS, "beat_seconds": stage.BEAT_SECONDS}
+
+    def attend(self, event: dict[str, Any] | None, child: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+        """Take the child's signs of life out of its events; gives what to tell, or None for nothing."""
+        moment = time.monotonic()
+        if event is None:
+            self.lost = self.lost or (self.running and moment - self._heard > stage.LOST_SECONDS)
+            if self.lost:
+                self.end(child)
+            return self._waiting(moment - self._started)
+        self._heard = moment
+        if event.get("event") == "hello" and not self.running:
+            self.running = True
+            self.where = event["host"] + (f" (Slurm job {event['job']})" if event.get("job") else "")
+            return {"event": "note", "message": f"started on {self.where}"}
+        return None if event.get("event") in ("hello", "beat") else event
+
+    def due(self) -> bool:
+        """True when it is time for a word to the child, so that it stays sure of its parent."""
+        moment = time.monotonic()
+        if moment - self._spoken < stage.BEAT_SECONDS:
+            return False
+        self._spoken = moment
+        return True
+
+    def _waiting(self, seconds: float) -> dict[str, Any] | None:
+        if self.running or seconds < WAITING_SECONDS:
+            return None
+        minutes, rest = divmod(int(seconds), 60)
+        message = f"waiting for a node for {minutes}:{rest:02} ({self.last_words() or self.launcher[0]})"
+        if message == self._told:
+            return None
+        first, self._told = not self._told, message
+        if first:
+            return {"event": "note", "message": f"waiting for a node ({self.last_words() or self.launcher[0]})"}
+        return {"event": "progress", "fraction": 0.0, "message": message}
+
+    def last_words(self) -> str:
+        """The last line that the launcher wrote to the log."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(self._offset, file.seek(0, os.SEEK_END) - 4096))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def failure(self, what: str, status: int) -> StageFailed | None:
+        """What went wrong with starting or keeping the process, if something did."""
+        if self.lost:
+            return StageFailed(
+                f"{what}: no sign of life from its process on {self.where} for {stage.LOST_SECONDS:.0f} s: the host is "
+                "dead or cut off, or the process hangs; run the same command again to go on from the last checkpoint"
+            )
+        if self.running:
+            return None
+        said = self.last_words() or "(it said nothing)"
+        return StageFailed(
+            f"{what}: the launcher {shown(self.launcher)!r} ended with status {status} before the training began; "
+            f"its last line: {said}; log: {self.log}"
+        )
+
+    def stop(self, child: subprocess.Popen[bytes]) -> None:
+        """Take a training that still waits for its node out of the queue; one that runs is asked by word."""
+        if not self.running:
+            self.end(child)
+
+    def end(self, child: subprocess.Popen[bytes]) -> None:
+        """Have the launcher end what it started, at once; to be called until it has ended.
+
+        SIGKILL would leave a job behind, so that comes last.
+        """
+        moment = time.monotonic()
+        with contextlib.suppress(OSError):
+            if not self.launcher:
+                child.kill()
+            elif self._ending is None:
+                self._ending = moment
+                child.send_signal(signal.SIGTERM if self.running else signal.SIGINT)
+            elif moment - self._ending > END_SECONDS:
+                child.kill()

@@ -1,0 +1,189 @@
+"""Helpers of the cluster tests: a small chain whose data set is there, luigi in the background, a real Slurm."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from luigi_runs import SmallChain, clean_environment, luigi_command
+
+#: For whatever is waited for: generous, because the machine may be busy with something else.
+LIMIT = 120.0
+
+#: No dropout and no batch norm: so that one worker and several can be compared.
+CONFIG = {
+    "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "dense": [], "dropout": 0},
+    "training": {"epochs": 40, "batch_size": 40, "learning_rate": 0.05, "validation_images": 40, "normalize": True},
+    "device": "cpu",
+}
+
+
+def eventually(condition: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
+    """Wait until `condition` gives something true, and give that; fail with `what` after `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not in {limit:.0f} s: {what}"
+        time.sleep(0.05)
+    return value
+
+
+def weights(chain: SmallChain) -> str:
+    """SHA-256 of the trained weights."""
+    return hashlib.sha256((chain.folder("train") / "model.params").read_bytes()).hexdigest()
+
+
+class Luigi:
+    """`luigi --module tasks TrainVGG` in the background. `log` is what it has said so far."""
+
+    def __init__(self, chain: SmallChain, *arguments: str, **environment: str) -> None:
+        self._output = chain.root / f"luigi-{time.monotonic_ns()}.log"
+        about = ["--workspace", str(chain.workspace), "--config", str(chain.config), "--local-scheduler"]
+        with open(self._output, "wb") as file:
+            self.process = subprocess.Popen(
+                [*luigi_command(), "--module", "tasks", "TrainVGG", *about, *arguments],
+                cwd=chain.cwd,
+                env=clean_environment(**environment),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """Wait until the log has a match; fail when the process ends before."""
+
+        def found() -> re.Match[str] | None:
+            ended = self.process.poll() is not None
+            match = re.search(pattern, self.log)
+            assert match or not ended, f"ended without saying {pattern!r}:\n{self.log}"
+            return match
+
+        return eventually(found, f"luigi says {pattern!r}:\n{self.log}")
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+        try:
+            return self.process.wait(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs:\n{self.log}") from None
+
+    def kill(self) -> None:
+        """`kill -9` of the luigi process alone."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class Slurm:
+    """A real Slurm of three nodes on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def squeue(self) -> list[str]:
+        """One line for each job that waits, runs or is about to end: its number and state."""
+        return self._run("squeue", "--noheader", "--format=%i %T").splitlines()
+
+    def wait_until_empty(self) -> None:
+        """Wait until no job is left."""
+        eventually(lambda: not self.squeue(), "no job is left")
+
+    def cancel(self, job: str, *options: str) -> None:
+        self._run("scancel", *options, job)
+
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        """All nodes belong to somebody else."""
+        command = ["srun", "--nodes=3", "--ntasks=3", "--exclusive", "sleep", "3600"]
+        other = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            eventually(lambda: any(line.endswith("RUNNING") for line in self.squeue()), "the nodes are occupied")
+            yield
+        finally:
+            other.terminate()
+            other.wait(timeout=LIMIT)
+
+    def kill_node(self, name: str) -> None:
+        """What happens when a node loses its power: no process of it is left, and none says goodbye."""
+        tasks = [process for process in _processes() if self._is_on(process, name)]
+        steps = {parent for parent in map(_parent, tasks) if b"slurmstepd" in _read(parent, "cmdline")}
+        for process in [self._slurmd(name), *steps, *tasks]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def _is_on(self, process: int, name: str) -> bool:
+        environment = _read(process, "environ").split(b"\0")
+        wanted = (f"SLURMD_NODENAME={name}", f"SLURM_CONF={os.environ['SLURM_CONF']}")
+        return all(item.encode() in environment for item in wanted)
+
+    def start_node(self, name: str) -> None:
+        """The node comes back."""
+        eventually(lambda: not self._alive(name), f"{name} is gone")
+        self._run("slurmd", "-f", os.environ["SLURM_CONF"], "-N", name)
+
+    def wait_until_ready(self) -> None:
+        """Wait until no job is left and every node takes one."""
+        eventually(lambda: not self.squeue() and self._idle() == 3, "no job is left and three nodes are idle")
+
+    def _idle(self) -> int:
+        return int(self._run("sinfo", "--noheader", "--states=idle", "--format=%D").strip() or 0)
+
+    def _alive(self, name: str) -> bool:
+        return Path(f"/proc/{self._slurmd(name)}").exists()
+
+    def _slurmd(self, name: str) -> int:
+        return int((self.folder / f"slurmd.{name}.pid").read_text())
+
+    def _run(self, *command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+
+def _processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _parent(process: int) -> int:
+    fields = _read(process, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def _read(process: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{process}/{name}").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+@contextlib.contextmanager
+def slurm_of_our_own(start: str, folder: Path) -> Iterator[str]:
+    """Start a Slurm of three nodes with the script `start`; gives its SLURM_CONF."""
+    munged = Path("/run/munge/munged.pid")
+    had_munged = munged.exists()
+    done = subprocess.run(
+        [start, str(folder)],
+        env={**os.environ, "NODES": "3"},
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        timeout=600,
+        text=True,
+        check=True,
+    )
+    try:
+        yield done.stdout.strip().rpartition("SLURM_CONF=")[2]
+    finally:
+        for file in [*folder.glob("slurmd.*.pid"), folder / "slurmctld.pid", *([] if had_munged else [munged])]:
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int(file.read_text()), signal.SIGTERM)

@@ -1,0 +1,68 @@
+"""Fixtures of the cluster tests. The Slurm is the one of SLURM_CONF, or is started by the script in SLURM_START."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_runs import CONFIG, Luigi, Slurm, slurm_of_our_own, weights
+from luigi_runs import SmallChain
+
+
+@pytest.fixture(scope="session")
+def with_data(tmp_path_factory: pytest.TempPathFactory) -> SmallChain:
+    """A chain whose data set is there, and nothing else. Shared: copy it."""
+    chain = SmallChain(tmp_path_factory.mktemp("cluster"), config=CONFIG)
+    assert chain.luigi("DownloadCifar").rc == 0
+    return chain
+
+
+@pytest.fixture
+def chain(with_data: SmallChain, tmp_path: Path) -> SmallChain:
+    """A chain of its own, to train."""
+    chain = SmallChain(tmp_path / "chain", with_data.archive, CONFIG)
+    shutil.copytree(with_data.workspace / "datasets", chain.workspace / "datasets")
+    return chain
+
+
+@pytest.fixture(scope="session")
+def undisturbed(with_data: SmallChain, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SHA-256 of the weights that the training reaches here, in one go."""
+    chain = SmallChain(tmp_path_factory.mktemp("undisturbed") / "chain", with_data.archive, CONFIG)
+    shutil.copytree(with_data.workspace / "datasets", chain.workspace / "datasets")
+    luigi = Luigi(chain)
+    assert luigi.wait() == 0, luigi.log
+    return weights(chain)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A real Slurm; skips where none can be had."""
+    if "SLURM_CONF" in os.environ:
+        yield Slurm(Path(os.environ["SLURM_CONF"]).parent)
+        return
+    start = os.environ.get("SLURM_START")
+    if not start:
+        pytest.skip("no Slurm: set SLURM_CONF, or SLURM_START to a script that starts one")
+    with (
+        slurm_of_our_own(start, tmp_path_factory.mktemp("slurm")) as environment,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield Slurm(Path(environment["SLURM_CONF"]).parent)
+
+
+@pytest.fixture
+def slurm(cluster: Slurm) -> Iterator[Slurm]:
+    """The Slurm, without any job before and after the test."""
+    cluster.wait_until_ready()
+    yield cluster
+    try:
+        cluster.wait_until_empty()
+    finally:
+        for line in cluster.squeue():
+            cluster.cancel(line.split()[0])

@@ -1,0 +1,136 @@
+"""The launcher without a cluster: programs that start a command in a bare environment, late, or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster_runs import LIMIT, Luigi, weights
+from luigi_runs import SmallChain, clean_environment
+
+from pipeline import config, launcher, stage
+from pipeline.errors import ConfigError
+
+#: What an ssh or a container starts with.
+BARE = ["env", "-i", "PATH=/usr/bin:/bin"]
+
+
+def test_a_launcher_needs_no_environment_of_its_parent(chain: SmallChain) -> None:
+    chain.configure(launcher=BARE, training__epochs=1)
+    luigi = Luigi(chain)
+    assert luigi.wait() == 0, luigi.log
+    assert chain.manifest("train")["details"]["epochs"] == 1
+
+
+def test_ssh_gets_its_command_quoted_for_the_shell_at_the_other_end(chain: SmallChain, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    ssh = folder / "ssh"
+    ssh.write_text('#!/bin/sh\nshift\nexec env -i PATH=/usr/bin:/bin sh -c "$*"\n')
+    ssh.chmod(0o755)
+    chain.configure(launcher=[str(ssh), "somewhere"], training__epochs=1)
+    luigi = Luigi(chain, PYTHONPATH=f"{clean_environment()['PYTHONPATH']}:{folder}")
+    assert luigi.wait() == 0, luigi.log
+
+
+def test_the_words_of_a_launcher_name_folders_and_its_own_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
+    words = launcher.command_line(
+        ["docker", "-v", "{workspace}:{workspace}", "{package}", "python3.11"],
+        ["/here/python", "-m", "pipeline.training"],
+        Path("/data/space here"),
+        Path("/opt/plugin/pipeline"),
+    )
+    command = words[words.index("docker") :]
+    assert command[:4] == ["docker", "-v", "/data/space here:/data/space here", "/opt/plugin/pipeline"]
+    assert command[4] == "env"
+    assert command[-3:] == ["python3.11", "-m", "pipeline.training"]
+    assert not any("PYTHONPATH" in word for word in command)
+
+
+def test_a_slow_launcher_is_said_to_wait(chain: SmallChain) -> None:
+    slow = ["sh", "-c", 'echo "job 7 queued" >&2; sleep 4; exec "$@"', "sh"]
+    chain.configure(launcher=slow, training__epochs=1)
+    luigi = Luigi(chain)
+    assert luigi.wait() == 0, luigi.log
+    assert luigi.log.index("waiting for a node (job 7 queued)") < luigi.log.index("started on")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["no-such-program", "-x"], "launcher: found 'no-such-program -x', but there is no program 'no-such-program'"),
+        (["sh", "-c", "echo no room >&2; exit 5"], "ended with status 5 before the training began; its last line: no "),
+    ],
+)
+def test_a_launcher_that_starts_nothing_is_one_line(chain: SmallChain, words: list[str], said: str) -> None:
+    chain.configure(launcher=words)
+    luigi = Luigi(chain)
+    assert luigi.wait() == 30
+    assert said in luigi.log
+    assert "Traceback" not in luigi.log
+
+
+def test_a_training_whose_parent_fell_silent_checkpoints_and_ends(chain: SmallChain) -> None:
+    chain.configure(training__epochs=100_000)
+    request = {**stage.request(chain.chain()), "silence_seconds": 3, "beat_seconds": 1}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.training"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=clean_environment(),
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(json.dumps(request) + "\n")
+    child.stdin.flush()
+    said = child.stdout.read()  # and its standard input stays open
+    assert child.wait(timeout=LIMIT) == stage.EXIT_INTERRUPTED
+    assert "Interrupted" in said
+    assert '"event": "hello"' in said.splitlines()[0]
+
+
+def test_one_luigi_cfg_serves_all_configurations(chain: SmallChain, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(f"launcher: {json.dumps(BARE)}\n")
+    chain.configure(training__epochs=1, launcher=["no-such-program"])
+    luigi = Luigi(chain, "--vgg-launcher", str(tmp_path / "site.yaml"))
+    assert luigi.wait() == 0, luigi.log
+    luigi.says("started on")
+    chain.configure(training__epochs=2)
+    assert Luigi(chain, "--vgg-launcher", "none").wait() == 0
+    assert weights(chain)
+
+
+def test_a_launcher_can_be_given_by_the_name_of_its_file(chain: SmallChain) -> None:
+    chain.configure(launcher="config/launchers/slurm.yaml")
+    assert config.load(chain.config).launcher[0] == "srun"
+    (chain.root / "own.yaml").write_text("launcher: [ssh, gpu-host]\n")
+    chain.configure(launcher="own.yaml")
+    assert config.load(chain.config).launcher == ["ssh", "gpu-host"]
+
+
+def test_every_ready_made_launcher_is_a_list_of_words() -> None:
+    folder = config.ready_made_folder() / "launchers"
+    for file in sorted(folder.glob("*.yaml")):
+        assert config.load_launcher(f"config/launchers/{file.name}", "here", folder.parent.parent)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("nowhere.yaml", "found 'nowhere.yaml', which is no file"),
+        (["srun", "--time", 14400], "launcher[2]: found 14400, expected str; each argument is text"),
+        (3, "launcher: found 3, expected a list of arguments, or the name of a file that holds one"),
+        (["srun", ""], "an argument cannot be empty"),
+    ],
+)
+def test_a_wrong_launcher_is_refused(chain: SmallChain, value: object, said: str) -> None:
+    chain.configure(launcher=value)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        config.load(chain.config)

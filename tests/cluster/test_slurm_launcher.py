@@ -1,0 +1,178 @@
+"""Training through `srun` on a real Slurm: what passes through, and what is left when something dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_runs import Luigi, Slurm, eventually, weights
+from luigi_runs import SmallChain
+
+from pipeline import checkpoint, launch, stage
+from pipeline.errors import StageFailed
+
+SRUN = ["srun", "--job-name=vgg", "--ntasks=1", "--kill-on-bad-exit=1"]
+
+
+@pytest.fixture
+def job(chain: SmallChain, slurm: Slurm) -> SmallChain:
+    """A chain whose training goes to Slurm."""
+    chain.configure(launcher=SRUN)
+    return chain
+
+
+def start(chain: SmallChain, *arguments: str) -> Luigi:
+    """Start the training and wait until its third epoch."""
+    luigi = Luigi(chain, *arguments)
+    luigi.says("epoch 3/")
+    return luigi
+
+
+def running_job(luigi: Luigi) -> str:
+    return luigi.says(r"started on (\w+) \(Slurm job (\d+)\)")[2]
+
+
+def checkpoints(chain: SmallChain) -> list[int]:
+    run = chain.chain().run()
+    assert run is not None
+    return [checkpoint.load(path).meta["step"] for path in checkpoint.paths(run.checkpoints)]
+
+
+def goes_on_to_the_same_weights(chain: SmallChain, undisturbed: str) -> None:
+    """Run it again: it goes on from the checkpoint and reaches what an undisturbed training reaches."""
+    again = Luigi(chain)
+    assert again.wait() == 0, again.log
+    again.says(r"resumed from step-\d+")
+    assert weights(chain) == undisturbed
+
+
+def test_a_training_through_srun_gives_the_weights_of_a_local_one(job: SmallChain, undisturbed: str) -> None:
+    luigi = Luigi(job)
+    assert luigi.wait() == 0, luigi.log
+    luigi.says(r"started on n\d \(Slurm job \d+\)")
+    luigi.says("epoch 40/40")
+    assert weights(job) == undisturbed
+
+
+def test_the_launcher_is_no_reason_to_train_again_and_no_drift(job: SmallChain) -> None:
+    job.configure(training__epochs=1)
+    assert Luigi(job).wait() == 0
+    job.configure(launcher=[*SRUN, "--cpus-per-task=2"])
+    assert job.luigi("TrainVGG").ran == []
+    assert "launcher:" not in job.status()
+
+
+def test_the_node_decides_the_number_of_threads(job: SmallChain) -> None:
+    job.configure(training__epochs=1, launcher=[*SRUN, "--cpus-per-task=2"])
+    luigi = Luigi(job, OMP_NUM_THREADS="")
+    assert luigi.wait() == 0, luigi.log
+    assert job.manifest("train")["details"]["threads"] == 2
+
+
+def test_a_queued_job_is_said_to_wait_and_leaves_the_queue_on_ctrl_c(job: SmallChain, slurm: Slurm) -> None:
+    with slurm.occupied():
+        luigi = Luigi(job)
+        luigi.says(r"waiting for a node \(srun: job \d+ queued and waiting for resources\)")
+        luigi.process.send_signal(signal.SIGINT)
+        assert luigi.wait() == 130, luigi.log
+        eventually(lambda: len(slurm.squeue()) == 1, "the job left the queue")
+
+
+def test_a_queued_job_leaves_the_queue_when_luigi_is_killed(job: SmallChain, slurm: Slurm) -> None:
+    with slurm.occupied():
+        luigi = Luigi(job)
+        luigi.says("waiting for a node")
+        luigi.kill()
+        eventually(lambda: len(slurm.squeue()) == 1, "the job left the queue")
+
+
+def test_a_queued_job_starts_when_there_is_room(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
+    with slurm.occupied():
+        luigi = Luigi(job)
+        luigi.says("waiting for a node")
+    assert luigi.wait() == 0, luigi.log
+    assert weights(job) == undisturbed
+
+
+@pytest.mark.parametrize("options", [(), ("--signal=TERM",)], ids=["scancel", "time limit or preemption"])
+def test_a_cancelled_job_checkpoints_and_goes_on(
+    job: SmallChain, slurm: Slurm, undisturbed: str, options: tuple[str, ...]
+) -> None:
+    luigi = start(job)
+    slurm.cancel(running_job(luigi), *options)
+    assert luigi.wait() == 30, luigi.log
+    slurm.wait_until_empty()
+    assert "checkpoint written at epoch" in luigi.log
+    assert checkpoints(job)
+    goes_on_to_the_same_weights(job, undisturbed)
+
+
+def test_ctrl_c_checkpoints_and_leaves_no_job(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
+    luigi = start(job)
+    luigi.process.send_signal(signal.SIGINT)
+    assert luigi.wait() == 130, luigi.log
+    assert "checkpoint written at epoch" in luigi.log
+    slurm.wait_until_empty()
+    goes_on_to_the_same_weights(job, undisturbed)
+
+
+def test_a_killed_luigi_leaves_no_job_and_the_next_one_never_trains_beside_it(
+    job: SmallChain, slurm: Slurm, undisturbed: str
+) -> None:
+    luigi = start(job)
+    luigi.kill()
+    again = Luigi(job, "--vgg-overlap", "wait")
+    assert again.wait() == 0, again.log
+    again.says(r"resumed from step-\d+")
+    assert weights(job) == undisturbed
+    assert "exactness is off" not in again.log
+
+
+@pytest.mark.parametrize("depth", [1, 2], ids=["guard", "srun"])
+def test_a_killed_launcher_leaves_no_job(job: SmallChain, slurm: Slurm, depth: int) -> None:
+    luigi = start(job)
+    process = luigi.process.pid
+    for _ in range(depth):
+        process = int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
+    os.kill(process, signal.SIGKILL)
+    assert luigi.wait() == 30, luigi.log
+    assert "killed (SIGKILL" in luigi.log
+    slurm.wait_until_empty()
+
+
+def test_what_slurm_refuses_is_one_line_that_names_the_command_and_the_reason(job: SmallChain) -> None:
+    job.configure(launcher=["srun", "--gres=gpu:7"])
+    luigi = Luigi(job)
+    assert luigi.wait() == 30
+    assert "the launcher 'srun --gres=gpu:7' ended with status 1 before the training began" in luigi.log
+    assert "Invalid generic resource" in luigi.log
+    assert "Traceback" not in luigi.log
+
+
+def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
+    job: SmallChain, slurm: Slurm, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "BEAT_SECONDS", 0.5)
+    monkeypatch.setattr(stage, "LOST_SECONDS", 15.0)
+    job.configure(training__checkpoint_seconds=0.1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    chain, nodes = job.chain(), []
+
+    def kill_node(event: dict[str, Any]) -> None:
+        if "started on" in event.get("message", ""):
+            nodes.append(event["message"].split()[2])
+        if not nodes[1:] and "epoch 9/" in event.get("message", "") and checkpoints(job):
+            nodes.append("killed")
+            slurm.kill_node(nodes[0])
+
+    run = chain.run()
+    assert run is not None
+    try:
+        with pytest.raises(StageFailed, match=r"no sign of life from its process on n\d"):
+            launch.run_stage("train", chain, log=run.log("train"), on_event=kill_node, launcher=SRUN)
+        goes_on_to_the_same_weights(job, undisturbed)
+    finally:
+        slurm.start_node(nodes[0])

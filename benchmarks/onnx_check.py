@@ -1,0 +1,74 @@
+"""Does the exported model say the same without MXNet? `python benchmarks/onnx_check.py artifacts/runs/DATA/RUN`
+
+Makes a virtual environment with onnxruntime and numpy alone, runs `model.onnx` on all test images there, and compares
+each prediction and the accuracy with what the evaluation recorded. Exit status 1 when one differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.files import read_json
+from pipeline.workspace import Workspace
+
+#: What runs in that environment: it knows the model and two files of numbers, and nothing of this pipeline.
+PROGRAM = """
+import importlib.util, json, sys
+import numpy, onnxruntime
+model, images, threads = sys.argv[1:]
+assert not importlib.util.find_spec("mxnet")
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(threads)
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+images = numpy.load(images, mmap_mode="r")
+predictions = []
+for start in range(0, len(images), 250):
+    batch = images[start : start + 250].astype(numpy.float32) / 255
+    predictions += session.run(["logits"], {"images": batch})[0].argmax(1).tolist()
+print(json.dumps({"predictions": predictions, "onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}))
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Repeat a run's accuracy with onnxruntime alone.")
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    root = options.run.absolute()
+    run = Workspace(root.parents[2]).run(root.parent.name, root.name)
+    metrics = read_json(run.stage("evaluate") / "metrics.json")
+    with np.load(run.stage("evaluate") / "predictions.npz") as file:
+        labels, expected = file["labels"], file["predictions"]
+    images = run.workspace.dataset(run.dataset_id) / "test_images.npy"
+    with tempfile.TemporaryDirectory() as name:
+        python = _environment(Path(name))
+        command = [python, "-I", "-c", PROGRAM, run.stage("export") / "model.onnx", images, str(options.threads)]
+        answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    predictions = np.array(answer["predictions"])
+    same, accuracy = int((predictions == expected).sum()), float((predictions == labels).mean())
+    print(f"{run.run_id}: onnxruntime {answer['onnxruntime']}, numpy {answer['numpy']}, no mxnet")
+    recorded = metrics["accuracy"]
+    print(f"{same:,} of {len(labels):,} predictions identical; accuracy {accuracy:.4f}, recorded {recorded:.4f}")
+    return 0 if same == len(labels) and accuracy == recorded else 1
+
+
+def _environment(folder: Path) -> Path:
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "onnxruntime", "numpy"]
+    subprocess.run(install, check=True)
+    return python
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Predictions for image files of every kind, with every way to name a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from luigi_runs import CLASSES, SmallChain, clean_environment
+from PIL import Image
+
+from pipeline import dataset, predict
+from pipeline.files import write_json
+
+
+@pytest.fixture(scope="module")
+def pixels(finished: SmallChain) -> np.ndarray:
+    """The test images, (60, 32, 32, 3) uint8."""
+    folder = finished.chain().dataset_folder()
+    assert folder is not None
+    return np.asarray(dataset.load(folder).test_images).transpose(0, 2, 3, 1)
+
+
+@pytest.fixture
+def folder(pixels: np.ndarray, tmp_path: Path) -> Path:
+    """The test images as PNG files."""
+    made = tmp_path / "images"
+    made.mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(made / f"{number:03}.png")
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(finished: SmallChain) -> Path:
+    return finished.folder("export").parent
+
+
+def answered(capsys: pytest.CaptureFixture[str], *arguments: Any, expected: int = 0) -> tuple[dict[str, Any], str]:
+    """What the command prints with --json, and what it says on standard error."""
+    status = predict.main([*map(str, arguments), "--json"])
+    captured = capsys.readouterr()
+    assert status == expected, captured.err
+    return json.loads(captured.out), captured.err
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_gives_the_predictions_of_the_evaluation(
+    run: Path, folder: Path, finished: SmallChain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value, said = answered(capsys, "--model", run, folder)
+    with np.load(finished.folder("evaluate") / "predictions.npz") as file:
+        expected, probabilities = file["predictions"], file["probabilities"]
+    assert value["classes"] == CLASSES
+    assert [Path(item["file"]).name for item in value["predictions"]] == [f"{number:03}.png" for number in range(60)]
+    assert [item["class"] for item in value["predictions"]] == [CLASSES[index] for index in expected]
+    for item, row in zip(value["predictions"], probabilities, strict=True):
+        assert item["probabilities"][item["class"]] == item["probability"] == pytest.approx(row.max(), abs=1e-5)
+        assert list(item["probabilities"].values()) == sorted(item["probabilities"].values(), reverse=True)
+        assert sum(item["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        assert item["resized_from"] is None
+    assert "warning" not in said
+
+
+def test_the_table_names_file_class_probability_and_the_next_class(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict.main(["--model", str(run), str(folder / "000.png"), str(folder / "001.png")]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["file", "class", "probability", "next"]
+    assert first.split()[0].endswith("000.png")
+    assert second.split()[1] in CLASSES
+    assert "%" in second
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
+def test_every_mode_of_an_image_is_read(
+    run: Path, pixels: np.ndarray, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.fromarray(pixels[0])
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "image.tiff")
+    value, _ = answered(capsys, "--model", run, tmp_path / "image.tiff")
+    assert len(value["predictions"]) == 1
+    assert value["unreadable"] == []
+
+
+def test_sixteen_bits_are_read_as_eight(pixels: np.ndarray, tmp_path: Path) -> None:
+    grey = np.asarray(Image.fromarray(pixels[0]).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    read = predict._read(tmp_path / "deep.png", (32, 32))
+    assert isinstance(read, predict._Image)
+    assert np.array_equal(read.pixels[0], grey)
+
+
+def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    read = predict._read(tmp_path / "clear.png", (32, 32))
+    assert isinstance(read, predict._Image)
+    assert read.pixels.min() == 255
+
+
+def test_a_camera_s_orientation_is_followed(pixels: np.ndarray, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to be upright
+    Image.fromarray(np.rot90(pixels[0]).copy()).save(tmp_path / "turned.png", exif=exif)
+    read = predict._read(tmp_path / "turned.png", (32, 32))
+    assert isinstance(read, predict._Image)
+    assert np.array_equal(read.pixels, pixels[0].transpose(2, 0, 1))
+
+
+def test_other_sizes_are_resized_with_one_warning_and_not_squashed(
+    run: Path, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("wide", (640, 320)), ("high", (33, 400)), ("dot", (1, 1))):
+        Image.fromarray(pixels[0]).resize(size).save(tmp_path / f"{name}.jpg")
+    Image.fromarray(pixels[0]).save(tmp_path / "exact.png")
+    value, said = answered(capsys, "--model", run, tmp_path)
+    sizes = {Path(item["file"]).stem: item["resized_from"] for item in value["predictions"]}
+    assert sizes == {"wide": [640, 320], "high": [33, 400], "dot": [1, 1], "exact": None}
+    (warning,) = [line for line in said.splitlines() if "warning" in line]
+    assert "resized to 32x32" in warning
+    assert "and 2 more" in warning
+    half = Image.new("RGB", (64, 32), "white")
+    half.paste("black", (0, 0, 16, 32))
+    half.paste("black", (48, 0, 64, 32))
+    half.save(tmp_path / "half.png")
+    read = predict._read(tmp_path / "half.png", (32, 32))
+    assert isinstance(read, predict._Image)
+    assert read.pixels.min() == 255  # the middle was cut out; squashed, it would have black sides
+
+
+def test_what_is_no_image_is_named_and_the_rest_is_classified(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "note.png").write_text("not an image")
+    (folder / "empty.png").touch()
+    whole = (folder / "000.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    value, said = answered(capsys, "--model", run, folder, expected=1)
+    assert {Path(item["file"]).name for item in value["unreadable"]} == {"note.png", "empty.png", "cut.png"}
+    assert len(value["predictions"]) == 60
+    assert all(item["why"] and item["why"] in said for item in value["unreadable"])
+    assert "Traceback" not in said
+
+
+def test_in_a_folder_only_image_files_count(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "labels.csv").write_text("a,b")
+    (folder / ".hidden.png").write_text("x")
+    (folder / "deeper").mkdir()
+    (folder / "000.png").rename(folder / "deeper" / "000.PNG")
+    value, _ = answered(capsys, "--model", run, folder)
+    assert len(value["predictions"]) == 60
+
+
+def test_a_name_that_would_command_the_terminal_is_printed_harmlessly(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "000.png").rename(folder / "a\n\x1b[31mred.png")
+    assert predict.main(["--model", str(run), str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert len(out.splitlines()) == 61
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty"])
+def test_a_path_without_images_is_one_clear_line(
+    run: Path, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert predict.main(["--model", str(run), str(tmp_path / path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith(f"vgg-predict: {tmp_path / path}: no ")
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_its_export_a_workspace_and_the_file_itself_name_the_same_model(run: Path, finished: SmallChain) -> None:
+    model = run / "export" / "model.onnx"
+    for path in (run, run / "export", model, finished.workspace):
+        assert predict.resolve_model(path) == model
+
+
+def promote(chain: SmallChain, weights: str, architecture: str = "tiny") -> Path:
+    """Make the finished run the current model, as the promotion gate does."""
+    run = chain.chain().run()
+    assert run is not None
+    path = run.workspace.root / "current" / "mini" / f"{architecture}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {"run": run.place, "generation": "2026-W48", "weights_sha256": weights, "accuracy": 0.5}
+    write_json(path, {**entry, "architecture": "0" * 64, "since": "2026-11-25T08:00:00Z"})
+    return path
+
+
+def test_the_current_model_of_a_workspace_goes_before_the_newest(
+    done: SmallChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = done.folder("export").parent
+    newer = current.with_name(f"{current.name}@2099-W01")
+    shutil.copytree(current, newer)
+    exported = json.loads((newer / "export" / "manifest.json").read_text())
+    write_json(newer / "export" / "manifest.json", {**exported, "created": "2099-01-01T00:00:00Z"})
+    assert predict.resolve_model(done.workspace) == newer / "export" / "model.onnx"
+    pointer = promote(done, done.manifest("train")["files"]["model.params"]["sha256"])
+    assert predict.resolve_model(done.workspace) == current / "export" / "model.onnx"
+    assert predict.resolve_model(pointer) == current / "export" / "model.onnx"
+    monkeypatch.chdir(done.workspace.parent)
+    assert predict.resolve_model(Path("current")) == current / "export" / "model.onnx"
+
+
+def test_an_export_of_other_weights_than_the_promoted_ones_is_refused(
+    done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote(done, "0" * 64)
+    assert predict.main(["--model", str(done.workspace), str(folder)]) == 1
+    assert "exported from other weights" in capsys.readouterr().err
+
+
+def test_several_current_models_have_to_be_chosen_from(
+    done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = done.manifest("train")["files"]["model.params"]["sha256"]
+    promote(done, weights)
+    chosen = promote(done, weights, "other")
+    assert predict.main(["--model", str(done.workspace), str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "several models are current" in said
+    assert str(chosen) in said
+    assert predict.main(["--model", str(chosen), str(folder)]) == 0
+
+
+def test_a_damaged_model_is_refused(done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = done.folder("export") / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    assert predict.main(["--model", str(model.parent.parent), str(folder)]) == 1
+    assert "model.onnx: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all"])
+def test_a_file_that_is_no_model_is_one_clear_line(
+    tmp_path: Path, folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.onnx"
+    path.write_bytes(content)
+    assert predict.main(["--model", str(path), str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vgg-predict: {path}: ")
+
+
+def test_a_missing_model_says_what_can_be_given(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict.main(["--model", str(tmp_path / "nowhere"), str(folder)]) == 1
+    assert "a run's folder, a workspace, `current`, or an .onnx file" in capsys.readouterr().err
+    assert predict.main(["--model", str(folder), str(folder)]) == 1
+    assert "no exported model here" in capsys.readouterr().err
+
+
+def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('mxnet', 'luigi', 'matplotlib', 'onnx'): sys.modules[name] = None\n"
+        "from pipeline import predict\n"
+        "sys.exit(predict.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "--model", str(run), str(folder / "000.png"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["predictions"][0]["class"] in CLASSES
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run: Path, folder: Path) -> None:
+    code = "import sys; from pipeline import predict; sys.exit(predict.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--model", str(run), *[str(folder)] * 200]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
+    assert process.stdout is not None
+    process.stdout.close()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert b"Traceback" not in said

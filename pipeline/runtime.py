@@ -253,7 +253,7 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
 def _check_capability(number: int) -> None:
     capability = _capability(number)
     low, high = CUDA_CAPABILITIES
-    if capability and not low <= capability <= high:
+    if capability != (0, 0) and not low <= capability <= high:
         raise DeviceError(
             f"device: gpu:{number} has compute capability {capability[0]}.{capability[1]}; the mxnet wheels have code "
             f"for {low[0]}.{low[1]} to {high[0]}.{high[1]} (Maxwell to Ada): use NVIDIA's MXNet container, "

@@ -1,0 +1,76 @@
+"""Evaluation: the figures against values worked out by hand, and the same result whenever it is repeated."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from pipeline import dataset, evaluation, stage
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, sha256_file
+
+
+def logits_for(predictions, classes, margin=5.0):
+    logits = np.zeros((len(predictions), classes), np.float32)
+    logits[np.arange(len(predictions)), predictions] = margin
+    return logits
+
+
+def test_the_figures_of_a_small_case_worked_out_by_hand():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    predictions = np.array([0, 0, 1, 1, 0, 0])
+    found = evaluation.metrics(logits_for(predictions, 3), labels, ["cat", "dog", "owl"])
+    assert found["accuracy"] == pytest.approx(3 / 6)
+    assert found["confusion"] == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
+    cat, dog, owl = found["per_class"]
+    assert (cat["precision"], cat["recall"], cat["support"], cat["predicted"]) == (2 / 4, 2 / 3, 3, 4)
+    assert cat["f1"] == pytest.approx(2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3))
+    assert (dog["precision"], dog["recall"]) == (1 / 2, 1 / 2)
+    assert (owl["precision"], owl["recall"], owl["f1"]) == (None, 0.0, 0.0), "a class that was never predicted"
+    right, wrong = -np.log(np.exp(5) / (np.exp(5) + 2)), -np.log(1 / (np.exp(5) + 2))
+    assert found["loss"] == pytest.approx((3 * right + 3 * wrong) / 6)
+
+
+def test_a_class_without_test_images_is_no_division_by_zero():
+    found = evaluation.metrics(logits_for(np.array([0, 0]), 2), np.array([0, 0]), ["cat", "dog"])
+    assert found["per_class"][1] == {
+        "class": "dog",
+        "precision": None,
+        "recall": None,
+        "f1": 0.0,
+        "support": 0,
+        "predicted": 0,
+    }
+
+
+def test_probabilities_add_up_even_for_extreme_logits():
+    found = evaluation.softmax(np.array([[1000, 0, -1000], [0, 0, 0]], np.float32))
+    assert found.sum(1) == pytest.approx([1, 1])
+    assert found[0] == pytest.approx([1, 0, 0])
+
+
+def test_what_is_published_agrees_with_itself_and_with_the_test_images(finished):
+    metrics = read_json(finished.folder("evaluate") / "metrics.json")
+    predictions = np.load(finished.folder("evaluate") / "predictions.npz")
+    labels = np.asarray(dataset.load(finished.folder("dataset")).test_labels)
+    assert np.array_equal(predictions["labels"], labels)
+    assert predictions["probabilities"].shape == (60, 10)
+    assert np.array_equal(predictions["probabilities"].argmax(1), predictions["predictions"])
+    assert metrics["accuracy"] == pytest.approx((predictions["predictions"] == labels).mean())
+    assert sum(map(sum, metrics["confusion"])) == metrics["images"] == 60
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0,1"])
+def test_evaluating_again_gives_the_same_bytes(done, device):
+    files = [done.folder("evaluate") / name for name in ("metrics.json", "predictions.npz")]
+    before = [sha256_file(file) for file in files]
+    done.configure(device=device)
+    evaluation.evaluate(done.chain(), stage.Reporter(log=io.StringIO()))
+    assert [sha256_file(file) for file in files] == before
+
+
+def test_without_a_trained_model_it_says_what_to_run_first(prepared):
+    with pytest.raises(PipelineError, match="run the TrainVGG task first"):
+        evaluation.evaluate(prepared.chain(), stage.Reporter(log=io.StringIO()))

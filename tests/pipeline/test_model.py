@@ -1,0 +1,94 @@
+"""The network: names, shapes and parameters as configured, and as the nested Sequentials of the original have them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import model
+from pipeline.config import load
+from pipeline.runtime import mxnet
+
+mx = mxnet()
+
+NETWORKS = {
+    "the original, narrow": ([[1, 4], [1, 8], [2, 8], [2, 16], [2, 16]], False, [32, 16]),
+    "batch norm, no dense layers": ([[1, 4], [2, 8]], True, []),
+    "batch norm and dense layers": ([[2, 4], [1, 8], [1, 8]], True, [12]),
+    "one block": ([[3, 5]], False, [7]),
+    "down to one pixel": ([[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]], False, []),
+}
+
+
+@pytest.fixture(params=list(NETWORKS))
+def architecture(request, small_architecture):
+    conv_arch, batch_norm, dense = NETWORKS[request.param]
+    return small_architecture(conv_arch=conv_arch, batch_norm=batch_norm, dense=dense)
+
+
+def built(architecture):
+    net = model.build(architecture)
+    net.initialize()
+    return net
+
+
+def test_any_architecture_maps_images_to_a_logit_for_each_class(architecture):
+    assert built(architecture)(mx.nd.zeros((3, 3, 32, 32))).shape == (3, 10)
+
+
+def test_parameter_count_and_layer_table_are_those_of_the_built_network(architecture):
+    net = built(architecture)
+    learned = {name: p for name, p in model.parameters(net).items() if p.grad_req != "null"}
+    assert model.count_parameters(architecture) == sum(p.data().size for p in learned.values())
+    table = {layer.name: layer.parameters for layer in model.layer_table(architecture) if layer.parameters}
+    found = {}
+    for name, parameter in learned.items():
+        layer = name.rpartition(".")[0]
+        found[layer] = found.get(layer, 0) + parameter.data().size
+    assert table == found
+
+
+def test_the_layer_table_has_the_shapes_that_the_network_computes(architecture):
+    net, values = built(architecture), mx.nd.zeros((1, 3, 32, 32))
+    shapes = {}
+    for index, child in enumerate(net):
+        if index < len(architecture.conv_arch):
+            for number, layer in enumerate(child):
+                values = layer(values)
+                shapes[f"{index}.{number}"] = values.shape[1:]
+        else:
+            values = child(values)
+            shapes[str(index)] = values.shape[1:]
+    table = {layer.name: layer.output for layer in model.layer_table(architecture)}
+    assert table == {name: shapes[name] for name in table}
+    assert model.layer_table(architecture)[-1].kind == "output"
+
+
+def test_the_published_networks_have_their_published_sizes():
+    # Without its dense layers VGG-11 has 9.2 million weights (Simonyan and Zisserman 2014, table 2, minus the head).
+    full = load("config/vgg11.yaml").architecture
+    convolutions = [layer for layer in model.layer_table(full) if layer.kind == "conv 3x3"]
+    assert [layer.output[0] for layer in convolutions] == [64, 128, 256, 256, 512, 512, 512, 512]
+    assert sum(layer.parameters for layer in convolutions) == 9_220_480
+    assert model.count_parameters(full) == 9_220_480 + 512 * 4096 + 4096 + 4096 * 4096 + 4096 + 40_960 + 10
+    for name, count in (("vgg13-bn", 10), ("vgg16-bn", 13), ("vgg19-bn", 16)):
+        table = model.layer_table(load(f"config/{name}.yaml").architecture)
+        assert sum(layer.kind == "conv 3x3" for layer in table) == count
+
+
+def test_multiply_adds_are_worked_out_by_hand(small_architecture):
+    architecture = small_architecture(conv_arch=[[1, 4], [1, 8]], batch_norm=False, dense=[16])
+    by_hand = 3 * 4 * 9 * 32 * 32 + 4 * 8 * 9 * 16 * 16 + 8 * 8 * 8 * 16 + 16 * 10
+    assert model.count_multiply_adds(architecture) == by_hand
+
+
+def test_names_do_not_depend_on_what_was_built_before(architecture):
+    first, second = built(architecture), built(architecture)
+    assert list(first.collect_params()) == list(second.collect_params())
+    assert list(model.parameters(first)) == list(model.parameters(second))
+
+
+def test_the_order_by_name_is_the_order_of_the_layers_for_all_widths(small_architecture):
+    # MXNet sorts parameters by their full names; ten and more layers of a kind must not swap places.
+    architecture = small_architecture(conv_arch=[[12, 2]], batch_norm=False, dense=[2] * 12)
+    names = list(model.parameters(built(architecture)))
+    assert len(names) == len(set(names)) == 2 * (12 + 12 + 1)

@@ -1,0 +1,71 @@
+"""Rules of the house that nobody sees broken: who imports whom, what every YAML file opens with."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from luigi_runs import CHECKOUT, run
+
+from pipeline.config import load
+
+HEAVY = {"mxnet", "numpy", "matplotlib", "onnx", "onnxruntime", "PIL", "jinja2", "rich"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((CHECKOUT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of everything that a module imports, wherever it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_importing_the_tasks_imports_nothing_heavy(tmp_path):
+    result = run([sys.executable, "-c", "import sys, tasks; print(*sys.modules)"], tmp_path)
+    assert result.rc == 0, result.text
+    loaded = {name.partition(".")[0] for name in result.output.split()}
+    assert "luigi" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("path", modules("pipeline"), ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_the_pipeline_knows_nothing_of_luigi(path):
+    assert not imported(path) & {"luigi", "tasks"}
+
+
+@pytest.mark.parametrize("path", modules("tasks"), ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_the_tasks_use_no_numerical_library(path):
+    assert not imported(path) & (HEAVY - {"rich"})
+
+
+@pytest.mark.parametrize("path", modules("pipeline") + modules("tasks"), ids=lambda p: str(p.relative_to(CHECKOUT)))
+def test_every_module_says_what_it_is_for(path):
+    if path.name != "__main__.py":
+        assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+CONFIGURATIONS = sorted((CHECKOUT / "config").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_every_ready_made_configuration_is_valid_and_opens_with_what_it_is_for_and_what_it_costs(path):
+    config = load(path)
+    assert config.architecture.name
+    first, second, third = path.read_text().splitlines()[:3]
+    assert first.startswith("# For: ")
+    assert second.startswith("# Costs and reaches: ")
+    assert not third.startswith("#")
+
+
+def test_no_two_test_modules_share_a_name():
+    names = [path.stem for path in (CHECKOUT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))

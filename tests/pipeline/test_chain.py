@@ -1,0 +1,106 @@
+"""The rule of reruns in words: what differs, what is only drift, what of a source may be shown."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline import files
+from pipeline.chain import Chain, drift, shown_source, source_stat
+from pipeline.config import Data, from_dict, to_dict
+from pipeline.workspace import Workspace, run_id
+
+VALUE = {
+    "data": {"name": "mini", "source": "https://me:secret@host/mini.tar.gz?token=secret"},
+    "architecture": {"name": "tiny", "conv_arch": [[1, 4]]},
+    "training": {"epochs": 4},
+}
+
+
+def config(**training):
+    return from_dict({**VALUE, "training": {**VALUE["training"], **training}})
+
+
+def trained(value):
+    return {"details": {"config": to_dict(value), "epochs": value.training.epochs}}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "lines"),
+    [
+        ({}, {}, []),
+        ({}, {"learning_rate": 0.5}, ["training.learning_rate: trained with 0.01, config now says 0.5"]),
+        ({}, {"epochs": 9}, []),
+        ({}, {"epochs": 2}, ["training.epochs: trained with 4, config now says 2"]),
+        ({}, {"checkpoint_seconds": 5}, []),
+        (
+            {"schedule": {"kind": "step", "milestones": [1, 2]}},
+            {"schedule": {"kind": "step", "milestones": [1]}},
+            ["training.schedule.milestones[1]: trained with 2, config now says (gone)"],
+        ),
+        (
+            {},
+            {"init_from": "/old.params"},
+            ['training.init_from: trained with nothing, config now says "/old.params"'],
+        ),
+    ],
+)
+def test_drift_is_every_training_key_that_does_not_retrain(then, now, lines):
+    assert drift(trained(config(**then)), config(**now)) == lines
+
+
+def test_what_was_never_trained_has_not_drifted():
+    assert drift(None, config()) == []
+
+
+def test_a_password_in_an_address_is_never_shown(tmp_path):
+    assert shown_source(config().data) == "https://host/mini.tar.gz"
+    why = Chain(Workspace(tmp_path), config()).why("dataset")
+    assert why == ["nothing was made from https://host/mini.tar.gz yet"]
+
+
+def test_everything_waits_for_a_data_set_that_is_not_there(tmp_path):
+    chain = Chain(Workspace(tmp_path / "nowhere"), config())
+    for stage in ("train", "evaluate", "export", "report"):
+        assert chain.why(stage) == ["the data set is not there yet"]
+        assert not chain.complete(stage)
+    assert chain.run() is None
+    assert not (tmp_path / "nowhere").exists(), "asking makes nothing"
+
+
+def test_a_source_is_known_by_size_and_time(tmp_path):
+    path = tmp_path / "mini.tar.gz"
+    data = Data(name="mini", source=str(path))
+    assert source_stat(data) is None, "a source that is gone is no change"
+    path.write_bytes(b"one")
+    first = source_stat(data)
+    assert source_stat(data) == first
+    os.utime(path, ns=(1, 1))
+    assert source_stat(data) != first
+    assert source_stat(Data(name="mini", source="https://host/x")) is None
+
+
+def test_a_folder_is_known_by_all_of_its_files(tmp_path):
+    data = Data(name="mini", source=str(tmp_path))
+    (tmp_path / "test_batch.bin").write_bytes(b"x")
+    first = source_stat(data)
+    (tmp_path / "data_batch_1.bin").write_bytes(b"x")
+    assert source_stat(data) != first
+
+
+def test_a_run_is_named_by_architecture_and_generation():
+    architecture = config().architecture
+    name = run_id(architecture)
+    assert name.startswith("tiny-")
+    assert len(name) == len("tiny-") + 8
+    assert run_id(architecture, "2026-W48") == f"{name}@2026-W48"
+
+
+def test_finding_a_finished_chain_done_reads_no_big_file(finished, monkeypatch):
+    def forbidden(path):
+        raise AssertionError(f"{path} was hashed")
+
+    monkeypatch.setattr(files, "sha256_file", forbidden)
+    monkeypatch.setattr("pipeline.manifest.sha256_file", forbidden)
+    assert finished.chain().complete("report")

@@ -11,7 +11,7 @@ from typing import Any
 
 import luigi
 
-from pipeline import generations
+from pipeline import generations, manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import human_size
 from tasks.base import ChainTask, StageTask, configuration_of
@@ -58,6 +58,9 @@ class Retrain(ChainTask):
 
     date = UtcDate(default=None, description="the day (UTC) whose generation is wanted; default: today")  # type: ignore[arg-type]
 
+    #: When this command took the generation on.
+    _begun = ""
+
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
         values = dict(super().get_param_values(params, args, kwargs))
@@ -75,11 +78,11 @@ class Retrain(ChainTask):
 
     @property
     def priority(self) -> int:  # type: ignore[override]
-        """When several dates are caught up with, the oldest goes first."""
-        return -self.date.toordinal()
+        """When several dates are caught up with, the oldest goes first. Luigi hands it on to what is required."""
+        return datetime.date.max.toordinal() - self.date.toordinal()
 
     def requires(self) -> GenerationReport:
-        self._say_why()
+        self._begin()
         return self.clone(GenerationReport)
 
     def complete(self) -> bool:
@@ -96,18 +99,22 @@ class Retrain(ChainTask):
         run = self.chain.run()
         decision = (generations.decision(run) if run else None) or {}
         log.info("generation %s %s: %s", self.generation, decision.get("outcome"), decision.get("reason"))
-        if decision.get("outcome") == "refused":
+        report = self.chain.manifest("report")
+        # Only the command that finishes a generation fails for it, not one that finds it finished.
+        if decision.get("outcome") == "refused" and report and report["created"] >= self._begun:
             exit_with(REFUSED)
         spare = generations.superfluous(self.chain, self.chain.config.schedule.keep)
         if spare:
             log.info("%d generations more than schedule.keep: `Prune` shows which, and moves them", len(spare))
 
-    def _say_why(self) -> None:
-        if not getattr(self, "_said_why", False):
-            self._said_why = True
-            reasons = generations.why_due(self.chain)
-            if reasons:
-                log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
+    def _begin(self) -> None:
+        """Say why the generation is due, the first time that Luigi asks what it requires."""
+        if self._begun:
+            return
+        self._begun = manifest.now()
+        reasons = generations.why_due(self.chain)
+        if reasons:
+            log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
 
 
 @Retrain.event_handler("event.core.dependency.present")

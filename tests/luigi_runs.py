@@ -21,8 +21,9 @@ import numpy as np
 import yaml
 
 from pipeline import events
-from pipeline.chain import STAGES, Chain
+from pipeline.chain import Chain
 from pipeline.config import load
+from pipeline.generations import STAGES
 from pipeline.workspace import Workspace
 
 CHECKOUT = Path(__file__).resolve().parent.parent

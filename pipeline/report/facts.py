@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pipeline import config as configuration
-from pipeline import dataset, generations, manifest, model
+from pipeline import current, dataset, generations, manifest, model
 from pipeline.chain import Chain, drift, shown_source
 from pipeline.config import Architecture, Config
 from pipeline.errors import PipelineError, WorkspaceError
@@ -260,6 +260,9 @@ def _opponent(decision: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _generations(chain: Chain) -> list[dict[str, Any]]:
     """The generations of this architecture and data set, newest first, as far as they are now."""
+    pointer = current.read(chain.workspace.current(chain.config))
+    standing = {run: "rolled back" for run in pointer.rolled_back} if pointer else {}
+    standing |= {pointer.run: "current"} if pointer else {}
     return [
         {
             "name": item.name,
@@ -267,6 +270,7 @@ def _generations(chain: Chain) -> list[dict[str, Any]]:
             "trained": item.trained,
             "accuracy": item.accuracy,
             "outcome": item.outcome,
+            "standing": standing.get(item.run.place),
         }
         for item in generations.find(chain.workspace, chain.config)[:GENERATIONS]
     ]

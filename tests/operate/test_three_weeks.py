@@ -1,0 +1,188 @@
+"""Weeks of scheduled retraining in a minute: the real command, with the date given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from luigi_runs import Result, SmallChain, luigi_command, run, small_archive
+
+from pipeline import current, events, generations, predict
+from pipeline.workspace import Workspace
+
+WHOLE = ["dataset", "train", "evaluate", "export", "promote", "report"]
+
+
+class Weeks(SmallChain):
+    """A small chain that is retrained."""
+
+    def retrain(self, *arguments: str, rc: int = 0) -> Result:
+        result = self.luigi("Retrain", *arguments)
+        assert result.rc == rc, result.text
+        return result
+
+    @property
+    def current(self) -> current.Pointer | None:
+        return current.read(Workspace(self.workspace).current(self.chain().config))
+
+    def history(self) -> list[tuple[str, str]]:
+        """What the event log says of promotions, as (event, generation)."""
+        told = ("promoted", "refused", "rolled back", "pruned")
+        found = [event for event in events.read(Workspace(self.workspace)) if event["event"] in told]
+        assert all(event["seconds"] >= 0 for event in found)
+        return [(event["event"], event["generation"]) for event in found]
+
+    def report_of(self, generation: str) -> tuple[dict[str, Any], str]:
+        folder = self.folder("report", generation)
+        return json.loads((folder / "report.json").read_text()), (folder / "index.html").read_text()
+
+    def made(self) -> list[str]:
+        return [item.name for item in generations.find(Workspace(self.workspace), self.chain().config)]
+
+
+@pytest.fixture
+def weeks(finished: SmallChain, tmp_path: Path) -> Weeks:
+    chain = Weeks(tmp_path / "weeks", finished.archive)
+    chain.configure(training__epochs=12, schedule={"every": "week", "tolerance": 0.02, "keep": 1})
+    return chain
+
+
+def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) -> None:
+    # The first week: a generation is due, and there is nothing that it could be worse than.
+    assert weeks.retrain("--date", "2026-11-04").ran == WHOLE
+    assert weeks.current
+    assert weeks.current.generation == "2026-W45"
+    assert weeks.current.accuracy > 0.5, "the rest of the test needs a model that learned something"
+    # Later that week: nothing.
+    again = weeks.retrain("--date", "2026-11-08")
+    assert again.ran == []
+    assert "nothing is due" in again.log
+    assert "2026-11-09" in again.log
+
+    # The second week somebody breaks the learning rate: the new model is worse, and the old one stays.
+    good = weeks.values["training"]["learning_rate"]
+    weeks.configure(training__learning_rate=1e-9)
+    before = weeks.current
+    worse = weeks.retrain("--date", "2026-11-09", rc=5)
+    assert worse.ran == WHOLE[1:]
+    assert "refused: accuracy" in worse.log
+    assert weeks.current == before
+    facts, page = weeks.report_of("2026-W46")
+    assert facts["comparison"]["decision"]["outcome"] == "refused"
+    assert facts["comparison"]["previous"]["run"].endswith("@2026-W45")
+    assert facts["comparison"]["previous"]["p"] < 0.05
+    low, high = facts["comparison"]["previous"]["interval"]
+    assert low < facts["comparison"]["previous"]["difference"] < high < 0
+    assert ">Refused</strong>" in page
+    # The gate has decided: a second call that week is no failure again.
+    assert weeks.retrain("--date", "2026-11-10").ran == []
+
+    # The third week it is repaired.
+    weeks.configure(training__learning_rate=good)
+    assert weeks.retrain("--date", "2026-11-18").ran == WHOLE[1:]
+    assert weeks.current.generation == "2026-W47"
+    assert [entry.generation for entry in weeks.current.before] == ["2026-W45"]
+    assert predict.resolve_model(weeks.workspace) == weeks.folder("export", "2026-W47") / "model.onnx"
+
+    # Somebody does not like it.
+    back = weeks.luigi("Rollback")
+    assert back.rc == 0, back.text
+    assert weeks.current.generation == "2026-W45"
+    assert predict.resolve_model(weeks.workspace) == weeks.folder("export", "2026-W45") / "model.onnx"
+
+    # Retention: the newest one and the current one stay, and nothing moves before it was shown.
+    preview = weeks.luigi("Prune")
+    assert preview.rc == 0, preview.text
+    assert "would move generation 2026-W46" in preview.output
+    assert "2026-W45" not in preview.output
+    assert weeks.made() == ["2026-W47", "2026-W46", "2026-W45"]
+    assert weeks.luigi("Prune", "--confirm").rc == 0
+    assert weeks.made() == ["2026-W47", "2026-W45"]
+    assert len(list((weeks.workspace / "trash").glob("*@2026-W46/train/model.params"))) == 1
+
+    expected = [
+        ("promoted", "2026-W45"),
+        ("refused", "2026-W46"),
+        ("promoted", "2026-W47"),
+        ("rolled back", "2026-W45"),
+        ("pruned", "2026-W46"),
+    ]
+    assert weeks.history() == expected
+
+    # One more, by hand and warm; its report tells all that happened.
+    weeks.configure(schedule__warm_start=True)
+    weeks.retrain("--date", "2026-11-19", "--generation", "by-hand")
+    assert weeks.current.generation == "by-hand"
+    facts, page = weeks.report_of("by-hand")
+    assert weeks.history() == [*expected, ("promoted", "by-hand")]
+    told = [(item["name"], item["outcome"], item["standing"]) for item in facts["generations"]]
+    assert told == [
+        ("by-hand", "promoted", "current"),
+        ("2026-W47", "promoted", "rolled back"),
+        ("2026-W45", "promoted", None),
+    ]
+    assert "promoted, rolled back" in page
+    how = facts["training"]["segments"][0]["how"]
+    assert how.endswith("@2026-W45/train/model.params"), how
+
+
+def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_week(weeks: Weeks) -> None:
+    day = ("--date", "2026-11-25")
+    weeks.configure(training__epochs=2)
+    weeks.retrain(*day)
+    first = weeks.current
+    assert first
+    # Other training and test images under the same name: the old model is judged on the new ones.
+    small_archive(weeks.archive, seed=7)
+    changed = weeks.luigi("Retrain", *day)
+    assert changed.rc in (0, 5), changed.text
+    assert changed.ran == WHOLE
+    assert "changed since the data set was made" in changed.log
+    run = weeks.chain("2026-W48").run()
+    assert run
+    decision = generations.decision(run)
+    assert decision
+    assert decision["compared"]["run"] == first.run
+    assert decision["compared"]["same_images"] is False
+    assert weeks.retrain(*day).ran == []
+
+    weeks.configure(architecture__conv_arch=[[1, 4], [1, 4]])
+    changed = weeks.luigi("Retrain", *day)
+    assert changed.rc in (0, 5), changed.text
+    assert changed.ran == WHOLE[1:]
+    assert "the architecture changed from tiny-" in changed.log
+    # Touching the file changes nothing in it: the images are read again, and that is all.
+    weeks.archive.touch()
+    assert weeks.retrain(*day).ran == ["dataset"]
+
+
+def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
+    weeks.configure(training__epochs=1, schedule__tolerance=0.9)
+    given = json.dumps({"config": str(weeks.config), "workspace": str(weeks.workspace)})
+    command = [*luigi_command(), "--module", "tasks", "RangeDaily", "--of", "Retrain", "--local-scheduler"]
+    command += ["--of-params", given, "--start", "2026-11-06", "--stop", "2026-11-11", "--now", "1795600000"]
+    first = run(command, weeks.cwd)
+    assert first.rc == 0, first.text
+    assert sorted(weeks.made()) == ["2026-W45", "2026-W46"]
+    assert weeks.history() == [("promoted", "2026-W45"), ("promoted", "2026-W46")]
+    second = run(command, weeks.cwd)
+    assert second.rc == 0, second.text
+    assert len(weeks.history()) == 2
+
+
+def test_a_refused_generation_says_so_with_several_workers_too(weeks: Weeks) -> None:
+    weeks.retrain("--date", "2026-11-04", "--workers", "3")
+    weeks.configure(training__learning_rate=1e-9)
+    weeks.retrain("--date", "2026-11-11", "--workers", "3", rc=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"), [(["--date", "25.11.2026"], "25.11.2026"), (["--generation", "a/b"], "a/b")]
+)
+def test_a_date_or_name_that_is_none_is_told_in_one_line(weeks: Weeks, arguments: list[str], found: str) -> None:
+    result = weeks.retrain(*arguments, rc=2)
+    assert found in result.log
+    assert "Traceback" not in result.log
+    assert not weeks.workspace.exists()

@@ -80,7 +80,7 @@ def run_stage(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
-            env=_environment(here=not launcher),
+            env=environment(here=not launcher),
             pass_fds=tuple(inherit),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
         )
@@ -95,7 +95,8 @@ def command(stage: str) -> list[str]:
     return [sys.executable, "-m", MODULES[stage]]
 
 
-def _environment(here: bool) -> dict[str, str]:
+def environment(here: bool = True) -> dict[str, str]:
+    """The environment of a stage's process, `here` or on a machine that a launcher chooses."""
     # The child must import this very package, whatever folder it is started in (a user's own `pipeline/`, say).
     package_parent = str(Path(__file__).resolve().parent.parent)
     python_path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))

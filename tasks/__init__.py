@@ -2,12 +2,14 @@
 
 from tasks import defaults, luigid  # first: they set what Luigi reads next
 from tasks.comparing import Compare
+from tasks.doctor import Doctor
 from tasks.maintenance import SetAside, Status, Verify
 from tasks.retraining import GenerationReport, Promote, Prune, Retrain, Rollback
 from tasks.stages import DownloadCifar, Evaluate, Export, Report, TrainVGG
 
 __all__ = [
     "Compare",
+    "Doctor",
     "DownloadCifar",
     "Evaluate",
     "Export",

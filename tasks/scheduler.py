@@ -21,6 +21,7 @@ from tasks.defaults import exit_with, return_code
 PATIENCE = 5.0
 
 _answered = False
+_local: bool | None = None
 
 
 def require(family: str) -> None:
@@ -28,22 +29,34 @@ def require(family: str) -> None:
     global _answered
     if _answered or not _is_root_task(family):
         return
-    settings = core()  # as Luigi will read it: command line, luigi.cfg, defaults
-    url = settings.scheduler_url or f"http://{settings.scheduler_host}:{settings.scheduler_port}"
-    if not settings.local_scheduler and not _answers(url):
+    url = address()
+    if url is not None and not _answers(url):
         exit_with(return_code("scheduling_error"))
-        shown = urllib.parse.urlsplit(url)
-        shown = shown._replace(netloc=shown.netloc.rpartition("@")[2])
-        raise PipelineError(
-            f"no luigid answers at {shown.geturl().rstrip('/')}: start one with luigid, or add --local-scheduler"
-        )
+        raise PipelineError(f"no luigid answers at {shown(url)}: start one with luigid, or add --local-scheduler")
     _answered = True
 
 
 def do_without(family: str) -> None:
     """Let the command line run `family` without a scheduler: it only looks at files, or moves some."""
+    global _local
     if _is_root_task(family):
+        if _local is None:
+            _local = core().local_scheduler
         get_config().set("core", "local_scheduler", "true")
+
+
+def address() -> str | None:
+    """The scheduler that the user's commands talk to; None for `--local-scheduler`."""
+    settings = core()  # as Luigi will read it: command line, luigi.cfg, defaults
+    if settings.local_scheduler if _local is None else _local:
+        return None
+    return settings.scheduler_url or f"http://{settings.scheduler_host}:{settings.scheduler_port}"
+
+
+def shown(url: str) -> str:
+    """An address as it may be printed: without a user name or password."""
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _is_root_task(family: str) -> bool:

@@ -1,0 +1,135 @@
+"""Doctor: everything that a run needs, checked in a moment, each with one line: ok, or what to do.
+
+The checks of the machine are in `pipeline.doctor`; here are those of Luigi's configuration and of luigid.
+"""
+
+from __future__ import annotations
+
+import difflib
+import email.utils
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import luigi
+from luigi.configuration import get_config
+from luigi.interface import core
+from luigi.retcodes import retcode
+from luigi.scheduler import scheduler as scheduler_section
+from luigi.worker import worker as worker_section
+
+from pipeline import doctor
+from pipeline.doctor import Finding
+from tasks import scheduler
+from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, vgg
+from tasks.maintenance import Command
+
+#: Seconds that luigid has for an answer.
+PATIENCE = 2.0
+
+#: The sections of luigi.cfg whose options are known.
+SECTIONS: dict[str, type[luigi.Config]] = {
+    "core": core,
+    "worker": worker_section,
+    "scheduler": scheduler_section,
+    "retcode": retcode,
+    "vgg": vgg,
+}
+
+
+class Doctor(Command):
+    """Check everything that a run needs, one line each; exit code 6 when something is wrong."""
+
+    json = luigi.BoolParameter(default=False, description="print the findings as JSON")
+
+    def work(self) -> None:
+        findings = [*doctor.examine(self.chain), *luigi_configuration(), luigid()]
+        wrong = [finding for finding in findings if not finding.ok]
+        if self.json:
+            print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        else:
+            for finding in findings:
+                print(f"{'ok' if finding.ok else 'PROBLEM':<8} {finding.name:<13} {finding.text}")
+        if wrong:
+            exit_with(UNHEALTHY)
+
+
+def luigi_configuration() -> list[Finding]:
+    """Which files Luigi really read, and whether it understands what is in them."""
+    wanted = os.environ.get("LUIGI_CONFIG_PATH")
+    if wanted is not None and not Path(wanted).is_file():
+        text = f"LUIGI_CONFIG_PATH is {wanted}, which is no file; Luigi goes on without it: correct or unset it"
+        return [Finding("luigi config", False, text)]
+    read = [str(Path(path).absolute()) for path in get_config()._config_paths if os.path.exists(path)]
+    mistakes = list(_mistakes())
+    if mistakes:
+        return [Finding("luigi config", False, f"{mistake} (read: {', '.join(read)})") for mistake in mistakes]
+    settings = f"task_failed exits with {retcode().task_failed}, overlap {vgg().overlap}"
+    return [Finding("luigi config", True, f"{', '.join(read) or 'no file, defaults'}; {settings}")]
+
+
+def luigid() -> Finding:
+    """Whether the scheduler that commands would use answers, belongs to this Luigi, and has the same time."""
+    address = scheduler.address()
+    if address is None:
+        return Finding("luigid", True, "not used (--local-scheduler)")
+    shown = scheduler.shown(address)
+    # luigid does not tell its version; a file that it serves, and that nearly every version changed, does.
+    name = "static/visualiser/js/visualiserApp.js"
+    own = (Path(luigi.__file__).parent / name).read_bytes()
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/{name}", timeout=PATIENCE) as answer:
+            served, date = answer.read(2_000_000), answer.headers.get("Date")
+    except urllib.error.HTTPError as error:
+        return Finding(
+            "luigid", False, f"what answers at {shown} is no luigid (HTTP {error.code}): see [core] in luigi.cfg"
+        )
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        return Finding(
+            "luigid", False, f"none answers at {shown} ({why}): start one with luigid, or add --local-scheduler"
+        )
+    if served != own:
+        text = f"{shown} is of another version than the luigi here ({luigi.__version__}): run the same on both sides"
+        return Finding("luigid", False, text)
+    away = email.utils.parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
+    if abs(away) > doctor.CLOCK_SECONDS:
+        return Finding("luigid", False, f"the clock of {shown} is {away:+.0f} s away from this machine's: set it (NTP)")
+    return Finding("luigid", True, f"{shown} answers, luigi {luigi.__version__} as here")
+
+
+def _mistakes() -> Iterator[str]:
+    """What is wrong in luigi.cfg, in words."""
+    config = get_config()
+    for section, cls in SECTIONS.items():
+        if not config.has_section(section):
+            continue
+        known = _options(cls)
+        for option in config.options(section):
+            if option.replace("-", "_") not in known and option not in config.defaults():
+                close = difflib.get_close_matches(option, known, 1)
+                yield f"unknown option {option} in [{section}]" + (f": did you mean {close[0]}?" if close else "")
+    readers: dict[str, Callable[[], object]] = {**SECTIONS, "resources": lambda: config.getintdict("resources")}
+    for section, read in readers.items():
+        try:
+            read()
+        except Exception as error:  # whatever a parameter's own parser raises
+            yield f"[{section}] cannot be read: {error}; comments need a line of their own, % must be written %%"
+    zero = [name for name in RETURN_CODES if config.get("retcode", name, "1") == "0"]
+    if zero:
+        yield f"[retcode] {', '.join(zero)} is 0: cron and systemd would not notice; remove the line"
+
+
+def _options(cls: type[luigi.Config]) -> set[str]:
+    """The names that a section's options can have."""
+    names = set()
+    for name, parameter in cls.get_params():
+        names.add(name)
+        old = getattr(parameter, "_config_path", None) or {}
+        names.add(str(old.get("name", name)).replace("-", "_"))
+    return names

@@ -1,0 +1,250 @@
+"""Doctor names each planted fault, and nothing else."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from luigi_runs import Result, SmallChain
+
+from pipeline import doctor, events
+from pipeline.workspace import Workspace
+
+MACHINE = ["python", "numpy", "mxnet", "device", "threads", "disk", "workspace", "locks", "current", "clock"]
+CHECKS = [*MACHINE, "luigi config", "luigid"]
+
+
+def _examine(chain: SmallChain, *arguments: str, **environment: str) -> dict[str, str]:
+    """The problems that Doctor finds, by the name of the check."""
+    result = chain.luigi("Doctor", "--json", *arguments, **environment)
+    found = json.loads(result.output)
+    problems = {finding["name"]: finding["text"] for finding in found["findings"] if not finding["ok"]}
+    assert result.rc == (6 if problems else 0), result.text
+    assert found["ok"] == (not problems)
+    assert "Traceback" not in result.text
+    return problems
+
+
+def _package(folder: Path, name: str, code: str) -> str:
+    """A Python path on which `name` is another package than the installed one."""
+    package = folder / "planted" / name
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(code)
+    return os.pathsep.join((str(package.parent), str(Path(doctor.__file__).parents[1])))
+
+
+def test_a_healthy_machine_is_all_ok(prepared: SmallChain) -> None:
+    result = prepared.luigi("Doctor")
+    assert result.rc == 0, result.text
+    lines = result.output.splitlines()
+    assert [line[9:22].strip() for line in lines] == CHECKS
+    assert all(line.startswith("ok ") for line in lines)
+    assert result.log == ""
+    assert _examine(prepared) == {}
+
+
+def test_a_workspace_that_is_not_there_yet_is_not_made(fresh: SmallChain) -> None:
+    assert _examine(fresh) == {}
+    assert not fresh.workspace.exists()
+
+
+def test_numpy_2(prepared: SmallChain, tmp_path: Path) -> None:
+    path = tmp_path / "planted" / "numpy-2.1.3.dist-info"
+    path.mkdir(parents=True)
+    (path / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 2.1.3\n")
+    both = os.pathsep.join((str(path.parent), str(Path(doctor.__file__).parents[1])))
+    problems = _examine(prepared, PYTHONPATH=both)
+    assert list(problems) == ["numpy"]
+    assert "2.1.3 is too new" in problems["numpy"]
+    assert "pip install 'numpy" in problems["numpy"]
+
+
+def test_mxnet_that_lacks_a_library(prepared: SmallChain, tmp_path: Path) -> None:
+    code = "raise OSError('libcudnn.so.8: cannot open shared object file: No such file or directory')"
+    problems = _examine(prepared, PYTHONPATH=_package(tmp_path, "mxnet", code))
+    assert list(problems) == ["mxnet"]
+    assert "pip install nvidia-cudnn-cu11" in problems["mxnet"]
+
+
+def test_mxnet_that_crashes(prepared: SmallChain, tmp_path: Path) -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+    problems = _examine(prepared, PYTHONPATH=_package(tmp_path, "mxnet", code))
+    assert list(problems) == ["mxnet"]
+    assert "SIGILL" in problems["mxnet"]
+
+
+def test_a_gpu_that_is_not_there(prepared: SmallChain) -> None:
+    prepared.configure(device="gpu:7")
+    problems = _examine(prepared)
+    assert list(problems) == ["device"]
+    assert "gpu:7" in problems["device"]
+
+
+@pytest.mark.parametrize("value", ["4096", "many", "0"])
+def test_a_number_of_threads_that_hurts(prepared: SmallChain, value: str) -> None:
+    # MXNet is tried with one thread all the same: it would not start with a wrong number.
+    problems = _examine(prepared, OMP_NUM_THREADS=value)
+    assert list(problems) == ["threads"]
+    assert value in problems["threads"]
+
+
+def test_a_disk_that_is_too_small(prepared: SmallChain) -> None:
+    prepared.configure(architecture__dense=[65536] * 40)
+    problems = _examine(prepared)
+    assert list(problems) == ["disk"]
+    assert "free some space" in problems["disk"]
+
+
+def test_a_workspace_that_cannot_be_written(prepared: SmallChain) -> None:
+    prepared.workspace = Path("/proc/sys/kernel/artifacts")
+    problems = _examine(prepared)
+    assert "workspace" in problems
+    assert set(problems) <= {"workspace", "disk"}
+
+
+def test_a_file_where_the_workspace_should_be(fresh: SmallChain) -> None:
+    fresh.workspace.write_text("")
+    problems = _examine(fresh)
+    assert list(problems) == ["workspace"]
+    assert "is a file" in problems["workspace"]
+
+
+def test_a_lock_that_was_left_behind(prepared: SmallChain) -> None:
+    lock = Workspace(prepared.workspace).lock("mini.train")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # The holder starts a process that inherits the lock, and dies.
+    code = (
+        "import os, subprocess, sys; from pathlib import Path; from pipeline import locks\n"
+        "with locks.hold(Path(sys.argv[1]), 'x', False) as held:\n"
+        "    child = subprocess.Popen(['sleep', '600'], pass_fds=[held], stdout=subprocess.DEVNULL)\n"
+        "    print(child.pid, flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(lock)], capture_output=True, text=True, check=True)
+    try:
+        problems = _examine(prepared)
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
+    assert list(problems) == ["locks"]
+    assert str(lock) in problems["locks"]
+
+
+def test_a_damaged_pointer_to_the_current_model(prepared: SmallChain) -> None:
+    pointer = Workspace(prepared.workspace).current(prepared.chain().config)
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("{")
+    problems = _examine(prepared)
+    assert list(problems) == ["current"]
+    assert str(pointer) in problems["current"]
+
+
+def test_a_clock_that_went_back(prepared: SmallChain) -> None:
+    with open(Workspace(prepared.workspace).events, "a") as log:
+        log.write('{"time": "2199-01-01T00:00:00Z", "event": "finished"}\n')
+    problems = _examine(prepared)
+    assert list(problems) == ["clock"]
+    assert "2199-01-01" in problems["clock"]
+
+
+def test_luigi_config_path_that_leads_nowhere(prepared: SmallChain) -> None:
+    problems = _examine(prepared, LUIGI_CONFIG_PATH="/nowhere/luigi.cfg")
+    assert list(problems) == ["luigi config"]
+    assert "/nowhere/luigi.cfg" in problems["luigi config"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[scheduler]\nretry_cuont = 3\n", "did you mean retry_count?"),
+        ("[worker]\nkeep_alive = yes ; always\n", "[worker] cannot be read"),
+        ("[resources]\ngpu-node1-0 = 2 # cards\n", "[resources] cannot be read"),
+        ("[retcode]\ntask_failed = 0\n", "task_failed is 0"),
+    ],
+)
+def test_a_mistake_in_luigi_cfg(prepared: SmallChain, text: str, found: str) -> None:
+    file = prepared.cwd / "luigi.cfg"
+    file.write_text(text)
+    problems = _examine(prepared)
+    assert list(problems) == ["luigi config"]
+    assert found in problems["luigi config"]
+    assert str(file) in problems["luigi config"]
+
+
+def _with_scheduler(chain: SmallChain, port: int) -> dict[str, str]:
+    result: Result = chain.luigi("Doctor", "--json", scheduler=("--scheduler-port", str(port)))
+    return {item["name"]: item["text"] for item in json.loads(result.output)["findings"] if not item["ok"]}
+
+
+def test_luigid_that_is_not_running(prepared: SmallChain) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        problems = _with_scheduler(prepared, free.getsockname()[1])
+    assert list(problems) == ["luigid"]
+    assert "start one with luigid" in problems["luigid"]
+
+
+class _Other(http.server.BaseHTTPRequestHandler):
+    answer = b""
+    ahead = 0.0
+
+    def do_GET(self) -> None:
+        self.send_response_only(200 if self.answer else 404)
+        self.send_header("Date", self.date_time_string(time.time() + self.ahead))
+        self.end_headers()
+        self.wfile.write(self.answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def other() -> Iterator[Any]:
+    """A server in luigid's place; its handler is the class `server.RequestHandlerClass`."""
+    handler = type("Handler", (_Other,), {})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_something_else_on_luigids_port(prepared: SmallChain, other: Any) -> None:
+    assert "is no luigid" in _with_scheduler(prepared, other.server_port)["luigid"]
+
+
+def test_luigid_of_another_version(prepared: SmallChain, other: Any) -> None:
+    other.RequestHandlerClass.answer = b"// of another version"
+    assert "another version" in _with_scheduler(prepared, other.server_port)["luigid"]
+
+
+def test_luigid_with_another_clock(prepared: SmallChain, other: Any) -> None:
+    import luigi
+
+    served = Path(luigi.__file__).parent / "static/visualiser/js/visualiserApp.js"
+    other.RequestHandlerClass.answer = served.read_bytes()
+    assert _with_scheduler(prepared, other.server_port) == {}
+    other.RequestHandlerClass.ahead = 3600.0
+    assert "+3600 s away" in _with_scheduler(prepared, other.server_port)["luigid"]
+
+
+def test_a_python_that_mxnet_does_not_support() -> None:
+    assert not doctor.python((3, 13)).ok
+    assert "3.10, 3.11 or 3.12" in doctor.python((3, 9)).text
+    assert doctor.python(sys.version_info[:2]).ok
+
+
+def test_the_log_of_events_stays_as_it_was(prepared: SmallChain) -> None:
+    before = events.read(Workspace(prepared.workspace))
+    _examine(prepared)
+    assert events.read(Workspace(prepared.workspace)) == before

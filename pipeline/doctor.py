@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -212,35 +212,36 @@ def _iso(seconds: float) -> str:
 # --- the process that tries MXNet -----------------------------------------------------------------------------------
 
 
-def probe(device: str, precision: str) -> list[Finding]:
+def probe(device: str, precision: str) -> Iterator[Finding]:
     """Import numpy and MXNet and compute on the device; ends at the first that does not work."""
     from importlib import metadata
 
     from pipeline import runtime
 
-    found: list[Finding] = []
+    trying = "numpy"
     try:
         import numpy
 
         installed = metadata.version("numpy")
         if int(installed.partition(".")[0]) >= 2:
-            text = f"{installed} is too new for mxnet 1.9.1: pip install 'numpy>=1.23.5,<2'"
-            return [Finding("numpy", False, text)]
-        found.append(Finding("numpy", True, f"{numpy.__version__} ({Path(numpy.__file__).parent})"))
+            yield Finding("numpy", False, f"{installed} is too new for mxnet 1.9.1: pip install 'numpy>=1.23.5,<2'")
+            return
+        yield Finding("numpy", True, f"{numpy.__version__} ({Path(numpy.__file__).parent})")
+        trying = "mxnet"
         mx = runtime.mxnet()
-        found.append(Finding("mxnet", True, f"{mx.__version__} ({Path(mx.__file__).parent})"))
+        yield Finding("mxnet", True, f"{mx.__version__} ({Path(mx.__file__).parent})")
+        trying = "device"
         devices = runtime.devices(device)
-        for context in devices.contexts:
-            wrong = _miscomputes(mx, numpy, context)
-            if wrong:
-                return [*found, Finding("device", False, f"{context}: {wrong}")]
-        chosen = runtime.resolve_precision(precision, devices)
+        wrong = [f"{context}: {why}" for context in devices.contexts if (why := _miscomputes(mx, numpy, context))]
+        if wrong:
+            yield Finding("device", False, "; ".join(wrong))
+            return
+        where = f"{devices.name} computes (configured: device {device}, precision {precision})"
+        yield Finding("device", True, where)
     except PipelineError as error:
-        return [*found, Finding(("numpy", "mxnet", "device")[len(found)], False, str(error))]
+        yield Finding(trying, False, str(error))
     except ImportError as error:
-        return [*found, Finding("numpy", False, f"cannot be imported: {error}; pip install 'numpy>=1.23.5,<2'")]
-    where = f"{devices.name} computes, in {chosen} (configured: {device}, {precision})"
-    return [*found, Finding("device", True, where)]
+        yield Finding(trying, False, f"cannot be imported: {error}; pip install 'numpy>=1.23.5,<2' mxnet==1.9.1")
 
 
 def _miscomputes(mx: object, numpy: object, context: object) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import email.utils
+import importlib.util
 import json
 import os
 import time
@@ -120,9 +121,22 @@ def _mistakes() -> Iterator[str]:
             read()
         except Exception as error:  # whatever a parameter's own parser raises
             yield f"[{section}] cannot be read: {error}; comments need a line of their own, % must be written %%"
+    yield from _missing_packages()
     zero = [name for name in RETURN_CODES if config.get("retcode", name, "1") == "0"]
     if zero:
         yield f"[retcode] {', '.join(zero)} is 0: cron and systemd would not notice; remove the line"
+
+
+def _missing_packages() -> Iterator[str]:
+    """Packages that luigid needs for what luigi.cfg turns on; without them it does not even start."""
+    wanted = {
+        "sqlalchemy": get_config().get("scheduler", "record_task_history", "false") == "true",
+        "prometheus_client": get_config().get("scheduler", "metrics_collector", "") == "prometheus",
+    }
+    for name, needed in wanted.items():
+        if needed and importlib.util.find_spec(name) is None:
+            option = "record_task_history" if name == "sqlalchemy" else "metrics_collector"
+            yield f"[scheduler] {option} needs {name}: pip install {name.replace('_', '-')}, or remove the line"
 
 
 def _options(cls: type[luigi.Config]) -> set[str]:

@@ -59,9 +59,9 @@ class SchedulerVoice:
         with contextlib.suppress(Exception):  # a scheduler that is gone is the scheduler's problem
             assert self._message is not None
             assert self._percentage is not None
-            # The dashboard inserts the message as HTML, and takes any percentage.
+            # The dashboard inserts the message as HTML, takes any percentage, and shows no bar at 0.
             self._message(html.escape(message))
-            self._percentage(round(100 * min(1.0, max(0.0, fraction))))
+            self._percentage(round(100 * min(1.0, max(0.01, fraction))))
 
 
 class TerminalBar:

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import generations
 from pipeline.chain import Chain
 from pipeline.files import read_json
+from tasks import cards
 from tasks.base import StageTask, launcher_of
 from tasks.defaults import log
 
@@ -29,6 +30,11 @@ class TrainVGG(StageTask):
     def requires(self) -> DownloadCifar:
         return self.clone(DownloadCifar)
 
+    def process_resources(self) -> dict[str, int]:
+        # A launcher takes the training to another machine, where a scheduler of its own gives out the cards.
+        config = self.chain.config
+        return {} if launcher_of(config) else cards.resources(config.device)
+
     def options(self, chain: Chain) -> dict[str, Any]:
         path, why = generations.warm_start(chain)
         if why:
@@ -46,6 +52,9 @@ class Evaluate(StageTask):
 
     def requires(self) -> TrainVGG:
         return self.clone(TrainVGG)
+
+    def process_resources(self) -> dict[str, int]:
+        return cards.resources(self.chain.config.device)
 
 
 class Export(StageTask):

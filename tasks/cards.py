@@ -1,0 +1,41 @@
+"""The graphics cards of this machine as resources of the scheduler, so that two trainings do not share one by chance.
+
+A resource is `gpu-<host>-<number>`. What luigid's `[resources]` does not list counts 1.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def resources(
+    device: str,
+    environment: Mapping[str, str] = os.environ,
+    host: str | None = None,
+    has_gpu: bool | None = None,
+) -> dict[str, int]:
+    """What a task that computes on `device` (as in the configuration) takes: one of each of its cards."""
+    kind, _, numbers = device.partition(":")
+    if kind == "cpu" or (kind == "auto" and not (_has_gpu() if has_gpu is None else has_gpu)):
+        return {}
+    name = (host or socket.gethostname()).partition(".")[0].lower()
+    return {f"gpu-{name}-{_card(number, environment)}": 1 for number in (numbers or "0").split(",")}
+
+
+def _card(number: str, environment: Mapping[str, str]) -> str:
+    """The machine's number of the card that CUDA calls `number`."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    chosen = visible[int(number)] if int(number) < len(visible) else ""
+    return chosen if chosen.isdecimal() else number
+
+
+def _has_gpu() -> bool:
+    """Whether `device: auto` may take a card.
+
+    MXNet is not asked: importing it takes a second, and tasks are made by the dozen. On a machine with a card whose
+    MXNet has no GPU code, trainings take turns for nothing; `device: cpu` says that they need not.
+    """
+    return any(Path("/dev").glob("nvidia[0-9]*"))

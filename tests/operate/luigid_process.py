@@ -1,0 +1,119 @@
+"""A real luigid on a free port, and what it knows."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from luigi_runs import clean_environment
+
+#: Seconds to wait for anything; it takes one or two, but the machine may be busy.
+PATIENCE = 120.0
+
+Found = TypeVar("Found")
+
+
+def wait_for(question: Callable[[], Found | None], what: str) -> Found:
+    """The first answer that is not empty; fails after `PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        answer = question()
+        if answer:
+            return answer
+        time.sleep(0.1)
+    raise AssertionError(f"waited {PATIENCE:.0f} s in vain for {what}")
+
+
+class Luigid:
+    """A running luigid. `api` is its remote procedure call, without any of this plugin's or Luigi's own client."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "luigid.txt"
+        command = [str(Path(sys.executable).with_name("luigid")), "--address", "127.0.0.1", "--port", str(self.port)]
+        command += [] if environment else ["--state-path", str(folder / "state.pickle")]
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=output, cwd=folder, env=clean_environment(**environment)
+            )
+
+    @property
+    def scheduler(self) -> tuple[str, ...]:
+        """Arguments that let the `luigi` command use it."""
+        return ("--scheduler-url", self.url)
+
+    def get(self, path: str) -> bytes:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.url}/{path}", timeout=PATIENCE) as answer:
+            return answer.read()
+
+    def api(self, method: str, **arguments: Any) -> Any:
+        given = urllib.parse.urlencode({"data": json.dumps(arguments)})
+        return json.loads(self.get(f"api/{method}?{given}"))["response"]
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        with contextlib.suppress(OSError):
+            return bool(self.get(""))
+        return False
+
+    def running(self, family: str) -> dict[str, Any] | None:
+        """The running task of a family: `task_id`, `worker`, `params` and so on."""
+        tasks = self.api("task_list", status="RUNNING", upstream_status="")
+        for task_id, task in tasks.items():
+            if task["name"] == family:
+                return {"task_id": task_id, "worker": task["worker_running"], **task}
+        return None
+
+    def message(self, task_id: str) -> str:
+        """The status message as a reader of the dashboard sees it."""
+        return html.unescape(self.api("get_task_status_message", task_id=task_id)["statusMessage"] or "")
+
+    def progress(self, task_id: str) -> int:
+        return self.api("get_task_progress_percentage", task_id=task_id)["progressPercentage"] or 0
+
+    def tell(self, task: dict[str, Any], content: str) -> str:
+        """Send a message to a running task and give its answer."""
+        given = {"worker": task["worker"], "task": task["task_id"], "content": content}
+        number = self.api("send_scheduler_message", **given)["message_id"]
+
+        def answer() -> str | None:
+            about = {"task_id": task["task_id"], "message_id": number}
+            return self.api("get_scheduler_message_response", **about)["response"]
+
+        return wait_for(answer, f"an answer to {content!r}")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=30)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def luigid(folder: Path, **environment: str) -> Iterator[Luigid]:
+    """A luigid that keeps its state in `folder`; with an environment, its luigi.cfg must say where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    process = Luigid(folder, **environment)
+    try:
+        wait_for(process.answers, "luigid")
+        yield process
+    finally:
+        process.stop()

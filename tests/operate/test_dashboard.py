@@ -1,0 +1,255 @@
+"""The dashboard of a real luigid: the chain's graph, a training's progress, messages to it, a picture of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from luigi_runs import SmallChain, clean_environment, luigi_command
+from luigid_process import Luigid, luigid, wait_for
+
+from pipeline import events
+from pipeline.workspace import Workspace
+from tasks import cards
+
+_CHROMIUM = Path(__file__).parents[1] / "pipeline" / "report" / "chromium.py"
+
+
+@pytest.fixture
+def central(tmp_path: Path) -> Iterator[Luigid]:
+    with luigid(tmp_path / "luigid") as process:
+        yield process
+
+
+@pytest.fixture
+def chromium() -> Any:
+    """The module that speaks to a headless browser."""
+    found = sys.modules.get("chromium")
+    if found is None:
+        spec = importlib.util.spec_from_file_location("chromium", _CHROMIUM)
+        assert spec
+        assert spec.loader
+        found = sys.modules["chromium"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+    if found.executable() is None:
+        pytest.skip("no Chromium on this machine: apt install chromium")
+    return found
+
+
+@contextlib.contextmanager
+def _started(
+    chain: SmallChain, task: str, scheduler: Luigid, *arguments: str
+) -> Iterator[Callable[[], tuple[int, str]]]:
+    """A command that runs; gives a function that waits for its end: exit code and output. Killed after a failure."""
+    command = [*luigi_command(), "--module", "tasks", task, "--config", str(chain.config)]
+    command += ["--workspace", str(chain.workspace), *scheduler.scheduler, *arguments]
+    output = chain.root / f"{task}-{time.monotonic_ns()}.txt"
+    with open(output, "wb") as file:
+        process = subprocess.Popen(command, cwd=chain.cwd, env=clean_environment(), stdout=file, stderr=file)
+    try:
+        yield lambda: (process.wait(timeout=300), output.read_text())
+    finally:
+        if process.poll() is None:
+            process.kill()  # its child ends with it
+            process.wait()
+            print(output.read_text()[-3000:])
+
+
+def _endless(chain: SmallChain) -> None:
+    """A training that goes on until somebody stops it."""
+    chain.configure(training__epochs=100_000)
+
+
+def test_a_training_is_watched_told_things_stopped_and_finished(
+    prepared: SmallChain, central: Luigid, tmp_path: Path, chromium: Any
+) -> None:
+    prepared.configure(training__epochs=4000)  # seconds to minutes, and the bar moves
+    with _started(prepared, "Report", central, "--generation", "2026-W48") as end:
+        task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
+        wait_for(lambda: central.progress(task["task_id"]) >= 2, "the bar to move")
+        message = central.message(task["task_id"])
+        for word in ("epoch ", "step ", "loss ", "validation accuracy ", "images/s", " left", "train.log"):
+            assert word in message
+        log = Path(message.partition("(log: ")[2].rstrip(")"))
+        assert "epoch 1/4000: train loss" in log.read_text()
+        # What the dashboard's lines say of it.
+        assert task["params"]["architecture"].startswith("tiny-")
+        assert task["params"]["dataset"].startswith("mini from ")
+        assert task["params"]["generation"] == "2026-W48"
+        _look_at_the_dashboard(chromium, central, task, Path(os.environ.get("VGG_SCREENSHOTS", tmp_path)))
+
+        answer = central.tell(task, "faster!")
+        assert "unknown message 'faster!'" in answer
+        assert all(word in answer for word in ("stop", "checkpoint", "stop-after-epoch"))
+        run = prepared.chain("2026-W48").run()
+        assert run
+        assert central.tell(task, "checkpoint") == "ok"
+        wait_for(lambda: list(run.checkpoints.glob("step-*.npz")), "a checkpoint")
+        assert central.tell(task, "stop") == "ok"
+        code, output = end()
+    assert code == 30, output
+    assert "checkpoint written" in output
+    assert "Traceback" not in output
+
+    # The rerun goes on from there, and to the end.
+    last = max(int(path.stem.partition("-")[2]) for path in run.checkpoints.glob("step-*.npz"))
+    epochs = last // 5 + 2
+    prepared.configure(training__epochs=epochs)
+    with _started(prepared, "Report", central, "--generation", "2026-W48") as end:
+        code, output = end()
+    assert code == 0, output
+    assert f"resumed from step-{last:09}.npz" in output
+    told = [(event["event"], event["stage"]) for event in events.read(Workspace(prepared.workspace))]
+    assert told.count(("stopped", "train")) == 1
+    assert told.count(("finished", "report")) == 1
+
+    # All that is left in the dashboard is done, and the graph is that of the chain.
+    graph = central.api("dep_graph", task_id=task["task_id"].replace("TrainVGG", "Report"))
+    done = {
+        item["name"]: item["status"] for item in central.api("task_list", status="DONE", upstream_status="").values()
+    }
+    assert set(done) == {"DownloadCifar", "TrainVGG", "Evaluate", "Export", "Report"}, graph
+
+
+def _look_at_the_dashboard(chromium: Any, central: Luigid, task: dict[str, Any], folder: Path) -> None:
+    """What runs, in a browser: its parameters, its bar, and the live message behind the button."""
+    index = f"{central.url}/static/visualiser/index.html"
+    with chromium.page() as page:
+        page.send("Emulation.setDeviceMetricsOverride", width=1500, height=900, deviceScaleFactor=1, mobile=False)
+
+        def shows(text: str, where: str = "document.body") -> bool:
+            return text in (page.evaluate(f"({where} || {{}}).innerText") or "")
+
+        page.send("Page.navigate", url=f"{index}#tab=workers")
+        wait_for(lambda: shows(task["params"]["architecture"]), "the running task in the list of workers")
+        assert shows("generation=2026-W48")
+        bar = "document.querySelector('.taskProgressBar')"
+        assert int(page.evaluate(f"{bar}.getAttribute('aria-valuenow')")) >= 2
+        assert page.evaluate(f"{bar}.getBoundingClientRect().width") > 0
+        page.evaluate("document.querySelector('#workerList .statusMessage').click()")
+        modal = "document.querySelector('#statusMessageModal')"
+        wait_for(lambda: shows("validation accuracy", modal), "the message")
+        wait_for(lambda: page.evaluate(f"getComputedStyle({modal}).opacity") == "1", "the message to be faded in")
+        page.screenshot(folder / "dashboard.png")
+
+
+def test_stop_after_epoch_ends_at_the_end_of_an_epoch(prepared: SmallChain, central: Luigid) -> None:
+    _endless(prepared)
+    with _started(prepared, "TrainVGG", central) as end:
+        task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
+        wait_for(lambda: central.message(task["task_id"]), "its first message")
+        assert central.tell(task, "stop-after-epoch") == "ok"
+        code, output = end()
+    assert code == 30, output
+    assert "stopped after an epoch as asked" in output
+    assert "step 0 of 5" in output
+
+
+def test_two_configurations_stay_two_lines(prepared: SmallChain, central: Luigid, tmp_path: Path) -> None:
+    _endless(prepared)
+    other = SmallChain(tmp_path / "other", prepared.archive)
+    other.workspace = prepared.workspace
+    other.values["architecture"]["conv_arch"] = [[1, 4]]
+    _endless(other)
+    with _started(prepared, "TrainVGG", central) as end, _started(other, "TrainVGG", central) as other_end:
+
+        def both() -> list[Any] | None:
+            tasks = central.api("task_list", status="RUNNING", upstream_status="")
+            found = [(task_id, task) for task_id, task in tasks.items() if task["name"] == "TrainVGG"]
+            return found if len(found) == 2 else None
+
+        found = wait_for(both, "two trainings at once")
+        assert len({task["params"]["architecture"] for _, task in found}) == 2
+        for task_id, task in found:
+            wait_for(lambda task_id=task_id: central.message(task_id), "its first message")  # type: ignore[misc]
+            central.tell({"task_id": task_id, "worker": task["worker_running"]}, "stop")
+        assert (end()[0], other_end()[0]) == (30, 30)
+
+
+def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> None:
+    """A source that never ends: the message says what it is doing as long as it lasts."""
+    import http.server
+    import threading
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000000")
+            self.end_headers()
+            try:
+                while not stop.is_set():
+                    self.wfile.write(b"\x1f\x8b" + bytes(50_000))
+                    time.sleep(0.05)
+            except OSError:
+                pass
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    stop = threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fresh.configure(data__source=f"http://127.0.0.1:{server.server_port}/mini.tar.gz")
+    with _started(fresh, "DownloadCifar", central) as end:
+        task = wait_for(lambda: central.running("DownloadCifar"), "the download to run")
+        message = wait_for(lambda: central.message(task["task_id"]), "its message")
+        assert "MB" in message
+        assert ".log" in message
+        assert "unknown message" in central.tell(task, "checkpoint")
+        assert central.tell(task, "stop") == "ok"
+        code, output = end()
+    stop.set()
+    server.shutdown()
+    server.server_close()
+    assert code == 30, output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("cpu", "", {}),
+        ("cpu:0,1", "", {}),
+        ("gpu", "", {"gpu-node1-0": 1}),
+        ("gpu:0,2", "", {"gpu-node1-0": 1, "gpu-node1-2": 1}),
+        ("gpu:1", "4,6", {"gpu-node1-6": 1}),
+        ("auto", "3", {"gpu-node1-3": 1}),
+        ("gpu", "GPU-8c9d", {"gpu-node1-0": 1}),
+    ],
+)
+def test_a_task_takes_the_cards_that_it_computes_on(device: str, visible: str, expected: dict[str, int]) -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    assert cards.resources(device, environment, "Node1.example.org", has_gpu=True) == expected
+    if device == "auto":
+        assert cards.resources(device, environment, has_gpu=False) == {}
+
+
+def test_two_trainings_share_a_card_only_when_luigi_cfg_says_so(prepared: SmallChain, tmp_path: Path) -> None:
+    """Asked of luigid itself, with the very resources that the training asks for."""
+    prepared.configure(device="gpu")
+    task = "tasks.TrainVGG(config=sys.argv[1])"
+    code = f"import json, sys, tasks; print(json.dumps({task}.process_resources()))"
+    asked = subprocess.run(
+        [sys.executable, "-c", code, str(prepared.config)], env=clean_environment(), stdout=subprocess.PIPE, check=True
+    )
+    wanted = json.loads(asked.stdout)
+    assert list(wanted.values()) == [1]
+    for allowed, expected in ((None, 1), (2, 2)):
+        folder = tmp_path / f"luigid-{allowed}"
+        folder.mkdir()
+        lines = "" if allowed is None else f"[resources]\n{next(iter(wanted))} = {allowed}\n"
+        (folder / "luigi.cfg").write_text(f"[scheduler]\nstate_path = {folder}/state.pickle\n{lines}")
+        with luigid(folder, LUIGI_CONFIG_PATH=str(folder / "luigi.cfg")) as central:
+            for name in ("a", "b"):
+                central.api("add_task", worker=name, task_id=name, status="PENDING", resources=wanted)
+            given = [central.api("get_work", worker=name)["task_id"] for name in ("a", "b")]
+        assert len([task for task in given if task]) == expected

@@ -1,0 +1,169 @@
+"""The samples for an operator: luigi.cfg, systemd units, crontab line; run as they stand where that can be done."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from luigi_runs import CHECKOUT, SmallChain, clean_environment, run
+from luigid_process import luigid, wait_for
+
+CONFIG = CHECKOUT / "config"
+UNITS = CONFIG / "systemd"
+BIN = Path(sys.executable).parent
+
+#: Paths in the samples that an operator may have to change.
+INSTALLED, DATA, STATE = "/opt/luigi-vgg/.venv/bin", "/srv/vgg", "/var/lib/luigi"
+
+
+def _luigi_cfg(folder: Path) -> Path:
+    """The sample, with its state in `folder`."""
+    text = (CONFIG / "luigi.cfg").read_text()
+    assert STATE in text
+    file = folder / "luigi.cfg"
+    file.write_text(text.replace(STATE, str(folder)))
+    return file
+
+
+def _needs_luigids_packages() -> None:
+    for name in ("sqlalchemy", "prometheus_client"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"luigid needs {name} for all of the sample: pip install '.[luigid]'")
+
+
+def test_luigid_keeps_history_figures_and_state_with_the_sample(prepared: SmallChain, tmp_path: Path) -> None:
+    _needs_luigids_packages()
+    file = _luigi_cfg(tmp_path)
+    with luigid(tmp_path, LUIGI_CONFIG_PATH=str(file)) as central:
+        ran = prepared.luigi("TrainVGG", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file))
+        assert ran.rc == 0, ran.text
+        assert "TrainVGG" in central.get("history").decode()
+        assert re.search(r"^luigi_task_done_total.*TrainVGG.* 1\.0$", central.get("metrics").decode(), re.MULTILINE)
+    assert (tmp_path / "state.pickle").stat().st_size > 0
+    assert (tmp_path / "task-history.db").stat().st_size > 0
+    # A luigid that is started again knows what there was.
+    with luigid(tmp_path, LUIGI_CONFIG_PATH=str(file)) as central:
+        tasks = central.api("task_list", status="DONE", upstream_status="")
+        assert "TrainVGG" in {task["name"] for task in tasks.values()}
+
+
+def test_luigi_understands_every_line_of_the_sample(prepared: SmallChain, tmp_path: Path) -> None:
+    _needs_luigids_packages()
+    result = prepared.luigi("Doctor", LUIGI_CONFIG_PATH=str(_luigi_cfg(tmp_path)))
+    assert result.rc == 0, result.text
+    assert str(tmp_path / "luigi.cfg") in result.output
+
+
+def test_a_task_that_fails_is_tried_three_times_and_then_left_alone(prepared: SmallChain, tmp_path: Path) -> None:
+    """The sample's retry policy, with the minute between two tries made short."""
+    _needs_luigids_packages()
+    file = _luigi_cfg(tmp_path)
+    text = (
+        file.read_text()
+        .replace("retry_delay = 60", "retry_delay = 0")
+        .replace("wait_interval = 5", "wait_interval = 1")
+    )
+    file.write_text(text)
+    prepared.configure(training__init_from=str(tmp_path / "there-is-no-such.params"))
+    with luigid(tmp_path, LUIGI_CONFIG_PATH=str(file)) as central:
+        result = prepared.luigi("Export", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file))
+        assert result.rc == 30, result.text
+        assert result.ran == ["train"] * 3
+        disabled = central.api("task_list", status="DISABLED", upstream_status="")
+        assert [task["name"] for task in disabled.values()] == ["TrainVGG"]
+        # The next start, a minute later, say: nothing is tried, and that is no success.
+        again = prepared.luigi("Export", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file))
+        assert again.ran == []
+        assert again.rc == 25, again.text
+
+
+def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze on this machine: apt install systemd")
+    for unit in UNITS.iterdir():
+        text = unit.read_text().replace(INSTALLED, str(BIN))
+        (tmp_path / unit.name).write_text(text)
+    units = sorted(str(path) for path in tmp_path.iterdir())
+    assert len(units) == 3
+    done = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if any(Path(unit).name in line for unit in units)]
+    assert (done.returncode, complaints) == (0, []), done.stderr
+    calendar = re.search(r"^OnCalendar=(.*)$", (UNITS / "vgg-retrain.timer").read_text(), re.MULTILINE)
+    assert calendar
+    done = subprocess.run([analyze, "calendar", calendar[1]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _command_of(unit: str) -> list[str]:
+    line = re.search(r"^ExecStart=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
+    assert line
+    return shlex.split(line[1].replace(INSTALLED, str(BIN)))
+
+
+def test_the_services_commands_run(prepared: SmallChain, tmp_path: Path) -> None:
+    """Started by hand as systemd would, with this test's configuration and luigid in the places of the real ones."""
+    command = _command_of("vgg-retrain.service")
+    assert command[command.index("--config") + 1] == "config/vgg11.yaml"
+    command[command.index("--config") + 1] = str(prepared.config)
+    command[command.index("--workspace") + 1] = str(prepared.workspace)
+    with luigid(tmp_path / "luigid") as central:
+        first = run([*command, *central.scheduler], prepared.cwd)
+        assert first.rc == 0, first.text
+        assert " promoted: " in first.log
+        second = run([*command, *central.scheduler], prepared.cwd)
+        assert second.rc == 0, second.text
+        assert "nothing is due" in second.log
+    server = _command_of("luigid.service")
+    assert Path(server[0]).name == "luigid"
+    server[server.index("--port") + 1] = str(central.port)
+    process = subprocess.Popen(
+        [*server, "--state-path", str(tmp_path / "state")], env=clean_environment(), stderr=subprocess.DEVNULL
+    )
+    try:
+        central.process = process
+        wait_for(central.answers, "luigid")
+    finally:
+        central.stop()
+    assert (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(("planted", "code", "mail"), [("", 0, ""), ("epochs: none", 2, "Retrain ended with 2")])
+def test_the_crontab_line_runs_and_mails_only_failures(
+    prepared: SmallChain, planted: str, code: int, mail: str
+) -> None:
+    (line,) = [line for line in (CONFIG / "crontab").read_text().splitlines() if line and not line.startswith("#")]
+    assert "%" not in line, "cron takes % for a line break"
+    *when, command = line.split(maxsplit=5)
+    assert len(when) == 5
+    text = prepared.config.read_text()
+    (prepared.root / "vgg11.yaml").write_text(re.sub(r"epochs: \d+", planted, text) if planted else text)
+    command = command.replace(DATA, str(prepared.root)).replace(INSTALLED, str(BIN))
+    command = command.replace("config/vgg11.yaml", "vgg11.yaml")
+    # Cron's shell and its bare environment.
+    bare = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "HOME": str(prepared.root)}
+    done = run(["/bin/sh", "-c", command], prepared.root, bare)
+    log = (prepared.root / "retrain.log").read_text()
+    assert done.log == ""
+    if mail:
+        assert mail in done.output
+        assert log.splitlines()[-1] in done.output
+    else:
+        assert done.output == ""
+        assert " promoted: " in log
+    assert done.rc == 0, f"expected {code} to be told, not given on"
+
+
+def test_the_ready_made_runs_are_still_those_of_the_yaml_files() -> None:
+    from pipeline import config
+
+    assert config.ready_made_folder() == CONFIG
+    assert {file.suffix for file in CONFIG.iterdir() if file.is_file()} >= {".yaml", ".cfg"}
+    for file in CONFIG.glob("*.yaml"):
+        config.load(file)

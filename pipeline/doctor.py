@@ -236,6 +236,7 @@ def probe(device: str, precision: str) -> Iterator[Finding]:
         if wrong:
             yield Finding("device", False, "; ".join(wrong))
             return
+        runtime.resolve_precision(precision, devices)  # raises what a training would
         where = f"{devices.name} computes (configured: device {device}, precision {precision})"
         yield Finding("device", True, where)
     except PipelineError as error:

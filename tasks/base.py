@@ -177,7 +177,8 @@ class StageTask(ChainTask):
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "progress":
-                voice.say(event["fraction"], f"{event['message']} (log: {path})")
+                # The dashboard's box is narrow: one fact a line.
+                voice.say(event["fraction"], "\n".join([*event["message"].split(", "), f"log: {path}"]))
                 bar.say(event["fraction"], event["message"])
             elif event["event"] == "note":
                 log.info("%s: %s", self.stage, event["message"])

@@ -79,7 +79,7 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         message = central.message(task["task_id"])
         for word in ("epoch ", "step ", "loss ", "validation accuracy ", "images/s", " left", "train.log"):
             assert word in message
-        log = Path(message.partition("(log: ")[2].rstrip(")"))
+        log = Path(message.partition("log: ")[2])
         assert "epoch 1/4000: train loss" in log.read_text()
         # What the dashboard's lines say of it.
         assert task["params"]["architecture"].startswith("tiny-")

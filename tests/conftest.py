@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from luigi_runs import SmallChain
+from luigi_runs import SmallChain, central_scheduler
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,10 @@ def prepared(finished: SmallChain, fresh: SmallChain) -> SmallChain:
     """A chain whose data set is there, and nothing else."""
     shutil.copytree(finished.workspace / "datasets", fresh.workspace / "datasets")
     return fresh
+
+
+@pytest.fixture
+def luigid(tmp_path: Path) -> Iterator[int]:
+    """The port of a real central scheduler."""
+    with central_scheduler(tmp_path) as port:
+        yield port

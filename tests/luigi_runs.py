@@ -5,14 +5,18 @@ For every test of the whole chain: a run takes seconds, happens in an empty fold
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gzip
 import io
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +111,37 @@ def _records(count: int, seed: int) -> bytes:
     colours = np.random.RandomState(1).randint(40, 216, (len(CLASSES), 3))
     images = colours[labels][:, :, None] + generator.randint(-40, 40, (count, 3, 32 * 32))
     return np.concatenate([labels[:, None], images.reshape(count, -1)], 1).astype(np.uint8).tobytes()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def central_scheduler(folder: Path) -> Iterator[int]:
+    """A real luigid, whose state and log are in `folder`; gives its port."""
+    port = free_port()
+    program = "import sys; from luigi.cmdline import luigid; luigid(sys.argv[1:])"
+    place = ["--port", str(port), "--address", "127.0.0.1", "--state-path", str(folder / "luigid.state")]
+    with open(folder / "luigid.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *place], env=clean_environment(), cwd=folder, stdout=log, stderr=log
+        )
+    try:
+        limit = time.monotonic() + LIMIT
+        while True:
+            assert process.poll() is None, (folder / "luigid.log").read_text()
+            assert time.monotonic() < limit
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=10).close()
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(LIMIT)
 
 
 class SmallChain:

@@ -7,17 +7,14 @@ import fcntl
 import os
 import pty
 import shutil
-import signal
-import socket
 import struct
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
-from luigi_runs import LIMIT, SmallChain, clean_environment, luigi_command, run
+from luigi_runs import LIMIT, SmallChain, clean_environment, free_port, luigi_command, run
 
 CONFIG = """\
 data: {name: mini, source: mini.tar.gz}
@@ -184,37 +181,6 @@ except Exception as error:
 
 
 # --- the scheduler ----------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@pytest.fixture
-def luigid(tmp_path):
-    """The port of a real central scheduler."""
-    port = free_port()
-    program = "import sys; from luigi.cmdline import luigid; luigid(sys.argv[1:])"
-    place = ["--port", str(port), "--address", "127.0.0.1", "--state-path", str(tmp_path / "luigid.state")]
-    with open(tmp_path / "luigid.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, *place], env=clean_environment(), cwd=tmp_path, stdout=log, stderr=log
-        )
-    try:
-        limit = time.monotonic() + LIMIT
-        while True:
-            assert process.poll() is None, (tmp_path / "luigid.log").read_text()
-            assert time.monotonic() < limit
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=10).close()
-                break
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(LIMIT)
 
 
 def test_it_works_with_a_central_scheduler(done, luigid):

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Result]:
     )
     assert result.rc == 0, result.text
     return bench, result
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
 
 
 def test_four_architectures_and_two_seeds_are_eight_trainings_and_one_page(compared: tuple[Bench, Result]) -> None:
@@ -175,12 +181,28 @@ def test_reports_are_made_and_linked_when_asked_for(compared: tuple[Bench, Resul
     (folder.parent / "with-report").rename(bench.root / "put-aside")
 
 
+def test_two_commands_under_one_luigid_share_the_work(bench: Bench, luigid: int) -> None:
+    place = ("--scheduler-host", "127.0.0.1", "--scheduler-port", str(luigid), "--worker-keep-alive")
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(bench.compare, '["narrow.yaml", "deep.yaml"]', scheduler=place) for _ in range(2)]
+        results = [call.result() for call in calls]
+    # Either may end with "run by another command" or "left to another worker": together they did it all.
+    assert {result.rc for result in results} <= {0, 10, 25}, results[0].text + results[1].text
+    started = Counter(
+        f"{event['stage']} {event['run']}" for event in events.read(bench.workspace) if event["event"] == "started"
+    )
+    assert {stage: sum(line.startswith(stage) for line in started) for stage in ("train", "evaluate", "compare")} == {
+        "train": 2,
+        "evaluate": 2,
+        "compare": 1,
+    }
+    assert set(started.values()) == {1}
+    again = bench.compare('["narrow.yaml", "deep.yaml"]', scheduler=place)
+    assert (again.rc, again.ran) == (0, []), again.text
+    assert "up to date, nothing runs" in again.log
+
+
 # --- what cannot be compared --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
 
 
 def test_two_files_of_one_architecture_are_refused_before_anything_runs(bench: Bench) -> None:

@@ -92,7 +92,15 @@ def run_stage(
 
 def command(stage: str) -> list[str]:
     """The command line of a stage's process."""
-    return [sys.executable, "-m", MODULES[stage]]
+    return module_command(MODULES[stage])
+
+
+def module_command(module: str) -> list[str]:
+    """`python -m module`, which never takes the module from the folder that it is started in."""
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-m", module]  # PYTHONSAFEPATH, see below
+    without_folder = "import runpy, sys; sys.path = list(filter(None, sys.path))"
+    return [sys.executable, "-c", f"{without_folder}; runpy.run_module({module!r}, run_name='__main__')"]
 
 
 def environment(here: bool = True) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pipeline import manifest, runtime
+from pipeline import launch, manifest, runtime
 from pipeline.config import Architecture, Training
 from pipeline.files import read_json, write_json
 from pipeline.workspace import Run
@@ -78,7 +78,7 @@ def _speed(precision: str, architecture: Architecture, batch_size: int) -> float
     about = {"precision": precision, "architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.precision"],
+            launch.module_command("pipeline.precision"),
             input=json.dumps(about),
             capture_output=True,
             text=True,

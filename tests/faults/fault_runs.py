@@ -13,10 +13,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -223,6 +225,11 @@ class Command:
         assert code is None or found == code, f"exit code {found}, expected {code}:\n{self.output}"
         return found
 
+    def check(self, code: int) -> Command:
+        """Itself, when it has ended with this exit code; fails otherwise."""
+        assert self.code == code, f"exit code {self.code}, expected {code}:\n{self.output}"
+        return self
+
     def children(self) -> list[int]:
         """The living processes that came out of this command, itself excepted."""
         return [pid for pid in marked(self.mark) if pid != self.process.pid]
@@ -242,6 +249,80 @@ class Command:
                 raise AssertionError(f"processes left after {seconds:.0f} s: {[_arguments(pid) for pid in left]}")
             time.sleep(0.01)
         return time.monotonic() - started
+
+
+class Luigid:
+    """A central scheduler of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.start()
+
+    @property
+    def argument(self) -> str:
+        return f"--scheduler-url=http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        script = Path(sys.executable).with_name("luigid")
+        line = [str(script), "--address", "127.0.0.1", "--port", str(self.port)]
+        line += ["--state-path", str(self.folder / "luigid-state"), "--logdir", str(self.folder)]
+        with open(self.folder / "luigid.txt", "ab") as output:
+            self.process = subprocess.Popen(line, stdout=output, stderr=output, cwd=self.folder)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{self.port}/")
+                return
+            assert time.monotonic() < deadline, (self.folder / "luigid.txt").read_text()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4
+    path.write_bytes(content)
+
+
+def fill(folder: Path, leave: int = 0) -> Path:
+    """Fill a file system but for `leave` bytes; gives the file to remove."""
+    filler = folder / "filler"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    filler.write_bytes(bytes(max(0, free - leave)))
+    return filler
+
+
+_CLOCK = '''
+"""Python's clocks go a day back as soon as the file that VGG_TEST_CLOCK names is there."""
+import datetime, os, time
+
+def shift():
+    return 86400.0 if os.path.exists(os.environ["VGG_TEST_CLOCK"]) else 0.0
+
+real_time, real_datetime = time.time, datetime.datetime
+
+class Shifted(real_datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return real_datetime.now(tz) - datetime.timedelta(seconds=shift())
+
+time.time = lambda: real_time() - shift()
+datetime.datetime = Shifted
+'''
+
+
+def shiftable_clock(place: Place) -> Path:
+    """Let the clocks of the place's commands go a day back once the file given back exists."""
+    (place.folder / "sitecustomize.py").write_text(_CLOCK)
+    jump = place.folder / "jump"
+    place.environment = {"VGG_TEST_CLOCK": str(jump), "PYTHONPATH": f"{place.folder}{os.pathsep}{ROOT}"}
+    return jump
 
 
 def luigi() -> list[str]:

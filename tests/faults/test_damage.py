@@ -9,18 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_runs import ROOT, Place, copy_of
+from fault_runs import Place, copy_of, fill, flip_a_bit, shiftable_clock
 
 from pipeline.workspace import Workspace
 from tasks.maintenance import verify
 
 Undisturbed = Callable[..., str]
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) * 2 // 3] ^= 4
-    path.write_bytes(content)
 
 
 def truncate(path: Path) -> None:
@@ -154,14 +148,6 @@ def test_a_diverging_loss_is_not_tried_again_by_a_worker_that_is_kept_alive(plac
 # --- disks --------------------------------------------------------------------------------------------------------
 
 
-def fill(folder: Path, leave: int = 0) -> Path:
-    """Fill a file system but for `leave` bytes; gives the file to remove."""
-    filler = folder / "filler"
-    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-    filler.write_bytes(bytes(max(0, free - leave)))
-    return filler
-
-
 def test_a_disk_that_is_full_before_the_data_set_is_made(archive: Path, mounted: Callable[..., Path]) -> None:
     disk = mounted()
     place = Place(disk / "place", archive)
@@ -243,31 +229,11 @@ def test_a_read_only_workspace_is_fine_for_what_is_finished_and_named_for_what_i
 
 # --- clocks -------------------------------------------------------------------------------------------------------
 
-CLOCK = '''
-"""Python's clocks go a day back as soon as the file that VGG_TEST_CLOCK names is there."""
-import datetime, os, time
-
-def shift():
-    return 86400.0 if os.path.exists(os.environ["VGG_TEST_CLOCK"]) else 0.0
-
-real_time, real_datetime = time.time, datetime.datetime
-
-class Shifted(real_datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return real_datetime.now(tz) - datetime.timedelta(seconds=shift())
-
-time.time = lambda: real_time() - shift()
-datetime.datetime = Shifted
-'''
-
 
 def test_a_clock_that_is_set_back_while_training_and_files_from_the_future_change_nothing(
     place: Place, undisturbed: Undisturbed
 ) -> None:
-    (place.folder / "sitecustomize.py").write_text(CLOCK)
-    jump = place.folder / "jump"
-    place.environment = {"VGG_TEST_CLOCK": str(jump), "PYTHONPATH": f"{place.folder}{os.pathsep}{ROOT}"}
+    jump = shiftable_clock(place)
     command = place.start()
     command.wait_for(lambda: place.newest_step() > 10, "some steps")
     jump.touch()

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_runs import PATIENCE, Place, copy_of
+from fault_runs import Luigid, Place, copy_of
 
 from pipeline import locks
 from pipeline.errors import AlreadyRunning
@@ -23,39 +18,6 @@ from pipeline.errors import AlreadyRunning
 Undisturbed = Callable[..., str]
 
 WAIT = {"LUIGI_CONFIG_PATH": "wait.cfg"}
-
-
-class Luigid:
-    """A central scheduler of the test's own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.start()
-
-    @property
-    def argument(self) -> str:
-        return f"--scheduler-url=http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        script = Path(sys.executable).with_name("luigid")
-        line = [str(script), "--address", "127.0.0.1", "--port", str(self.port)]
-        line += ["--state-path", str(self.folder / "luigid-state"), "--logdir", str(self.folder)]
-        with open(self.folder / "luigid.txt", "ab") as output:
-            self.process = subprocess.Popen(line, stdout=output, stderr=output, cwd=self.folder)
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{self.port}/")
-                return
-            assert time.monotonic() < deadline, (self.folder / "luigid.txt").read_text()
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture

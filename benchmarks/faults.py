@@ -1,0 +1,467 @@
+"""The fault table: what an operator's machine can do to a run, done to the real `luigi` command on a tiny network.
+
+First `--tries` kills (kill -9 of the command alone or of all its processes) at random moments over all stages, then
+each other fault. After each, the command runs again to the end, and the weights are compared with those of a run that
+nobody disturbed, by SHA-256. The machine need not be quiet. 50 kills take about seven minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import bench
+
+sys.path.insert(0, str(bench.ROOT / "tests" / "faults"))
+
+from fault_runs import (
+    Command,
+    Luigid,
+    Place,
+    copy_of,
+    fill,
+    flip_a_bit,
+    marked,
+    shiftable_clock,
+    write_archive,
+)
+
+STAGES = ("dataset", "train", "evaluate", "export", "report")
+FULL = "the disk is full: free some space and run the same command again"
+
+
+class CannotHere(Exception):
+    """This machine does not allow the fault (mounting needs root)."""
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    fault: str
+    tries: int = 0
+    survived: int = 0
+    identical: int = 0
+    bytes_lost: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Ground:
+    """Where the faults happen: a data set, a finished chain to copy, and what the weights must be."""
+
+    folder: Path
+    archive: Path
+    chain: Place
+    digest: str
+    #: Seconds that each stage took undisturbed.
+    seconds: dict[str, float]
+    number: int = 0
+
+    def fresh(self, *stages: str) -> Place:
+        """A new workspace in which these stages are done."""
+        self.number += 1
+        place = Place(self.folder / f"place{self.number}", self.archive)
+        place.workspace.mkdir()
+        for stage in stages:
+            for folder in (self.chain.stage(stage), *self.chain.workspace.glob("datasets/sources")):
+                target = place.workspace / folder.relative_to(self.chain.workspace)
+                shutil.copytree(folder, target, dirs_exist_ok=True)
+        return place
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tries", type=int, default=50, help="kills at random moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--only", default="", help="only the faults whose name contains this")
+    parser.add_argument("--keep", type=Path, help="work in this folder and leave it behind")
+    parser.add_argument("--no-results", action="store_true", help="only print the table")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        ground = prepare(folder)
+        rows = [kills(ground, options.tries, random.Random(options.seed))] if options.only in KILLS else []
+        rows += [suffer(ground, fault, name) for name, fault in FAULTS.items() if options.only in name]
+    shown = [
+        (row.fault, row.tries, f"{row.survived} of {row.tries}", row.bytes_lost, f"{row.identical} of {row.tries}")
+        for row in rows
+    ]
+    bench.table("faults", ("fault", "tries", "survived", "bytes lost", "weights identical"), shown)
+    for row in rows:
+        for note in row.notes:
+            print(f"{row.fault}: {note}")
+    seconds = round(time.monotonic() - started)
+    if not options.no_results:
+        bench.finish("faults", {"rows": [vars(row) for row in rows], "seed": options.seed, "seconds": seconds})
+    return int(any(row.survived < row.tries or row.identical < row.tries or row.bytes_lost for row in rows))
+
+
+def prepare(folder: Path) -> Ground:
+    """Make the data set's archive and the undisturbed chain."""
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = write_archive(folder / "mini.tar.gz")
+    chain = Place(folder / "undisturbed", archive)
+    chain.run("Report").check(0)
+    seconds = {event["stage"]: event["seconds"] for event in chain.events() if event["event"] == "finished"}
+    return Ground(folder, archive, chain, chain.digest(), seconds)
+
+
+# --- kills at random moments --------------------------------------------------------------------------------------
+
+KILLS = "kill -9 at random moments of all stages"
+
+
+def kills(ground: Ground, tries: int, chance: random.Random) -> Row:
+    """Kill, look at what is left, run again; after a few kills let it finish and compare."""
+    row, by_stage = Row(KILLS), Counter[str]()
+    while row.tries < tries:
+        place, here = ground.fresh(), 0
+        while row.tries < tries and here < 8:
+            now = STAGES.index(now_at(place))
+            stage = chance.choice(STAGES[now : now + 2])
+            before = finished_files(place)
+            killed_in = kill_in(place, stage, ground.seconds[stage] * chance.random(), chance.random() < 0.5)
+            row.bytes_lost += lost(before)
+            if killed_in is None:
+                break
+            by_stage[killed_in] += 1
+            here += 1
+            row.tries += 1
+        command = place.run("Report")
+        good = command.code == 0 and place.run("Verify").code == 0
+        row.survived += here if good else 0
+        row.identical += here if good and place.digest() == ground.digest else 0
+        if not good:
+            row.notes.append(f"{place.folder.name}: {command.output[-400:]}")
+        shutil.rmtree(place.folder)
+        print(f"  {row.tries} kills, {row.identical} with identical weights", file=sys.stderr, flush=True)
+    row.notes.append("killed in " + ", ".join(f"{stage} {by_stage[stage]}" for stage in STAGES))
+    return row
+
+
+def now_at(place: Place) -> str:
+    """The first stage that is not finished."""
+    done = [stage for stage in STAGES if (place.stage(stage) / "manifest.json").exists()]
+    return next((stage for stage in STAGES if stage not in done), STAGES[-1])
+
+
+def kill_in(place: Place, stage: str, delay: float, everything: bool) -> str | None:
+    """Start the command, kill it `delay` seconds after `stage` began; gives the stage it was in, None at the end."""
+    before = place.started(stage)
+    command = place.start("Report")
+    while command.code is None and place.started(stage) == before:
+        time.sleep(0.005)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        command.process.wait(delay)
+    killed_in = now_at(place) if command.code is None else None
+    pull_the_plug(command) if everything else command.kill()
+    return killed_in
+
+
+def pull_the_plug(command: Command) -> None:
+    for pid in [command.process.pid, *marked(command.mark)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    command.process.wait()
+    command.wait_until_gone()
+
+
+def finished_files(place: Place) -> dict[Path, tuple[int, str]]:
+    """Size and SHA-256 of every file that a finished stage has recorded."""
+    found = {}
+    for path in place.workspace.glob("**/manifest.json"):
+        with contextlib.suppress(OSError, ValueError):
+            recorded = json.loads(path.read_text())["files"]
+            found |= {path.parent / name: (about["size"], about["sha256"]) for name, about in recorded.items()}
+    return found
+
+
+def lost(before: dict[Path, tuple[int, str]]) -> int:
+    """Bytes of files that were finished before and are not there as they were."""
+    gone = 0
+    for path, (size, digest) in before.items():
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            gone += size
+    return gone
+
+
+# --- the other faults ---------------------------------------------------------------------------------------------
+
+
+def suffer(ground: Ground, fault: Callable[[Ground], Place], name: str) -> Row:
+    """One fault, once: it asserts what must be said, and gives the place where the weights must be right."""
+    row = Row(name)
+    try:
+        place = fault(ground)
+        row.tries, row.survived = 1, 1
+        row.identical = int(place.digest() == ground.digest)
+    except CannotHere as reason:
+        row.notes.append(f"not tried: {reason}")
+    except AssertionError as error:
+        row.tries = 1
+        row.notes.append(str(error)[-600:])
+    print(f"  {name}: {'survived' if row.survived else row.notes}", file=sys.stderr, flush=True)
+    return row
+
+
+def training(place: Place, *arguments: str) -> Command:
+    """A command in the middle of its training."""
+    command = place.start("TrainVGG", *arguments)
+    step = place.newest_step()
+    command.wait_for(lambda: place.newest_step() > step + 10, "some steps")
+    return command
+
+
+def stopped(number: int, code: int) -> Callable[[Ground], Place]:
+    def fault(ground: Ground) -> Place:
+        place = ground.fresh("dataset")
+        for _ in range(2):
+            command = training(place)
+            command.send(number)
+            command.finish(code)
+            command.wait_until_gone(10)
+        place.run().check(0)
+        return place
+
+    return fault
+
+
+def child_killed(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    command = training(place)
+    os.kill(command.child(), signal.SIGKILL)
+    command.finish(30)
+    place.run().check(0)
+    return place
+
+
+def rerun_while_the_last_process_lives(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    command = training(place)
+    command.send(signal.SIGKILL)
+    command.process.wait()
+    place.run().check(0)
+    return place
+
+
+def two_at_once(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    codes = sorted(command.finish() for command in (place.start(), place.start()))
+    assert codes == [0, 10], codes
+    return place
+
+
+def newest_checkpoint_damaged(ground: Ground) -> Place:
+    place = interrupted(ground)
+    flip_a_bit(place.checkpoints()[-1])
+    command = place.run().check(0)
+    assert "falling back to the one before" in command.output, command.output
+    return place
+
+
+def all_checkpoints_truncated(ground: Ground) -> Place:
+    place = interrupted(ground)
+    for path in place.checkpoints():
+        os.truncate(path, 1000)
+    place.run().check(0)
+    return place
+
+
+def work_folder_deleted(ground: Ground) -> Place:
+    place = interrupted(ground)
+    shutil.rmtree(place.workspace / "work")
+    command = training(place)
+    shutil.rmtree(place.workspace / "work", ignore_errors=True)
+    command.finish(0)
+    return place
+
+
+def interrupted(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    command = training(place)
+    command.send(signal.SIGTERM)
+    command.finish(143)
+    return place
+
+
+def artefacts_removed_or_truncated(ground: Ground) -> Place:
+    place = ground.fresh(*STAGES)
+    (place.stage("dataset") / "test_images.npy").unlink()
+    os.truncate(place.stage("train") / "model.params", 100)
+    (place.stage("evaluate") / "metrics.json").unlink()
+    os.truncate(place.stage("export") / "model.onnx", 100)
+    (place.stage("report") / "index.html").unlink()
+    place.run("Report").check(0)
+    place.run("Verify").check(0)
+    return place
+
+
+def a_bit_flipped_in_the_weights(ground: Ground) -> Place:
+    place = ground.fresh("dataset", "train")
+    flip_a_bit(place.stage("train") / "model.params")
+    place.run("Verify").check(4)
+    command = place.run("Report").check(30)
+    assert command.output.count("model.params: damaged") == 2, command.output
+    place.run("SetAside", "--stage", "train", "--confirm").check(0)
+    place.run("Report").check(0)
+    return place
+
+
+def a_bit_flipped_in_the_images(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    flip_a_bit(place.stage("dataset") / "train_images.npy")
+    command = place.run().check(30)
+    assert "train_images.npy is damaged" in command.output, command.output
+    place.run("SetAside", "--stage", "dataset", "--confirm").check(0)
+    place.run().check(0)
+    return place
+
+
+def diverging_loss(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    place.configure(learning_rate=1e30)
+    command = place.run("TrainVGG", "--worker-keep-alive", "--scheduler-retry-delay", "0", "--local-scheduler")
+    command.check(30)
+    assert place.started("train") == 1, "tried again"
+    assert "no longer a finite number at epoch 1, step" in command.output, command.output
+    place.configure()
+    place.run().check(0)
+    return place
+
+
+def luigid_restarted(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    with luigid(place) as scheduler:
+        command = place.start("Export", scheduler.argument)
+        command.wait_for(lambda: place.newest_step() > 10, "some steps")
+        scheduler.kill()
+        scheduler.start()
+        command.finish(0)
+    assert (place.stage("export") / "manifest.json").exists()
+    return place
+
+
+def rerun_under_luigid(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    with luigid(place) as scheduler:
+        command = training(place, scheduler.argument)
+        command.send(signal.SIGKILL)
+        command.process.wait()
+        place.run("TrainVGG", scheduler.argument).check(0)
+    return place
+
+
+@contextlib.contextmanager
+def luigid(place: Place) -> Iterator[Luigid]:
+    scheduler = Luigid(place.folder)
+    try:
+        yield scheduler
+    finally:
+        scheduler.kill()
+
+
+def clock_set_back(ground: Ground) -> Place:
+    place = ground.fresh("dataset")
+    jump = shiftable_clock(place)
+    command = training(place)
+    jump.touch()
+    step = place.newest_step()
+    command.wait_for(lambda: place.newest_step() > step + 10, "checkpoints after the clock was set back")
+    command.kill()
+    for path in place.workspace.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    place.run().check(0)
+    return place
+
+
+def full_disk(stage: str) -> Callable[[Ground], Place]:
+    def fault(ground: Ground) -> Place:
+        with small_disk(ground.folder / f"disk-{stage}") as disk:
+            done = ground.fresh(*STAGES[: STAGES.index(stage)])
+            place = copy_of(done, disk / "place")
+            filler = fill(disk, 40_000)
+            task = "Export" if stage == "export" else "Evaluate" if stage == "evaluate" else "Report"
+            command = place.run(task).check(30)
+            assert command.output.count(FULL) == 1, command.output
+            filler.unlink()
+            place.run("Report").check(0)
+            place.run("Verify").check(0)
+            shutil.copytree(place.workspace, done.workspace, dirs_exist_ok=True)
+        return done
+
+    return fault
+
+
+def read_only(ground: Ground) -> Place:
+    with small_disk(ground.folder / "disk-read-only") as disk:
+        place = copy_of(ground.fresh("dataset"), ground.folder / "read-only")
+        shutil.copytree(place.workspace, disk / "artifacts")
+        inside = Place(ground.folder / "read-only-commands", ground.archive)
+        inside.workspace = disk / "artifacts"
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        command = inside.run().check(30)
+        assert command.output.count("the file system is read-only") == 1, command.output
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        inside.run().check(0)
+        shutil.copytree(inside.workspace, place.workspace, dirs_exist_ok=True)
+    return place
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CannotHere(f"a small file system cannot be mounted: {error}") from error
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+FAULTS: dict[str, Callable[[Ground], Place]] = {
+    "SIGTERM while training, twice": stopped(signal.SIGTERM, 143),
+    "Ctrl-C while training, twice": stopped(signal.SIGINT, 130),
+    "kill -9 of the training process": child_killed,
+    "run again at once after kill -9": rerun_while_the_last_process_lives,
+    "run again at once after kill -9, under luigid": rerun_under_luigid,
+    "luigid killed and restarted while training": luigid_restarted,
+    "two identical commands at once": two_at_once,
+    "one bit flipped in the newest checkpoint": newest_checkpoint_damaged,
+    "all checkpoints truncated": all_checkpoints_truncated,
+    "work/ deleted while stopped and while training": work_folder_deleted,
+    "a file of every stage removed or truncated": artefacts_removed_or_truncated,
+    "one bit flipped in model.params": a_bit_flipped_in_the_weights,
+    "one bit flipped in the images": a_bit_flipped_in_the_images,
+    "loss becomes NaN, configuration then mended": diverging_loss,
+    "disk full in dataset": full_disk("dataset"),
+    "disk full in train": full_disk("train"),
+    "disk full in evaluate": full_disk("evaluate"),
+    "disk full in export": full_disk("export"),
+    "disk full in report": full_disk("report"),
+    "read-only workspace, then writable": read_only,
+    "clock set back a day, files from the future": clock_set_back,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -394,7 +394,7 @@ def full_disk(stage: str) -> Callable[[Ground], Place]:
     def fault(ground: Ground) -> Place:
         with small_disk(ground.folder / f"disk-{stage}") as disk:
             done = ground.fresh(*STAGES[: STAGES.index(stage)])
-            place = copy_of(done, disk / "place")
+            place = copy_of(done, ground.folder / f"commands-{stage}", disk / "artifacts")
             filler = fill(disk, 40_000)
             task = "Export" if stage == "export" else "Evaluate" if stage == "evaluate" else "Report"
             command = place.run(task).check(30)
@@ -410,10 +410,8 @@ def full_disk(stage: str) -> Callable[[Ground], Place]:
 
 def read_only(ground: Ground) -> Place:
     with small_disk(ground.folder / "disk-read-only") as disk:
-        place = copy_of(ground.fresh("dataset"), ground.folder / "read-only")
-        shutil.copytree(place.workspace, disk / "artifacts")
-        inside = Place(ground.folder / "read-only-commands", ground.archive)
-        inside.workspace = disk / "artifacts"
+        place = ground.fresh("dataset")
+        inside = copy_of(place, ground.folder / "commands-read-only", disk / "artifacts")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         command = inside.run().check(30)
         assert command.output.count("the file system is read-only") == 1, command.output

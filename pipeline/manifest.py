@@ -7,6 +7,8 @@ whether a stage is still complete, in words; it looks at names and sizes only. `
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def write(
         "inputs": dict(inputs),
         "details": dict(details),
     }
+    value["checksum"] = _checksum(value)
     write_json(folder / MANIFEST, value)
     return value
 
@@ -87,13 +90,22 @@ def file_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def damage(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """As `file_problems`, and re-hashes every file: finds a single flipped bit."""
+    """As `file_problems`, and re-hashes every file and the manifest itself: finds a single flipped bit."""
     found = file_problems(folder, manifest)
+    if "checksum" in manifest and manifest["checksum"] != _checksum(manifest):
+        found.append(f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
     for name, recorded in manifest["files"].items():
         path = folder / name
         if path.is_file() and path.stat().st_size == recorded["size"] and sha256_file(path) != recorded["sha256"]:
             found.append(f"{folder.name}/{name} is damaged: its content does not have the recorded SHA-256")
     return found
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 over everything else in a manifest."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    as_read = json.loads(json.dumps(rest))  # where every key is text, and sorts as such
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _input_problems(recorded: Mapping[str, str], present: Mapping[str, str | None]) -> list[str]:

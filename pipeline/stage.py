@@ -62,9 +62,13 @@ class Reporter:
 
     def note(self, message: str) -> None:
         """One line for people: into the log with the time in UTC, and to the parent."""
+        self.write(message)
+        self._send({"event": "note", "message": message})
+
+    def write(self, message: str) -> None:
+        """One line into the log alone, with the time in UTC."""
         with contextlib.suppress(OSError, ValueError):  # a full disk must not turn into another error
             print(f"{now()} {message}", file=self.log, flush=True)
-        self._send({"event": "note", "message": message})
 
     def send(self, event: str, **values: Any) -> None:
         """Any other event, for example `result`."""
@@ -129,7 +133,7 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
         reporter.send("result", value=result or {})
         return 0
     except Interrupted as error:
-        reporter.note(str(error))
+        reporter.write(str(error))  # the parent shows the error that it is told
         reporter.send("error", type="Interrupted", message=str(error))
         return EXIT_INTERRUPTED
     except PipelineError as error:
@@ -159,7 +163,7 @@ def _log_traceback() -> None:
 
 
 def _fail(reporter: Reporter, error: PipelineError) -> int:
-    reporter.note(str(error))
+    reporter.write(str(error))
     reporter.send("error", type=type(error).__name__, message=str(error))
     return EXIT_FAILED
 

@@ -157,9 +157,10 @@ class Place:
         return sum(event["event"] == "started" and event["stage"] == stage for event in self.events())
 
 
-def copy_of(source: Place, folder: Path) -> Place:
-    """Another workspace with the same content and an untouched configuration."""
+def copy_of(source: Place, folder: Path, workspace: Path | None = None) -> Place:
+    """Another workspace (in `folder` unless given) with the same content and an untouched configuration."""
     place = Place(folder, source.archive)
+    place.workspace = workspace or place.workspace
     shutil.copytree(source.workspace, place.workspace)
     return place
 

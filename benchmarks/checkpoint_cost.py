@@ -1,0 +1,169 @@
+"""What checkpoints cost: full-width VGG-11 (`config/vgg11.yaml`) in the real training process.
+
+Trains with a checkpoint every `--every` seconds and without any, in turns; the difference by the number of
+checkpoints is what one costs, and that by 60 is the share at the default `checkpoint_seconds`. Then kills everything
+and takes the time from the restart to the first new step. Needs a quiet machine: about five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import bench
+
+from pipeline import config, launch, model, stage
+from pipeline.chain import Chain
+from pipeline.files import human_size
+from pipeline.workspace import Workspace
+
+NEVER = 1e9
+
+
+@dataclasses.dataclass
+class Watch:
+    """Looks at the checkpoint folder while a training runs: when each file was begun and when it had its name."""
+
+    folder: Path
+    begun: float | None = None
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    names: set[str] = dataclasses.field(default_factory=set)
+    size: int = 0
+    done: bool = False
+
+    def run(self) -> None:
+        while not self.done:
+            found = {path.name: path for path in self.folder.glob("step-*.npz")} if self.folder.exists() else {}
+            if self.begun is None and any(self.folder.glob(".step-*.tmp")):
+                self.begun = time.monotonic()
+            for name in found.keys() - self.names:
+                self.names.add(name)
+                self.size = max(self.size, found[name].stat().st_size if found[name].exists() else 0)
+                if self.begun is not None:
+                    self.seconds.append(time.monotonic() - self.begun)
+                self.begun = None
+            time.sleep(0.01)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="config/vgg11.yaml")
+    parser.add_argument("--data", default="bundled", help="archive with the real images; the sample is drawn by code")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two checkpoints while measuring")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as name:
+        folder = Path(name)
+        chain = chain_of(options, folder, "data", NEVER)
+        launch.run_stage("dataset", chain, log=folder / "dataset.log")
+        without, with_, watches = [], [], []
+        for number in range(options.rounds):
+            for every in (NEVER, options.every):
+                chain = chain_of(options, folder, f"round{number}-{every:g}", every)
+                watch = Watch(chain.run().checkpoints)
+                seconds = train(chain, folder, watch)
+                (without if every == NEVER else with_).append(seconds)
+                if every != NEVER:
+                    watches.append(watch)
+        restart = [restart_seconds(options, folder, number) for number in range(options.rounds)]
+    # The last one is the one that publishing writes, when the steps are over.
+    count = sum(len(watch.names) - 1 for watch in watches)
+    if count < 1:
+        sys.exit("no checkpoint was due while training: more --epochs, or a smaller --every")
+    each = (sum(with_) - sum(without)) / count
+    writing = [seconds for watch in watches for seconds in watch.seconds]
+    size = max(watch.size for watch in watches)
+    rows = [
+        ("parameters", f"{model.count_parameters(chain.config.architecture):,}"),
+        ("one checkpoint on disk", human_size(size)),
+        ("at most on disk (two, and one being written)", human_size(3 * size)),
+        ("time to write one, beside the training", f"{bench.median(writing):.2f} s (median of {len(writing)})"),
+        ("training time that one costs", f"{each:.2f} s ({count} of them)"),
+        ("share of training time at checkpoint_seconds: 60", f"{each / 60:.2%}"),
+        ("from restart to the first new step", f"{bench.median(restart):.1f} s (median of {len(restart)})"),
+    ]
+    bench.table(f"checkpoints of {chain.config.architecture.name}, data: {options.data}", ("what", "value"), rows)
+    value = {
+        "rows": dict(rows),
+        "seconds_without": without,
+        "seconds_with": with_,
+        "every": options.every,
+        "checkpoints": count,
+        "cost_seconds": each,
+        "share_at_60": each / 60,
+        "size": size,
+        "write_seconds": writing,
+        "restart_seconds": restart,
+    }
+    bench.finish("checkpoint_cost", value)
+
+
+def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: float) -> Chain:
+    """The configuration with this data, as a generation of its own so that each training starts anew."""
+    value: dict[str, Any] = config.to_dict(config.load(options.config))
+    name = "sample" if options.data == "bundled" else "cifar10"
+    source = options.data if options.data == "bundled" else str(Path(options.data).absolute())
+    value["data"] = {"name": name, "source": source}
+    value["training"].update(epochs=options.epochs, checkpoint_seconds=every, schedule={"kind": "constant"})
+    return Chain(Workspace(folder / "artifacts"), config.from_dict(value), generation)
+
+
+def train(chain: Chain, folder: Path, watch: Watch) -> float:
+    """Train to the end; gives the seconds of all epochs (without start, validation and publishing)."""
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    try:
+        result = launch.run_stage("train", chain, log=folder / "train.log")
+    finally:
+        watch.done = True
+        thread.join()
+    return result["details"]["seconds"]
+
+
+def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> float:
+    """Kill a training after its first checkpoint, start it again; seconds until its first step is done."""
+    chain = chain_of(options, folder, f"restart{number}", 1.0)
+    run = chain.run()
+    assert run is not None
+    child = subprocess.Popen(
+        launch.command("train"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=launch._environment(),
+    )  # fmt: skip
+    assert child.stdin
+    import json
+
+    child.stdin.write(json.dumps(stage.request(chain)).encode() + b"\n")
+    child.stdin.flush()
+    while not list(run.checkpoints.glob("step-*.npz")):
+        time.sleep(0.01)
+        assert child.poll() is None, "the training ended before its first checkpoint"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    started = time.monotonic()
+    first: list[float] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and not first:
+            first.append(time.monotonic() - started)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        launch.run_stage("train", chain, log=folder / "restart.log", on_event=on_event)
+    except launch.Stopped:
+        pass
+    assert "resumed from" in (folder / "restart.log").read_text()
+    return first[0]
+
+
+if __name__ == "__main__":
+    main()

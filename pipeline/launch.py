@@ -151,7 +151,8 @@ def _follow(
             on_event(event)
     status = child.wait()
     if received:
-        how = error["message"] if error else "stopped at once"
+        in_time = "stopped at once" if _in_a_hurry(received) else "did not stop in time, its last checkpoint counts"
+        how = error["message"] if error else in_time
         raise Stopped(f"{stage}: {how}", received[0][0])
     if status == 0 and result is not None:
         return result

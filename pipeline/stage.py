@@ -8,6 +8,7 @@ standard input means that the parent is gone: the stage then stops as on SIGTERM
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -122,6 +123,7 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
     os.dup2(2, 1)
     reporter = Reporter(events)
     _install_signals(reporter, graceful)
+    value = None
     try:
         value = json.loads(sys.stdin.readline() or "null")
         if value is None:
@@ -146,7 +148,9 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
         return _fail(reporter, PipelineError("out of memory: lower training.batch_size or free some memory"))
     except Exception as error:  # the cause stays in the log, the parent names it
         _log_traceback()
-        reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {error}".splitlines()[0])
+        if value and _is_full(Path(value["workspace"])):  # MXNet and ONNX have words of their own for it
+            return _fail(reporter, from_os_error(OSError(errno.ENOSPC, "", value["workspace"]), "write into it"))
+        reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {_last_line(error)}")
         return EXIT_FAILED
 
 
@@ -160,6 +164,19 @@ def exit_with(status: int) -> None:
 def _log_traceback() -> None:
     with contextlib.suppress(OSError, ValueError):  # the log can be on the disk that is full
         traceback.print_exc()
+
+
+def _is_full(workspace: Path) -> bool:
+    try:
+        return os.statvfs(workspace).f_bavail * os.statvfs(workspace).f_frsize < 1 << 20
+    except OSError:
+        return False
+
+
+def _last_line(error: Exception) -> str:
+    """MXNet's messages are tracebacks of their own, the cause in the last line; others say it in the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def _fail(reporter: Reporter, error: PipelineError) -> int:

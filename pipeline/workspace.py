@@ -79,6 +79,10 @@ class Workspace:
         """The folder of a comparison: `index.html`, its tables as CSV, `manifest.json`."""
         return self.root / "comparisons" / name
 
+    def comparisons(self) -> list[Path]:
+        """The folders of all comparisons."""
+        return sorted((self.root / "comparisons").glob("*"))
+
     def lock(self, name: str) -> Path:
         return self.work / "locks" / f"{name}.lock"
 

@@ -76,7 +76,7 @@ class SetAside(Command):
 
 
 class Verify(PluginTask):
-    """Re-hash every file of every data set and run in a workspace; exit code 4 when one is damaged."""
+    """Re-hash every file of every data set, run and comparison in a workspace; exit code 4 when one is damaged."""
 
     without_scheduler = True
 
@@ -110,6 +110,7 @@ def verify(workspace: Workspace) -> tuple[list[str], int]:
     folders = [path for path in sorted((workspace.root / "datasets").glob("*")) if (path / "manifest.json").exists()]
     for run in sorted(workspace.runs.glob("*/*")):
         folders += [run / stage for stage in (*RUN_STAGES, "promote") if (run / stage).exists()]
+    folders += [path for path in workspace.comparisons() if (path / "manifest.json").exists()]
     found, files = [], 0
     for folder in folders:
         recorded = manifest.read(folder)

@@ -93,7 +93,8 @@ def report(finished: SmallChain) -> dict[str, Any]:
         "previous": {"run": "tiny-12345678@2026-W47", "accuracy": 0.76, **paired},
         "decision": {"outcome": "refused", "reason": "worse", "tolerance": 0.005, "decided": "2026-11-25T08:00:00Z"},
     }  # fmt: skip
-    made = {"run": "tiny-12345678@2026-W47", "trained": "2026-11-18T08:00:00Z", "accuracy": 0.76, "outcome": "promoted"}
+    made = {"run": "tiny-12345678@2026-W47", "trained": "2026-11-18T08:00:00Z", "accuracy": 0.76}
+    made |= {"outcome": "promoted", "standing": "current"}
     value["generations"] = [{"name": "2026-W48", **made}, {"name": "2026-W47", **made, "accuracy": None, "outcome": ""}]
     value["provenance"]["drift"] = ["training.learning_rate: trained with 0.05, config now says 0.01"]
     return value

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import email.utils
-import importlib.util
 import json
 import os
 import time
@@ -15,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 import luigi
@@ -129,14 +129,21 @@ def _mistakes() -> Iterator[str]:
 
 def _missing_packages() -> Iterator[str]:
     """Packages that luigid needs for what luigi.cfg turns on; without them it does not even start."""
-    wanted = {
-        "sqlalchemy": get_config().get("scheduler", "record_task_history", "false") == "true",
-        "prometheus_client": get_config().get("scheduler", "metrics_collector", "") == "prometheus",
-    }
-    for name, needed in wanted.items():
-        if needed and importlib.util.find_spec(name) is None:
-            option = "record_task_history" if name == "sqlalchemy" else "metrics_collector"
-            yield f"[scheduler] {option} needs {name}: pip install {name.replace('_', '-')}, or remove the line"
+    config = get_config()
+    if config.getboolean("scheduler", "record_task_history", False):
+        found = _version("sqlalchemy")
+        if found is None or not found.startswith("1."):  # Luigi 3.8 hands plain strings to it, which 2.0 refuses
+            needed = "record_task_history needs sqlalchemy 1.4"
+            yield f"[scheduler] {needed}, found {found}: pip install 'sqlalchemy>=1.4,<2'"
+    if config.get("scheduler", "metrics_collector", "") == "prometheus" and _version("prometheus-client") is None:
+        yield "[scheduler] metrics_collector needs prometheus-client: pip install 'luigi[prometheus]'"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _options(cls: type[luigi.Config]) -> set[str]:

@@ -99,12 +99,18 @@ class Luigid:
         return wait_for(answer, f"an answer to {content!r}")
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        """End it in order. A SIGTERM that meets luigid while it writes a line of its log gets lost: ask again."""
         try:
-            self.process.wait(timeout=30)
+            wait_for(self._asked_to_end, "the end of luigid")
         finally:
             self.process.kill()
             self.process.wait()
+
+    def _asked_to_end(self) -> bool:
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
+        return self.process.returncode is not None
 
 
 @contextlib.contextmanager

@@ -35,7 +35,9 @@ from fault_runs import (
     copy_of,
     fill,
     flip_a_bit,
+    flip_a_bit_of_the_momentum,
     marked,
+    patient_client,
     shiftable_clock,
     write_archive,
 )
@@ -269,7 +271,7 @@ def two_at_once(ground: Ground) -> Place:
 
 def newest_checkpoint_damaged(ground: Ground) -> Place:
     place = interrupted(ground)
-    flip_a_bit(place.checkpoints()[-1])
+    flip_a_bit_of_the_momentum(place.checkpoints()[-1])
     command = place.run().check(0)
     assert "falling back to the one before" in command.output, command.output
     return place
@@ -347,6 +349,7 @@ def diverging_loss(ground: Ground) -> Place:
 
 def luigid_restarted(ground: Ground) -> Place:
     place = ground.fresh("dataset")
+    patient_client(place)
     with luigid(place) as scheduler:
         command = place.start("Export", scheduler.argument)
         command.wait_for(lambda: place.newest_step() > 10, "some steps")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_runs import Place, copy_of, fill, flip_a_bit, shiftable_clock
+from fault_runs import EPOCHS, Place, copy_of, fill, flip_a_bit, shiftable_clock
 
 from pipeline.workspace import Workspace
 from tasks.maintenance import verify
@@ -70,7 +70,7 @@ def test_stages_and_continued_training_refuse_weights_with_a_flipped_bit(finishe
     assert command.code == 30
     assert command.output.count("model.params: damaged: its SHA-256 is") == 2  # evaluate, export
     assert not (finished.stage("evaluate") / "manifest.json").exists()
-    finished.configure(epochs=15)
+    finished.configure(epochs=EPOCHS + 1)
     command = finished.run()
     assert command.code == 30
     assert "model.params: damaged: its SHA-256 is" in command.output
@@ -105,12 +105,12 @@ def test_a_rerun_makes_again_whatever_was_removed_or_truncated_and_the_weights_a
 
 def test_momentum_that_was_lost_is_said_when_epochs_are_raised(finished: Place) -> None:
     truncate(finished.stage("train") / "trainer.npz")
-    finished.configure(epochs=13)
+    finished.configure(epochs=EPOCHS + 1)
     command = finished.run()
     assert command.code == 0
     assert "going on from model.params with momentum zero" in command.output
     assert finished.manifest()["details"]["inexact"] == ["the momentum was lost when the run was continued"]
-    assert finished.history() == list(range(1, 14))
+    assert finished.history() == list(range(1, EPOCHS + 2))
 
 
 # --- a diverging loss ---------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_read_only_workspace_is_fine_for_what_is_finished_and_named_for_what_i
     place = copy_of(whole_chain, tmp_path / "place", disk / "artifacts")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert place.run("Report").code == 0
-    place.configure(epochs=13)
+    place.configure(epochs=EPOCHS + 1)
     command = place.run()
     assert command.code == 30
     assert command.output.count("the file system is read-only: choose another --workspace or remount it") == 1
@@ -246,4 +246,4 @@ def test_a_clock_that_is_set_back_while_training_and_files_from_the_future_chang
     assert command.code == 0, command.output
     assert place.events()[-1]["time"] < times[0]  # the clock really was set back
     assert place.digest() == undisturbed()
-    assert place.history() == list(range(1, 13))
+    assert place.history() == list(range(1, EPOCHS + 1))

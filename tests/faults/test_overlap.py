@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_runs import Luigid, Place, copy_of
+from fault_runs import Luigid, Place, copy_of, patient_client
 
 from pipeline import locks
 from pipeline.errors import AlreadyRunning
@@ -34,17 +34,21 @@ def configure_waiting(place: Place) -> None:
 # --- two at once --------------------------------------------------------------------------------------------------
 
 
-def test_of_two_identical_commands_started_together_one_trains_and_the_other_leaves_with_10(
-    place: Place, undisturbed: Undisturbed
-) -> None:
+def test_of_two_identical_commands_started_together_one_trains_and_the_other_leaves_with_10(place: Place) -> None:
+    place.configure(epochs=3000)
     commands = [place.start(), place.start()]
-    assert sorted(command.finish() for command in commands) == [0, 10]
-    loser = next(command for command in commands if command.code == 10)
+    one, other = commands
+    one.wait_for(lambda: other.code is not None or one.code is not None, "one of them to leave")
+    loser = next(command for command in commands if command.code is not None)
+    loser.check(10)
     assert loser.output.count("is already being worked on by process") == 1
     assert "nothing was done" in loser.output
     assert "Traceback" not in loser.output
+    winner = next(command for command in commands if command is not loser)
+    winner.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
+    winner.send(signal.SIGTERM)
+    winner.finish(143)
     assert place.started("train") == 1
-    assert place.digest() == undisturbed()
 
 
 def test_with_overlap_wait_the_second_command_waits_and_then_has_nothing_to_do(
@@ -113,27 +117,52 @@ def test_a_rerun_at_once_after_kill_9_runs_although_luigid_lists_the_dead_comman
     assert place.digest() == undisturbed()
 
 
-@pytest.mark.parametrize("overlap", ["leave", "wait"])
-def test_a_second_command_under_luigid_leaves_with_10_or_waits(place: Place, luigid: Luigid, overlap: str) -> None:
-    configure_waiting(place)
+def test_a_second_command_under_luigid_leaves_with_10(place: Place, luigid: Luigid) -> None:
+    place.configure(epochs=3000)
     first = place.start("TrainVGG", luigid.argument)
     first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
-    second = place.start("TrainVGG", luigid.argument, **(WAIT if overlap == "wait" else {}))
-    assert second.finish() == (10 if overlap == "leave" else 0), second.output
-    assert first.finish() == 0
-    assert "being run by process" in second.output
+    second = place.run("TrainVGG", luigid.argument).check(10)
+    assert f"being run by process {first.process.pid}" in second.output
+    first.send(signal.SIGTERM)
+    first.finish(143)
+    assert place.started("train") == 1
+
+
+def test_with_overlap_wait_a_second_command_under_luigid_waits_and_takes_over_when_the_first_is_stopped(
+    place: Place, luigid: Luigid
+) -> None:
+    configure_waiting(place)
+    place.configure(epochs=3000)
+    first = place.start("TrainVGG", luigid.argument)
+    first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
+    second = place.start("TrainVGG", luigid.argument, **WAIT)
+    second.wait_for(lambda: "waiting for it" in second.output, "a line about waiting")
+    first.send(signal.SIGTERM)
+    first.finish(143)
+    second.wait_for(lambda: "resumed from step-" in second.output, "the second to go on")
+    second.send(signal.SIGTERM)
+    second.finish(143)
+
+
+def test_with_overlap_wait_a_second_command_under_luigid_ends_well_when_the_first_did_it_all(
+    place: Place, luigid: Luigid
+) -> None:
+    configure_waiting(place)
+    first = place.start("TrainVGG", luigid.argument)
+    first.wait_for(lambda: place.started("train"), "the training")
+    second = place.start("TrainVGG", luigid.argument, **WAIT)
+    first.finish(0)
+    second.finish(0)
     assert place.started("train") == 1
 
 
 def test_luigid_killed_and_restarted_while_training_changes_nothing(
     place: Place, luigid: Luigid, undisturbed: Undisturbed
 ) -> None:
-    place.configure(checkpoint_seconds=0.01)
+    patient_client(place)
     command = place.start("Export", luigid.argument)
     command.wait_for(lambda: place.newest_step() > 10, "some steps")
     luigid.kill()
-    step = place.newest_step()
-    command.wait_for(lambda: place.newest_step() > step + 10, "steps without a scheduler")
     luigid.start()
     command.finish(0)
     assert "luigid was restarted: telling it again what is left to do" in command.output

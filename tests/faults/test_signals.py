@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_runs import Command, Place
+from fault_runs import STEPS, Command, Place
 
 from pipeline import locks
 
@@ -31,17 +31,28 @@ def nothing_is_left(place: Place, command: Command, seconds: float = WITHIN + SL
     """No process, no lock, no half-written file; a checkpoint to go on from."""
     command.wait_until_gone(seconds)
     for path in (place.workspace / "work" / "locks").glob("*.lock"):
-        assert locks.holder(path) is None, path.name
+        deadline = time.monotonic() + SLACK  # a process that is ending gives its memory back before its locks
+        while locks.holder(path) is not None:
+            assert time.monotonic() < deadline, path.name
+            time.sleep(0.01)
     assert place.checkpoints()
     # What a kill left half written is removed by the next run.
     assert "Traceback" not in command.output
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
-@pytest.mark.parametrize("group", [False, True], ids=["the command", "the process group"])
+@pytest.mark.parametrize(
+    ("number", "code", "group", "workers"),
+    [
+        pytest.param(signal.SIGTERM, 143, False, "1", id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, True, "1", id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, False, "2", id="SIGTERM with two workers"),
+        pytest.param(signal.SIGTERM, 143, True, "2", id="SIGTERM for the whole group with two workers"),
+        pytest.param(signal.SIGINT, 130, False, "2", id="SIGINT for the command with two workers"),
+        pytest.param(signal.SIGINT, 130, True, "2", id="Ctrl-C with two workers"),
+    ],
+)
 def test_a_signal_writes_a_checkpoint_and_ends_everything(
-    place: Place, workers: str, number: int, code: int, group: bool
+    place: Place, number: int, code: int, group: bool, workers: str
 ) -> None:
     command = training(place, "--workers", workers)
     asked = time.monotonic()
@@ -105,7 +116,7 @@ def test_kill_9_of_the_training_is_told_in_one_line_and_the_next_run_goes_on(pla
     command.finish(30)
     nothing_is_left(place, command)
     assert "train: its process was killed (SIGKILL: by the out-of-memory killer or by hand)" in command.output
-    place.configure(epochs=place.newest_step() // 23 + 2)
+    place.configure(epochs=place.newest_step() // STEPS + 2)
     command = place.run()
     assert command.code == 0
     assert "resumed from step-" in command.output

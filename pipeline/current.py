@@ -49,7 +49,7 @@ def read(path: Path) -> Pointer | None:
     """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Pointer)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise from_os_error(error, "read which run is current") from error

@@ -61,9 +61,11 @@ def machine_learning(chain: Chain) -> list[Finding]:
     """numpy, MXNet and the configured device, tried in a process of their own."""
     command = [sys.executable, "-m", "pipeline.doctor", chain.config.device, chain.config.training.precision]
     names = ["numpy", "mxnet", "device"]
+    # One thread is enough, and a wrong OMP_NUM_THREADS, which `threads` tells of, would keep MXNet from starting.
+    environment = {**launch.environment(), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command, env=launch.environment(), capture_output=True, timeout=PROBE_SECONDS, text=True, check=False
+            command, env=environment, capture_output=True, timeout=PROBE_SECONDS, text=True, check=False
         )
     except subprocess.TimeoutExpired:
         text = f"importing and trying it took more than {PROBE_SECONDS} s: is the disk or the GPU driver stuck?"

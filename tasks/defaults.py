@@ -141,6 +141,13 @@ def _set_return_codes() -> None:
     for name, code in RETURN_CODES.items():
         if not _is_set("retcode", name):
             get_config().set("retcode", name, str(code))
+            continue
+        found = get_config().get("retcode", name)
+        # Luigi reads them for its command only, and shows a traceback, before any task is made.
+        if not found.strip().isdecimal() and os.path.basename(sys.argv[0]) in ("luigi", "__main__.py"):
+            advice = "expected a whole number; a comment needs a line of its own"
+            log.error("luigi.cfg: [retcode] %s: found %r, %s", name, found, advice)
+            raise SystemExit(BAD_CONFIGURATION)
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
@@ -192,9 +199,9 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: obje
 
 _quiet = not _wants_luigi_messages()
 _filter = _OneLine()
+_set_up_logging()
 _set_return_codes()
 _leave_locking_to_the_workspace()
-_set_up_logging()
 sys.excepthook = _excepthook
 atexit.register(_leave)
 

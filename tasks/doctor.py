@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import luigi
+from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.interface import core
 from luigi.retcodes import retcode
@@ -47,6 +49,13 @@ class Doctor(Command):
     """Check everything that a run needs, one line each; exit code 6 when something is wrong."""
 
     json = luigi.BoolParameter(default=False, description="print the findings as JSON")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What Luigi cannot read keeps it from running any task, this one too.
+        if CmdlineParser.get_instance() and list(_unreadable()):
+            self.work()
+            raise SystemExit(UNHEALTHY)
 
     def work(self) -> None:
         findings = [*doctor.examine(self.chain), *luigi_configuration(), luigid()]
@@ -115,16 +124,24 @@ def _mistakes() -> Iterator[str]:
             if option.replace("-", "_") not in known and option not in config.defaults():
                 close = difflib.get_close_matches(option, known, 1)
                 yield f"unknown option {option} in [{section}]" + (f": did you mean {close[0]}?" if close else "")
-    readers: dict[str, Callable[[], object]] = {**SECTIONS, "resources": lambda: config.getintdict("resources")}
+    yield from _unreadable()
+    yield from _missing_packages()
+    zero = [name for name in RETURN_CODES if config.get("retcode", name, "1") == "0"]
+    if zero:
+        yield f"[retcode] {', '.join(zero)} is 0: cron and systemd would not notice; remove the line"
+
+
+def _unreadable() -> Iterator[str]:
+    """The sections of luigi.cfg with a value that Luigi does not understand."""
+    readers: dict[str, Callable[[], object]] = {
+        **SECTIONS,
+        "resources": lambda: get_config().getintdict("resources"),
+    }
     for section, read in readers.items():
         try:
             read()
         except Exception as error:  # whatever a parameter's own parser raises
             yield f"[{section}] cannot be read: {error}; comments need a line of their own, % must be written %%"
-    yield from _missing_packages()
-    zero = [name for name in RETURN_CODES if config.get("retcode", name, "1") == "0"]
-    if zero:
-        yield f"[retcode] {', '.join(zero)} is 0: cron and systemd would not notice; remove the line"
 
 
 def _missing_packages() -> Iterator[str]:

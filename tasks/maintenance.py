@@ -7,7 +7,7 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import events, locks, manifest
+from pipeline import current, events, locks, manifest
 from pipeline.chain import STAGES, UPSTREAM, Chain, drift, shown_source
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.workspace import RUN_STAGES, Workspace
@@ -149,6 +149,9 @@ def status_lines(chain: Chain, config_path: str) -> list[str]:
             lines.append(f"  {stage:<9} done      {made}  {chain.folder(stage)}")
         if stage != "dataset" and chain.run() and (owner := locks.holder(chain.run().lock(stage))):  # type: ignore[union-attr]
             lines.append(f"            being worked on by {locks.describe(owner)}")
+    pointer = current.read(chain.workspace.current(chain.config))
+    if pointer:
+        lines.append(f"  the current model is {pointer.run}, accuracy {pointer.accuracy:.2%}, since {pointer.since}")
     lines += [f"  drift: {line} (does not retrain)" for line in drift(chain.manifest("train"), chain.config)]
     run = chain.run()
     kept = sorted(run.checkpoints.glob("step-*.npz")) if run else []

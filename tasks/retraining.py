@@ -14,6 +14,7 @@ import luigi
 from pipeline import generations, manifest
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import human_size
+from pipeline.workspace import generation_seed
 from tasks.base import ChainTask, StageTask, configuration_of
 from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling_failed
 from tasks.maintenance import Command
@@ -64,6 +65,12 @@ class Retrain(ChainTask):
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
         values = dict(super().get_param_values(params, args, kwargs))
+        if generation_seed(values["generation"]) is not None:
+            exit_with(BAD_CONFIGURATION)
+            raise ConfigError(
+                f"--generation: found {values['generation']}, but seed-N names a repetition with another seed; choose "
+                "another name"
+            )
         values["date"] = values["date"] or generations.today()
         if not values["generation"]:
             config = configuration_of(values["config"], values["settings"])

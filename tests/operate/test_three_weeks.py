@@ -92,6 +92,8 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     assert weeks.current.generation == "2026-W45"
     assert predict.resolve_model(weeks.workspace) == weeks.folder("export", "2026-W45") / "model.onnx"
 
+    assert f"the current model is {weeks.current.run}" in weeks.status()
+
     # Retention: the newest one and the current one stay, and nothing moves before it was shown.
     preview = weeks.luigi("Prune")
     assert preview.rc == 0, preview.text
@@ -179,7 +181,12 @@ def test_a_refused_generation_says_so_with_several_workers_too(weeks: Weeks) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "found"), [(["--date", "25.11.2026"], "25.11.2026"), (["--generation", "a/b"], "a/b")]
+    ("arguments", "found"),
+    [
+        (["--date", "25.11.2026"], "25.11.2026"),
+        (["--generation", "a/b"], "a/b"),
+        (["--generation", "seed-3"], "seed-3"),
+    ],
 )
 def test_a_date_or_name_that_is_none_is_told_in_one_line(weeks: Weeks, arguments: list[str], found: str) -> None:
     result = weeks.retrain(*arguments, rc=2)

@@ -93,12 +93,20 @@ class Plan:
 class TrainingBatches:
     """Batches of one training: what batch number `step` of an epoch contains depends on nothing else.
 
-    `images` (N, 3, 32, 32) uint8 and `labels` (N,) stay where they are; `indices` selects the training part.
+    `images` (N, 3, 32, 32) uint8 and `labels` (N,) stay where they are; `indices` selects the training part. With a
+    `share` (worker, workers) each batch is only this worker's part of it, which may have no image.
     """
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, training: Training, norm: Normalisation
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        training: Training,
+        norm: Normalisation,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        self.share = share
         self.images, self.labels, self.indices = images, labels, indices
         self.batch_size = min(training.batch_size, len(indices))
         self.augmentation, self.seed, self.norm = training.augmentation, training.seed, norm
@@ -126,6 +134,10 @@ class TrainingBatches:
             plan = self.plan(epoch, step, order)
             yield plan, self.labels[plan.rows].astype(np.float32)
 
+    def size(self, step: int) -> int:
+        """Images of batch number `step` of an epoch, over all workers."""
+        return min(self.batch_size, len(self.indices) - step * self.batch_size)
+
     def order(self, epoch: int) -> np.ndarray:
         """The shuffled training indices of one epoch."""
         return _stream(self.seed, _ORDER, epoch).permutation(self.indices)
@@ -137,7 +149,12 @@ class TrainingBatches:
         return self.norm.apply(images), self.labels[plan.rows].astype(np.float32)
 
     def plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
-        """Which images batch number `step` of an epoch has, and how each is changed."""
+        """Which images batch number `step` of an epoch has for this worker, and how each is changed."""
+        whole = self._whole_plan(epoch, step, order)
+        worker, workers = self.share
+        return whole.split(workers)[worker] if workers > 1 else whole
+
+    def _whole_plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         if self.augmentation == Augmentation():
             return Plan(rows)

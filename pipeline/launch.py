@@ -68,7 +68,8 @@ def run_stage(
     log.parent.mkdir(parents=True, exist_ok=True)
     _remove_debris(chain.folder(stage))
     with open(log, "ab") as log_file, _signals() as received:
-        first_line, words = request(chain, **(options or {})), command(stage)
+        told = {**(options or {}), **({"launched": True} if launcher else {})}
+        first_line, words = request(chain, **told), command(stage)
         several = stage == "train" and chain.config.distributed.workers > 1
         watch = Watch(launcher, log) if launcher or several else None
         if watch:
@@ -109,7 +110,8 @@ def environment(here: bool = True) -> dict[str, str]:
     package_parent = str(Path(__file__).resolve().parent.parent)
     python_path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
     own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": python_path}
-    threads = thread_environment(os.environ) if here else {}  # elsewhere the node decides
+    # Elsewhere the node decides about threads. One of several processes that fails must not leave the others.
+    threads = thread_environment(os.environ) if here else {"SLURM_KILL_BAD_EXIT": "1"}
     return {**os.environ, **threads, **own}
 
 
@@ -147,6 +149,8 @@ def _follow(
             result = event["value"]
         elif event.get("event") == "error":
             error = error or event  # of several processes the first one tells the cause
+        elif event.get("event") == "tell":  # from one of several processes to all of them
+            _say(child, event["line"])
         else:
             on_event(event)
     status = child.wait()

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline import batches, model
 from pipeline.config import Architecture, Training
 from pipeline.device_images import DeviceImages
+from pipeline.exchange import Exchange, Share
 from pipeline.runtime import Devices, mxnet
 
 #: Weights that one operator updates at once. MXNet's kernel takes at most 60.
@@ -28,7 +29,14 @@ class Network:
     layers in that type and keep the weights in float32.
     """
 
-    def __init__(self, architecture: Architecture, training: Training, devices: Devices, precision: str) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        training: Training,
+        devices: Devices,
+        precision: str,
+        exchange: Exchange | None = None,
+    ) -> None:
         self.mx = mx = mxnet()
         if precision != "float32":
             from mxnet.contrib import amp
@@ -44,7 +52,7 @@ class Network:
         self.learned = {name: p for name, p in self.parameters.items() if p.grad_req != "null"}
         self.optimizer = _optimizer(mx, training, list(self.learned))
         self.momenta: list[list[Any]] = []
-        self.kvstore: Any = None
+        self.exchange = exchange or Exchange(mx, devices, Share())
         self.scaler = _LossScaler() if precision == "float16" else None
         self._sums: list[list[Any]] = []
         self._architecture = architecture
@@ -104,27 +112,24 @@ class Network:
         mx.nd.waitall()
 
     def _reset_optimizer(self) -> None:
-        mx = self.mx
         self.momenta = [
             [self.optimizer.create_state(i, p.list_data()[d]) for i, p in enumerate(self.learned.values())]
             for d in range(len(self.devices.contexts))
         ]
-        if len(self.devices.contexts) > 1:
-            self.kvstore = mx.kv.create("device" if self.devices.is_gpu else "local")
-            for index, parameter in enumerate(self.learned.values()):
-                self.kvstore.init(index, parameter.list_data()[0])
+        self.exchange.prepare([parameter.list_data()[0] for parameter in self.learned.values()])
 
     # --- training -----------------------------------------------------------------------------------------------
 
     def start_epoch(self, sums: list[list[float]]) -> None:
         """Set the sums that `step` adds to: zero (an empty list), or where an interrupted epoch was."""
-        devices = len(self.devices.contexts)
+        # Of several workers each has the sums over all of them, and so not one for each device.
+        devices = 1 if self.exchange.share.workers > 1 else len(self.devices.contexts)
         if len(sums) != devices:  # a new epoch, or resumed on another number of devices
             total = [sum(values) for values in zip(*sums, strict=True)] or [0.0, 0.0]
             sums = [total] + [[0.0, 0.0]] * (devices - 1)
         self._sums = [
             [self.mx.nd.full((1,), value, ctx=context) for value in values]
-            for values, context in zip(sums, self.devices.contexts, strict=True)
+            for values, context in zip(sums, self.devices.contexts, strict=False)
         ]
 
     def hold(self, images: np.ndarray, norm: batches.Normalisation) -> None:
@@ -139,40 +144,54 @@ class Network:
         several = self.mx.gluon.utils.split_data(whole, parts, even_split=False)
         return [x.as_in_context(context) for x, context in zip(several, self.devices.contexts, strict=False)]
 
-    def step(self, images: np.ndarray | batches.Plan, labels: np.ndarray, learning_rate: float, step: int) -> None:
+    def step(
+        self,
+        images: np.ndarray | batches.Plan,
+        labels: np.ndarray,
+        learning_rate: float,
+        step: int,
+        count: int | None = None,
+    ) -> None:
         """One update from (n, 3, 32, 32) float32 images and (n,) labels; does not wait for the result.
 
-        After `hold`, `images` may be the plan of a batch, which is then made on the devices.
+        After `hold`, `images` may be the plan of a batch, which is then made on the devices. Of several workers each
+        gives its part of a batch of `count` images, which may be none.
         `step` seeds the random numbers of this step, so that dropout after a resume is what it would have been.
         """
-        mx = self.mx
+        mx, share = self.mx, self.exchange.share
         if self.has_dropout:
-            mx.random.seed(_step_seed(self.training.seed, step))
+            mx.random.seed(_step_seed(self.training.seed, step * share.workers + share.rank))
         parts = min(len(self.devices.contexts), len(labels))
         contexts = self.devices.contexts[:parts]
-        inputs = self._inputs(images, parts)
-        targets = mx.gluon.utils.split_data(mx.nd.array(labels), parts, even_split=False)
-        losses = []
+        inputs = self._inputs(images, parts) if parts else []
+        targets = mx.gluon.utils.split_data(mx.nd.array(labels), parts, even_split=False) if parts else []
+        losses, tallies = [], []
         with mx.autograd.record():
-            for number, (x, y, context) in enumerate(zip(inputs, targets, contexts, strict=True)):
+            for x, y, context in zip(inputs, targets, contexts, strict=True):
                 logits = self.net(x)
                 loss, correct = self.loss(logits, y.as_in_context(context))
                 losses.append(loss * self.scaler.scale if self.scaler else loss)
-                with mx.autograd.pause():
-                    for total, value in zip(self._sums[number], (loss, correct), strict=True):
-                        mx.nd.elemwise_add(total, value.detach(), out=total)
-        mx.autograd.backward(losses)
-        self._update(len(labels), learning_rate, parts)
-        self._recent = (losses[0], len(inputs[0]), self.scaler.scale if self.scaler else 1.0)
-        self._throttle()
+                tallies.append((loss.detach(), correct.detach()))
+        if losses:
+            mx.autograd.backward(losses)
+        self._add_up(tallies)
+        self._update(count or len(labels), learning_rate, parts)
+        if losses:
+            self._recent = (losses[0], len(inputs[0]), self.scaler.scale if self.scaler else 1.0)
+            self._throttle()
+
+    def _add_up(self, tallies: list[tuple[Any, Any]]) -> None:
+        """Add loss and correct predictions of a step to the epoch's sums."""
+        if self.exchange.share.workers > 1:
+            both = self.exchange.sum_tallies(tallies)
+            tallies = [(both[0:1], both[1:2])]
+        for totals, values in zip(self._sums, tallies, strict=False):
+            for total, value in zip(totals, values, strict=True):
+                self.mx.nd.elemwise_add(total, value, out=total)
 
     def _update(self, count: int, learning_rate: float, parts: int) -> None:
         gradients = [parameter.list_grad() for parameter in self.learned.values()]
-        if self.kvstore is not None:
-            for index, copies in enumerate(gradients):
-                for unused in copies[parts:]:  # a last batch smaller than the number of devices
-                    unused[:] = 0
-                self.kvstore.pushpull(index, copies, priority=-index)
+        self.exchange.sum_gradients(gradients, parts)
         scale = self.scaler.scale if self.scaler else 1.0
         if self.scaler and not self.scaler.accept([copies[0] for copies in gradients], self.mx):
             return  # the gradients overflowed: this step only lowers the scale

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import platform
+import queue
 import signal
 import sys
 import threading
@@ -36,7 +37,7 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 #: A process on another host and its parent hear of each other this often. A host that lost its power closes no
 #: connection: the parent takes such a process for dead after LOST_SECONDS of silence, and is itself taken for dead
 #: after SILENCE_SECONDS.
-BEAT_SECONDS, LOST_SECONDS, SILENCE_SECONDS = 5.0, 60.0, 120.0
+BEAT_SECONDS, LOST_SECONDS, SILENCE_SECONDS = 5.0, 45.0, 120.0
 
 #: What can be said to a running training.
 COMMANDS = ("stop", "checkpoint", "stop-after-epoch")
@@ -51,20 +52,25 @@ class Reporter:
     commands: set[str] = field(default_factory=set)
     #: Grows with everything that the stage gets done; told with every sign of life.
     activity: int = 0
+    #: One of several workers that all do the same: it only gives signs of life and errors.
+    quiet: bool = False
+    #: What the parent has said to all processes of a stage that runs in several.
+    told: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     _last: float = 0.0
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def progress(self, fraction: float, message: str, **values: Any) -> None:
         """Say how far the stage is (0..1) and what it is doing; at most about five a second get through."""
         moment = time.monotonic()
-        if moment - self._last >= 0.2 or fraction >= 1:
+        if not self.quiet and (moment - self._last >= 0.2 or fraction >= 1):
             self._last = moment
             self._send({"event": "progress", "fraction": round(fraction, 4), "message": message, **values})
 
     def note(self, message: str) -> None:
         """One line for people: into the log with the time in UTC, and to the parent."""
-        self.write(message)
-        self._send({"event": "note", "message": message})
+        if not self.quiet:
+            self.write(message)
+            self._send({"event": "note", "message": message})
 
     def write(self, message: str) -> None:
         """One line into the log alone, with the time in UTC."""
@@ -227,6 +233,8 @@ def _listen(reporter: Reporter, silence_seconds: float | None) -> None:
             os._exit(EXIT_INTERRUPTED)
         elif command in COMMANDS:
             reporter.commands.add(command)
+        elif command.startswith("{"):
+            reporter.told.put(command)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -25,6 +25,7 @@ from pipeline import (
     batches,
     checkpoint,
     dataset,
+    distributed,
     locks,
     manifest,
     model,
@@ -38,6 +39,7 @@ from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
 from pipeline.checkpoint import Snapshot
 from pipeline.config import differences, to_dict
 from pipeline.errors import ConfigError, Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
+from pipeline.exchange import Exchange, Share
 from pipeline.files import sha256_file, write_atomically
 from pipeline.network import Network
 from pipeline.schedule import depends_on_total, learning_rate
@@ -85,11 +87,20 @@ def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None
     run = chain.run()
     if run is None:
         raise PipelineError("the data set is not there yet: run the DownloadCifar task first")
+    options = options or {}
+    if "rank" in options:
+        distributed.follow_supervisor(options["supervisor"], options["rank"])
+        return _train(chain, run, reporter, options)
+    place = distributed.place(chain.config, launched="launched" in options)
+    if not place.leads:
+        return distributed.supervise(chain, reporter, options, place)
     with _alone(run, reporter):
         if not chain.why("train"):
             reporter.note("another process has finished this training meanwhile")
             return manifest.read(run.stage("train")) or {}
-        return _train(chain, run, reporter, options or {})
+        if chain.config.distributed.workers > 1:
+            return distributed.supervise(chain, reporter, options, place)
+        return _train(chain, run, reporter, options)
 
 
 def _alone(run: Run, reporter: stage.Reporter) -> contextlib.AbstractContextManager[int]:
@@ -99,28 +110,33 @@ def _alone(run: Run, reporter: stage.Reporter) -> contextlib.AbstractContextMana
 
 
 def _train(chain: Chain, run: Run, reporter: stage.Reporter, options: dict[str, Any]) -> dict[str, Any]:
-    session = Session(chain, run, reporter)
+    share = Share(options.get("rank", 0), chain.config.distributed.workers)
+    reporter.quiet = not share.leads
+    session = Session(chain, run, reporter, share)
     session.restore(options.get("init_from") or chain.config.training.init_from)
     session.announce()
     while session.counters.epoch < chain.config.training.epochs:
         session.train_epoch()
         if reporter.take("stop-after-epoch") and session.counters.epoch < chain.config.training.epochs:
             session.stop("stopped after an epoch as asked")
-    return session.publish()
+    session.exchange.leave()
+    return session.publish() if share.leads else {}
 
 
 class Session:
     """One process's part of a training: network, batches, counters, and how they are saved and restored."""
 
-    def __init__(self, chain: Chain, run: Run, reporter: stage.Reporter) -> None:
-        self.chain, self.run, self.reporter = chain, run, reporter
+    def __init__(self, chain: Chain, run: Run, reporter: stage.Reporter, share: Share) -> None:
+        self.chain, self.run, self.reporter, self.share = chain, run, reporter, share
         self.training = chain.config.training
         if self.training.tensorboard:
             tensorboard.check()  # now rather than after the first epoch
         self.devices = runtime.devices(chain.config.device)
-        self.precision, self.why_precision = precision.choose(
-            chain.config.architecture, self.training, self.devices, run
-        )
+        self.exchange = Exchange(runtime.mxnet(), self.devices, share)
+        with self.exchange.lead_first():
+            self.precision, self.why_precision = precision.choose(
+                chain.config.architecture, self.training, self.devices, run
+            )
         data = dataset.load(run.workspace.dataset(run.dataset_id), verify=True)
         # The same images can come from several sources; what they are called is a matter of the configured one.
         record = chain.source_record() or {}
@@ -135,10 +151,10 @@ class Session:
         )
         self.norm = self._normalisation(data.train_images)
         self.batches = batches.TrainingBatches(
-            data.train_images, data.train_labels, train_indices, self.training, self.norm
+            data.train_images, data.train_labels, train_indices, self.training, self.norm, (share.rank, share.workers)
         )
         self.validation = (data.train_images[validation_indices], data.train_labels[validation_indices])
-        self.network = Network(chain.config.architecture, self.training, self.devices, self.precision)
+        self.network = Network(chain.config.architecture, self.training, self.devices, self.precision, self.exchange)
         if self.devices.is_gpu:
             self.network.hold(data.train_images, self.norm)
         self.counters = Counters()
@@ -151,19 +167,11 @@ class Session:
     def restore(self, init_from: str | None) -> None:
         """Put the training where it was left, or begin it. The steps mirror `snapshot`."""
         self.network.initialize(self.training.seed)
-        found = self._newest_checkpoint() or self._finished_run()
-        how = "started"
-        if found is not None:
-            snapshot, how = found
-            self.network.set_state(snapshot.parameters, snapshot.momenta)
-            saved = Counters(**snapshot.meta["counters"])
-            self.counters = saved
-            self.counters.resumed += 1
-            self._note_inexactness(snapshot.meta)
-        elif init_from is not None:
-            path = Path(init_from)
-            weights.load(self.network.net, path, self.devices.contexts)
-            how = f"started from {path}"
+        with self.exchange.lead_first():  # it may move a checkpoint that does not belong to this training
+            how = self._put_back(init_from)
+        parameters, momenta = self.network.state()
+        momenta = {f"momentum {name}": value for name, value in momenta.items()}
+        self.exchange.check_same("state", {**parameters, **momenta}, self.counters.step)
         self.counters.segments.append(
             {
                 "how": how,
@@ -175,6 +183,23 @@ class Session:
                 **self._conditions(),
             }
         )
+
+    def _put_back(self, init_from: str | None) -> str:
+        """Load what is there to go on from, and give what to call that."""
+        found = self._newest_checkpoint() or self._finished_run()
+        if found is not None:
+            snapshot, how = found
+            self.network.set_state(snapshot.parameters, snapshot.momenta)
+            saved = Counters(**snapshot.meta["counters"])
+            self.counters = saved
+            self.counters.resumed += 1
+            self._note_inexactness(snapshot.meta)
+            return how
+        if init_from is not None:
+            path = Path(init_from)
+            weights.load(self.network.net, path, self.devices.contexts)
+            return f"started from {path}"
+        return "started"
 
     def snapshot(self) -> Snapshot:
         """Everything that `restore` needs, as plain arrays and JSON. Waits for the computations in flight."""
@@ -225,10 +250,12 @@ class Session:
         source = self.batches.plans if self.devices.is_gpu else self.batches.epoch
         for images, labels in source(counters.epoch, counters.step_in_epoch):
             rate = self._learning_rate()
-            network.step(images, labels, rate, counters.step)
+            count = self.batches.size(counters.step_in_epoch)
+            network.step(images, labels, rate, counters.step, count)
             counters.step += 1
             counters.step_in_epoch += 1
-            counters.images += len(labels)
+            counters.images += count
+            self.reporter.activity += 1
             moment = time.monotonic()
             counters.epoch_seconds = moment - self.epoch_started
             if moment - last_told >= 1:
@@ -238,7 +265,9 @@ class Session:
         self._end_epoch()
 
     def _obey(self, moment: float) -> None:
-        """Checkpoint when it is time or was asked for; stop when that was asked for."""
+        """Checkpoint when it is time or was asked for; stop when that was asked for. Only the lead is asked."""
+        if not self.share.leads:
+            return
         self._stop_if_asked()
         self.writer.check()
         due = moment - self.last_checkpoint >= self.training.checkpoint_seconds and not self.writer.busy
@@ -246,7 +275,8 @@ class Session:
             self.checkpoint()
 
     def _stop_if_asked(self) -> None:
-        if self.reporter.stopping:
+        self.reporter.activity += 1
+        if self.reporter.stopping and self.share.leads:
             self.stop("stopped on request")
 
     def _end_epoch(self) -> None:
@@ -277,7 +307,7 @@ class Session:
         counters.step_in_epoch, counters.epoch_seconds = 0, 0.0
         counters.sums = []
         self.reporter.note(_readable(row, self.training.epochs))
-        if self.training.tensorboard:
+        if self.training.tensorboard and self.share.leads:
             self._write_curves()
 
     def _write_curves(self) -> None:
@@ -301,7 +331,8 @@ class Session:
         conditions = self._conditions()
         note(
             f"device {conditions['device']}, precision {self.precision} ({self.why_precision}), "
-            f"{conditions['threads']} threads, mxnet {conditions['versions'].get('mxnet', '?')}"
+            + (f"{self.share.workers} workers with " if self.share.workers > 1 else "")
+            + f"{conditions['threads']} threads, mxnet {conditions['versions'].get('mxnet', '?')}"
         )
         segment = self.counters.segments[-1]
         note(f"{segment['how']} at epoch {segment['epoch']} of {self.training.epochs}, step {segment['step']}")
@@ -396,7 +427,8 @@ class Session:
                 snapshot = checkpoint.load(path)
             except checkpoint.Damaged as error:
                 self.reporter.note(f"{error}; falling back to the one before")
-                checkpoint.set_damaged_aside(path)
+                if self.share.leads:
+                    checkpoint.set_damaged_aside(path)
                 continue
             why_not = self._why_not(snapshot)
             if why_not:
@@ -459,9 +491,12 @@ class Session:
         return snapshot, how
 
     def _note_inexactness(self, meta: dict[str, Any]) -> None:
-        then, now = ({**value, "libraries": _libraries(value["versions"])} for value in (meta, self._conditions()))
+        then, now = (
+            {"workers": 1, **value, "libraries": _libraries(value["versions"])} for value in (meta, self._conditions())
+        )
         for key, name in (
             ("threads", "threads"),
+            ("workers", "workers"),
             ("device", "device"),
             ("precision", "precision"),
             ("cpu", "processor"),
@@ -483,6 +518,7 @@ class Session:
             "device": self.devices.name,
             "precision": self.precision,
             "threads": int(os.environ["OMP_NUM_THREADS"]),
+            "workers": self.share.workers,
             "cpu": runtime.cpu_name(),
             "host": platform.node(),
             "versions": runtime.versions(),

@@ -1,0 +1,193 @@
+"""One training in several processes on this host: the same weights as one process, and never one process too many."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster_runs import Luigi, eventually, weights
+from luigi_runs import SmallChain
+
+from pipeline import checkpoint, config, launch
+from pipeline.errors import ConfigError, StageFailed
+
+
+def roles(chain: SmallChain) -> dict[str, int]:
+    """The processes of the training: `supervisor`, `scheduler`, `server`, `worker 0` …"""
+    found: dict[str, int] = {}
+    workspace = str(chain.workspace).encode()
+    for folder in Path("/proc").iterdir():
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
+            if b"pipeline.training" not in command and b"pipeline.distributed" not in command:
+                continue
+            environment = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if item)
+        except OSError:
+            continue
+        if environment.get(b"CLUSTER_TEST") != workspace:
+            continue
+        role = environment.get(b"DMLC_ROLE", b"supervisor").decode()
+        name = f"worker {environment[b'DMLC_WORKER_ID'].decode()}" if role == "worker" else role
+        found[name] = int(folder.name)
+    return found
+
+
+def start(chain: SmallChain) -> Luigi:
+    return Luigi(chain, CLUSTER_TEST=str(chain.workspace))
+
+
+def arrays(chain: SmallChain) -> dict[str, np.ndarray]:
+    """The momenta and, from the last checkpoint's sibling, the weights of the finished training."""
+    from pipeline import model
+    from pipeline.runtime import mxnet
+
+    mx = mxnet()
+    net = model.build(chain.chain().config.architecture)
+    net.load_parameters(str(chain.folder("train") / "model.params"), ctx=mx.cpu())
+    return {name: parameter.data().asnumpy() for name, parameter in model.parameters(net).items()}
+
+
+def history(chain: SmallChain) -> list[dict[str, str]]:
+    with open(chain.folder("train") / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: int) -> None:
+    # 200 images in batches of 19: ten whole ones and one of ten images; 5 epochs are 55 steps
+    chain.configure(
+        training__epochs=5,
+        training__batch_size=19,
+        training__learning_rate=0.01,
+        training__augmentation={"pad_crop": 2, "cutout": 6},
+    )
+    assert start(chain).wait() == 0
+    alone, told = arrays(chain), history(chain)
+    chain.configure(distributed={"workers": workers})
+    assert chain.luigi("TrainVGG").ran == [], "the number of workers is no reason to train again"
+    shutil.rmtree(chain.folder("train"))
+    assert start(chain).wait() == 0
+    together = arrays(chain)
+    for name, value in alone.items():
+        assert np.linalg.norm(together[name] - value) <= 1e-5 * np.linalg.norm(value), name
+    assert chain.manifest("train")["details"]["workers"] == workers
+    for one, several in zip(told, history(chain), strict=True):
+        assert float(several["train_loss"]) == pytest.approx(float(one["train_loss"]), rel=1e-4)
+        assert float(several["train_accuracy"]) == pytest.approx(float(one["train_accuracy"]), abs=0.011)
+
+
+@pytest.fixture
+def pair(chain: SmallChain) -> SmallChain:
+    """A chain that trains with two workers, writes a checkpoint every moment, and takes a while."""
+    chain.configure(distributed={"workers": 2}, training__epochs=40, training__checkpoint_seconds=0.05)
+    return chain
+
+
+def checkpoints(chain: SmallChain) -> list[Path]:
+    run = chain.chain().run()
+    assert run is not None
+    return checkpoint.paths(run.checkpoints)
+
+
+def new_checkpoint(chain: SmallChain, luigi: Luigi, before: list[Path]) -> None:
+    def written() -> bool:
+        assert luigi.process.poll() is None, luigi.log
+        return bool(checkpoints(chain)) and checkpoints(chain)[0] not in before
+
+    eventually(written, "a new checkpoint")
+
+
+#: What happens to whom; each time the same command is then run again.
+INCIDENTS = [
+    ("scheduler", signal.SIGKILL, "died of SIGKILL"),
+    ("server", signal.SIGKILL, "died of SIGKILL"),
+    ("worker 1", signal.SIGKILL, "died of SIGKILL"),
+    ("worker 0", signal.SIGKILL, "died of SIGKILL"),
+    ("supervisor", signal.SIGKILL, "was killed"),
+]
+
+
+def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
+    pair: SmallChain, with_data: SmallChain, tmp_path: Path
+) -> None:
+    for name, number, said in INCIDENTS:
+        before = checkpoints(pair)
+        luigi = start(pair)
+        new_checkpoint(pair, luigi, before)
+        everyone = roles(pair)
+        assert sorted(everyone) == ["scheduler", "server", "supervisor", "worker 0", "worker 1"]
+        os.kill(everyone[name], number)
+        moment = time.monotonic()
+        assert luigi.wait() == 30, luigi.log
+        eventually(lambda: not roles(pair), f"nobody is left after {name} got {number}", limit=60)
+        assert time.monotonic() - moment < 60
+        assert f"distributed training: {name} (process" in luigi.log or name == "supervisor"
+        assert said in luigi.log
+        assert "Traceback" not in luigi.log
+    luigi = start(pair)
+    new_checkpoint(pair, luigi, checkpoints(pair))
+    luigi.process.send_signal(signal.SIGINT)
+    assert luigi.wait() == 130, luigi.log
+    assert "checkpoint written at epoch" in luigi.log
+    eventually(lambda: not roles(pair), "nobody is left after Ctrl-C", limit=60)
+
+    last = start(pair)
+    assert last.wait() == 0, last.log
+    details = pair.manifest("train")["details"]
+    assert details["resumed"] == len(INCIDENTS) + 1
+    assert details["exact"]
+    eventually(lambda: not roles(pair), "nobody is left at the end", limit=60)
+
+    undisturbed = SmallChain(tmp_path / "undisturbed", with_data.archive, pair.values)
+    luigi = start(undisturbed)
+    assert luigi.wait() == 0, luigi.log
+    assert weights(pair) == weights(undisturbed)
+    assert [row["train_loss"] for row in history(pair)] == [row["train_loss"] for row in history(undisturbed)]
+
+
+@pytest.mark.parametrize("name", ["scheduler", "server", "worker 1"])
+def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CLUSTER_TEST", str(pair.workspace))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    chain, frozen = pair.chain(), []
+    run = chain.run()
+    assert run is not None
+
+    def freeze(event: dict[str, Any]) -> None:
+        if not frozen and re.search(r"epoch \d+/", event.get("message", "")):
+            frozen.append(roles(pair)[name])
+            os.kill(frozen[0], signal.SIGSTOP)
+
+    with pytest.raises(StageFailed, match=f"distributed training: {name} .* hangs: no sign of life"):
+        launch.run_stage("train", chain, log=run.log("train"), on_event=freeze, options={"hanging_seconds": 10})
+    assert not roles(pair)
+
+
+def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: SmallChain) -> None:
+    luigi = start(pair)
+    new_checkpoint(pair, luigi, [])
+    luigi.process.send_signal(signal.SIGINT)
+    assert luigi.wait() == 130, luigi.log
+    pair.configure(distributed={"workers": 1})
+    luigi = start(pair)
+    assert luigi.wait() == 0, luigi.log
+    assert "exactness is off: workers 2 -> 1 when resumed at step" in luigi.log
+
+
+def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.MonkeyPatch, pair: SmallChain) -> None:
+    from pipeline import distributed
+
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    wanted = config.load(pair.config)
+    with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: give srun --ntasks=2"):
+        distributed.place(wanted, launched=True)
+    assert distributed.place(wanted, launched=False).ranks == (0, 1)

@@ -65,12 +65,12 @@ def test_luigi_understands_every_line_of_the_sample(prepared: SmallChain, tmp_pa
 
 
 def test_a_task_that_fails_is_tried_three_times_and_then_left_alone(prepared: SmallChain, tmp_path: Path) -> None:
-    """The sample's retry policy, with the minute between two tries made short."""
+    """The sample's retry policy, with the minutes between two tries made short."""
     _needs_luigids_packages()
     file = _luigi_cfg(tmp_path)
     text = (
         file.read_text()
-        .replace("retry_delay = 60", "retry_delay = 0")
+        .replace("retry_delay = 60", "retry_delay = 0\nprune_on_get_work = true")
         .replace("wait_interval = 5", "wait_interval = 1")
     )
     file.write_text(text)

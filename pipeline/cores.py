@@ -9,10 +9,22 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores that this process may really use: its affinity mask, capped by the cgroup's CPU quota."""
+    """Cores that this process may really use: its affinity mask, capped by the cgroup's CPU quota and by Slurm's grant.
+
+    A Slurm without the affinity or cgroup plugin grants cores without enforcing it.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota()
-    return max(1, min(cores, math.ceil(quota)) if quota else cores)
+    limits = [math.ceil(limit) for limit in (cgroup_quota(), slurm_grant(os.environ)) if limit]
+    return max(1, min([cores, *limits]))
+
+
+def slurm_grant(environment: Mapping[str, str]) -> int | None:
+    """Cores that Slurm granted to this task, or None outside of a job and where it does not tell."""
+    if "SLURM_STEP_ID" not in environment:
+        return None
+    alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"
+    told = environment.get("SLURM_CPUS_PER_TASK") or (environment.get("SLURM_CPUS_ON_NODE") if alone else None)
+    return int(told) if told and told.isdigit() else None
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> float | None:

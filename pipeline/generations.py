@@ -210,7 +210,8 @@ def prune(chain: Chain, generations: list[Generation]) -> tuple[list[str], list[
         stamp = manifest.now().replace(":", "")
         target = chain.workspace.trash / f"{stamp}-{item.run.dataset_id}-{item.run.run_id}"
         try:
-            with locks.hold(item.run.lock("train"), f"generation {item.name}", wait=False):
+            what = f"generation {item.name}"
+            with locks.hold(item.run.lock("train"), what, False), locks.hold(item.run.job_lock, what, False):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(item.run.root, target)
         except AlreadyRunning as error:

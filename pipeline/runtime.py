@@ -6,6 +6,7 @@ The one module through which the others get `mx`. Every way in which it cannot w
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import sys
@@ -81,7 +82,6 @@ def native_library() -> Any:
     os.environ.update(thread_environment(os.environ))
     _preload_cuda_libraries()
     import ctypes
-    import importlib.util
 
     package = importlib.util.find_spec("mxnet")
     assert package is not None
@@ -191,7 +191,9 @@ def _check_packages() -> None:
 
 def _installed_mxnets() -> list[str]:
     names = {(item.metadata["Name"] or "").lower() for item in metadata.distributions()}
-    return sorted(name for name in names if re.fullmatch(r"mxnet(-cu\d+)?", name))
+    found = sorted(name for name in names if re.fullmatch(r"mxnet(-cu\d+)?", name))
+    # A container's own build may come without a distribution of that name.
+    return found or (["mxnet"] if importlib.util.find_spec("mxnet") else [])
 
 
 def _preload_cuda_libraries() -> None:
@@ -199,7 +201,6 @@ def _preload_cuda_libraries() -> None:
     if not any(name.startswith("mxnet-cu11") for name in _installed_mxnets()):
         return
     import ctypes
-    import importlib.util
 
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec else []
@@ -243,7 +244,8 @@ def _count_gpus(mx: Any) -> int:
 
 def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
     """The GPUs of these numbers, each of which has computed something."""
-    if not any(name.startswith("mxnet-cu") for name in _installed_mxnets()):
+    wheel = any(name.startswith("mxnet-cu") for name in _installed_mxnets())
+    if not wheel and not mx.runtime.Features().is_enabled("CUDA"):
         raise DeviceError(
             f"device: found {device}, but the installed mxnet has no GPU code: run make gpu, or device: cpu"
         )
@@ -262,7 +264,8 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
     for number in ids:
         if number >= count:
             raise DeviceError(f"device: found {device}, but only gpu:0 to gpu:{count - 1} are visible here")
-        _check_capability(number)
+        if wheel:  # another build, such as the one in NVIDIA's container, has code for other cards
+            _check_capability(number)
         try:
             (mx.nd.ones((2, 2), ctx=mx.gpu(number)) + 1).asnumpy()
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -67,7 +68,10 @@ class SetAside(Command):
         run = chain.run()
         lock = run.lock(self.stage) if run and self.stage != "dataset" else chain.workspace.lock(folder.name)
         try:
-            with locks.hold(lock, f"{self.stage} {chain.run_id}", wait=False):
+            with contextlib.ExitStack() as held:
+                held.enter_context(locks.hold(lock, f"{self.stage} {chain.run_id}", wait=False))
+                if run and self.stage == "train":
+                    held.enter_context(locks.hold(run.job_lock, f"train {chain.run_id}", wait=False))
                 trash.mkdir(parents=True, exist_ok=True)
                 os.rename(folder, target)
         except OSError as error:
@@ -128,6 +132,14 @@ def verify(workspace: Workspace) -> tuple[list[str], int]:
     return found, files
 
 
+def _worker_on(chain: Chain, stage: str) -> dict[str, object] | None:
+    """Who works on a stage: the command that asked for it, else a job that outlived its command."""
+    run = chain.run()
+    if run is None:
+        return None
+    return locks.holder(run.lock(stage)) or (locks.holder(run.job_lock) if stage == "train" else None)
+
+
 def status_lines(chain: Chain, config_path: str) -> list[str]:
     """The lines of `Status`."""
     data = chain.config.data
@@ -147,7 +159,7 @@ def status_lines(chain: Chain, config_path: str) -> list[str]:
         else:
             made = (chain.manifest(stage) or {}).get("created", "")
             lines.append(f"  {stage:<9} done      {made}  {chain.folder(stage)}")
-        if stage != "dataset" and chain.run() and (owner := locks.holder(chain.run().lock(stage))):  # type: ignore[union-attr]
+        if stage != "dataset" and (owner := _worker_on(chain, stage)):
             lines.append(f"            being worked on by {locks.describe(owner)}")
     pointer = current.read(chain.workspace.current(chain.config))
     if pointer:

@@ -67,3 +67,11 @@ def test_the_users_own_number_of_threads_wins(monkeypatch):
     assert cores.thread_environment({}) == {"OMP_NUM_THREADS": "6"}
     assert cores.thread_environment({"OMP_NUM_THREADS": ""}) == {"OMP_NUM_THREADS": "6"}
     assert cores.thread_environment({"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}
+
+
+def test_in_a_slurm_job_the_granted_cores_count():
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_ON_NODE": "4"}
+    assert cores.slurm_grant(step) == 4
+    assert cores.slurm_grant({**step, "SLURM_CPUS_PER_TASK": "2"}) == 2
+    assert cores.slurm_grant({**step, "SLURM_STEP_NUM_TASKS": "2"}) is None
+    assert cores.slurm_grant({"SLURM_CPUS_ON_NODE": "4"}) is None

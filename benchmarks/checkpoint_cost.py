@@ -1,27 +1,26 @@
 """What checkpoints cost: full-width VGG-11 (`config/vgg11.yaml`) in the real training process.
 
 Trains with a checkpoint every `--every` seconds and without any, in turns; the difference by the number of
-checkpoints is what one costs, and that by 60 is the share at the default `checkpoint_seconds`. Then kills everything
-and takes the time from the restart to the first new step. Needs a quiet machine: about five minutes on two cores.
+checkpoints is what one costs, and that by 60 is the share at the default `checkpoint_seconds`. Then ends a training
+and takes the time from the restart to its first new step. Needs a quiet machine: about six minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import bench
 
-from pipeline import config, launch, model, stage
+from pipeline import config, launch, model
 from pipeline.chain import Chain
 from pipeline.files import human_size
 from pipeline.workspace import Workspace
@@ -130,39 +129,36 @@ def train(chain: Chain, folder: Path, watch: Watch) -> float:
     return result["details"]["seconds"]
 
 
+class _Enough(Exception):
+    """Raised in the middle of a training: its process then ends as when its parent dies."""
+
+
 def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> float:
-    """Kill a training after its first checkpoint, start it again; seconds until its first step is done."""
+    """End a training after its first checkpoint, start it again; seconds until its first step is done."""
     chain = chain_of(options, folder, f"restart{number}", 1.0)
     run = chain.run()
     assert run is not None
-    child = subprocess.Popen(
-        launch.command("train"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=launch._environment(),
-    )  # fmt: skip
-    assert child.stdin
-    import json
 
-    child.stdin.write(json.dumps(stage.request(chain)).encode() + b"\n")
-    child.stdin.flush()
-    while not list(run.checkpoints.glob("step-*.npz")):
-        time.sleep(0.01)
-        assert child.poll() is None, "the training ended before its first checkpoint"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    started = time.monotonic()
-    first: list[float] = []
+    def until(enough: Callable[[], object]) -> float:
+        """Seconds from the start of the process to the first progress at which `enough` says so."""
+        started = time.monotonic()
+        moment = 0.0
 
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "progress" and not first:
-            first.append(time.monotonic() - started)
-            os.kill(os.getpid(), signal.SIGTERM)
+        def on_event(event: dict[str, Any]) -> None:
+            nonlocal moment
+            if event["event"] == "progress" and enough():
+                moment = time.monotonic()
+                raise _Enough
 
-    try:
-        launch.run_stage("train", chain, log=folder / "restart.log", on_event=on_event)
-    except launch.Stopped:
-        pass
-    assert "resumed from" in (folder / "restart.log").read_text()
-    return first[0]
+        with contextlib.suppress(_Enough):
+            launch.run_stage("train", chain, log=folder / f"restart{number}.log", on_event=on_event)
+        assert moment, "the training ended too early"
+        return moment - started
+
+    until(lambda: list(run.checkpoints.glob("step-*.npz")))
+    seconds = until(lambda: True)  # a training tells its progress after its first step
+    assert "resumed from" in (folder / f"restart{number}.log").read_text()
+    return seconds
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ def kill_in(place: Place, stage: str, delay: float, everything: bool) -> str | N
         time.sleep(0.005)
     with contextlib.suppress(subprocess.TimeoutExpired):
         command.process.wait(delay)
-    killed_in = now_at(place) if command.code is None else None
+    running = [event["stage"] for event in place.events() if event["event"] == "started"][-1]
+    killed_in = running if command.code is None else None
     pull_the_plug(command) if everything else command.kill()
     return killed_in
 
@@ -195,7 +196,7 @@ def finished_files(place: Place) -> dict[Path, tuple[int, str]]:
 
 
 def lost(before: dict[Path, tuple[int, str]]) -> int:
-    """Bytes of files that were finished before and are not there as they were."""
+    """Bytes of files that were finished (`finished_files`) and are not there as they were."""
     gone = 0
     for path, (size, digest) in before.items():
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -212,6 +213,7 @@ def suffer(ground: Ground, fault: Callable[[Ground], Place], name: str) -> Row:
     try:
         place = fault(ground)
         row.tries, row.survived = 1, 1
+        row.bytes_lost = lost(finished_files(place))
         row.identical = int(place.digest() == ground.digest)
     except CannotHere as reason:
         row.notes.append(f"not tried: {reason}")
@@ -398,7 +400,7 @@ def full_disk(stage: str) -> Callable[[Ground], Place]:
         with small_disk(ground.folder / f"disk-{stage}") as disk:
             done = ground.fresh(*STAGES[: STAGES.index(stage)])
             place = copy_of(done, ground.folder / f"commands-{stage}", disk / "artifacts")
-            filler = fill(disk, 40_000)
+            filler = fill(disk, 0 if stage == "evaluate" else 40_000)  # it writes the least
             task = "Export" if stage == "export" else "Evaluate" if stage == "evaluate" else "Report"
             command = place.run(task).check(30)
             assert command.output.count(FULL) == 1, command.output

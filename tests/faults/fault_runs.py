@@ -76,7 +76,7 @@ def tiny_config(archive: Path, **training: Any) -> dict[str, Any]:
         "normalize": True,
         "validation_images": 40,
         "augmentation": {"pad_crop": 2, "flip": "random", "cutout": 4},
-        "checkpoint_seconds": 0.05,
+        "checkpoint_seconds": 0.1,
         **training,
     }
     return {

@@ -61,6 +61,7 @@ def test_two_mxnets_are_refused(tmp_path, monkeypatch):
 
 def test_no_mxnet_is_refused(monkeypatch):
     monkeypatch.setattr(runtime.metadata, "distributions", list)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
     assert refused() == "mxnet is not installed: pip install mxnet==1.9.1"
 
 

@@ -80,6 +80,7 @@ class Network:
         Learned parameters and momenta are the same on every device; running statistics are not and get a name
         each (`0.1.running_mean@1` for the second device).
         """
+        self._settle()
         parameters: dict[str, np.ndarray] = {}
         for name, parameter in self.parameters.items():
             copies = parameter.list_data()
@@ -268,9 +269,18 @@ class Network:
             self._shadow = model.build(self._architecture)
             self._shadow.initialize(ctx=self.devices.contexts[:1])
             self._shadow.hybridize(static_alloc=True, static_shape=True)
+        self._settle()
         for name, copy in model.parameters(self._shadow).items():
             self.parameters[name].list_data()[0].copyto(copy.list_data()[0])
         return self._shadow
+
+    def _settle(self) -> None:
+        """Wait for everything in flight before the weights are read.
+
+        MXNet orders a read of batch norm's running statistics after the forward pass that belongs to them, but not
+        after the backward pass, which is what updates them: read at once, they are those of an earlier step.
+        """
+        self.mx.nd.waitall()
 
     def _throttle(self) -> None:
         # Waiting for the step before bounds the queue, and so the memory, without draining it.

@@ -23,7 +23,6 @@ def test_validation_right_after_a_step_uses_the_running_statistics_of_that_step(
     network.start_epoch([])
     for step in range(4):
         network.step(norm.apply(images), labels, 0.1, step)
-        network.sums()  # waits for the forward pass alone
         at_once = network.evaluate(images, labels, norm, 64)
         runtime.mxnet().nd.waitall()
         assert at_once == network.evaluate(images, labels, norm, 64)

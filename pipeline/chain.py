@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import manifest
 from pipeline.config import Config, Data, differences, to_dict
 from pipeline.files import read_json
-from pipeline.workspace import RUN_STAGES, Run, Workspace, run_id
+from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, run_id
 
 #: Which stages' files each stage reads.
 UPSTREAM = {
@@ -103,6 +103,10 @@ class Chain:
 
     def why(self, stage: str) -> list[str]:
         """Why `stage` itself has to run, given what its inputs are now. Empty: it is done."""
+        reasons = self._why(stage)
+        return reasons + self._nearest_run() if stage == "train" and reasons == ["not made yet"] else reasons
+
+    def _why(self, stage: str) -> list[str]:
         if stage == "dataset":
             return self._why_dataset()
         folder = self.folder(stage)
@@ -113,25 +117,39 @@ class Chain:
         missing = [name for name, value in self.inputs(stage).items() if value is None]
         if missing:
             return [f"its input {', '.join(missing)} is not there yet"]
-        return manifest.problems(folder, stage, self.inputs(stage))
+        return self.problems(stage, folder)
+
+    def problems(self, stage: str, folder: Path) -> list[str]:
+        """Why the manifest and the files in `folder` are not those of a finished `stage`, as its inputs are now."""
+        here_only = self.workspace.unpublished(folder / MANIFEST)
+        return here_only + manifest.problems(folder, stage, self.inputs(stage), self.workspace.size)
 
     def complete(self, stage: str) -> bool:
         """True when `stage` and everything before it is done."""
-        return not self.why(stage) and all(self.complete(before) for before in UPSTREAM.get(stage, ()))
+        return not self._why(stage) and all(self.complete(before) for before in UPSTREAM.get(stage, ()))
 
     def _why_dataset(self) -> list[str]:
         data, record = self.config.data, self.source_record()
         if record is None:
             return [f"nothing was made from {shown_source(data)} yet"]
         present = source_stat(data)
-        if present is not None and record.get("stat") != present:
+        if present is not None and record.get("stat") != present and self.seen_here() != (record["digest"], present):
             return [f"{shown_source(data)} changed since the data set was made from it"]
-        return manifest.problems(self.workspace.dataset(record["dataset"]), "dataset", {})
+        pointer = self.workspace.source_pointer(data)
+        return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
+
+    def seen_here(self) -> tuple[str, Any] | None:
+        """For a workspace in a store: the digest that the source on this host, in that state, was found to have.
+
+        Modification times are each host's own.
+        """
+        value = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
+        return (value["digest"], value["stat"]) if isinstance(value, dict) else None
 
     def _why_train(self, folder: Path) -> list[str]:
-        reasons = manifest.problems(folder, "train", self.inputs("train"))
+        reasons = self.problems("train", folder)
         if reasons:
-            return reasons + self._nearest_run() if reasons == ["not made yet"] else reasons
+            return reasons
         trained = trained_epochs(manifest.read(folder))
         wanted = self.config.training.epochs
         if trained < wanted:

@@ -7,6 +7,7 @@ and the runs that were current before it, so that a roll back finds its way. Imp
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,12 +69,14 @@ def run_of(workspace: Workspace, entry: Entry) -> Run:
 def problems(workspace: Workspace, entry: Entry) -> list[str]:
     """Why the run of `entry` cannot be used as it was when it was promoted; empty when it can."""
     folder = run_of(workspace, entry).stage("train")
+    if workspace.mirror:
+        workspace.mirror.know_folders([folder, folder.parent / "evaluate"])
     train = manifest.read(folder)
     if train is None:
         return [f"{entry.run}/train is gone or not finished"]
     if manifest.digest(train, "model.params") != entry.weights_sha256:
         return [f"the weights in {entry.run}/train are other ones now than those that were promoted"]
-    return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train)]
+    return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.size)]
 
 
 def set_current(path: Path, entry: Entry) -> Pointer:
@@ -110,12 +113,22 @@ def entry_of(run: Run, generation: str) -> Entry | None:
     )
 
 
+def lock_name(chain: Chain) -> str:
+    """The name of the lock of the chain's pointer."""
+    return f"current.{chain.config.data.name}.{chain.config.architecture.name}"
+
+
 @contextlib.contextmanager
 def held(chain: Chain, wait: bool) -> Iterator[None]:
-    """Hold the lock of the chain's pointer while it is read and replaced."""
-    name = f"current.{chain.config.data.name}.{chain.config.architecture.name}"
-    with locks.hold(chain.workspace.lock(name), "the choice of the current model", wait):
+    """Hold the lock of the chain's pointer while it is read and replaced; of one in a store, publish it then."""
+    mirror, path = chain.workspace.mirror, chain.workspace.current(chain.config)
+    with locks.hold(chain.workspace.lock(lock_name(chain)), "the choice of the current model", wait, mirror=mirror):
+        if mirror is None:
+            yield
+            return
+        mirror.know_folders([path.parent], since=time.monotonic())
         yield
+        mirror.publish_file(path)
 
 
 def about(chain: Chain) -> dict[str, str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
+from collections.abc import Iterable
 from typing import Any
 
+from pipeline.errors import PipelineError
 from pipeline.manifest import now
 from pipeline.workspace import Workspace
 
@@ -26,12 +29,35 @@ def record(workspace: Workspace, event: str, **about: Any) -> None:
 
 
 def read(workspace: Workspace) -> list[dict[str, Any]]:
-    """All events in order; lines that a power cut left unfinished are skipped."""
-    events = []
+    """All events in order, in a store those of every host; lines that a power cut left unfinished are skipped."""
+    lines: list[str] = []
     with contextlib.suppress(OSError):
-        for line in workspace.events.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                value = json.loads(line)
-                if isinstance(value, dict):
-                    events.append(value)
+        lines += workspace.events.read_text(errors="replace").splitlines()
+    if workspace.mirror is None:
+        return _parsed(lines)
+    store = workspace.mirror.store
+    for content in store.read_many(store.find("events")).values():
+        lines += content.decode(errors="replace").splitlines()
+    return sorted(_parsed(dict.fromkeys(lines)), key=lambda event: str(event.get("time")))
+
+
+def publish(workspace: Workspace) -> None:
+    """Put this host's events of the present hour into the workspace's store, if it is in one: an object an hour."""
+    if workspace.mirror is None:
+        return
+    hour = now()[:13]
+    who = hashlib.sha256(str(workspace.root).encode()).hexdigest()[:8]
+    with contextlib.suppress(OSError, PipelineError):
+        lines = workspace.events.read_text(errors="replace").splitlines(keepends=True)
+        recent = "".join(line for line in lines if f'"time": "{hour}' in line[:40])
+        workspace.mirror.store.write(f"events/{hour}-{socket.gethostname()}-{who}.jsonl", recent.encode())
+
+
+def _parsed(lines: Iterable[str]) -> list[dict[str, Any]]:
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                events.append(value)
     return events

@@ -7,7 +7,6 @@ a timer that finds nothing due must be done in a moment.
 from __future__ import annotations
 
 import datetime
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ def unfinished(chain: Chain) -> list[str]:
         if stage == "dataset" or folder is None:
             reasons = chain.why(stage)
         else:
-            reasons = manifest.problems(folder, stage, chain.inputs(stage))
+            reasons = chain.problems(stage, folder)
         if reasons:
             return [f"{stage}: {reason}" for reason in reasons]
     return []
@@ -102,6 +101,9 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
 
     Repetitions of a training with another seed are none.
     """
+    if workspace.mirror:
+        names = f"{config.data.name}-*", f"{config.architecture.name}-*@*"
+        workspace.mirror.know_runs(*names, ("train", "evaluate", "promote"))
     data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
     pattern = re.compile(rf"{data}-[0-9a-f]{{8}}/{architecture}-[0-9a-f]{{8}}@.+")
     found = []
@@ -116,6 +118,28 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
         outcome = (decision(run) or {}).get("outcome", "")
         found.append(Generation(run.generation, run, train["created"], accuracy, outcome))
     return sorted(found, key=lambda item: (item.trained, item.name), reverse=True)
+
+
+def previous(run: Run, train: dict[str, Any]) -> Run | None:
+    """The newest generation that was begun before this run (`train` is its manifest).
+
+    The same training with another seed is none.
+    """
+    if generation_seed(run.generation) is not None:
+        return None
+    found = []
+    for other in run.generations():
+        before = manifest.read(other.stage("train"))
+        if before is None or generation_seed(other.generation) is not None:
+            continue
+        if _begun(before) < _begun(train):
+            found.append((_begun(before), other.run_id, other))
+    return max(found)[2] if found else None
+
+
+def _begun(train: dict[str, Any]) -> str:
+    """When a training was begun; going on with it later does not make it a newer generation."""
+    return train["details"]["segments"][0]["started"]
 
 
 def decision(run: Run) -> dict[str, Any] | None:
@@ -206,20 +230,20 @@ def prune(chain: Chain, generations: list[Generation]) -> tuple[list[str], list[
     """Move generations to the trash; gives where they went, and lines about those that are being worked on."""
     moved, left = [], []
     for item in generations:
-        started, size = time.monotonic(), size_of(item.run.root)
+        started, size = time.monotonic(), chain.workspace.size_of(item.run.root)
         stamp = manifest.now().replace(":", "")
         target = chain.workspace.trash / f"{stamp}-{item.run.dataset_id}-{item.run.run_id}"
         try:
-            what = f"generation {item.name}"
-            with locks.hold(item.run.lock("train"), what, False), locks.hold(item.run.job_lock, what, False):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(item.run.root, target)
+            what, mirror = f"generation {item.name}", chain.workspace.mirror
+            lock = locks.hold(item.run.lock("train"), what, False, mirror=mirror)
+            with lock, locks.hold(item.run.job_lock, what, False):
+                chain.workspace.move(item.run.root, target)
         except AlreadyRunning as error:
             left.append(str(error))
             continue
         except OSError as error:
             raise from_os_error(error, "move a generation to the trash") from error
-        moved.append(str(target))
+        moved.append(chain.workspace.shown(target))
         events.record(
             chain.workspace,
             "pruned",
@@ -227,12 +251,7 @@ def prune(chain: Chain, generations: list[Generation]) -> tuple[list[str], list[
             run=item.run.place,
             generation=item.name,
             bytes=size,
-            to=str(target),
+            to=chain.workspace.shown(target),
             seconds=round(time.monotonic() - started, 3),
         )
     return moved, left
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

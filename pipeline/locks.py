@@ -17,10 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import AlreadyRunning
 from pipeline.files import read_json
 from pipeline.manifest import now
+
+if TYPE_CHECKING:
+    from pipeline.mirror import Mirror
 
 #: Seconds to wait for the last process of a command that was killed: it still writes its checkpoint.
 ENDING_SECONDS = 30.0
@@ -48,13 +52,19 @@ def describe(value: dict[str, object]) -> str:
 
 @contextlib.contextmanager
 def hold(
-    path: Path, what: str, wait: bool, waiting: Callable[[str], None] | None = None, at_most: float = math.inf
+    path: Path,
+    what: str,
+    wait: bool,
+    waiting: Callable[[str], None] | None = None,
+    at_most: float = math.inf,
+    mirror: Mirror | None = None,
 ) -> Iterator[int]:
     """Hold the lock at `path`; gives its file descriptor, to be inherited by the processes that do the work.
 
     When another live process has it: with `wait` call `waiting` once with a line about who has it and wait
     `at_most` so many seconds, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its
-    child ends by itself.
+    child ends by itself. With a `mirror` the lock of the same name in its store is held as well: other hosts have
+    other files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -63,7 +73,11 @@ def hold(
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(record).encode(), 0)
-        yield descriptor
+        if mirror is None:
+            yield descriptor
+            return
+        with mirror.hold(path.stem, what, wait, waiting or (lambda line: None)):
+            yield descriptor
     finally:
         os.close(descriptor)
 

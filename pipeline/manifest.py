@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,18 @@ def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:
     return manifest["files"].get(name, {}).get("sha256")
 
 
-def problems(folder: Path, stage: str, inputs: Mapping[str, str | None]) -> list[str]:
-    """Why the stage in `folder` does not count as complete for `inputs`; empty when it does."""
+def size_here(path: Path) -> int:
+    """The size of a file in bytes. Raises `OSError` when it is not there."""
+    return path.stat().st_size
+
+
+def problems(
+    folder: Path, stage: str, inputs: Mapping[str, str | None], size: Callable[[Path], int] = size_here
+) -> list[str]:
+    """Why the stage in `folder` does not count as complete for `inputs`; empty when it does.
+
+    `size` tells the size of a file: `Workspace.size`, unless it is known that the files are here.
+    """
     manifest = read(folder)
     if manifest is None:
         if (folder / MANIFEST).exists():
@@ -72,31 +82,41 @@ def problems(folder: Path, stage: str, inputs: Mapping[str, str | None]) -> list
         return ["not made yet"] if not folder.exists() else ["not finished yet"]
     if manifest.get("version") != STAGE_VERSIONS[stage]:
         return [f"made by version {manifest.get('version')} of this stage, now {STAGE_VERSIONS[stage]}"]
-    return file_problems(folder, manifest) + _input_problems(manifest["inputs"], inputs)
+    return file_problems(folder, manifest, size) + _input_problems(manifest["inputs"], inputs)
 
 
-def file_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def file_problems(folder: Path, manifest: Mapping[str, Any], size: Callable[[Path], int] = size_here) -> list[str]:
     """Which recorded files are missing or have another size."""
     found = []
     for name, recorded in manifest["files"].items():
         try:
-            size = (folder / name).stat().st_size
+            found_size = size(folder / name)
         except OSError:
             found.append(f"{folder.name}/{name} is missing")
             continue
-        if size != recorded["size"]:
-            found.append(f"{folder.name}/{name} has {human_size(size)} ({size}), its manifest says {recorded['size']}")
+        if found_size != recorded["size"]:
+            has = f"{human_size(found_size)} ({found_size})"
+            found.append(f"{folder.name}/{name} has {has}, its manifest says {recorded['size']}")
     return found
 
 
-def damage(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+def damage(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    size: Callable[[Path], int] = size_here,
+    sha256: Callable[[Path], str] = sha256_file,
+) -> list[str]:
     """As `file_problems`, and re-hashes every file and the manifest itself: finds a single flipped bit."""
-    found = file_problems(folder, manifest)
+    found = file_problems(folder, manifest, size)
     if "checksum" in manifest and manifest["checksum"] != _checksum(manifest):
         found.append(f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
     for name, recorded in manifest["files"].items():
         path = folder / name
-        if path.is_file() and path.stat().st_size == recorded["size"] and sha256_file(path) != recorded["sha256"]:
+        try:
+            whole = size(path) == recorded["size"]
+        except OSError:
+            continue
+        if whole and sha256(path) != recorded["sha256"]:
             found.append(f"{folder.name}/{name} is damaged: its content does not have the recorded SHA-256")
     return found
 

@@ -12,13 +12,19 @@ trash/                                what a user set aside
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipeline.config import Architecture, Config, Data, fingerprint
+from pipeline.files import sha256_file
+
+if TYPE_CHECKING:
+    from pipeline.mirror import Mirror
 
 MANIFEST = "manifest.json"
 
@@ -28,9 +34,47 @@ RUN_STAGES = ("train", "evaluate", "export", "report")
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder that holds data sets, runs and work in progress."""
+    """A folder that holds data sets, runs and work in progress.
+
+    With a `mirror` the workspace itself is in a store, and `root` is the folder here that mirrors it: what counts as
+    being there is what is in the store.
+    """
 
     root: Path
+    mirror: Mirror | None = field(default=None, compare=False)
+
+    def size(self, path: Path) -> int:
+        """The size of an artefact in bytes. Raises `OSError` when it is not there."""
+        return self.mirror.size(path) if self.mirror else path.stat().st_size
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of an artefact's content, which in a store is read from there."""
+        return self.mirror.sha256(path) if self.mirror else sha256_file(path)
+
+    def unpublished(self, *paths: Path) -> list[str]:
+        """In words, which of these manifests or pointers were made here and are not in the workspace's store yet."""
+        if self.mirror is None:
+            return []
+        found = [self.mirror.shown(path) for path in paths if self.mirror.unpublished(path)]
+        return [f"made here, but not in the store yet: {shown}" for shown in found]
+
+    def shown(self, path: Path) -> str:
+        """A path of the workspace as people find it: in a store, its address there."""
+        return self.mirror.shown(path) if self.mirror else str(path)
+
+    def move(self, folder: Path, target: Path) -> None:
+        """Move a folder within the workspace. Raises `OSError`, or `PipelineError` from a store."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self.mirror:
+            self.mirror.move(folder, target)
+        else:
+            os.rename(folder, target)
+
+    def size_of(self, folder: Path) -> int:
+        """Bytes of all files below a folder."""
+        if self.mirror:
+            return sum(stored.size for stored in self.mirror.below(folder).values())
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
     @property
     def runs(self) -> Path:
@@ -60,6 +104,10 @@ class Workspace:
     def source_pointer(self, data: Data) -> Path:
         """The file that says which data set came out of this source."""
         return self.root / "datasets" / "sources" / f"{data.name}-{source_key(data)}.json"
+
+    def seen_source(self, data: Data) -> Path:
+        """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""
+        return self.work / "sources" / self.source_pointer(data).name
 
     def current(self, config: Config) -> Path:
         """The file that says which run is the promoted one, of all that trained this architecture on this data set.

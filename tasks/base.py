@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import luigi
 from luigi.parameter import ParameterVisibility
 
 from pipeline import config as configuration
-from pipeline import events, launch, locks
+from pipeline import events, launch, locks, mirrored
 from pipeline.chain import Chain, shown_source
 from pipeline.config import Config
 from pipeline.errors import (
@@ -30,7 +31,9 @@ from pipeline.errors import (
     TrainingDiverged,
     from_os_error,
 )
+from pipeline.mirror import default_cache, mirror_at
 from pipeline.stage import COMMANDS
+from pipeline.store import check_url, is_url
 from pipeline.workspace import MANIFEST, Workspace, run_id, with_generation_seed
 from tasks import scheduler
 from tasks.defaults import (
@@ -72,7 +75,7 @@ class ChainTask(PluginTask):
     # None is positional: Luigi's Range tools take the first positional parameter for the date.
     config = luigi.Parameter(default="config/vgg11.yaml", positional=False, description="the YAML file of the run")
     workspace = luigi.Parameter(
-        default="artifacts", positional=False, description="the folder that holds data sets and runs"
+        default="artifacts", positional=False, description="the folder or URL that holds data sets and runs"
     )
     generation = luigi.Parameter(default="", positional=False, description="name of a retraining beside the first one")
     architecture = luigi.Parameter(default="", positional=False, description="filled in from the configuration")
@@ -91,6 +94,7 @@ class ChainTask(PluginTask):
         values = dict(super().get_param_values(params, args, kwargs))
         try:
             check_name("--generation", values["generation"])
+            workspace_at(values["workspace"])
             filled = _fill(values)
         except ConfigError:
             exit_with(BAD_CONFIGURATION)
@@ -107,9 +111,10 @@ class ChainTask(PluginTask):
     @property
     def chain(self) -> Chain:
         """What this task is about, for the modules of `pipeline`."""
-        return Chain(
-            Workspace(Path(self.workspace).absolute()), configuration_of(self.config, self.settings), self.generation
-        )
+        chain = Chain(workspace_at(self.workspace), configuration_of(self.config, self.settings), self.generation)
+        if chain.workspace.mirror:
+            chain.workspace.mirror.know([chain])
+        return chain
 
 
 class StageTask(ChainTask):
@@ -118,19 +123,21 @@ class StageTask(ChainTask):
     stage = ""
     accepts_messages = True
     disable_hard_timeout = None
+    gave_up = False
 
     def complete(self) -> bool:
         """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
         take_signals()
         try:
-            return self.chain.complete(self.stage)
+            chain = self.chain
+            return chain.complete(self.stage) or (looked_again(chain) and chain.complete(self.stage))
         except PipelineError as error:
             scheduling_failed(error)
             raise
 
     def output(self) -> luigi.LocalTarget:
         folder = self.chain.folder(self.stage)
-        unknown = Path(self.workspace) / "runs" / "data set not known yet" / self.chain.run_id / self.stage
+        unknown = self.chain.workspace.runs / "data set not known yet" / self.chain.run_id / self.stage
         return luigi.LocalTarget(str((folder or unknown) / MANIFEST))
 
     @property
@@ -144,7 +151,11 @@ class StageTask(ChainTask):
         chain = self.chain
         try:
             with self._locked(chain) as lock:
+                mirrored.refresh(chain)
                 reasons = chain.why(self.stage)
+                if reasons and mirrored.publish_finished(chain, self.stage):
+                    log.info("%s: was made here before, is published now", self.what)
+                    return
                 if not reasons:
                     log.info("%s: done meanwhile, nothing to do", self.what)
                     return
@@ -153,6 +164,11 @@ class StageTask(ChainTask):
         except AlreadyRunning:
             exit_with(return_code("already_running"))
             raise
+        except Interrupted as error:
+            if chain.workspace.mirror is None or not chain.workspace.mirror.lost:
+                raise
+            exit_with(return_code("already_running"))
+            raise AlreadyRunning(f"{self.what}: another host took it over, as this one could not be heard") from error
         except TrainingDiverged:
             ask_for_no_more_work()  # with keep_alive Luigi would try it again and again, to the same end
             raise
@@ -185,7 +201,8 @@ class StageTask(ChainTask):
 
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
         try:
-            with recorded(chain.workspace, reasons, **about):
+            options = self.options(chain)
+            with recorded(chain.workspace, reasons, **about), mirrored.at_work(chain, self.stage, options):
                 launch.run_stage(
                     self.stage,
                     chain,
@@ -194,7 +211,7 @@ class StageTask(ChainTask):
                     take_commands=self._commands,
                     launcher=self.launcher(chain),
                     inherit=[lock],
-                    options=self.options(chain),
+                    options=options,
                 )
         finally:
             voice.close()
@@ -207,13 +224,18 @@ class StageTask(ChainTask):
             path = chain.workspace.lock(chain.workspace.source_pointer(chain.config.data).stem)
         else:
             path = run.lock(self.stage)
-        with locks.hold(path, self.what, vgg().overlap == "wait", log.info) as descriptor:
+        wait, mirror = vgg().overlap == "wait", chain.workspace.mirror
+        with locks.hold(path, self.what, wait, log.info, mirror=mirror) as descriptor:
             yield descriptor
 
     def _commands(self) -> list[str]:
         """Words for the child out of the scheduler's messages; unknown ones are answered."""
         words: list[str] = []
         messages = getattr(self, "scheduler_messages", None)
+        mirror = self.chain.workspace.mirror
+        if mirror is not None and mirror.lost and not self.gave_up:
+            words.append("stop")  # another host goes on with it
+            self.gave_up = True
         while messages is not None and not messages.empty():
             message = messages.get()
             word = str(message.content).strip()
@@ -223,6 +245,32 @@ class StageTask(ChainTask):
             if word in known:
                 words.append(word)
         return words
+
+
+#: Workspaces in a store, by their address.
+_workspaces: dict[str, Workspace] = {}
+
+
+def workspace_at(address: str) -> Workspace:
+    """The workspace in a folder, or in a store when `address` is a URL; raises `ConfigError` for one that cannot be."""
+    if not is_url(address):
+        return Workspace(Path(address).absolute())
+    if address not in _workspaces:
+        settings = vgg()
+        cache = Path(settings.cache).expanduser() if settings.cache else default_cache()
+        mirror = mirror_at(check_url(address), cache, settings.patience_seconds, settings.stale_seconds)
+        _workspaces[address] = Workspace(mirror.root, mirror)
+    return _workspaces[address]
+
+
+def looked_again(*chains: Chain) -> bool:
+    """Before a no about a workspace in a store: True when that was looked at anew, as others may have been at work."""
+    mirror = chains[0].workspace.mirror
+    if mirror is None:
+        return False
+    if multiprocessing.parent_process() and mirror.process != os.getpid():  # forked by Luigi for one task
+        mirror.process, mirror.doubtful_before = os.getpid(), time.monotonic()
+    return mirror.know(chains, since=mirror.doubtful_before)
 
 
 @contextlib.contextmanager
@@ -236,12 +284,14 @@ def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator
         outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
         seconds = round(time.monotonic() - started, 3)
         events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
+        events.publish(workspace)
         if isinstance(error, launch.Stopped):
             exit_with(128 + error.signal)
             if multiprocessing.parent_process():  # Luigi forked this process: it ends like any other failure
                 raise Interrupted(str(error)) from None
         raise
     events.record(workspace, "finished", **about, seconds=round(time.monotonic() - started, 3))
+    events.publish(workspace)
 
 
 def configuration_of(path: str, settings: str) -> Config:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import luigi
 
-from pipeline import comparison, launch, locks
+from pipeline import comparison, launch, locks, mirrored
+from pipeline.chain import Chain
 from pipeline.comparison import Comparison
 from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, from_os_error
 from pipeline.files import read_json
-from pipeline.workspace import MANIFEST, Workspace
-from tasks.base import PluginTask, StageTask, check_name, recorded, remember
+from pipeline.workspace import MANIFEST
+from tasks.base import PluginTask, StageTask, check_name, looked_again, recorded, remember, workspace_at
 from tasks.defaults import (
     BAD_CONFIGURATION,
     exit_with,
@@ -35,7 +36,7 @@ class Compare(PluginTask):
 
     configs = luigi.Parameter(description="the YAML files: a JSON list of paths or patterns, or one of them")
     seeds = luigi.Parameter(default="", description="seeds to train each with, `0,1,2`; without: its own seed")
-    workspace = luigi.Parameter(default="artifacts", description="the folder that holds data sets and runs")
+    workspace = luigi.Parameter(default="artifacts", description="the folder or URL that holds data sets and runs")
     name = luigi.Parameter(default="", description="the page's folder; without: made from what is compared")
     reports = luigi.BoolParameter(default=False, description="also export each run and write its report")
     accepts_messages = False
@@ -77,7 +78,9 @@ class Compare(PluginTask):
         """True when every run is done and the page is made from them. Looks at manifests and file sizes only."""
         take_signals()
         try:
-            return self.comparison.complete()
+            compared = self.comparison
+            self._know()
+            return compared.complete() or (looked_again(*self._chains()) and compared.complete())
         except PipelineError as error:
             scheduling_failed(error)
             raise
@@ -91,7 +94,9 @@ class Compare(PluginTask):
         compared = self.comparison
         try:
             lock = compared.workspace.lock(f"comparison.{compared.name}")
-            with locks.hold(lock, f"comparison {compared.name}", vgg().overlap == "wait", log.info) as descriptor:
+            wait, mirror = vgg().overlap == "wait", compared.workspace.mirror
+            with locks.hold(lock, f"comparison {compared.name}", wait, log.info, mirror=mirror) as descriptor:
+                self._know(since=time.monotonic())
                 reasons = compared.why()
                 if reasons:
                     self._write(compared, descriptor, reasons)
@@ -102,7 +107,10 @@ class Compare(PluginTask):
             raise from_os_error(error, "use the workspace") from error
 
     def _write(self, compared: Comparison, lock: int, reasons: list[str]) -> None:
+        mirror, data = compared.workspace.mirror, compared.entries[0].chain.dataset_folder()
         with recorded(compared.workspace, reasons, stage="compare", run=compared.name):
+            if mirror is not None and data is not None:
+                mirror.fetch(data)
             launch.run_stage(
                 "compare",
                 compared.entries[0].chain,
@@ -111,26 +119,37 @@ class Compare(PluginTask):
                 inherit=[lock],
                 options=comparison.request(compared),
             )
+            mirrored.publish_folder(compared.workspace, compared.folder)
+
+    def _chains(self) -> list[Chain]:
+        return [entry.chain for entry in self.comparison.entries]
+
+    def _know(self, since: float = 0.0) -> None:
+        """Of a workspace in a store: have at hand what is there of all the runs, and of the page."""
+        compared = self.comparison
+        if compared.workspace.mirror:
+            compared.workspace.mirror.know(self._chains(), since)
+            compared.workspace.mirror.know_folders([compared.folder], since)
 
     def on_failure(self, exception: BaseException) -> Any:
         return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
 
     def headline(self) -> str:
         """Who leads and where to read more, from the finished page."""
-        folder = self.comparison.folder
+        folder, shown = self.comparison.folder, self.comparison.workspace.shown
         facts = read_json(folder / "ranking.json")
         if not facts:
-            return f"the page is in {folder}"
+            return f"the page is in {shown(folder)}"
         best = facts["ranking"][0]
         return (
             f"{best['architecture']['name']} leads {len(facts['ranking'])} configurations with "
-            f"{best['accuracy']:.2%} ({facts['dataset']['label']}); ranking: {folder / 'index.html'}"
+            f"{best['accuracy']:.2%} ({facts['dataset']['label']}); ranking: {shown(folder / 'index.html')}"
         )
 
 
 def _plan(values: dict[str, Any]) -> Comparison:
     seeds = [int(seed) for seed in values["seeds"].split(",") if seed]
-    workspace = Workspace(Path(values["workspace"]).absolute())
+    workspace = workspace_at(values["workspace"])
     return comparison.plan(json.loads(values["configs"]), seeds, workspace, values["name"], values["reports"])
 
 

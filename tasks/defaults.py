@@ -214,6 +214,17 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
         default="leave",
         description="when another process works on the same stage: leave at once (exit code 10) or wait for it",
     )
+    cache = luigi.Parameter(
+        default="",
+        description="for a workspace in a store (s3://…): the folder for copies here and work in progress; default: "
+        "luigi-vgg in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)",
+    )
+    patience_seconds = luigi.FloatParameter(
+        default=60.0, description="for how long a request that a store does not answer rightly is tried again"
+    )
+    stale_seconds = luigi.FloatParameter(
+        default=90.0, description="after how many silent seconds another host's lock in a store counts as left behind"
+    )
     report_seconds = luigi.FloatParameter(
         default=2.0, description="seconds between two progress reports to the scheduler"
     )

@@ -17,6 +17,7 @@ from luigi import interface
 from luigi.rpc import RemoteScheduler
 
 from pipeline.locks import is_gone
+from pipeline.mirror import all_mirrors
 from tasks.defaults import log, vgg
 
 #: Seconds between two questions to luigid whether another command has finished its task.
@@ -48,6 +49,8 @@ class Scheduler(_Client):
     def get_work(self, **about: Any) -> Any:
         """Ask luigid for work; when it has none although ours is not done, find out why and ask again."""
         answer = super().get_work(**about)
+        for mirror in all_mirrors():
+            mirror.doubtful_before = time.monotonic()  # what others finished may be why there is work now
         nothing = answer.get("task_id") is None and not answer["n_pending_tasks"] and not answer["running_tasks"]
         unfinished = [task_id for task_id, task in self._sent.items() if task["status"] == "PENDING"]
         if not nothing or not unfinished:

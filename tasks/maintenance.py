@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 import luigi
@@ -11,8 +10,8 @@ import luigi
 from pipeline import current, events, locks, manifest
 from pipeline.chain import STAGES, UPSTREAM, Chain, drift, shown_source
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
-from pipeline.workspace import RUN_STAGES, Workspace
-from tasks.base import ChainTask, PluginTask
+from pipeline.workspace import RUN_STAGES, Run, Workspace
+from tasks.base import ChainTask, PluginTask, workspace_at
 from tasks.defaults import exit_with
 
 DAMAGED = 4
@@ -58,9 +57,10 @@ class SetAside(Command):
             raise WorkspaceError(f"there is no finished {self.stage} of {chain.run_id} to set aside")
         trash = chain.workspace.trash
         target = trash / f"{manifest.now().replace(':', '')}-{folder.parent.name}-{folder.name}"
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        size, shown = chain.workspace.size_of(folder), chain.workspace.shown
         after = [stage for stage in STAGES if self.stage in _all_upstream(stage)]
-        print(f"{'moving' if self.confirm else 'would move'} {folder} ({size / 1e6:.1f} MB)\n  to {target}")
+        moving = "moving" if self.confirm else "would move"
+        print(f"{moving} {shown(folder)} ({size / 1e6:.1f} MB)\n  to {shown(target)}")
         print(f"  the next run makes {self.stage} again" + (f", then as needed {', '.join(after)}" if after else ""))
         if not self.confirm:
             print("  nothing was done: add --confirm to do it")
@@ -69,14 +69,15 @@ class SetAside(Command):
         lock = run.lock(self.stage) if run and self.stage != "dataset" else chain.workspace.lock(folder.name)
         try:
             with contextlib.ExitStack() as held:
-                held.enter_context(locks.hold(lock, f"{self.stage} {chain.run_id}", wait=False))
+                what, mirror = f"{self.stage} {chain.run_id}", chain.workspace.mirror
+                held.enter_context(locks.hold(lock, what, wait=False, mirror=mirror))
                 if run and self.stage == "train":
                     held.enter_context(locks.hold(run.job_lock, f"train {chain.run_id}", wait=False))
-                trash.mkdir(parents=True, exist_ok=True)
-                os.rename(folder, target)
+                chain.workspace.move(folder, target)
         except OSError as error:
             raise from_os_error(error, "move the stage to the trash") from error
-        events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=str(target))
+        events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=shown(target))
+        events.publish(chain.workspace)
 
 
 class Verify(PluginTask):
@@ -84,25 +85,22 @@ class Verify(PluginTask):
 
     without_scheduler = True
 
-    workspace = luigi.Parameter(default="artifacts", description="the folder that holds data sets and runs")
+    workspace = luigi.Parameter(default="artifacts", description="the folder or URL that holds data sets and runs")
     done = False
 
     def complete(self) -> bool:
         return self.done
 
     def run(self) -> None:
-        workspace = Workspace(Path(self.workspace).absolute())
+        workspace = workspace_at(self.workspace)
+        place = workspace.shown(workspace.root)
         found, files = verify(workspace)
         for line in found:
             print(f"damaged: {line}")
-        print(
-            f"{files} files checked in {workspace.root}: " + (f"{len(found)} damaged" if found else "all as recorded")
-        )
+        print(f"{files} files checked in {place}: " + (f"{len(found)} damaged" if found else "all as recorded"))
         if found:
             exit_with(DAMAGED)
-            raise WorkspaceError(
-                f"{workspace.root}: {len(found)} problems found; restore the files or set the stage aside"
-            )
+            raise WorkspaceError(f"{place}: {len(found)} problems found; restore the files or set the stage aside")
         self.done = True
 
     def on_failure(self, exception: BaseException) -> object:
@@ -111,6 +109,8 @@ class Verify(PluginTask):
 
 def verify(workspace: Workspace) -> tuple[list[str], int]:
     """Every file that is missing or does not have its recorded SHA-256, and how many files were checked."""
+    if workspace.mirror:
+        workspace.mirror.know_all()
     folders = [path for path in sorted((workspace.root / "datasets").glob("*")) if (path / "manifest.json").exists()]
     for run in sorted(workspace.runs.glob("*/*")):
         folders += [run / stage for stage in (*RUN_STAGES, "promote") if (run / stage).exists()]
@@ -123,12 +123,12 @@ def verify(workspace: Workspace) -> tuple[list[str], int]:
             found.append(f"{place}: no readable manifest.json (unfinished, or damaged)")
             continue
         files += len(recorded["files"])
-        found += [f"{place.parent / problem}" for problem in manifest.damage(folder, recorded)]
+        damage = manifest.damage(folder, recorded, workspace.size, workspace.sha256)
         if trainer := recorded["details"].get("trainer"):  # not needed by any stage, but to go on exactly
             files += 1
-            found += [
-                f"{place.parent / problem}" for problem in manifest.damage(folder, {"files": {"trainer.npz": trainer}})
-            ]
+            about = {"files": {"trainer.npz": trainer}}
+            damage += manifest.damage(folder, about, workspace.size, workspace.sha256)
+        found += [f"{place.parent / problem}" for problem in damage]
     return found, files
 
 
@@ -137,7 +137,9 @@ def _worker_on(chain: Chain, stage: str) -> dict[str, object] | None:
     run = chain.run()
     if run is None:
         return None
-    return locks.holder(run.lock(stage)) or (locks.holder(run.job_lock) if stage == "train" else None)
+    mirror = chain.workspace.mirror
+    here = locks.holder(run.lock(stage)) or (locks.holder(run.job_lock) if stage == "train" else None)
+    return here or (mirror.holder(run.lock(stage).stem) if mirror else None)
 
 
 def status_lines(chain: Chain, config_path: str) -> list[str]:
@@ -146,6 +148,7 @@ def status_lines(chain: Chain, config_path: str) -> list[str]:
     generation = f", generation {chain.generation}" if chain.generation else ""
     lines = [f"{config_path}: {chain.run_id}{generation} on {data.name} from {shown_source(data)}"]
     will_run: set[str] = set()
+    run = chain.run()
     for stage in STAGES:
         reasons = chain.why(stage)
         before = [upstream for upstream in UPSTREAM.get(stage, ()) if upstream in will_run]
@@ -158,18 +161,26 @@ def status_lines(chain: Chain, config_path: str) -> list[str]:
             lines.append(f"  {stage:<9} will run  {why}")
         else:
             made = (chain.manifest(stage) or {}).get("created", "")
-            lines.append(f"  {stage:<9} done      {made}  {chain.folder(stage)}")
+            lines.append(f"  {stage:<9} done      {made}  {chain.workspace.shown(chain.folder(stage))}")  # type: ignore[arg-type]
         if stage != "dataset" and (owner := _worker_on(chain, stage)):
             lines.append(f"            being worked on by {locks.describe(owner)}")
     pointer = current.read(chain.workspace.current(chain.config))
     if pointer:
         lines.append(f"  the current model is {pointer.run}, accuracy {pointer.accuracy:.2%}, since {pointer.since}")
     lines += [f"  drift: {line} (does not retrain)" for line in drift(chain.manifest("train"), chain.config)]
-    run = chain.run()
-    kept = sorted(run.checkpoints.glob("step-*.npz")) if run else []
-    if kept and "train" in will_run:
-        lines.append(f"  an unfinished training left {kept[-1].name}; it goes on from there")
+    kept = _checkpoints(chain, run) if run and "train" in will_run else []
+    if kept:
+        lines.append(f"  an unfinished training left {kept[-1]}; it goes on from there")
     return lines
+
+
+def _checkpoints(chain: Chain, run: Run) -> list[str]:
+    """The names of a run's checkpoints, newest last."""
+    names = [path.name for path in run.checkpoints.glob("step-*.npz")]
+    if chain.workspace.mirror:
+        chain.workspace.mirror.know_folders([run.checkpoints])
+        names += [name for name in chain.workspace.mirror.names(run.checkpoints) if name.startswith("step-")]
+    return sorted(names)
 
 
 def _all_upstream(stage: str) -> set[str]:

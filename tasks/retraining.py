@@ -145,7 +145,7 @@ class Rollback(Command):
         old, new = generations.roll_back(self.chain, self.to)
         path = self.chain.workspace.current(self.chain.config)
         print(f"current was {old.run} (accuracy {old.accuracy:.2%})")
-        print(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {path}")
+        print(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
         print(
             f"generation {old.generation} is not promoted again by itself; Rollback --to {old.generation} undoes this"
         )
@@ -166,7 +166,7 @@ class Prune(Command):
         spare = generations.superfluous(chain, keep)
         total = 0
         for item in spare:
-            size = generations.size_of(item.run.root)
+            size = self.chain.workspace.size_of(item.run.root)
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"

@@ -76,13 +76,15 @@ class Report(StageTask):
 
     def headline(self) -> str:
         """Accuracy and where to read more, from the finished report."""
-        folder = self.chain.folder("report")
+        chain = self.chain
+        folder = chain.folder("report")
         report = read_json(folder / "report.json") if folder else None
         if folder is None or not report:
             return "no report yet"
         dataset, evaluation = report["dataset"], report["evaluation"]
         label = dataset.get("label", dataset["name"])
-        return f"test accuracy {evaluation['accuracy']:.2%} ({label}); report: {folder / 'index.html'}"
+        page = chain.workspace.shown(folder / "index.html")
+        return f"test accuracy {evaluation['accuracy']:.2%} ({label}); report: {page}"
 
 
 @Report.event_handler("event.core.success")

@@ -20,7 +20,7 @@ from pipeline import manifest
 from pipeline.chain import Chain, shown_source
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.workspace import Workspace, seed_generation, source_key, with_generation_seed
+from pipeline.workspace import MANIFEST, Workspace, seed_generation, source_key, with_generation_seed
 
 FILES = ("index.html", "ranking.csv", "runs.csv", "ranking.json")
 
@@ -71,7 +71,8 @@ class Comparison:
             for name in (manifest.read(self.folder) or {"inputs": {}})["inputs"]
             if name not in inputs
         ]
-        return manifest.problems(self.folder, "compare", inputs) + gone
+        here_only = self.workspace.unpublished(self.folder / MANIFEST)
+        return here_only + manifest.problems(self.folder, "compare", inputs, self.workspace.size) + gone
 
     def complete(self) -> bool:
         """True when the page is up to date and so is every run on it. Reads manifests and file sizes only."""

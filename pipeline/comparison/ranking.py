@@ -153,7 +153,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
         "trained": train["created"],
         "architecture": details["config"]["architecture"],
         "drift": drift(train, entry.chain.config),
-        "report": _relative(report, compared.folder) if report.exists() else None,
+        "report": _relative(report, compared.folder) if manifest.read(report.parent) else None,
     }
 
 

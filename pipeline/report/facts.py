@@ -24,7 +24,7 @@ from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import read_json, sha256_file
 from pipeline.inference import output_names
 from pipeline.report import examples, statistics
-from pipeline.workspace import Run, generation_seed
+from pipeline.workspace import Run
 
 SCHEMA = 1
 
@@ -281,7 +281,7 @@ def _previous(sources: Sources, named: dict[str, Any] | None) -> dict[str, Any] 
     if named and named.get("run_id"):
         run: Run | None = sources.run.workspace.run(sources.run.dataset_id, named["run_id"])
     else:
-        run = _previous_generation(sources)
+        run = generations.previous(sources.run, sources.train)
     evaluate = manifest.read(run.stage("evaluate")) if run else None
     if run is None or evaluate is None:
         return None
@@ -298,25 +298,6 @@ def _previous(sources: Sources, named: dict[str, Any] | None) -> dict[str, Any] 
         "difference": float(sources.correct.mean() - before.mean()),
         **statistics.compare_paired(sources.correct, before),
     }
-
-
-def _previous_generation(sources: Sources) -> Run | None:
-    """The newest generation that was trained before this one; the same training with another seed is none."""
-    if generation_seed(sources.run.generation) is not None:
-        return None
-    found = []
-    for run in sources.run.generations():
-        train = manifest.read(run.stage("train"))
-        if train is None or generation_seed(run.generation) is not None:
-            continue
-        if _first_trained(train) < _first_trained(sources.train):
-            found.append((_first_trained(train), run.run_id, run))
-    return max(found)[2] if found else None
-
-
-def _first_trained(train: dict[str, Any]) -> str:
-    """When a training was begun; going on with it later does not make it a newer generation."""
-    return train["details"]["segments"][0]["started"]
 
 
 def _examples(sources: Sources) -> dict[str, Any]:

@@ -1,0 +1,470 @@
+"""A workspace in a store (see `pipeline.store`), worked on through a folder here that has the same layout.
+
+A listing of the store tells names, sizes and versions of everything in it. Small JSON files (manifests, pointers) are
+kept here as they are there; big ones come when a stage needs them, and are checked. A stage does its work in the
+folder as in any workspace; then its files are uploaded, its manifest last. Leaves `.mirror.json` in the folder: which
+version of which object each file here is a copy of. The folder is disposable while no command runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import locks, manifest
+from pipeline.errors import AlreadyRunning, WorkspaceError
+from pipeline.files import read_json, sha256_file
+from pipeline.object_locks import ObjectLock
+from pipeline.store import Store, Stored
+from pipeline.workspace import MANIFEST
+
+#: Files that are always kept here as they are in the store, besides those of the folders of pointers.
+SMALL = (MANIFEST, "decision.json", "report.json", "ranking.json")
+
+#: Stages' folders of a run, with that of the promotion gate.
+STAGES = ("train", "evaluate", "export", "report", "promote")
+
+#: Objects up to which one listing of everything (a request for each 1,000) beats listings of what is asked about.
+LIST_ALL = 3000
+
+#: Listings of single folders up to which they are fewer requests than a listing of everything.
+FEW = 8
+
+MEMORY = ".mirror.json"
+
+
+class Mirror:
+    """The folder `root`, which mirrors the workspace in `store`. One for each address in a process, see `mirror_at`."""
+
+    def __init__(self, store: Store, root: Path) -> None:
+        self.store, self.root = store, root
+        #: What the last listing said: folder -> name -> object.
+        self._there: dict[str, dict[str, Stored]] = {}
+        #: When (monotonic) each folder was listed with all that is below it; "" is the workspace.
+        self._listed: dict[str, float] = {}
+        #: When each folder's small files were last made to agree with the listing.
+        self._agreed: dict[str, float] = {}
+        #: Small files that were made here and are not in the store.
+        self._unpublished: set[str] = set()
+        self._memory: dict[str, list[Any]] = {}
+        self._objects = 0
+        self._memory_stat: tuple[int, int] | None = None
+        #: A listing from before this moment is good for a yes, not for a no: other workers may have finished since.
+        self.doubtful_before = 0.0
+        #: The process that trusts `doubtful_before`; one that was forked has to set its own.
+        self.process = os.getpid()
+        self.locks: list[ObjectLock] = []
+        self._load()
+
+    # --- what is there ------------------------------------------------------------------------------------------
+
+    def size(self, path: Path) -> int:
+        """The size of the object that `path` mirrors. Raises `FileNotFoundError` when the store has none."""
+        folder, _, name = self.place(path).rpartition("/")
+        try:
+            return self._there[folder][name].size
+        except KeyError:
+            raise FileNotFoundError(f"{self.shown(path)}: not there") from None
+
+    def names(self, folder: Path) -> list[str]:
+        """The names of the objects directly in a folder."""
+        return sorted(self._there.get(self.place(folder), {}))
+
+    def below(self, folder: Path) -> dict[str, Stored]:
+        """Every object of a folder and the folders in it, by its path in the workspace."""
+        top = self.place(folder)
+        return {
+            f"{place}/{name}": stored
+            for place, names in self._there.items()
+            if place == top or place.startswith(f"{top}/")
+            for name, stored in names.items()
+        }
+
+    def unpublished(self, path: Path) -> bool:
+        """True for a manifest or pointer that was made here and did not get into the store."""
+        return self.place(path) in self._unpublished
+
+    def place(self, path: Path) -> str:
+        """A path in the mirror as seen from the workspace."""
+        text, root = str(path), str(self.root)
+        return text[len(root) + 1 :] if text.startswith(f"{root}/") else ""
+
+    def shown(self, path: Path) -> str:
+        """A path in the mirror as the address of the object."""
+        return f"{self.store}/{self.place(path)}".rstrip("/")
+
+    # --- listing and agreeing -----------------------------------------------------------------------------------
+
+    def know(self, chains: Sequence[Any], since: float = 0.0) -> bool:
+        """Have the listing and the small files of these chains (one configuration each) at hand.
+
+        A listing from before `since` (monotonic) is taken anew; gives whether one was.
+        """
+        currents = [f"current/{name}" for name in {chain.config.data.name for chain in chains}]
+        anew = self._list(["datasets", *currents], since)
+        self._agree(["datasets/sources", *currents])
+        runs = {run.root for chain in chains if (run := chain.run()) is not None}
+        anew |= self._list([self.place(root) for root in runs], since)
+        datasets = {folder for chain in chains if (folder := chain.dataset_folder()) is not None}
+        folders = [self.place(folder) for folder in datasets]
+        folders += [f"{self.place(root)}/{stage}" for root in runs for stage in STAGES]
+        self._agree(folders)
+        return anew
+
+    def know_folders(self, folders: Iterable[Path], since: float = 0.0) -> None:
+        """Have the listing and the small files of single folders at hand."""
+        places = [self.place(folder) for folder in folders]
+        self._list(places, since)
+        self._agree(places)
+
+    def know_runs(self, dataset: str = "*", run: str = "*", stages: Sequence[str] = STAGES) -> list[Path]:
+        """Have the manifests of all runs of such names at hand; gives the runs' folders."""
+        self._list(["runs"], 0.0)
+        roots = {
+            "/".join(place.split("/")[:3])
+            for place in self._there
+            if place.count("/") >= 3 and fnmatch.fnmatchcase(place, f"runs/{dataset}/{run}/*")
+        }
+        self._agree([f"{root}/{stage}" for root in sorted(roots) for stage in stages])
+        return [self.root / root for root in sorted(roots)]
+
+    def know_all(self) -> None:
+        """Have a listing of everything, and all small files."""
+        self._list([""], 0.0)
+        self._agree([place for place in self._there if not place.startswith(("work/", "trash/", "events/"))])
+
+    def _list(self, places: Sequence[str], since: float) -> bool:
+        wanted = [place for place in dict.fromkeys(places) if not self._is_listed(place, since)]
+        if not wanted:
+            return False
+        if self._objects <= LIST_ALL or len(wanted) > FEW:
+            wanted = [""]
+        started = time.monotonic()
+        for place, found in zip(wanted, self.store.each(self.store.find, wanted), strict=True):
+            self._take_in(place, found)
+            self._listed[place] = started
+        if wanted == [""] and (self._objects > LIST_ALL) != (self._count() > LIST_ALL):
+            self._remember({}, objects=self._count())
+        return True
+
+    def _is_listed(self, place: str, since: float) -> bool:
+        parts = place.split("/")
+        above = ["", *("/".join(parts[: number + 1]) for number in range(len(parts)))]
+        return any(self._listed.get(folder, -1.0) >= since for folder in above)
+
+    def _take_in(self, place: str, found: dict[str, Stored]) -> None:
+        for folder in [known for known in self._there if not place or known == place or known.startswith(f"{place}/")]:
+            del self._there[folder]
+            self._agreed.pop(folder, None)
+        for path, stored in found.items():
+            folder, _, name = path.rpartition("/")
+            self._there.setdefault(folder, {})[name] = stored
+        if not place:
+            self._agreed.clear()
+
+    def _count(self) -> int:
+        return sum(map(len, self._there.values()))
+
+    def _agree(self, folders: Iterable[str]) -> None:
+        """Make the small files of folders here what the listing says is there; finds those that are only here."""
+        wanted: dict[str, Stored] = {}
+        for folder in folders:
+            if folder not in self._agreed and not self._is_busy(folder):
+                self._agreed[folder] = time.monotonic()
+                wanted.update(self._outdated(folder))
+        if not wanted:
+            return
+        contents = self.store.read_many(wanted)
+        news: dict[str, list[Any] | None] = {}
+        for path, content in contents.items():
+            file = self.root / path
+            if not (file.is_file() and file.read_bytes() == content):
+                _write(file, content)
+            self._unpublished.discard(path)
+            news[path] = [wanted[path].version, *_state(file)]
+        self._remember(news)
+
+    def _is_busy(self, folder: str) -> bool:
+        """True while another process here works in a run's folder: its files are its own until it is done."""
+        parts = folder.split("/")
+        if parts[0] != "runs" or len(parts) != 4:
+            return False
+        other = locks.holder(self.root / "work" / "locks" / f"{'.'.join(parts[1:])}.lock")
+        return other is not None and other.get("pid") != os.getpid()
+
+    def _outdated(self, folder: str) -> dict[str, Stored]:
+        """The small files of a folder to read from the store."""
+        there = {name: stored for name, stored in self._there.get(folder, {}).items() if _is_small(folder, name)}
+        here = {path.name: path for path in (self.root / folder).glob("*.json") if _is_small(folder, path.name)}
+        wanted = {}
+        for name in there.keys() | here.keys():
+            path, stored, memory = f"{folder}/{name}", there.get(name), self._memory.get(f"{folder}/{name}")
+            state = _state(here[name]) if name in here else None
+            changed_here = state is not None and (memory is None or state != memory[1:])
+            changed_there = (stored.version if stored else None) != (memory[0] if memory else None)
+            self._unpublished.discard(path)
+            if stored is None:
+                if changed_here:
+                    self._unpublished.add(path)
+                elif state is not None:  # it was removed there, by another host
+                    here[name].unlink(missing_ok=True)
+            elif state is None or changed_there or read_json(here[name]) is None:
+                wanted[path] = stored  # where both changed, what others may have built on wins
+            elif changed_here and self.store.read(path) != here[name].read_bytes():
+                self._unpublished.add(path)
+        return wanted
+
+    # --- fetching and publishing --------------------------------------------------------------------------------
+
+    def fetch(self, folder: Path, everything: bool = False) -> None:
+        """Have the files of a finished stage here as its manifest recorded them.
+
+        With `everything` also what the manifest does not count: logs, the trainer's state. A folder without a
+        manifest has nothing to fetch. Raises `WorkspaceError` when a file there is not what it should be.
+        """
+        recorded = manifest.read(folder)
+        if recorded is None:
+            return
+        digests = {name: about["sha256"] for name, about in recorded["files"].items()}
+        if "trainer" in recorded["details"]:
+            digests["trainer.npz"] = recorded["details"]["trainer"]["sha256"]
+        place = self.place(folder)
+        there = self._there.get(place, {})
+        names = [name for name in (there if everything else recorded["files"]) if name != MANIFEST]
+        news = self.store.each(
+            lambda name: self._fetch_one(f"{place}/{name}", there.get(name), digests.get(name)), names
+        )
+        self._remember({path: memory for path, memory in news if memory is not None})
+
+    def _fetch_one(self, path: str, stored: Stored | None, digest: str | None) -> tuple[str, list[Any] | None]:
+        file = self.root / path
+        memory = self._memory.get(path)
+        if stored and memory and memory[0] == stored.version and file.is_file() and _state(file) == memory[1:]:
+            return path, None
+        if digest and file.is_file() and sha256_file(file) == digest:
+            return path, [stored.version, *_state(file)] if stored else None
+        half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            self.store.get(path, half)
+            if digest and sha256_file(half) != digest:
+                raise WorkspaceError(
+                    f"{self.store}/{path}: damaged, not what its manifest recorded; restore it, or set the stage aside "
+                    "(luigi --module tasks SetAside) to have it made again"
+                )
+            os.replace(half, file)
+        except FileNotFoundError:
+            if digest is None:
+                return path, None
+            raise WorkspaceError(f"{self.store}/{path}: is gone; run the same command again to have it made") from None
+        finally:
+            half.unlink(missing_ok=True)
+        return path, [stored.version, *_state(file)] if stored else None
+
+    def publish(self, folder: Path) -> None:
+        """Upload a stage's folder, its manifest last, so that no other host ever takes a part for the whole.
+
+        Raises `WorkspaceError` when that finally fails, `AlreadyRunning` when a lock was lost meanwhile; what was
+        made stays here, and the next command publishes it.
+        """
+        recorded = manifest.read(folder)
+        if recorded is None:
+            return
+        self.check_locks()
+        place = self.place(folder)
+        files = {
+            f"{place}/{path.relative_to(folder).as_posix()}": path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".") and path != folder / MANIFEST
+        }
+        new = [path for path, file in files.items() if not self._is_published(path, file)]
+        if not new and self._is_published(f"{place}/{MANIFEST}", folder / MANIFEST):
+            return
+        self._unpublished.add(f"{place}/{MANIFEST}")
+        self.store.delete([f"{place}/{MANIFEST}"] if MANIFEST in self._there.get(place, {}) else [])
+        self.store.each(lambda path: self.store.put(files[path], path), new)
+        self._take_in(place, self.store.find(place))
+        self._agreed[place] = time.monotonic()
+        self._check_sizes(place, recorded)
+        self.check_locks()
+        self.store.write(f"{place}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+        stored = self.store.info(f"{place}/{MANIFEST}")
+        if stored is not None:
+            self._there.setdefault(place, {})[MANIFEST] = stored
+        self._unpublished.discard(f"{place}/{MANIFEST}")
+        self._remember_published({**files, f"{place}/{MANIFEST}": folder / MANIFEST})
+
+    def publish_file(self, path: Path) -> None:
+        """Upload a single small file, a pointer."""
+        self.check_locks()
+        place = self.place(path)
+        self._unpublished.add(place)
+        self.store.write(place, path.read_bytes())
+        stored = self.store.info(place)
+        folder, _, name = place.rpartition("/")
+        if stored is not None:
+            self._there.setdefault(folder, {})[name] = stored
+        self._unpublished.discard(place)
+        self._remember_published({place: path})
+
+    def _is_published(self, path: str, file: Path) -> bool:
+        folder, _, name = path.rpartition("/")
+        stored, memory = self._there.get(folder, {}).get(name), self._memory.get(path)
+        return stored is not None and memory is not None and memory == [stored.version, *_state(file)]
+
+    def _check_sizes(self, place: str, recorded: dict[str, Any]) -> None:
+        problems = manifest.file_problems(self.root / place, recorded, self.size)
+        if problems:
+            raise WorkspaceError(
+                f"{self.store}/{place}: the upload did not arrive as it was sent: {'; '.join(problems)}"
+            )
+
+    def _remember_published(self, files: dict[str, Path]) -> None:
+        news: dict[str, list[Any] | None] = {}
+        for path, file in files.items():
+            folder, _, name = path.rpartition("/")
+            stored = self._there.get(folder, {}).get(name)
+            if stored is not None:
+                news[path] = [stored.version, *_state(file)]
+        self._remember(news)
+
+    # --- moving and hashing -------------------------------------------------------------------------------------
+
+    def move(self, folder: Path, target: Path) -> None:
+        """Move a folder within the workspace: all of it is copied, then what counts as finished stops to count."""
+        self.check_locks()
+        objects = self.below(folder)
+        start, end = self.place(folder), self.place(target)
+        self.store.each(lambda path: self.store.copy(path, end + path[len(start) :]), objects)
+        manifests = [path for path in objects if path.endswith(f"/{MANIFEST}")]
+        self.store.delete(manifests)
+        self.store.delete(path for path in objects if path not in manifests)
+        self._take_in(start, {})
+        self._listed.pop("trash", None)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._remember(dict.fromkeys(objects))
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of the object that a path mirrors, read from the store."""
+        return self.store.sha256(self.place(path))
+
+    # --- locks --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def hold(self, name: str, what: str, wait: bool, waiting: Any) -> Iterator[None]:
+        """Hold the lock of this name against other hosts; raises `AlreadyRunning` as `locks.hold` does."""
+        with ObjectLock(self.store, f"work/locks/{name}.lock").held(what, wait, waiting) as lock:
+            self.locks.append(lock)
+            try:
+                yield
+            finally:
+                self.locks.remove(lock)
+
+    def holder(self, name: str) -> dict[str, Any] | None:
+        """Who holds the lock of this name, or None."""
+        self._list(["work/locks"], 0.0)
+        if f"{name}.lock" not in self._there.get("work/locks", {}):
+            return None
+        return ObjectLock(self.store, f"work/locks/{name}.lock").record()
+
+    @property
+    def lost(self) -> bool:
+        """True when another host took over a lock that this process held."""
+        return any(lock.lost for lock in self.locks)
+
+    def check_locks(self) -> None:
+        """Raise `AlreadyRunning` when a lock of this process was taken over; asks the store."""
+        for lock in self.locks:
+            if not lock.still_ours():
+                raise AlreadyRunning(
+                    f"{self.store}: {lock.path} was taken over by another host while this one could not be heard; "
+                    "nothing was published"
+                )
+
+    # --- the memory ---------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        file = self.root / MEMORY
+        with contextlib.suppress(OSError):
+            self._memory_stat = (file.stat().st_mtime_ns, file.stat().st_ino)
+        value = read_json(file)
+        good = isinstance(value, dict) and value.get("url") == str(self.store) and isinstance(value.get("files"), dict)
+        self._memory = value["files"] if good and value else {}
+        self._objects = int(value.get("objects", 0)) if good and value else 0
+
+    def _remember(self, news: dict[str, list[Any] | None], objects: int | None = None) -> None:
+        """Note which versions the files here are copies of (None: of none); other processes do the same."""
+        if not news and objects is None:
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / f"{MEMORY}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = self.root / MEMORY
+            with contextlib.suppress(OSError):
+                if (file.stat().st_mtime_ns, file.stat().st_ino) != self._memory_stat:
+                    self._load()
+            for path, memory in news.items():
+                if memory is None:
+                    self._memory.pop(path, None)
+                else:
+                    self._memory[path] = memory
+            self._objects = self._objects if objects is None else objects
+            value = {"url": str(self.store), "objects": self._objects, "files": self._memory}
+            _write(file, json.dumps(value).encode())
+            self._memory_stat = (file.stat().st_mtime_ns, file.stat().st_ino)
+
+
+def _is_small(folder: str, name: str) -> bool:
+    pointers = folder == "datasets/sources" or folder.split("/")[0] == "current"
+    return name in SMALL or (pointers and name.endswith(".json"))
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Not synced to the disk: it can be had from the store again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    half.write_bytes(content)
+    os.replace(half, file)
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------
+
+_mirrors: dict[tuple[str, Path], Mirror] = {}
+
+
+def mirror_at(url: str, cache: Path, patience: float = 60.0, stale_seconds: float = 90.0) -> Mirror:
+    """The mirror of an address (see `store.check_url`) in this process, in a folder of its own below `cache`."""
+    scheme, _, rest = url.partition("://")
+    name = f"{scheme}-{rest.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    root = (cache / name).absolute()
+    if (url, root) not in _mirrors:
+        _mirrors[url, root] = Mirror(Store(url, patience, stale_seconds), root)
+    return _mirrors[url, root]
+
+
+def mirror_of(path: Path) -> Mirror | None:
+    """The mirror of this process that a path lies in."""
+    return next((mirror for mirror in _mirrors.values() if mirror.place(path)), None)
+
+
+def all_mirrors() -> list[Mirror]:
+    """The mirrors of this process."""
+    return list(_mirrors.values())
+
+
+def default_cache() -> Path:
+    """Where mirrors are unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luigi-vgg"

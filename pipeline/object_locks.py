@@ -1,0 +1,137 @@
+"""One worker at a time on a stage, across hosts that share nothing but a store: a small object that says who has it.
+
+The object is created by a conditional write where the store has them; its holder writes it anew every few seconds. A
+holder that has not done so for the store's `stale_seconds` (by the store's clock) counts as dead, and so does one on
+this machine whose process is gone: the next one takes over. A holder that was only cut off finds out before it
+publishes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.errors import AlreadyRunning, PipelineError
+from pipeline.locks import describe, is_gone
+from pipeline.manifest import now
+from pipeline.store import Store
+
+#: Seconds in which two that take over the same dead holder's lock see which of them was the last to write.
+SETTLE_SECONDS = 1.0
+
+#: Seconds between two looks at a lock that is waited for.
+POLL_SECONDS = 2.0
+
+
+class ObjectLock:
+    """The lock at `path` of a store. `lost` is True once another host was found to have taken it over."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self.store, self.path = store, path
+        self.token = uuid.uuid4().hex
+        self.lost = False
+        self._since = now()
+        self._ended = threading.Event()
+        self._written = threading.Lock()
+
+    @contextlib.contextmanager
+    def held(self, what: str, wait: bool, waiting: Callable[[str], None]) -> Iterator[ObjectLock]:
+        """Hold the lock; with `wait` wait for who has it, else raise `AlreadyRunning`."""
+        self._acquire(what, wait, waiting)
+        beating = threading.Thread(target=self._beat, name="lock heartbeat", daemon=True)
+        beating.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            with self._written, contextlib.suppress(PipelineError):  # else it becomes stale
+                if self.still_ours():
+                    self.store.delete([self.path])
+
+    def record(self) -> dict[str, Any] | None:
+        """What the lock's holder wrote, or None when nobody has it."""
+        content = self.store.read(self.path)
+        if content is None:
+            return None
+        with contextlib.suppress(ValueError):
+            value = json.loads(content)
+            if isinstance(value, dict):
+                return value
+        return {"host": "unknown", "pid": 0, "since": "unknown"}
+
+    def still_ours(self) -> bool:
+        """True unless another host has taken the lock over; asks the store."""
+        record = self.record()
+        self.lost = self.lost or record is None or record.get("token") != self.token
+        return not self.lost
+
+    def _acquire(self, what: str, wait: bool, waiting: Callable[[str], None]) -> None:
+        told = ""
+        while True:
+            if self.store.create(self.path, self._content()):
+                return
+            other = self.record()
+            if other is None:
+                continue
+            if self._is_dead(other):
+                if self._take_over():
+                    return
+                continue
+            who = describe(other)
+            if not wait:
+                raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
+            if who != told:
+                waiting(f"{what}: waiting for {who}")
+                told = who
+            time.sleep(POLL_SECONDS)
+
+    def _is_dead(self, other: dict[str, Any]) -> bool:
+        if other.get("machine") == _machine() and is_gone(other.get("pid")):
+            return True
+        age = self.store.age(self.path, f"{self.path}.{self.token}")
+        if age is None:
+            age = time.time() - float(other.get("beat", 0))
+        return age > float(other.get("stale_after", self.store.stale_seconds))
+
+    def _take_over(self) -> bool:
+        """Write over a dead holder's record; of several that do so at once, the last one has the lock."""
+        self.store.write(self.path, self._content())
+        time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
+        record = self.record()
+        return record is not None and record.get("token") == self.token
+
+    def _content(self) -> bytes:
+        record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": self._since,
+            "machine": _machine(),
+            "token": self.token,
+            "beat": round(time.time(), 1),
+            "stale_after": self.store.stale_seconds,
+        }
+        return json.dumps(record).encode()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self.store.stale_seconds / 4):
+            with self._written, contextlib.suppress(PipelineError):  # the store may be away for a while
+                if self._ended.is_set() or not self.still_ours():
+                    return
+                self.store.write(self.path, self._content())
+
+
+def _machine() -> str:
+    """This machine since it was started, and which processes are seen here: where a process number means something."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""

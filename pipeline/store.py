@@ -1,0 +1,321 @@
+"""Objects of a workspace that is no folder: `s3://bucket/prefix`, or whatever else fsspec reaches.
+
+One `Store` is one address; its paths are relative to it. Every request is tried again with growing pauses until the
+store's patience is over; then one `WorkspaceError` says what could not be done. fsspec and its back-end are imported
+when the first request is made: a workspace in a folder never needs them. Credentials come from the places where the
+back-end itself looks for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.errors import ConfigError, WorkspaceError
+
+T = TypeVar("T")
+
+#: Seconds between two tries: each pause is twice the one before, up to the last.
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
+
+#: Requests at a time where a back-end does not bundle them itself.
+THREADS = 8
+
+#: What a back-end may call what tells one content of an object from another.
+_VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
+
+#: Errors (by name: their libraries are not imported here) that no second try can mend.
+_HOPELESS = {
+    "NoCredentialsError": "no credentials were found; set them up where the store's own tools look for them",
+    "PartialCredentialsError": "the credentials are incomplete",
+    "ProfileNotFound": "the credentials' profile does not exist",
+    "TokenRetrievalError": "the credentials have expired; log in again",
+    "UnauthorizedSSOTokenError": "the credentials have expired; log in again",
+}
+
+#: Which extra brings the back-end of a scheme.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "sftp": "sftp"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object as a listing shows it. `version` changes whenever its content does."""
+
+    size: int
+    version: str
+
+
+def is_url(address: str) -> bool:
+    """True for the address of a store, False for a folder's path."""
+    return "://" in address
+
+
+def check_url(address: str) -> str:
+    """The address of a store in the one form that it is known by; raises `ConfigError` for one that cannot work."""
+    scheme, _, rest = address.partition("://")
+    parts = urllib.parse.urlsplit(f"x://{rest}")
+    if parts.password is not None or parts.query:
+        raise ConfigError(
+            f"--workspace {shown(address)}: an address with a password or a query would end up in logs; give the "
+            "credentials where the store's own tools look for them (environment, profile, ~/.ssh)"
+        )
+    if scheme == "memory":
+        raise ConfigError(f"--workspace {address}: memory:// ends with its process; use a folder or an object store")
+    if not rest.strip("/"):
+        raise ConfigError(f"--workspace {address}: names no bucket or folder; expected for example s3://bucket/prefix")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def shown(address: str) -> str:
+    """An address as it may be shown and logged: without user name, password and query."""
+    if not is_url(address):
+        return address
+    scheme, _, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0]
+
+
+class Store:
+    """The objects below one address.
+
+    `patience`: seconds for which a failing request is tried again. `stale_seconds`: after how many seconds without a
+    sign of life the holder of a lock counts as dead.
+    """
+
+    def __init__(self, url: str, patience: float = 60.0, stale_seconds: float = 90.0) -> None:
+        self.url, self.patience, self.stale_seconds = url, patience, stale_seconds
+        self._opened: tuple[int, Any, str] | None = None
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def find(self, prefix: str = "") -> dict[str, Stored]:
+        """Every object below a folder (all of them without one), by its path, with size and version."""
+
+        def ask(fs: Any, base: str) -> dict[str, Stored]:
+            fs.invalidate_cache()
+            try:
+                found = fs.find(f"{base}/{prefix}".rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return {}
+            cut = len(base) + 1
+            return {path[cut:]: _stored(info) for path, info in found.items() if info.get("type") != "directory"}
+
+        return self._patiently("list", prefix, ask)
+
+    def info(self, path: str) -> Stored | None:
+        """Size and version of one object, or None when it is not there."""
+
+        def ask(fs: Any, base: str) -> Stored | None:
+            fs.invalidate_cache()
+            try:
+                return _stored(fs.info(f"{base}/{path}"))
+            except FileNotFoundError:
+                return None
+
+        return self._patiently("look at", path, ask)
+
+    def age(self, path: str, beside: str) -> float | None:
+        """Seconds by the store's own clock since `path` was written; None where that cannot be told.
+
+        `beside` is a path that is written and removed to ask for the store's time: hosts' clocks may be wrong.
+        """
+
+        def ask(fs: Any, base: str) -> float | None:
+            fs.pipe_file(f"{base}/{beside}", b"")
+            try:
+                fs.invalidate_cache()
+                return (fs.modified(f"{base}/{beside}") - fs.modified(f"{base}/{path}")).total_seconds()
+            except (NotImplementedError, KeyError, FileNotFoundError):
+                return None
+            finally:
+                with contextlib.suppress(Exception):
+                    fs.rm_file(f"{base}/{beside}")
+
+        return self._patiently("look at", path, ask)
+
+    def read(self, path: str) -> bytes | None:
+        """The content of a small object, or None when it is not there."""
+
+        def ask(fs: Any, base: str) -> bytes | None:
+            try:
+                return fs.cat_file(f"{base}/{path}")
+            except FileNotFoundError:
+                return None
+
+        return self._patiently("read", path, ask)
+
+    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """The contents of small objects, many requests at a time; those that are gone are left out."""
+        wanted = list(paths)
+        found: dict[str, bytes] = {}
+        if len(wanted) > 1:
+
+            def ask(fs: Any, base: str) -> dict[str, Any]:
+                answer = fs.cat([f"{base}/{path}" for path in wanted], on_error="return")
+                return {path[len(base) + 1 :]: content for path, content in answer.items()}
+
+            found = {
+                path: content
+                for path, content in self._patiently("read", "", ask).items()
+                if isinstance(content, bytes)
+            }
+        for path in wanted:
+            if path not in found and (content := self.read(path)) is not None:
+                found[path] = content
+        return found
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small object, replacing what is there."""
+        self._patiently("write", path, lambda fs, base: fs.pipe_file(f"{base}/{path}", content))
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write a small object unless there is one; gives whether the one that is there now is this one.
+
+        Where the store has conditional writes, one of several writers succeeds. Elsewhere the last of them does,
+        which each finds out by reading it again.
+        """
+
+        def ask(fs: Any, base: str) -> bool:
+            try:
+                fs.pipe_file(f"{base}/{path}", content, mode="create")
+            except (FileExistsError, NotImplementedError):
+                pass
+            except OSError as error:
+                if not _is_conflict(error):
+                    raise
+            return True
+
+        if self.read(path) is None:
+            self._patiently("write", path, ask)
+        return self.read(path) == content
+
+    def put(self, file: Path, path: str) -> None:
+        """Upload a file."""
+        self._patiently("upload", path, lambda fs, base: fs.put_file(str(file), _made(fs, f"{base}/{path}")))
+
+    def get(self, path: str, file: Path) -> None:
+        """Download an object into `file`. Raises `FileNotFoundError` when it is not there."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._patiently("download", path, lambda fs, base: fs.get_file(f"{base}/{path}", str(file)))
+
+    def copy(self, path: str, target: str) -> None:
+        """Copy an object within the store."""
+        self._patiently("copy", path, lambda fs, base: fs.cp_file(f"{base}/{path}", _made(fs, f"{base}/{target}")))
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects; those that are gone already are no error."""
+
+        def ask(fs: Any, base: str, path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(f"{base}/{path}")
+
+        self.each(lambda path: self._patiently("delete", path, lambda fs, base: ask(fs, base, path)), paths)
+
+    def sha256(self, path: str) -> str:
+        """SHA-256 of an object's content, which is not kept."""
+
+        def ask(fs: Any, base: str) -> str:
+            digest = hashlib.sha256()
+            with fs.open(f"{base}/{path}", "rb", block_size=1 << 23) as file:
+                while block := file.read(1 << 23):
+                    digest.update(block)
+            return digest.hexdigest()
+
+        return self._patiently("read", path, ask)
+
+    def each(self, work: Callable[[str], T], paths: Iterable[str]) -> list[T]:
+        """Do `work` for each path, several at a time; raises what the first that failed raised."""
+        with ThreadPoolExecutor(THREADS) as threads:
+            return list(threads.map(work, paths))
+
+    # --- how they are made --------------------------------------------------------------------------------------
+
+    def _open(self) -> tuple[Any, str]:
+        """The back-end and the address as it writes it: a new one in each process, none survives a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), *_connect(self.url))
+        return self._opened[1], self._opened[2]
+
+    def _patiently(self, doing: str, path: str, ask: Callable[[Any, str], T]) -> T:
+        until, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        where = f"{self}/{path}".rstrip("/")
+        while True:
+            try:
+                return ask(*self._open())
+            except (FileExistsError, WorkspaceError, ConfigError):
+                raise
+            except FileNotFoundError as error:
+                if doing in ("download", "copy"):
+                    raise
+                why = "there is no such bucket or folder; create it, or choose another --workspace"
+                raise WorkspaceError(f"{where}: cannot {doing}: {why}") from error
+            except Exception as error:  # every back-end has errors of its own
+                hopeless = _hopeless(error)
+                if hopeless or time.monotonic() + pause > until:
+                    raise WorkspaceError(f"{where}: cannot {doing}: {hopeless or _said(error)}") from error
+                logging.getLogger("vgg").debug("%s: %s failed (%s), trying again", where, doing, _said(error))
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    scheme = url.partition("://")[0]
+    extra = _EXTRAS.get(scheme)
+    advice = f"pip install 'luigi-vgg[{extra}]'" if extra else "install the fsspec back-end for it"
+    try:
+        import fsspec
+        from fsspec.core import url_to_fs
+
+        # The pauses between tries are ours; what a back-end adds to them would multiply.
+        options = {"config_kwargs": {"retries": {"total_max_attempts": 1}}} if scheme in ("s3", "s3a") else {}
+        fs, base = url_to_fs(url, **options)
+    except ImportError as error:
+        missing = f"needs a package that is not installed ({error}); {advice}"
+        raise ConfigError(f"--workspace {shown(url)}: {missing}") from None
+    except ValueError as error:  # fsspec's word for a scheme that it does not know
+        raise ConfigError(f"--workspace {shown(url)}: {error}; fsspec {fsspec.__version__} cannot reach it") from None
+    if isinstance(getattr(fs, "retries", None), int):
+        fs.retries = 1
+    return fs, base.rstrip("/")
+
+
+def _made(fs: Any, path: str) -> str:
+    """The path, its folder being there: object stores have none, file servers want one."""
+    if not hasattr(fs, "async_impl") or not fs.async_impl:
+        fs.makedirs(fs._parent(path), exist_ok=True)
+    return path
+
+
+def _stored(info: dict[str, Any]) -> Stored:
+    version = next((info[key] for key in _VERSIONS if info.get(key) is not None), "")
+    return Stored(int(info.get("size") or 0), str(version).strip('"'))
+
+
+def _is_conflict(error: OSError) -> bool:
+    """True when a conditional write was refused because of another writer."""
+    return any(word in str(error) for word in ("PreconditionFailed", "ConditionalRequestConflict", "pre-condition"))
+
+
+def _hopeless(error: Exception) -> str:
+    name = type(error).__name__
+    if isinstance(error, PermissionError):
+        return f"permission denied ({_said(error)}); check the credentials and the rights on the bucket"
+    return _HOPELESS.get(name, "")
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in one short line."""
+    text = " ".join(str(error).split()) or "no details"
+    return f"{type(error).__name__}: {text[:200]}"

@@ -264,7 +264,7 @@ class Mirror:
         except FileNotFoundError:
             if digest is None:
                 return path, None
-            raise WorkspaceError(f"{self.store}/{path}: is gone; run the same command again to have it made") from None
+            raise WorkspaceError(f"{self.store}/{path}: is gone") from None
         finally:
             half.unlink(missing_ok=True)
         return path, [stored.version, *_state(file)] if stored else None

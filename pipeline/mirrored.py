@@ -22,7 +22,7 @@ from pipeline.chain import Chain
 from pipeline.errors import AlreadyRunning, PipelineError, WorkspaceError
 from pipeline.files import write_atomically, write_json
 from pipeline.mirror import Mirror
-from pipeline.workspace import Run, Workspace
+from pipeline.workspace import MANIFEST, Run, Workspace
 
 #: Seconds between two looks for a new checkpoint.
 POLL_SECONDS = 0.5
@@ -110,7 +110,11 @@ def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) ->
             mirror.fetch(run.stage(before))
     own = run.stage(stage)
     if stage == "train":
-        mirror.fetch(own, everything=True)
+        try:
+            mirror.fetch(own, everything=True)
+        except WorkspaceError as error:  # nothing to continue from
+            log.info("train: %s", error)
+            (own / MANIFEST).unlink(missing_ok=True)
         if "init_from" in options:
             mirror.fetch(Path(options["init_from"]).parent)
     elif f"{stage}.log" in mirror.names(own) and not run.log(stage).exists():

@@ -103,6 +103,9 @@ class Role:
     patience: float = HANGING_SECONDS
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    #: When it was first seen ended, and whether all that it said has been read.
+    ended: float | None = None
+    closed: bool = False
 
     def hear(self, event: dict[str, Any]) -> None:
         """Take note of one event."""
@@ -120,14 +123,18 @@ class Role:
         """What is wrong with it, if something is."""
         status = self.process.poll()
         about = f"{self.name} (process {self.process.pid} on {stage.host_name()})"
+        moment = time.monotonic()
         if status is not None:
+            self.ended = self.ended or moment
+            if not self.closed and moment - self.ended < 5:
+                return None  # perhaps its last words say why
             how = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             return f"{about} {how}"
-        moment = time.monotonic()
         if moment - self.heard > self.patience:
             return f"{about} hangs: no sign of life for {moment - self.heard:.0f} s"
         stalled = max(STALLED_SECONDS, 10 * self.longest) if self.activity else STARTING_SECONDS
-        if self.rank is not None and self.result is None and moment - self.moved > stalled:
+        stepping = self.rank is not None and self.activity != stage.FINISHING
+        if stepping and moment - self.moved > stalled:
             return (
                 f"{about} got nothing done for {moment - self.moved:.0f} s: a worker, the server or the network hangs"
             )
@@ -217,6 +224,7 @@ class Team:
                 self._check()
                 continue
             if event is None:
+                role.closed = True
                 role.process.wait()
                 self._check()
                 continue

@@ -39,6 +39,9 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 #: after SILENCE_SECONDS.
 BEAT_SECONDS, LOST_SECONDS, SILENCE_SECONDS = 5.0, 45.0, 120.0
 
+#: The activity of a process that has done its steps and may now take as long as its disk does.
+FINISHING = -1
+
 #: What can be said to a running training.
 COMMANDS = ("stop", "checkpoint", "stop-after-epoch")
 

@@ -120,6 +120,7 @@ def _train(chain: Chain, run: Run, reporter: stage.Reporter, options: dict[str, 
         if reporter.take("stop-after-epoch") and session.counters.epoch < chain.config.training.epochs:
             session.stop("stopped after an epoch as asked")
     session.exchange.leave()
+    reporter.activity = stage.FINISHING
     return session.publish() if share.leads else {}
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from luigi_runs import SmallChain, clean_environment, luigi_command
 
+from pipeline import checkpoint
+
 #: For whatever is waited for: generous, because the machine may be busy with something else.
 LIMIT = 120.0
 
@@ -83,6 +85,48 @@ class Luigi:
         """`kill -9` of the luigi process alone."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+
+def start(chain: SmallChain) -> Luigi:
+    """Start the training, marked for `roles`."""
+    return Luigi(chain, CLUSTER_TEST=str(chain.workspace))
+
+
+def roles(chain: SmallChain) -> dict[str, int]:
+    """The processes of the training: `supervisor`, `scheduler`, `server`, `worker 0` …"""
+    found: dict[str, int] = {}
+    workspace = str(chain.workspace).encode()
+    for folder in Path("/proc").iterdir():
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
+            if b"pipeline.training" not in command and b"pipeline.distributed" not in command:
+                continue
+            environment = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if item)
+        except OSError:
+            continue
+        if environment.get(b"CLUSTER_TEST") != workspace:
+            continue
+        role = environment.get(b"DMLC_ROLE", b"supervisor").decode()
+        name = f"worker {environment[b'DMLC_WORKER_ID'].decode()}" if role == "worker" else role
+        found[name] = int(folder.name)
+    return found
+
+
+def checkpoints(chain: SmallChain) -> list[Path]:
+    """The checkpoints of the unfinished training, newest first."""
+    run = chain.chain().run()
+    assert run is not None
+    return checkpoint.paths(run.checkpoints)
+
+
+def new_checkpoint(chain: SmallChain, luigi: Luigi, before: list[Path]) -> None:
+    """Wait until the newest checkpoint is none of `before`."""
+
+    def written() -> bool:
+        assert luigi.process.poll() is None, luigi.log
+        return bool(checkpoints(chain)) and checkpoints(chain)[0] not in before
+
+    eventually(written, "a new checkpoint")
 
 
 class Slurm:

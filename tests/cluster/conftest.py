@@ -48,12 +48,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     if not start:
         pytest.skip("no Slurm: set SLURM_CONF, or SLURM_START to a script that starts one")
     with (
-        slurm_of_our_own(start, tmp_path_factory.mktemp("slurm")) as environment,
+        slurm_of_our_own(start, tmp_path_factory.mktemp("slurm")) as conf,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        yield Slurm(Path(environment["SLURM_CONF"]).parent)
+        patch.setenv("SLURM_CONF", conf)
+        yield Slurm(Path(conf).parent)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Training through `srun` on a real Slurm: what passes through, and what is left when something dies."""
+"""Training through `srun` on a real Slurm, on one node and on two: what passes through, and what is left when
+something dies. One file, so that parallel tests start one Slurm."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_runs import Luigi, Slurm, eventually, weights
+from cluster_runs import CONFIG, Luigi, Slurm, checkpoints, eventually, new_checkpoint, roles, start, weights
 from luigi_runs import SmallChain
 
-from pipeline import checkpoint, launch, stage
+from pipeline import cores, launch, stage
 from pipeline.errors import StageFailed
 
 SRUN = ["srun", "--job-name=vgg", "--ntasks=1", "--kill-on-bad-exit=1"]
@@ -24,7 +25,7 @@ def job(chain: SmallChain, slurm: Slurm) -> SmallChain:
     return chain
 
 
-def start(chain: SmallChain, *arguments: str) -> Luigi:
+def started(chain: SmallChain, *arguments: str) -> Luigi:
     """Start the training and wait until its third epoch."""
     luigi = Luigi(chain, *arguments)
     luigi.says("epoch 3/")
@@ -35,12 +36,6 @@ def running_job(luigi: Luigi) -> str:
     return luigi.says(r"started on (\w+) \(Slurm job (\d+)\)")[2]
 
 
-def checkpoints(chain: SmallChain) -> list[int]:
-    run = chain.chain().run()
-    assert run is not None
-    return [checkpoint.load(path).meta["step"] for path in checkpoint.paths(run.checkpoints)]
-
-
 def goes_on_to_the_same_weights(chain: SmallChain, undisturbed: str) -> None:
     """Run it again: it goes on from the checkpoint and reaches what an undisturbed training reaches."""
     again = Luigi(chain)
@@ -49,27 +44,35 @@ def goes_on_to_the_same_weights(chain: SmallChain, undisturbed: str) -> None:
     assert weights(chain) == undisturbed
 
 
-def test_a_training_through_srun_gives_the_weights_of_a_local_one(job: SmallChain, undisturbed: str) -> None:
-    luigi = Luigi(job)
+def test_a_job_waits_for_room_and_gives_the_weights_of_a_local_training(
+    job: SmallChain, slurm: Slurm, undisturbed: str
+) -> None:
+    with slurm.occupied():
+        luigi = Luigi(job)
+        luigi.says("waiting for a node")
     assert luigi.wait() == 0, luigi.log
     luigi.says(r"started on n\d \(Slurm job \d+\)")
     luigi.says("epoch 40/40")
     assert weights(job) == undisturbed
 
 
-def test_the_launcher_is_no_reason_to_train_again_and_no_drift(job: SmallChain) -> None:
-    job.configure(training__epochs=1)
-    assert Luigi(job).wait() == 0
-    job.configure(launcher=[*SRUN, "--cpus-per-task=2"])
+def test_the_node_decides_about_threads_and_the_launcher_is_no_reason_to_train_again(job: SmallChain) -> None:
+    job.configure(training__epochs=1, launcher=[*SRUN, "--cpus-per-task=2"])
+    luigi = Luigi(job, OMP_NUM_THREADS="")
+    assert luigi.wait() == 0, luigi.log
+    assert job.manifest("train")["details"]["threads"] == min(2, cores.usable_cores())
+    job.configure(launcher=SRUN)
     assert job.luigi("TrainVGG").ran == []
     assert "launcher:" not in job.status()
 
 
-def test_the_node_decides_the_number_of_threads(job: SmallChain) -> None:
-    job.configure(training__epochs=1, launcher=[*SRUN, "--cpus-per-task=2"])
-    luigi = Luigi(job, OMP_NUM_THREADS="")
-    assert luigi.wait() == 0, luigi.log
-    assert job.manifest("train")["details"]["threads"] == 2
+def test_a_cancelled_job_checkpoints_and_goes_on(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
+    luigi = started(job)
+    slurm.cancel(running_job(luigi))
+    assert luigi.wait() == 30, luigi.log
+    slurm.wait_until_empty()
+    assert "checkpoint written at epoch" in luigi.log
+    goes_on_to_the_same_weights(job, undisturbed)
 
 
 def test_a_queued_job_is_said_to_wait_and_leaves_the_queue_on_ctrl_c(job: SmallChain, slurm: Slurm) -> None:
@@ -89,29 +92,8 @@ def test_a_queued_job_leaves_the_queue_when_luigi_is_killed(job: SmallChain, slu
         eventually(lambda: len(slurm.squeue()) == 1, "the job left the queue")
 
 
-def test_a_queued_job_starts_when_there_is_room(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
-    with slurm.occupied():
-        luigi = Luigi(job)
-        luigi.says("waiting for a node")
-    assert luigi.wait() == 0, luigi.log
-    assert weights(job) == undisturbed
-
-
-@pytest.mark.parametrize("options", [(), ("--signal=TERM",)], ids=["scancel", "time limit or preemption"])
-def test_a_cancelled_job_checkpoints_and_goes_on(
-    job: SmallChain, slurm: Slurm, undisturbed: str, options: tuple[str, ...]
-) -> None:
-    luigi = start(job)
-    slurm.cancel(running_job(luigi), *options)
-    assert luigi.wait() == 30, luigi.log
-    slurm.wait_until_empty()
-    assert "checkpoint written at epoch" in luigi.log
-    assert checkpoints(job)
-    goes_on_to_the_same_weights(job, undisturbed)
-
-
 def test_ctrl_c_checkpoints_and_leaves_no_job(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
-    luigi = start(job)
+    luigi = started(job)
     luigi.process.send_signal(signal.SIGINT)
     assert luigi.wait() == 130, luigi.log
     assert "checkpoint written at epoch" in luigi.log
@@ -122,7 +104,7 @@ def test_ctrl_c_checkpoints_and_leaves_no_job(job: SmallChain, slurm: Slurm, und
 def test_a_killed_luigi_leaves_no_job_and_the_next_one_never_trains_beside_it(
     job: SmallChain, slurm: Slurm, undisturbed: str
 ) -> None:
-    luigi = start(job)
+    luigi = started(job)
     luigi.kill()
     again = Luigi(job, "--vgg-overlap", "wait")
     assert again.wait() == 0, again.log
@@ -133,7 +115,7 @@ def test_a_killed_luigi_leaves_no_job_and_the_next_one_never_trains_beside_it(
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["guard", "srun"])
 def test_a_killed_launcher_leaves_no_job(job: SmallChain, slurm: Slurm, depth: int) -> None:
-    luigi = start(job)
+    luigi = started(job)
     process = luigi.process.pid
     for _ in range(depth):
         process = int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
@@ -152,27 +134,80 @@ def test_what_slurm_refuses_is_one_line_that_names_the_command_and_the_reason(jo
     assert "Traceback" not in luigi.log
 
 
-def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
-    job: SmallChain, slurm: Slurm, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="session")
+def undisturbed_pair(with_data: SmallChain, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SHA-256 of the weights that two workers reach in one go, without any launcher."""
+    chain = SmallChain(tmp_path_factory.mktemp("pair") / "chain", with_data.archive, CONFIG)
+    chain.configure(distributed={"workers": 2})
+    luigi = Luigi(chain)
+    assert luigi.wait() == 0, luigi.log
+    return weights(chain)
+
+
+@pytest.fixture
+def pair(chain: SmallChain, slurm: Slurm) -> SmallChain:
+    """A chain that trains with two workers on two nodes."""
+    chain.configure(
+        distributed={"workers": 2}, launcher=[*SRUN, "--nodes=2", "--ntasks=2"], training__checkpoint_seconds=0.05
+    )
+    return chain
+
+
+def test_a_dying_worker_and_a_cancelled_job_leave_nobody_and_the_training_goes_on_exactly(
+    pair: SmallChain, slurm: Slurm, undisturbed_pair: str
 ) -> None:
+    luigi = start(pair)
+    new_checkpoint(pair, luigi, [])
+    os.kill(roles(pair)["worker 1"], signal.SIGKILL)
+    assert luigi.wait() == 30, luigi.log
+    assert "distributed training: worker 1 (process" in luigi.log
+    assert "died of SIGKILL" in luigi.log
+    assert "Traceback" not in luigi.log
+    eventually(lambda: not roles(pair), "nobody is left", limit=60)
+
+    luigi = start(pair)
+    new_checkpoint(pair, luigi, checkpoints(pair))
+    slurm.cancel(luigi.says(r"\(Slurm job (\d+)\)")[1])
+    assert luigi.wait() == 30, luigi.log
+    assert "checkpoint written at epoch" in luigi.log
+    eventually(lambda: not roles(pair), "nobody is left", limit=60)
+
+    luigi = start(pair)
+    assert luigi.wait() == 0, luigi.log
+    assert pair.manifest("train")["details"]["resumed"] == 2
+    assert weights(pair) == undisturbed_pair
+
+
+def test_a_wrong_number_of_tasks_is_one_line(pair: SmallChain) -> None:
+    pair.configure(launcher=["srun", "--ntasks=3"])
+    luigi = start(pair)
+    assert luigi.wait() == 30
+    assert "distributed.workers: found 2, but the launcher started 3 tasks: give srun --ntasks=2" in luigi.log
+    assert "Traceback" not in luigi.log
+
+
+def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
+    chain: SmallChain, cluster: Slurm, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.wait_until_ready()
     monkeypatch.setattr(stage, "BEAT_SECONDS", 0.5)
     monkeypatch.setattr(stage, "LOST_SECONDS", 15.0)
-    job.configure(training__checkpoint_seconds=0.1)
+    chain.configure(launcher=SRUN, training__checkpoint_seconds=0.1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    chain, nodes = job.chain(), []
+    nodes: list[str] = []
 
     def kill_node(event: dict[str, Any]) -> None:
         if "started on" in event.get("message", ""):
             nodes.append(event["message"].split()[2])
-        if not nodes[1:] and "epoch 9/" in event.get("message", "") and checkpoints(job):
+        if not nodes[1:] and "epoch 9/" in event.get("message", "") and checkpoints(chain):
             nodes.append("killed")
-            slurm.kill_node(nodes[0])
+            cluster.kill_node(nodes[0])
 
-    run = chain.run()
+    run = chain.chain().run()
     assert run is not None
     try:
         with pytest.raises(StageFailed, match=r"no sign of life from its process on n\d"):
-            launch.run_stage("train", chain, log=run.log("train"), on_event=kill_node, launcher=SRUN)
-        goes_on_to_the_same_weights(job, undisturbed)
+            launch.run_stage("train", chain.chain(), log=run.log("train"), on_event=kill_node, launcher=SRUN)
+        goes_on_to_the_same_weights(chain, undisturbed)
     finally:
-        slurm.start_node(nodes[0])
+        cluster.start_node(nodes[0])

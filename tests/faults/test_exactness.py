@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,7 @@ import numpy as np
 import pytest
 from fault_runs import EPOCHS, STEPS, Place, flip_a_bit_of_the_momentum, marked
 
-from pipeline import checkpoint, stage, training
-from pipeline.chain import Chain
-from pipeline.config import load
-from pipeline.errors import Interrupted
-from pipeline.network import Network
-from pipeline.workspace import Workspace
+from pipeline import checkpoint, training
 
 Undisturbed = Callable[..., str]
 
@@ -83,21 +81,37 @@ def test_a_training_stopped_killed_and_unplugged_gives_the_bytes_of_an_undisturb
     assert not place.checkpoints()
 
 
-def test_stopped_while_validating_the_row_of_that_epoch_is_written_once(
-    place: Place, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chain = Chain(Workspace(place.workspace), load(place.folder / "run.yaml"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    reporter = stage.Reporter()
-    real = Network.evaluate
+#: A training that is asked to stop when it begins to validate. In a process of its own: MXNet takes the number of
+#: threads when it is loaded, and the tests' own process may have loaded it before.
+STOPPED_WHILE_VALIDATING = """
+import sys
+from pathlib import Path
 
-    def evaluate(self: Network, *arguments: Any, **more: Any) -> Any:
-        reporter.commands.add("stop")
-        return real(self, *arguments, **more)
+from pipeline import stage, training
+from pipeline.chain import Chain
+from pipeline.config import load
+from pipeline.network import Network
+from pipeline.workspace import Workspace
 
-    monkeypatch.setattr(Network, "evaluate", evaluate)
-    with pytest.raises(Interrupted, match=f"step {STEPS} of {STEPS}"):
-        training.train(chain, reporter)
+reporter, real = stage.Reporter(), Network.evaluate
+
+def evaluate(self, *arguments, **more):
+    reporter.commands.add("stop")
+    return real(self, *arguments, **more)
+
+Network.evaluate = evaluate
+training.train(Chain(Workspace(Path(sys.argv[1])), load(sys.argv[2])), reporter)
+"""
+
+
+def test_stopped_while_validating_the_row_of_that_epoch_is_written_once(place: Place, undisturbed: Undisturbed) -> None:
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_VALIDATING, str(place.workspace), str(place.folder / "run.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(training.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert re.search(f"Interrupted: .*step {STEPS} of {STEPS}", stopped.stderr), stopped.stderr
     assert place.run().code == 0
     assert place.history() == list(range(1, EPOCHS + 1))
     assert place.digest() == undisturbed()

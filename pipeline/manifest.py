@@ -68,6 +68,13 @@ def size_here(path: Path) -> int:
     return path.stat().st_size
 
 
+def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The recorded SHA-256 of every file, also of the trainer's state, which no stage but the training needs."""
+    trainer = manifest["details"].get("trainer")
+    extra = {"trainer.npz": trainer["sha256"]} if trainer else {}
+    return {**{name: recorded["sha256"] for name, recorded in manifest["files"].items()}, **extra}
+
+
 def problems(
     folder: Path, stage: str, inputs: Mapping[str, str | None], size: Callable[[Path], int] = size_here
 ) -> list[str]:

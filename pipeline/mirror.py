@@ -137,6 +137,13 @@ class Mirror:
         self._agree([f"{root}/{stage}" for root in sorted(roots) for stage in stages])
         return [self.root / root for root in sorted(roots)]
 
+    def know_currents(self) -> list[str]:
+        """Have all pointers to current models at hand; gives their folders."""
+        self._list(["current"], 0.0)
+        folders = [place for place in self._there if place.startswith("current/")]
+        self._agree(folders)
+        return folders
+
     def know_all(self) -> None:
         """Have a listing of everything, and all small files."""
         self._list([""], 0.0)
@@ -234,9 +241,7 @@ class Mirror:
         recorded = manifest.read(folder)
         if recorded is None:
             return
-        digests = {name: about["sha256"] for name, about in recorded["files"].items()}
-        if "trainer" in recorded["details"]:
-            digests["trainer.npz"] = recorded["details"]["trainer"]["sha256"]
+        digests = manifest.digests(recorded)
         place = self.place(folder)
         there = self._there.get(place, {})
         names = [name for name in (there if everything else recorded["files"]) if name != MANIFEST]
@@ -245,6 +250,13 @@ class Mirror:
         )
         self._remember({path: memory for path, memory in news if memory is not None})
 
+    def fetch_log(self, file: Path) -> None:
+        """Have a log here as it is in the store, unless the one here has lines of its own: it is added to."""
+        folder, name = self.place(file.parent), file.name
+        if name in self._there.get(folder, {}):
+            path, memory = self._fetch_one(f"{folder}/{name}", self._there[folder][name], None)
+            self._remember({path: memory} if memory else {})
+
     def _fetch_one(self, path: str, stored: Stored | None, digest: str | None) -> tuple[str, list[Any] | None]:
         file = self.root / path
         memory = self._memory.get(path)
@@ -252,6 +264,8 @@ class Mirror:
             return path, None
         if digest and file.is_file() and sha256_file(file) == digest:
             return path, [stored.version, *_state(file)] if stored else None
+        if digest is None and file.is_file() and (memory is None or _state(file) != memory[1:]):
+            return path, None  # a log with lines that are only here
         half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
             self.store.get(path, half)
@@ -269,9 +283,11 @@ class Mirror:
             half.unlink(missing_ok=True)
         return path, [stored.version, *_state(file)] if stored else None
 
-    def publish(self, folder: Path) -> None:
+    def publish(self, folder: Path, recorded_only: bool = False) -> None:
         """Upload a stage's folder, its manifest last, so that no other host ever takes a part for the whole.
 
+        With `recorded_only` just the files that its manifest counts, and only as it recorded them: the folder was not
+        made anew, so that what else is in it may be older than what is in the store.
         Raises `WorkspaceError` when that finally fails, `AlreadyRunning` when a lock was lost meanwhile; what was
         made stays here, and the next command publishes it.
         """
@@ -285,6 +301,9 @@ class Mirror:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and not path.name.startswith(".") and path != folder / MANIFEST
         }
+        if recorded_only:
+            digests = {f"{place}/{name}": digest for name, digest in manifest.digests(recorded).items()}
+            files = {path: file for path, file in files.items() if sha256_file(file) == digests.get(path)}
         new = [path for path, file in files.items() if not self._is_published(path, file)]
         if not new and self._is_published(f"{place}/{MANIFEST}", folder / MANIFEST):
             return

@@ -52,7 +52,7 @@ def publish_finished(chain: Chain, stage: str) -> bool:
     here = Chain(Workspace(chain.workspace.root), chain.config, chain.generation)
     if recorded is None or here.why(stage) or manifest.damage(folder, recorded):
         return False
-    _publish(chain, stage)
+    _publish(chain, stage, recorded_only=True)
     return True
 
 
@@ -117,8 +117,8 @@ def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) ->
             (own / MANIFEST).unlink(missing_ok=True)
         if "init_from" in options:
             mirror.fetch(Path(options["init_from"]).parent)
-    elif f"{stage}.log" in mirror.names(own) and not run.log(stage).exists():
-        mirror.store.get(mirror.place(run.log(stage)), run.log(stage))  # it is added to
+    else:
+        mirror.fetch_log(run.log(stage))
     if stage == "promote":
         _fetch_opponents(chain, mirror)
     if stage == "report":
@@ -186,7 +186,7 @@ def _is_whole(file: Path) -> bool:
 # --- after --------------------------------------------------------------------------------------------------------
 
 
-def _publish(chain: Chain, stage: str) -> None:
+def _publish(chain: Chain, stage: str, recorded_only: bool = False) -> None:
     mirror, folder, run = chain.workspace.mirror, chain.folder(stage), chain.run()
     assert mirror is not None
     assert folder is not None
@@ -197,7 +197,7 @@ def _publish(chain: Chain, stage: str) -> None:
     try:
         if stage == "promote" and pointers[stage].exists():
             mirror.publish_file(pointers[stage])
-        mirror.publish(folder)
+        mirror.publish(folder, recorded_only)
         if stage == "dataset":
             _publish_source(chain, mirror, pointers[stage])
     except WorkspaceError as error:

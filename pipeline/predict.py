@@ -23,6 +23,8 @@ from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.evaluation import softmax
 from pipeline.files import sha256_file
+from pipeline.mirror import default_cache, mirror_at, mirror_of
+from pipeline.store import check_url, is_url
 from pipeline.workspace import Run, Workspace, workspace_of
 
 DEFAULT_MODEL = "artifacts"
@@ -122,12 +124,26 @@ def resolve_model(path: Path) -> Path:
     return resolve_model(newest)
 
 
+def in_store(url: str) -> Path:
+    """The path here that mirrors a workspace in a store, or a run in it; what it takes to choose is fetched."""
+    root, runs, run = check_url(url).partition("/runs/")
+    mirror = mirror_at(root, default_cache())
+    if runs:
+        path = mirror.root / "runs" / run
+        mirror.know_folders([path, path / "export"])
+        return path
+    mirror.root.mkdir(parents=True, exist_ok=True)
+    if not mirror.know_currents():
+        mirror.know_runs(stages=("export",))
+    return mirror.root
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status: 0, or 1 when anything could not be read."""
     options = _parser().parse_args(arguments)
     try:
-        path = resolve_model(options.model)
-        if options.model != path:
+        path = resolve_model(in_store(options.model) if is_url(options.model) else Path(options.model))
+        if options.model != str(path):
             print(f"vgg-predict: model {path}", file=sys.stderr)
         model = inference.open_model(path)
         results = classify(model, find_images(options.paths))
@@ -151,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _checked(folder: Path, exported: dict[str, Any]) -> Path:
     path = folder / "model.onnx"
+    if mirror := mirror_of(folder):
+        mirror.fetch(folder)
     try:
         digest = sha256_file(path)
     except OSError as error:
@@ -177,6 +195,8 @@ def _promoted(pointer: Path) -> Path:
     if entry is None:
         raise PipelineError(f"{pointer}: no such file")
     folder = current.run_of(workspace_of(pointer), entry).stage("export")
+    if mirror := mirror_of(folder):
+        mirror.know_folders([folder])
     exported = manifest.read(folder)
     if exported is None:
         raise PipelineError(f"{folder}: the current model is not exported there: run the Export task for it again")
@@ -271,9 +291,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders with images")
     parser.add_argument(
         "--model",
-        type=Path,
-        default=Path(DEFAULT_MODEL),
-        help="a run's folder, an .onnx file, `current`, or a workspace: its current model, or else its newest run "
+        default=DEFAULT_MODEL,
+        help="a run's folder, an .onnx file, `current`, or a workspace: its current model, or else its newest run; "
+        "a run or a workspace may also be in a store, s3://… "
         "(default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON with the probabilities of all classes")

@@ -279,7 +279,10 @@ def _connect(url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         # The pauses between tries are ours; what a back-end adds to them would multiply.
-        options = {"config_kwargs": {"retries": {"total_max_attempts": 1}}} if scheme in ("s3", "s3a") else {}
+        options: dict[str, Any] = {}
+        if scheme in ("s3", "s3a"):
+            own = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})  # the user's, from fsspec's own files
+            options = {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
         fs, base = url_to_fs(url, **options)
     except ImportError as error:
         missing = f"needs a package that is not installed ({error}); {advice}"

@@ -165,7 +165,7 @@ class StageTask(ChainTask):
             exit_with(return_code("already_running"))
             raise
         except Interrupted as error:
-            if chain.workspace.mirror is None or not chain.workspace.mirror.lost:
+            if not self.gave_up:
                 raise
             exit_with(return_code("already_running"))
             raise AlreadyRunning(f"{self.what}: another host took it over, as this one could not be heard") from error

@@ -1,0 +1,204 @@
+"""Hosts that share a workspace in a store and nothing else: each has its own cache folder and its own `luigi`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from luigi_runs import Result, clean_environment, luigi_command, run
+from s3_server import Proxy, environment
+
+from pipeline.chain import Chain
+from pipeline.config import load
+from pipeline.mirror import mirror_at
+from pipeline.workspace import Workspace
+
+#: Far more than anything here takes on a busy machine.
+PATIENCE = 120.0
+
+TINY: dict[str, Any] = {
+    "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": [8]},
+    "training": {
+        "epochs": 1,
+        "batch_size": 40,
+        "learning_rate": 0.05,
+        "validation_images": 40,
+        "augmentation": {"flip": "random"},
+    },
+    "device": "cpu",
+}
+
+
+class Bucket:
+    """What is in the store, looked at directly."""
+
+    def __init__(self, port: int, name: str) -> None:
+        import boto3
+
+        about = environment(port)
+        self.name, self.url = name, f"s3://{name}/team"
+        self._client = boto3.client(
+            "s3",
+            endpoint_url=about["AWS_ENDPOINT_URL"],
+            aws_access_key_id=about["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=about["AWS_SECRET_ACCESS_KEY"],
+            region_name=about["AWS_DEFAULT_REGION"],
+        )
+        self._client.create_bucket(Bucket=name)
+
+    def objects(self, ending: str = "") -> list[str]:
+        """The objects of the workspace, as seen from it."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="team/")
+        keys = [entry["Key"].removeprefix("team/") for page in pages for entry in page.get("Contents", [])]
+        return [key for key in keys if key.endswith(ending)]
+
+    def key(self, ending: str) -> str:
+        (found,) = (key for key in self.objects(ending) if not key.startswith("trash/"))
+        return found
+
+    def read(self, key: str) -> bytes:
+        return self._client.get_object(Bucket=self.name, Key=f"team/{key}")["Body"].read()
+
+    def write(self, key: str, content: bytes) -> None:
+        self._client.put_object(Bucket=self.name, Key=f"team/{key}", Body=content)
+
+    def delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self.name, Key=f"team/{key}")
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        return json.loads(self.read(self.key(f"/{stage}/manifest.json")))
+
+    def weights(self) -> str:
+        """SHA-256 of the only run's weights."""
+        return hashlib.sha256(self.read(self.key("/train/model.params"))).hexdigest()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What all hosts have told of their work."""
+        lines = b"".join(self.read(key) for key in self.objects(".jsonl")).splitlines()
+        return [json.loads(line) for line in lines]
+
+
+class Host:
+    """One host: a folder of its own with its cache, its luigi.cfg and a copy of the configuration."""
+
+    def __init__(self, folder: Path, url: str, proxy: Proxy, archive: Path, **settings: Any) -> None:
+        self.folder, self.url, self.proxy, self.archive = folder, url, proxy, archive
+        self.cwd = folder / "empty"
+        self.cwd.mkdir(parents=True)
+        self.values: dict[str, Any] = {"data": {"name": "mini", "source": str(archive)}, **json.loads(json.dumps(TINY))}
+        self.configure()
+        self.settings(**settings)
+
+    def settings(self, **settings: Any) -> None:
+        """Write luigi.cfg."""
+        all_settings = {"cache": self.folder / "cache", "patience_seconds": 60, "stale_seconds": 30, **settings}
+        lines = [f"{name} = {value}" for name, value in all_settings.items()]
+        (self.folder / "luigi.cfg").write_text("\n".join(["[vgg]", *lines]) + "\n")
+
+    def configure(self, **training: Any) -> None:
+        self.values["training"].update(training)
+        self.config.write_text(yaml.safe_dump(self.values))
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def mirror(self) -> Path:
+        """The folder here that mirrors the workspace."""
+        return mirror_at(self.url, self.folder / "cache").root
+
+    def command(self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> list[str]:
+        about = ["--workspace", self.url] + ([] if task in ("Verify", "Compare") else ["--config", str(self.config)])
+        return [*luigi_command(), "--module", "tasks", task, *about, *scheduler, *arguments]
+
+    def environment(self) -> dict[str, str]:
+        own = {"LUIGI_CONFIG_PATH": str(self.folder / "luigi.cfg"), "XDG_CACHE_HOME": str(self.folder / "cache")}
+        return clean_environment(**environment(self.proxy.port), **own)
+
+    def luigi(self, task: str, *arguments: str) -> Result:
+        """Run one task to its end; `ran` are the stages that this host worked on."""
+        before = len(self.events())
+        done = run(self.command(task, *arguments), self.cwd, self.environment())
+        ran = [event["stage"] for event in self.events()[before:] if event["event"] == "started"]
+        return Result(done.rc, done.output, done.log, done.seconds, ran)
+
+    def good(self, task: str, *arguments: str) -> Result:
+        """As `luigi`, and it must succeed."""
+        result = self.luigi(task, *arguments)
+        assert result.rc == 0, result.text
+        return result
+
+    def start(self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> Running:
+        return Running(self.command(task, *arguments, scheduler=scheduler), self)
+
+    def events(self) -> list[dict[str, Any]]:
+        path = self.mirror / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Running:
+    """A command that is running."""
+
+    def __init__(self, command: list[str], host: Host) -> None:
+        self._output = host.folder / f"output-{time.monotonic_ns()}.txt"
+        with open(self._output, "wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=host.cwd,
+                env=host.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def text(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait until `condition` gives something true; fails when the command ends before that."""
+        deadline = time.monotonic() + PATIENCE
+        while not (value := condition()):
+            assert self.process.poll() is None, f"ended before {what}:\n{self.text}"
+            assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}\n{self.text}"
+            time.sleep(0.02)
+        return value
+
+    def finish(self, code: int | None = None) -> int:
+        found = self.process.wait(PATIENCE)
+        assert code is None or found == code, f"exit code {found}, expected {code}:\n{self.text}"
+        return found
+
+    def kill(self) -> None:
+        """kill -9 of the command; its child notices and ends by itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.kill()
+
+
+def local_weights(folder: Path, host: Host) -> str:
+    """SHA-256 of the weights that an undisturbed training in a folder gives for a host's configuration."""
+    command = [*luigi_command(), "--module", "tasks", "TrainVGG", "--config", str(host.config), "--local-scheduler"]
+    done = run([*command, "--workspace", str(folder)], host.cwd)
+    assert done.rc == 0, done.text
+    chain = Chain(Workspace(folder), load(host.config))
+    path = chain.folder("train")
+    assert path is not None
+    return hashlib.sha256((path / "model.params").read_bytes()).hexdigest()

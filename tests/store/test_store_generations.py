@@ -1,0 +1,43 @@
+"""Scheduled retraining with the workspace in S3: two hosts take turns, the pointer to the current model is one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from store_hosts import Bucket, Host
+
+
+def test_two_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], bucket: Bucket) -> None:
+    one, two = host("one"), host("two")
+    for each in (one, two):
+        each.values["schedule"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
+        each.configure()
+
+    def current() -> str:
+        return json.loads(bucket.read("current/mini/tiny.json"))["generation"]
+
+    assert one.good("Retrain", "--date", "2026-11-20").ran.count("promote") == 1
+    assert current() == "2026-11-20"
+    again = two.good("Retrain", "--date", "2026-11-20")
+    assert again.ran == []
+    assert "nothing is due" in again.log
+    # The other host compares with what the first one made, of which it has nothing yet, and starts from its weights.
+    result = two.good("Retrain", "--date", "2026-11-21")
+    assert "warm start from the current model" in result.log
+    assert current() == "2026-11-21"
+    report = json.loads(bucket.read(next(key for key in bucket.objects("report/report.json") if "11-21" in key)))
+    assert report["comparison"]["previous"]["run"].endswith("@2026-11-20")
+    assert [generation["name"] for generation in report["generations"]] == ["2026-11-21", "2026-11-20"]
+    assert "current is  runs/" in one.good("Rollback").output
+    assert current() == "2026-11-20"
+    status = two.good("Status", "--generation", "2026-11-21").output
+    assert "the current model is runs/" in status
+    assert "@2026-11-20, accuracy" in status
+    pruned = two.good("Prune", "--keep", "1", "--confirm")
+    assert "0 generations" in pruned.output  # the older one is the current one
+    one.good("Rollback", "--to", "2026-11-21")
+    pruned = two.good("Prune", "--keep", "1", "--confirm")
+    assert "moving generation 2026-11-20" in pruned.output
+    assert f"moved to {bucket.url}/trash/" in pruned.output
+    assert not [key for key in bucket.objects() if key.startswith("runs/") and "@2026-11-20" in key]

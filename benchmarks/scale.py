@@ -1,0 +1,188 @@
+"""A workspace of 1,000 finished runs (made up: one tiny run, copied): what a finished Compare, Status and one more run
+take, in a folder and in S3 on loopback (moto's server, behind a proxy that counts), and what luigid needs for them.
+
+To reach: a finished Compare over 1,000 runs in 2 s in a folder, in 5 s in S3. `--runs` makes another size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import bench
+import psutil
+
+from pipeline.chain import Chain
+from pipeline.config import load, to_dict
+from pipeline.files import write_json
+from pipeline.workspace import RUN_STAGES, Workspace
+
+sys.path[:0] = [str(bench.ROOT / "tests"), str(bench.ROOT / "tests" / "store")]
+
+TRAINING = {"epochs": 1, "batch_size": 100, "validation_images": 100}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-s3", action="store_true", help="only the folder")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        configs = make_up(folder, options.runs)
+        found = {"folder": measure(folder, str(folder / "artifacts"), configs, options.rounds, None)}
+        if not options.no_s3:
+            with store(folder) as proxy:
+                objects = upload(folder / "artifacts", proxy.target)
+                found[f"S3, {objects:,} objects"] = measure(folder, "s3://bench/team", configs, options.rounds, proxy)
+        memory = luigid_memory(folder, options.runs)
+    report(found, memory, options)
+
+
+# --- the workspace ------------------------------------------------------------------------------------------------
+
+
+def make_up(folder: Path, runs: int) -> list[Path]:
+    """Configurations of so many architectures and one more, and a workspace in which all but that are finished."""
+    (folder / "configs").mkdir()
+    configs = []
+    for number in range(runs + 1):
+        conv_arch = [[1, 2 + number % 64], [1, 2 + number // 64]]
+        architecture = {"name": f"a{number:05}", "conv_arch": conv_arch, "batch_norm": True, "dense": []}
+        path = folder / ("configs" if number < runs else ".") / f"a{number:05}.yaml"
+        data = {"name": "sample", "source": "bundled"}
+        path.write_text(json.dumps({"data": data, "architecture": architecture, "training": TRAINING, "device": "cpu"}))
+        configs.append(path)
+    bench.luigi("Report", "--config", str(configs[0]), "--workspace", str(folder / "artifacts"))
+    model = Chain(Workspace(folder / "artifacts"), load(configs[0])).run()
+    assert model is not None
+    for path in configs[1:-1]:
+        copy_run(model.root, Chain(Workspace(folder / "artifacts"), load(path)))
+    return configs
+
+
+def copy_run(model: Path, chain: Chain) -> None:
+    """Make a finished run of another architecture up."""
+    run = chain.run()
+    assert run is not None
+    shutil.copytree(model, run.root)
+    for stage in RUN_STAGES:
+        path = run.stage(stage) / "manifest.json"
+        value = json.loads(path.read_text())
+        value.pop("checksum", None)
+        if stage == "train":
+            value["inputs"]["architecture"] = chain.config.fingerprint
+            value["details"]["config"] = to_dict(chain.config)
+        write_json(path, value)
+    assert chain.complete("report"), [chain.why(stage) for stage in RUN_STAGES]
+
+
+@contextlib.contextmanager
+def store(folder: Path) -> Iterator[Any]:
+    from s3_server import Proxy, s3_server
+
+    with s3_server(folder) as port:
+        proxy = Proxy(port)
+        yield proxy
+        proxy.close()
+
+
+def upload(workspace: Path, port: int) -> int:
+    """Put a workspace into the store as it is; gives how many objects that makes."""
+    from store_hosts import Bucket
+
+    bucket = Bucket(port, "bench")
+    rooms = [workspace / room for room in ("datasets", "runs", "comparisons")]
+    files = [path for room in rooms for path in room.rglob("*") if path.is_file()]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda path: bucket.write(path.relative_to(workspace).as_posix(), path.read_bytes()), files))
+    return len(files)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, proxy: Any) -> dict[str, Any]:
+    """Seconds of each command, in turns, and how many requests it made."""
+    from s3_server import environment
+
+    about = {**(environment(proxy.port) if proxy else {}), "XDG_CACHE_HOME": str(folder / "cache")}
+    place = ("--workspace", workspace)
+    compare = ("Compare", "--configs", str(folder / "configs" / "*.yaml"), *place)
+    commands = {
+        "finished Compare": compare,
+        "Status of a finished run": ("Status", "--config", str(configs[0]), *place),
+        "Status of a new run": ("Status", "--config", str(configs[-1]), *place),
+        "finished Report": ("Report", "--config", str(configs[0]), *place),
+    }
+    found: dict[str, Any] = {}
+
+    def run(name: str, arguments: tuple[str, ...]) -> None:
+        if proxy:
+            proxy.quiet()
+        seconds = bench.luigi(*arguments, environment=about)[0]
+        entry = found.setdefault(name, {"seconds": [], "requests": []})
+        entry["seconds"].append(seconds)
+        entry["requests"].append(len(proxy.seen) if proxy else 0)
+
+    run("finished Compare, a new host" if proxy else "Compare that makes the page", compare)
+    for _ in range(rounds):
+        for name, arguments in commands.items():
+            run(name, arguments)
+    run("one more run, all its stages", ("Report", "--config", str(configs[-1]), *place))
+    empty = f"{workspace}-empty"
+    run("the same in an empty workspace", ("Report", "--config", str(configs[-1]), "--workspace", empty))
+    if not proxy:  # the store begins as the folder did
+        shutil.rmtree(empty)
+        new = Chain(Workspace(Path(workspace)), load(configs[-1])).run()
+        assert new is not None
+        shutil.rmtree(new.root)
+    return found
+
+
+def luigid_memory(folder: Path, runs: int) -> dict[str, float]:
+    """Resident memory in MB of a luigid without tasks, and with those of a Compare over so many runs."""
+    from luigi.rpc import RemoteScheduler
+    from luigi_runs import central_scheduler
+
+    with central_scheduler(folder) as port:
+        process = next(child for child in psutil.Process().children() if str(port) in child.cmdline())
+        before = process.memory_info().rss
+        client: Any = RemoteScheduler(f"http://127.0.0.1:{port}")
+        started = time.monotonic()
+        for number in range(runs):
+            train, evaluate = (f"{task}_{number:05}_{'0' * 40}" for task in ("TrainVGG", "Evaluate"))
+            params = {"config": f"configs/a{number:05}.yaml", "workspace": "s3://bench/team", "generation": ""}
+            for task_id, deps in ((train, []), (evaluate, [train])):
+                about = {"family": task_id.partition("_")[0], "module": "tasks", "params": params, "deps": deps}
+                client.add_task(worker="bench", task_id=task_id, status="PENDING", **about)
+        seconds = time.monotonic() - started
+        return {"empty": before / 1e6, "full": process.memory_info().rss / 1e6, "scheduling_seconds": seconds}
+
+
+def report(found: dict[str, Any], memory: dict[str, float], options: argparse.Namespace) -> None:
+    rows: list[tuple[Any, ...]] = [
+        (where, name, f"{bench.median(entry['seconds']):.2f}", f"{max(entry['seconds']):.2f}", entry["requests"][-1])
+        for where, entries in found.items()
+        for name, entry in entries.items()
+    ]
+    tasks = f"{2 * options.runs:,} tasks"
+    rows.append(("luigid", f"telling it of {tasks}", f"{memory['scheduling_seconds']:.2f}", "", 2 * options.runs))
+    rows.append(("luigid", f"memory: none, {tasks}", f"{memory['empty']:.0f} MB", f"{memory['full']:.0f} MB", ""))
+    title = f"{options.runs:,} finished runs; median of {options.rounds} where repeated"
+    bench.table(title, ("where", "what", "seconds", "most", "requests"), rows)
+    bench.finish("scale", {"runs": options.runs, "rounds": options.rounds, "measured": found, "luigid": memory})
+
+
+if __name__ == "__main__":
+    main()

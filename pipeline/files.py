@@ -6,6 +6,7 @@ Reads and writes only the paths it is given. Imports nothing heavy.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import json
 import os
@@ -53,10 +54,29 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any | None:
     """The JSON value in `path`, or None when the file is missing, unreadable or not JSON."""
+    known = _read.get()
+    if known is not None and path in known:
+        return known[path]
+    value = None
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(path.read_bytes())
+    if known is not None:
+        known[path] = value
+    return value
+
+
+#: What `read_json` has read so far in this block of `each_read_once`; None outside of one.
+_read: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("read", default=None)
+
+
+@contextlib.contextmanager
+def each_read_once() -> Iterator[None]:
+    """In this block and thread, read every JSON file once: for one question about many runs. Change no value."""
+    token = _read.set({})
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+        yield
+    finally:
+        _read.reset(token)
 
 
 def sha256_file(path: Path) -> str:

@@ -99,11 +99,11 @@ class Workspace:
         return self.root / "events.jsonl"
 
     def dataset(self, dataset_id: str) -> Path:
-        return self.root / "datasets" / dataset_id
+        return self.root / f"datasets/{dataset_id}"
 
     def source_pointer(self, data: Data) -> Path:
         """The file that says which data set came out of this source."""
-        return self.root / "datasets" / "sources" / f"{data.name}-{source_key(data)}.json"
+        return self.root / f"datasets/sources/{data.name}-{source_key(data)}.json"
 
     def seen_source(self, data: Data) -> Path:
         """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""
@@ -145,10 +145,10 @@ class Run:
 
     @property
     def root(self) -> Path:
-        return self.workspace.runs / self.dataset_id / self.run_id
+        return self.workspace.root / f"runs/{self.dataset_id}/{self.run_id}"
 
     def stage(self, stage: str) -> Path:
-        return self.root / stage
+        return self.workspace.root / f"runs/{self.dataset_id}/{self.run_id}/{stage}"
 
     @property
     def generation(self) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import luigi
 
 from pipeline import current, events, locks, manifest
-from pipeline.chain import STAGES, UPSTREAM, Chain, drift, shown_source
+from pipeline.chain import STAGES, UPSTREAM, Chain, all_upstream, drift, shown_source
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.workspace import RUN_STAGES, Run, Workspace
 from tasks.base import ChainTask, PluginTask, workspace_at
@@ -57,7 +57,7 @@ class SetAside(Command):
         trash = chain.workspace.trash
         target = trash / f"{manifest.now().replace(':', '')}-{folder.parent.name}-{folder.name}"
         size, shown = chain.workspace.size_of(folder), chain.workspace.shown
-        after = [stage for stage in STAGES if self.stage in _all_upstream(stage)]
+        after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
         print(f"{moving} {shown(folder)} ({size / 1e6:.1f} MB)\n  to {shown(target)}")
         print(f"  the next run makes {self.stage} again" + (f", then as needed {', '.join(after)}" if after else ""))
@@ -180,11 +180,6 @@ def _checkpoints(chain: Chain, run: Run) -> list[str]:
         chain.workspace.mirror.know_folders([run.checkpoints])
         names += [name for name in chain.workspace.mirror.names(run.checkpoints) if name.startswith("step-")]
     return sorted(names)
-
-
-def _all_upstream(stage: str) -> set[str]:
-    direct = UPSTREAM.get(stage, ())
-    return set(direct).union(*(_all_upstream(before) for before in direct)) if direct else set()
 
 
 __all__ = ["SetAside", "Status", "Verify", "status_lines", "verify"]

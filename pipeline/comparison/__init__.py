@@ -20,6 +20,7 @@ from pipeline import manifest
 from pipeline.chain import Chain, shown_source
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.files import each_read_once
 from pipeline.workspace import MANIFEST, Workspace, seed_generation, source_key, with_generation_seed
 
 FILES = ("index.html", "ranking.csv", "runs.csv", "ranking.json")
@@ -61,7 +62,8 @@ class Comparison:
 
     def waiting_for(self) -> list[Entry]:
         """The runs that are not done yet."""
-        return [entry for entry in self.entries if not entry.chain.complete(self.needs)]
+        known = ("dataset",) if self.entries[0].chain.complete("dataset") else ()  # it is the same for all
+        return [entry for entry in self.entries if not entry.chain.complete(self.needs, known)]
 
     def why(self) -> list[str]:
         """Why the page has to be made, its runs being done. Empty: it is up to date."""
@@ -76,7 +78,8 @@ class Comparison:
 
     def complete(self) -> bool:
         """True when the page is up to date and so is every run on it. Reads manifests and file sizes only."""
-        return not self.why() and not self.waiting_for()
+        with each_read_once():
+            return not self.why() and not self.waiting_for()
 
 
 def plan(

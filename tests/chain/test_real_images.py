@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from luigi_runs import SmallChain, run
 
@@ -68,6 +69,11 @@ def test_one_epoch_on_the_real_images_learns_and_is_not_called_the_official_arch
     assert report["dataset"]["train_images"] == 50_000
     assert report["dataset"]["test_images"] == 10_000
     assert report["dataset"]["sample"] is False
+    made = chain.workspace / "datasets" / path.parts[-4]
+    details = read_json(made / "manifest.json")["details"]
+    assert details["label"] == "cifar10, not the official archive"
+    assert (details["train_per_class"], details["test_per_class"]) == ([5000] * 10, [1000] * 10)
+    assert np.load(made / "train_images.npy", mmap_mode="r").shape == (50_000, 3, 32, 32)
     assert "not the official archive" in report["dataset"]["label"]
     assert "not the official archive" in path.with_name("index.html").read_text()
     assert report["evaluation"]["accuracy"] > FLOOR

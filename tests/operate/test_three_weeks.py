@@ -65,7 +65,7 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     good = weeks.values["training"]["learning_rate"]
     weeks.configure(training__learning_rate=1e-9)
     before = weeks.current
-    worse = weeks.retrain("--date", "2026-11-09", rc=5)
+    worse = weeks.retrain("--date", "2026-11-09", "--workers", "3", rc=5)
     assert worse.ran == WHOLE[1:]
     assert "refused: accuracy" in worse.log
     assert weeks.current == before
@@ -172,12 +172,6 @@ def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
     second = run(command, weeks.cwd)
     assert second.rc == 0, second.text
     assert len(weeks.history()) == 2
-
-
-def test_a_refused_generation_says_so_with_several_workers_too(weeks: Weeks) -> None:
-    weeks.retrain("--date", "2026-11-04", "--workers", "3")
-    weeks.configure(training__learning_rate=1e-9)
-    weeks.retrain("--date", "2026-11-11", "--workers", "3", rc=5)
 
 
 @pytest.mark.parametrize(

@@ -250,18 +250,3 @@ def test_a_data_set_cannot_be_changed_by_accident(chain, archive, reporter):
     dataset.prepare(made, reporter)
     with pytest.raises(dataclasses.FrozenInstanceError):
         dataset.load(made.dataset_folder()).classes = []
-
-
-def test_real_images_in_the_official_layout(chain, reporter, tmp_path):
-    folder = os.environ.get("CIFAR10_DATA_DIR")
-    script = Path(folder or "/nonexistent") / "build_cifar10_archive.py"
-    if not script.is_file():
-        pytest.skip("CIFAR10_DATA_DIR does not name a folder with build_cifar10_archive.py")
-    pytest.importorskip("PIL", reason="building the archive of real images needs pillow")
-    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
-    made = chain(tmp_path / "cifar-10-binary.tar.gz", name="cifar10", classes=10)
-    details = dataset.prepare(made, reporter)["details"]
-    assert details["train_per_class"] == [5000] * 10
-    assert details["test_per_class"] == [1000] * 10
-    assert details["label"] == "cifar10, not the official archive"
-    assert dataset.load(made.dataset_folder()).train_images.shape == (50_000, 3, 32, 32)

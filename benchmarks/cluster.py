@@ -53,9 +53,13 @@ def main() -> None:
         with central_scheduler(folder) as port:
             started = time.monotonic()
             team = [Worker(folder, port, number) for number in range(3)]
-            kills = make_trouble(team, slurm, options.kills)
-            for worker in team:
-                worker.join()
+            try:
+                kills = make_trouble(team, slurm, options.kills)
+                for worker in team:
+                    worker.join()
+            finally:
+                for worker in team:
+                    worker.end()
             seconds = time.monotonic() - started
         report(folder, undisturbed, kills, team, slurm, seconds, options)
 
@@ -103,6 +107,7 @@ class Worker(threading.Thread):
         self.folder, self.port, self.number = folder, port, number
         self.process: subprocess.Popen[bytes] | None = None
         self.codes: list[int] = []
+        self.ended = False
         self.output = folder / f"worker{number}.txt"
         self.start()
 
@@ -110,13 +115,21 @@ class Worker(threading.Thread):
         command = [*luigi_command(), "--module", "tasks", "Compare", "--configs", str(self.folder / "configs/*.yaml")]
         command += ["--workspace", str(self.folder / "artifacts"), "--scheduler-port", str(self.port)]
         command += ["--scheduler-host", "127.0.0.1", "--worker-keep-alive", "--worker-wait-interval", "1"]
-        while not self.codes or self.codes[-1] != 0:
+        while not self.ended and (not self.codes or self.codes[-1] != 0):
             with open(self.output, "wb") as file:
                 self.process = subprocess.Popen(
                     command, stdout=file, stderr=file, env=clean_environment(), cwd=self.folder, start_new_session=True
                 )
             self.codes.append(self.process.wait())
             time.sleep(2)
+
+    def end(self) -> None:
+        """Leave no command behind when this program is stopped. A command that was told to end checkpoints first."""
+        self.ended = True
+        while self.is_alive():
+            if self.process and self.process.poll() is None:
+                self.process.terminate()
+            self.join(1)
 
     def training(self) -> tuple[str, str] | None:
         """Node and job of the training that this worker has under way, past its second epoch."""

@@ -52,6 +52,10 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+#: What `read_json` has read so far in this block of `each_read_once`; None outside of one.
+_read: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("read", default=None)
+
+
 def read_json(path: Path) -> Any | None:
     """The JSON value in `path`, or None when the file is missing, unreadable or not JSON."""
     known = _read.get()
@@ -63,10 +67,6 @@ def read_json(path: Path) -> Any | None:
     if known is not None:
         known[path] = value
     return value
-
-
-#: What `read_json` has read so far in this block of `each_read_once`; None outside of one.
-_read: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("read", default=None)
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ from tasks.defaults import (
 )
 from tasks.stages import Evaluate, Report
 
-#: Plans by the parameters of their task, with what the files were like then. Each task has its own, so that files that
-#: are edited while a comparison runs do not change it.
+#: Plans by the parameters of their task, with what the files were like then: Luigi asks for the same task again and
+#: again, and a plan of many runs takes a while.
 _planned: dict[tuple[Any, ...], tuple[list[Any], Comparison]] = {}
 
 
@@ -60,7 +60,7 @@ class Compare(PluginTask):
             exit_with(BAD_CONFIGURATION)
             raise
         values["name"] = planned.name
-        _planned[given] = _planned[tuple(values.values())] = (files, planned)  # Luigi asks again and again
+        _planned[given] = _planned[tuple(values.values())] = (files, planned)
         return list(values.items())
 
     @property

@@ -170,7 +170,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float,
 
 def _text(x: float, y: float, text: str, colour: str, within: float | None = None, bold: bool = False) -> Markup:
     """Centred text; one that would leave a drawing of `_WIDTH` is aligned to its edge instead (`within`)."""
-    half = 3.2 * len(text)
+    half = 3.6 * len(text)  # of a wide font: half of about 0.65 em a letter
     anchor = "middle"
     if within is not None and within - half < 0:
         x, anchor = 2, "start"

@@ -155,6 +155,23 @@ def test_the_done_check_imports_nothing_heavy(compared: tuple[Bench, Result]) ->
     assert done.stdout.strip() == "[]"
 
 
+def test_an_edited_file_is_planned_anew_in_the_same_process(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    code = (
+        "import pathlib, tasks\n"
+        "def plan(): return tasks.Compare(configs='*.yaml').comparison\n"
+        "def epochs(): return sorted(entry.chain.config.training.epochs for entry in plan().entries)\n"
+        "before = epochs()\n"
+        "assert plan() is plan()\n"
+        "file = pathlib.Path('wide.yaml')\n"
+        "file.write_text(file.read_text().replace('epochs: 1', 'epochs: 25'))\n"
+        "print([before, epochs()])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=bench.root, env=clean_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[[1, 1, 1, 1], [1, 1, 1, 25]]"
+
+
 def test_a_run_that_is_lost_is_trained_again_and_only_that(compared: tuple[Bench, Result]) -> None:
     bench, _ = compared
     (lost,) = bench.workspace.runs.glob("*/wide-*@seed-1")

@@ -155,13 +155,16 @@ def garble(path):
     ("stage", "name", "harm"),
     [
         ("dataset", "train_images.npy", delete),
+        ("dataset", "test_labels.npy", truncate),
         ("dataset", "manifest.json", delete),
         ("train", "model.params", truncate),
         ("train", "history.csv", delete),
         ("evaluate", "metrics.json", delete),
+        ("evaluate", "predictions.npz", truncate),
         ("evaluate", "manifest.json", garble),
         ("export", "model.onnx", truncate),
         ("report", "index.html", delete),
+        ("report", "report.json", truncate),
     ],
 )
 def test_a_lost_output_is_made_again_and_what_was_made_from_it_stays(done, stage, name, harm):

@@ -81,7 +81,7 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
 
     # The third week it is repaired.
     weeks.configure(training__learning_rate=good)
-    assert weeks.retrain("--date", "2026-11-18").ran == WHOLE[1:]
+    assert weeks.retrain("--date", "2026-11-18", "--workers", "3").ran == WHOLE[1:]
     assert weeks.current.generation == "2026-W47"
     assert [entry.generation for entry in weeks.current.before] == ["2026-W45"]
     assert predict.resolve_model(weeks.workspace) == weeks.folder("export", "2026-W47") / "model.onnx"

@@ -16,6 +16,7 @@ from luigi_runs import CLASSES, SmallChain
 from pipeline import comparison
 from pipeline.comparison import page as comparison_page
 from pipeline.comparison import ranking
+from pipeline.dataset import sample
 from pipeline.report import examples, facts, page
 from pipeline.workspace import Workspace
 
@@ -26,6 +27,16 @@ BEYOND = """
 [...document.querySelectorAll('body, body *')].filter(e => e.getClientRects().length)
   .filter(e => e.getBoundingClientRect().right > %d + 1 && !e.closest('.skip, thead'))
   .map(e => e.outerHTML.slice(0, 90))
+"""
+
+#: Names around the confusion matrix that do not fit their cell, and words of a drawing that leave it.
+CUT_OFF = """
+[...document.querySelectorAll('.confusion tbody th, .confusion thead th span')]
+  .filter(e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1).map(e => e.textContent)
+  .concat([...document.querySelectorAll('.headline svg text')].filter(e => {
+    const [text, drawing] = [e.getBoundingClientRect(), e.closest('svg').getBoundingClientRect()];
+    return text.left < drawing.left - 0.5 || text.right > drawing.right + 0.5;
+  }).map(e => e.textContent))
 """
 
 #: Every piece of text with less contrast than WCAG 2.1 AA asks for: 4.5, or 3 where it is large.
@@ -262,6 +273,20 @@ def test_markup_stays_text_in_the_markdown_summary(report: dict[str, Any]) -> No
     assert "\n# `" not in text
     assert r"\[a\](http://b)" in text
     assert r"x \| y" in text
+
+
+def test_no_name_and_no_figure_is_cut_off(
+    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+) -> None:
+    own = copy.deepcopy(report)
+    own["evaluation"]["classes"] = list(sample.CLASSES)
+    file = tmp_path / "index.html"
+    for accuracy, interval in ((0.992, [0.9843, 0.9959]), (0.01, [0.001, 0.02])):
+        own["evaluation"].update(accuracy=accuracy, interval=interval)
+        file.write_text(page.html(own, pictures(finished, report)))
+        for width in (1280, 375):
+            browser.open(file, width)
+            assert browser.evaluate(CUT_OFF) == []
 
 
 def test_a_network_with_many_classes_gets_a_heat_map_in_place_of_a_table(

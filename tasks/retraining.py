@@ -7,11 +7,11 @@ configuration's `schedule`, the date (UTC) and what the workspace holds.
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Any, cast
 
 import luigi
 
-from pipeline import generations, manifest
+from pipeline import generations
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import human_size
 from pipeline.workspace import generation_seed
@@ -59,8 +59,9 @@ class Retrain(ChainTask):
 
     date = UtcDate(default=None, description="the day (UTC) whose generation is wanted; default: today")  # type: ignore[arg-type]
 
-    #: When this command took the generation on.
-    _begun = ""
+    #: Whether this command has taken the generation on, and the report's manifest that was there then.
+    _begun = False
+    _report_before = cast("dict[str, Any] | None", None)  # an annotated attribute would be a parameter to mypy
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
@@ -106,9 +107,8 @@ class Retrain(ChainTask):
         run = self.chain.run()
         decision = (generations.decision(run) if run else None) or {}
         log.info("generation %s %s: %s", self.generation, decision.get("outcome"), decision.get("reason"))
-        report = self.chain.manifest("report")
         # Only the command that finishes a generation fails for it, not one that finds it finished.
-        if decision.get("outcome") == "refused" and report and report["created"] >= self._begun:
+        if decision.get("outcome") == "refused" and self.chain.manifest("report") != self._report_before:
             exit_with(REFUSED)
         spare = generations.superfluous(self.chain, self.chain.config.schedule.keep)
         if spare:
@@ -118,7 +118,7 @@ class Retrain(ChainTask):
         """Say why the generation is due, the first time that Luigi asks what it requires."""
         if self._begun:
             return
-        self._begun = manifest.now()
+        self._begun, self._report_before = True, self.chain.manifest("report")
         reasons = generations.why_due(self.chain)
         if reasons:
             log.info("generation %s is due: %s", self.generation, "; ".join(reasons))

@@ -10,6 +10,7 @@ import pytest
 from luigi_runs import Result, SmallChain, luigi_command, run, small_archive
 
 from pipeline import current, events, generations, predict
+from pipeline.files import write_json
 from pipeline.workspace import Workspace
 
 WHOLE = ["dataset", "train", "evaluate", "export", "promote", "report"]
@@ -43,8 +44,8 @@ class Weeks(SmallChain):
 
 
 @pytest.fixture
-def weeks(finished: SmallChain, tmp_path: Path) -> Weeks:
-    chain = Weeks(tmp_path / "weeks", finished.archive)
+def weeks(tmp_path: Path) -> Weeks:
+    chain = Weeks(tmp_path / "weeks")  # with an archive of its own: tests change it
     chain.configure(training__epochs=12, schedule={"every": "week", "tolerance": 0.02, "keep": 1})
     return chain
 
@@ -155,7 +156,11 @@ def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_wee
     assert changed.rc in (0, 5), changed.text
     assert changed.ran == WHOLE[1:]
     assert "the architecture changed from tiny-" in changed.log
-    # Touching the file changes nothing in it: the images are read again, and that is all.
+    # Touching the file changes nothing in it: the images are read again, and that is all. Whoever only finds a refused
+    # generation does not fail for it, whatever the clock said when it was made.
+    made = weeks.folder("report", "2026-W48") / "manifest.json"
+    later = {key: value for key, value in json.loads(made.read_text()).items() if key != "checksum"}
+    write_json(made, {**later, "created": "2099-01-01T00:00:00Z"})
     weeks.archive.touch()
     assert weeks.retrain(*day).ran == ["dataset"]
 

@@ -87,6 +87,14 @@ def tiny_config(archive: Path, **training: Any) -> dict[str, Any]:
     }
 
 
+def another_host(name: str) -> list[str]:
+    """What to put before a command to run it under another host name, among processes of its own; needs root."""
+    if not name:
+        return []
+    named = 'hostname "$0" && exec "$@"'
+    return [*"unshare --uts --pid --fork --kill-child --mount-proc sh -c".split(), named, name]
+
+
 @dataclass
 class Place:
     """One workspace with one configuration, and the commands that are run on it."""
@@ -105,9 +113,14 @@ class Place:
         """Write `run.yaml`: `tiny_config` with these keys of `training` changed."""
         (self.folder / "run.yaml").write_text(yaml.safe_dump(tiny_config(self.archive, **training)))
 
-    def start(self, task: str = "TrainVGG", *arguments: str, relative: bool = False, **environment: str) -> Command:
-        """Start `luigi --module tasks <task>` on this workspace, its paths given as seen from its folder or not."""
-        line = [*luigi(), "--module", "tasks", task]
+    def start(
+        self, task: str = "TrainVGG", *arguments: str, relative: bool = False, host: str = "", **environment: str
+    ) -> Command:
+        """Start `luigi --module tasks <task>` on this workspace, its paths given as seen from its folder or not.
+
+        With `host` on a host of that name that shares the folder and sees no process of another one (namespaces).
+        """
+        line = [*another_host(host), *luigi(), "--module", "tasks", task]
         if task != "Verify":
             line += ["--config", "run.yaml" if relative else str(self.folder / "run.yaml")]
         line += ["--workspace", "artifacts" if relative else str(self.workspace), *arguments]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_runs import Luigid, Place, copy_of, patient_client
+from fault_runs import Luigid, Place, another_host, copy_of, patient_client
 
 from pipeline import locks
 from pipeline.errors import AlreadyRunning
@@ -49,6 +51,33 @@ def test_of_two_identical_commands_started_together_one_trains_and_the_other_lea
     winner.send(signal.SIGTERM)
     winner.finish(143)
     assert place.started("train") == 1
+
+
+@pytest.fixture
+def hosts() -> tuple[str, str]:
+    """The names of two hosts for `Place.start(host=…)`."""
+    tried = subprocess.run([*another_host("box-one"), "hostname"], capture_output=True, text=True)
+    if tried.stdout != "box-one\n":
+        pytest.skip(f"another host cannot be made here: {tried.stderr.strip()}")
+    return "box-one", "box-two"
+
+
+def test_of_two_hosts_on_one_shared_folder_one_trains_and_the_other_takes_over_when_it_dies(
+    place: Place, undisturbed: Undisturbed, hosts: tuple[str, str]
+) -> None:
+    first = place.start(host=hosts[0])
+    first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
+    os.kill(first.process.pid, signal.SIGSTOP)
+    for pid in first.children():
+        os.kill(pid, signal.SIGSTOP)  # so that it is still at it, however slow the second command is
+    second = place.start(host=hosts[1])
+    second.finish(10)
+    assert re.search(r"is already being worked on by process \d+ on box-one since", second.output), second.output
+    first.kill()
+    third = place.start(host=hosts[1])
+    third.finish(0)
+    assert "resumed from step-" in third.output
+    assert place.digest() == undisturbed()
 
 
 def test_with_overlap_wait_the_second_command_waits_and_then_has_nothing_to_do(

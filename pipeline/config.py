@@ -101,7 +101,8 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
     normalize: bool = False
-    initializer: Literal["xavier", "he"] = "xavier"
+    #: `whitening` is `he` but for the first layer, whose filters then whiten patches of the training images.
+    initializer: Literal["xavier", "he", "whitening"] = "xavier"
     label_smoothing: _Fraction = 0.0
     validation_images: Annotated[int, Meta(ge=0)] = 2500
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"

@@ -63,8 +63,11 @@ class Network:
 
     # --- state --------------------------------------------------------------------------------------------------
 
-    def initialize(self, seed: int) -> None:
-        """Initialise the weights as configured; the same for the same seed on any number of devices."""
+    def initialize(self, seed: int, first_filters: np.ndarray | None = None) -> None:
+        """Initialise the weights as configured; the same for the same seed on any number of devices.
+
+        `first_filters`, (n, 3, 3, 3), then take the place of the first layer's first n filters.
+        """
         mx = self.mx
         mx.random.seed(seed)
         np.random.seed(seed)
@@ -72,6 +75,9 @@ class Network:
         he = mx.init.Xavier("gaussian", "in", 2)  # He et al. 2015, arXiv:1502.01852
         initializer = xavier if self.training.initializer == "xavier" else he
         self.net.initialize(initializer, ctx=self.devices.contexts, force_reinit=True)
+        if first_filters is not None:
+            for weight in self.parameters["0.0.weight"].list_data():
+                weight[: len(first_filters)] = mx.nd.array(first_filters, ctx=weight.context)
         self._reset_optimizer()
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

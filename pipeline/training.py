@@ -34,6 +34,7 @@ from pipeline import (
     stage,
     tensorboard,
     weights,
+    whitening,
 )
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
 from pipeline.checkpoint import Snapshot
@@ -167,7 +168,7 @@ class Session:
 
     def restore(self, init_from: str | None) -> None:
         """Put the training where it was left, or begin it. The steps mirror `snapshot`."""
-        self.network.initialize(self.training.seed)
+        self.network.initialize(self.training.seed, self._first_filters())
         with self.exchange.lead_first():  # it may move a checkpoint that does not belong to this training
             how = self._put_back(init_from)
         parameters, momenta = self.network.state()
@@ -524,6 +525,12 @@ class Session:
             "host": platform.node(),
             "versions": runtime.versions(),
         }
+
+    def _first_filters(self) -> np.ndarray | None:
+        if self.training.initializer != "whitening":
+            return None
+        source, count = self.batches, self.chain.config.architecture.conv_arch[0][1]
+        return whitening.filters(source.images[source.indices[: whitening.IMAGES]], self.norm, count)
 
     def _normalisation(self, images: np.ndarray) -> batches.Normalisation:
         return batches.measure_normalisation(images) if self.training.normalize else batches.Normalisation()

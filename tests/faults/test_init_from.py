@@ -76,6 +76,17 @@ def test_a_training_starts_from_a_finished_runs_weights_and_says_so(finished: Pl
             assert np.allclose(before[name].asnumpy(), after[name].asnumpy(), atol=1e-6), name
 
 
+def test_a_training_with_the_whitening_initialiser_starts_with_pairs_of_filters(place: Place) -> None:
+    place.configure(
+        epochs=1, learning_rate=1e-9, weight_decay=0.0, initializer="whitening", architecture={"conv_arch": [[1, 5]]}
+    )
+    assert place.run().code == 0
+    weight = runtime.mxnet().nd.load(str(place.stage("train") / "model.params"))["0.0.weight"].asnumpy()
+    assert weight.shape == (5, 3, 3, 3)
+    assert np.allclose(weight[0:4:2], -weight[1:4:2], atol=1e-6)
+    assert np.abs(weight).max() > 0.1
+
+
 def test_what_does_not_fit_is_listed_with_names_and_shapes(
     mx: Any, net: Any, load: Callable[[Path], None], tmp_path: Path
 ) -> None:

@@ -93,7 +93,8 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     epochs: Annotated[int, Meta(ge=1, le=1_000_000)]
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 256
-    optimizer: Literal["sgd", "nag"] = "sgd"
+    #: `muon` is `nag` but for the convolutions after the first, see `pipeline.muon`.
+    optimizer: Literal["sgd", "nag", "muon"] = "sgd"
     learning_rate: _Positive = 0.01
     momentum: _Fraction = 0.9
     weight_decay: _NonNegative = 0.001
@@ -387,8 +388,13 @@ def _check_meaning(config: Config, value: Any, where: str) -> None:
             f"{where}: architecture.conv_arch: found {pools} blocks, each halving the image; "
             f"{IMAGE_SIZE}x{IMAGE_SIZE} pixels allow at most {allowed}"
         )
-    if training.optimizer == "nag" and training.momentum == 0:
-        raise ConfigError(f"{where}: training.momentum: found 0, but optimizer nag (Nesterov) needs momentum > 0")
+    if training.optimizer != "sgd" and training.momentum == 0:
+        raise ConfigError(f"{where}: training.momentum: found 0, but optimizer {training.optimizer} needs momentum > 0")
+    if training.optimizer == "muon" and not architecture.batch_norm:
+        raise ConfigError(
+            f"{where}: training.optimizer: found muon, which keeps the kernels at a fixed size and so needs "
+            "architecture.batch_norm: true; use nag or sgd without"
+        )
     schedule = training.schedule
     if schedule.kind == "step" and not schedule.milestones:
         raise ConfigError(f"{where}: training.schedule.milestones: missing; kind step needs the epochs of its steps")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import batches, model
+from pipeline import batches, model, muon
 from pipeline.config import Architecture, Training
 from pipeline.device_images import DeviceImages
 from pipeline.exchange import Exchange, Share
@@ -45,12 +45,12 @@ class Network:
         self.training, self.devices, self.precision = training, devices, precision
         self.net = model.build(architecture)
         self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
-        self.loss = _Loss(mx, training.label_smoothing)
+        self.loss = _Loss(mx, training.label_smoothing, architecture.classes)
         for block in (self.net, self.loss.block):
             block.hybridize(static_alloc=True, static_shape=True)
         self.parameters = model.parameters(self.net)
         self.learned = {name: p for name, p in self.parameters.items() if p.grad_req != "null"}
-        self.optimizer = _optimizer(mx, training, list(self.learned))
+        self.optimizer = _optimizer(mx, training, {name: p.shape for name, p in self.learned.items()})
         self.momenta: list[list[Any]] = []
         self.exchange = exchange or Exchange(mx, devices, Share())
         self.scaler = _LossScaler() if precision == "float16" else None
@@ -215,7 +215,7 @@ class Network:
                 for start in range(0, len(values), _AGGREGATE):
                     part = slice(start, start + _AGGREGATE)
                     self.optimizer.update(indices[part], weights[part], grads[part], states[part])
-            else:  # MXNet has no aggregated Nesterov update
+            else:  # neither MXNet's Nesterov nor Muon takes several at once
                 for index in indices:
                     self.optimizer.update(index, weights[index], grads[index], states[index])
 
@@ -310,16 +310,16 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 class _Loss:
     """Summed cross-entropy (optionally with label smoothing) and the number of correct predictions of a batch."""
 
-    def __init__(self, mx: Any, smoothing: float) -> None:
+    def __init__(self, mx: Any, smoothing: float, classes: int) -> None:
         class Block(mx.gluon.HybridBlock):
             def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:
                 log_probability = F.log_softmax(F.cast(logits, dtype="float32"), axis=-1)
-                loss = -F.pick(log_probability, labels, axis=-1)
+                loss = -F.sum(F.pick(log_probability, labels, axis=-1))
                 if smoothing:
                     # Szegedy et al. 2015, arXiv:1512.00567: the label gets 1 - smoothing, the rest is uniform.
-                    loss = (1 - smoothing) * loss - smoothing * F.mean(log_probability, axis=-1)
+                    loss = (1 - smoothing) * loss - smoothing / classes * F.sum(log_probability)
                 correct = F.broadcast_equal(F.argmax(log_probability, axis=-1), labels)
-                return F.sum(loss), F.sum(F.BlockGrad(correct))
+                return loss, F.sum(F.BlockGrad(correct))
 
         self.block = Block(prefix="loss_")
 
@@ -344,12 +344,16 @@ class _LossScaler:
         return finite
 
 
-def _optimizer(mx: Any, training: Training, names: list[str]) -> Any:
-    kind = {"sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}[training.optimizer]
-    optimizer = kind(learning_rate=training.learning_rate, momentum=training.momentum, wd=training.weight_decay)
+def _optimizer(mx: Any, training: Training, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    settings = (training.learning_rate, training.momentum, training.weight_decay)
+    if training.optimizer == "muon":
+        optimizer = muon.optimizer(mx, [muon.is_hidden(*item) for item in shapes.items()], *settings)
+    else:
+        kind = {"sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}[training.optimizer]
+        optimizer = kind(**dict(zip(("learning_rate", "momentum", "wd"), settings, strict=True)))
     endings = {"bias": (".bias",), "norm": (".gamma", ".beta")}
     excluded = tuple(ending for kind in training.weight_decay_exclude for ending in endings[kind])
-    optimizer.set_wd_mult({index: 0.0 for index, name in enumerate(names) if excluded and name.endswith(excluded)})
+    optimizer.set_wd_mult({index: 0.0 for index, name in enumerate(shapes) if excluded and name.endswith(excluded)})
     return optimizer
 
 

@@ -92,7 +92,7 @@ def another_host(name: str) -> list[str]:
     if not name:
         return []
     named = 'hostname "$0" && exec "$@"'
-    return [*"unshare --uts --pid --fork --kill-child --mount-proc sh -c".split(), named, name]
+    return ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", named, name]
 
 
 @dataclass

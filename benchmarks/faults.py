@@ -134,9 +134,9 @@ def kills(ground: Ground, tries: int, chance: random.Random) -> Row:
     row, by_stage = Row(KILLS), Counter[str]()
     while row.tries < tries:
         place, here = ground.fresh(), 0
-        while row.tries < tries and here < 8:
-            now = STAGES.index(now_at(place))
-            stage = chance.choice(STAGES[now : now + 2])
+        while row.tries < tries and here < len(STAGES) + 1:
+            # Of the stages that are left here the one that was hit least so far.
+            stage = min(STAGES[STAGES.index(now_at(place)) :], key=lambda name: by_stage[name])
             before = finished_files(place)
             killed_in = kill_in(place, stage, ground.seconds[stage] * chance.random(), chance.random() < 0.5)
             row.bytes_lost += lost(before)

@@ -39,7 +39,34 @@ LIST_ALL = 3000
 #: Listings of single folders up to which they are fewer requests than a listing of everything.
 FEW = 8
 
+#: Into how many listings those of many folders are divided, several of which run at once.
+AT_ONCE = 16
+
 MEMORY = ".mirror.json"
+
+
+def shared_beginnings(places: Iterable[str], at_most: int) -> list[str]:
+    """At most so many texts, of which each of `places` begins with one: as long as they can be."""
+    groups: list[list[str]] = [sorted(places)]
+    done: list[str] = []
+    while groups:
+        groups.sort(key=len)
+        largest = groups.pop()
+        common = os.path.commonprefix([largest[0], largest[-1]])  # noqa: RUF071 (by characters, as stores list)
+        parts: dict[str, list[str]] = {}
+        for place in largest:
+            parts.setdefault(place[: len(common) + 1], []).append(place)
+        if common in largest or len(done) + len(groups) + len(parts) > at_most:
+            done.append(common)
+        else:
+            groups += parts.values()
+    return sorted(done)
+
+
+def _above(place: str) -> list[str]:
+    """A folder and every folder that it is in."""
+    parts = place.split("/")
+    return ["/".join(parts[: number + 1]) for number in range(len(parts))]
 
 
 class Mirror:
@@ -153,9 +180,13 @@ class Mirror:
         wanted = [place for place in dict.fromkeys(places) if not self._is_listed(place, since)]
         if not wanted:
             return False
+        started = time.monotonic()
+        if self._objects > LIST_ALL and len(wanted) > FEW and self.store.lists_beginnings:
+            self._list_beginnings(set(wanted))
+            self._listed.update(dict.fromkeys(wanted, started))
+            return True
         if self._objects <= LIST_ALL or len(wanted) > FEW:
             wanted = [""]
-        started = time.monotonic()
         for place, found in zip(wanted, self.store.each(self.store.find, wanted), strict=True):
             self._take_in(place, found)
             self._listed[place] = started
@@ -163,10 +194,28 @@ class Mirror:
             self._remember({}, objects=self._count())
         return True
 
+    def _list_beginnings(self, wanted: set[str]) -> None:
+        """List many folders with a few listings at a time, by what their paths begin with."""
+
+        def find(beginning: str) -> dict[str, Stored]:
+            folder, _, name = beginning.rpartition("/")
+            return self.store.find(folder, name)
+
+        def is_wanted(folder: str) -> bool:
+            return not wanted.isdisjoint(_above(folder))
+
+        for folder in [known for known in self._there if is_wanted(known)]:
+            del self._there[folder]
+            self._agreed.pop(folder, None)
+        for found in self.store.each(find, shared_beginnings(wanted, AT_ONCE)):
+            by_folder: dict[str, dict[str, Stored]] = {}
+            for path, stored in found.items():
+                folder, _, name = path.rpartition("/")
+                by_folder.setdefault(folder, {})[name] = stored
+            self._there.update({folder: names for folder, names in by_folder.items() if is_wanted(folder)})
+
     def _is_listed(self, place: str, since: float) -> bool:
-        parts = place.split("/")
-        above = ["", *("/".join(parts[: number + 1]) for number in range(len(parts)))]
-        return any(self._listed.get(folder, -1.0) >= since for folder in above)
+        return any(self._listed.get(folder, -1.0) >= since for folder in ["", *_above(place)])
 
     def _take_in(self, place: str, found: dict[str, Stored]) -> None:
         for folder in [known for known in self._there if not place or known == place or known.startswith(f"{place}/")]:

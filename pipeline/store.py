@@ -33,6 +33,9 @@ THREADS = 8
 #: What a back-end may call what tells one content of an object from another.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 
+#: Schemes whose back-ends list the objects whose path begins with some text, of a folder with that and more in it.
+_LISTS_BEGINNINGS = ("s3", "s3a", "gs", "gcs")
+
 #: Errors (by name: their libraries are not imported here) that no second try can mend.
 _HOPELESS = {
     "NoCredentialsError": "no credentials were found; set them up where the store's own tools look for them",
@@ -100,19 +103,28 @@ class Store:
 
     # --- requests -----------------------------------------------------------------------------------------------
 
-    def find(self, prefix: str = "") -> dict[str, Stored]:
-        """Every object below a folder (all of them without one), by its path, with size and version."""
+    @property
+    def lists_beginnings(self) -> bool:
+        """True when `find` takes the beginning of a name."""
+        return self.url.partition("://")[0] in _LISTS_BEGINNINGS
+
+    def find(self, folder: str = "", beginning: str = "") -> dict[str, Stored]:
+        """Every object below a folder (all of them without one), by its path, with size and version.
+
+        With `beginning` only what is called so in that folder, and what is in folders that are.
+        """
 
         def ask(fs: Any, base: str) -> dict[str, Stored]:
             fs.invalidate_cache()
+            only = {"prefix": beginning} if beginning else {}
             try:
-                found = fs.find(f"{base}/{prefix}".rstrip("/"), detail=True)
+                found = fs.find(f"{base}/{folder}".rstrip("/"), detail=True, **only)
             except FileNotFoundError:
                 return {}
             cut = len(base) + 1
             return {path[cut:]: _stored(info) for path, info in found.items() if info.get("type") != "directory"}
 
-        return self._patiently("list", prefix, ask)
+        return self._patiently("list", f"{folder}/{beginning}".strip("/"), ask)
 
     def info(self, path: str) -> Stored | None:
         """Size and version of one object, or None when it is not there."""

@@ -64,9 +64,8 @@ def pull_the_plug(place: Place) -> None:
             {"device": "cpu:0,1", "optimizer": "sgd", "schedule": {"kind": "cosine", "warmup_epochs": 1}},
             id="two contexts",
         ),
-        pytest.param(
-            {"precision": "bfloat16", "device": "cpu:0,1"}, id="bfloat16, two contexts", marks=needs_bfloat16
-        ),
+        pytest.param({"optimizer": "muon", "initializer": "whitening"}, id="muon"),
+        pytest.param({"precision": "bfloat16", "device": "cpu:0,1"}, id="bfloat16, two contexts", marks=needs_bfloat16),
     ],
 )
 def test_a_training_stopped_killed_and_unplugged_gives_the_bytes_of_an_undisturbed_one(

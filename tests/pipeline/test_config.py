@@ -74,6 +74,12 @@ def refused(path):
         ("name: mini", "name: sample", "data.source: found"),
         ("source: mini.tar.gz", "source: bundled", "data.name: found mini, but source bundled is named sample"),
         ("epochs: 2", "epochs: 2, momentum: 0, optimizer: nag", "training.momentum: found 0, but optimizer nag"),
+        ("epochs: 2", "epochs: 2, momentum: 0, optimizer: muon", "training.momentum: found 0, but optimizer muon"),
+        (
+            "batch_norm: true, dense: [16]}\ntraining: {epochs: 2",
+            "dense: [16]}\ntraining: {epochs: 2, optimizer: muon",
+            "training.optimizer: found muon, which keeps the kernels at a fixed size and so needs architecture.batch_n",
+        ),
         ("epochs: 2", "epochs: 2, momentum: 1", "training.momentum: found 1, expected float < 1.0"),
         ("mini.tar.gz", "mini.tar.gz, sha256: 123", "data.sha256: found 123, expected str"),
         ("{epochs: 2", "{epochs: 2}}", "not valid YAML at line 3"),

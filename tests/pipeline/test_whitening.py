@@ -11,8 +11,8 @@ from pipeline.network import Network
 
 def smooth_images(count: int = 200) -> np.ndarray:
     """Images whose neighbouring pixels and channels have much in common, as those of photographs have."""
-    coarse = np.random.RandomState(0).randint(0, 256, (count, 1, 9, 9)).astype(np.float64)
-    fine = np.kron(coarse, np.ones((1, 3, 4, 4)))[..., :32, :32]
+    coarse = np.random.RandomState(0).randint(0, 256, (count, 1, 11, 11)).astype(np.float64)
+    fine = np.kron(coarse, np.ones((1, 3, 3, 3)))[..., :32, :32]
     shifted = [np.roll(fine, shift, axis=axis) for axis in (2, 3) for shift in range(3)]
     noise = np.random.RandomState(1).normal(0, 12, fine.shape)
     return np.clip(np.mean(shifted, axis=0) + noise, 0, 255).astype(np.uint8)

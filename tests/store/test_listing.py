@@ -1,0 +1,58 @@
+"""Many runs are listed a few at a time by what their names begin with, and what is gone is noticed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from s3_server import Proxy, environment
+from store_hosts import Bucket
+
+from pipeline import mirror
+from pipeline.mirror import Mirror, shared_beginnings
+from pipeline.store import Store
+
+
+@pytest.mark.parametrize(
+    ("places", "beginnings"),
+    [
+        (["runs/d/alone"], ["runs/d/alone"]),
+        (["runs/d/a", "runs/d/a1", "runs/d/b"], ["runs/d/a", "runs/d/b"]),
+        ([f"runs/d/a{number:03}" for number in range(1000)], [f"runs/d/a{number}" for number in range(10)]),
+        (["runs/d/x1", "runs/d/x2", "runs/e/x1"], ["runs/d/x1", "runs/d/x2", "runs/e/x1"]),
+    ],
+)
+def test_what_many_folders_have_in_common(places: list[str], beginnings: list[str]) -> None:
+    assert shared_beginnings(places, 16) == beginnings
+
+
+def test_every_folder_begins_with_one_of_no_more_than_asked_for() -> None:
+    places = [f"runs/{data}/{name}{number}" for data in "de" for name in "vw" for number in range(300)]
+    for most in (1, 2, 3, 7, 16, 5000):
+        found = shared_beginnings(places, most)
+        assert len(found) <= most
+        assert all(any(place.startswith(beginning) for beginning in found) for place in places)
+    assert shared_beginnings(places, 1) == ["runs/"]
+
+
+def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_listing(
+    proxy: Proxy, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in environment(proxy.port).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(mirror, "LIST_ALL", -1)
+    runs = [f"runs/d/{name}{number}" for name in ("a", "b") for number in range(10)]
+    for run in [*runs, "runs/d/a33", "runs/d/c"]:
+        bucket.write(f"{run}/train/model.params", b"weights of " + run.encode())
+    place = Mirror(Store(bucket.url), tmp_path / "mirror")
+    proxy.quiet()
+    place.know_folders([place.root / run for run in runs])
+    assert len(proxy.seen) <= mirror.AT_ONCE
+    assert {run for run in [*runs, "runs/d/a33", "runs/d/c"] if place.names(place.root / run / "train")} == set(runs)
+    assert place.size(place.root / "runs/d/b7/train/model.params") == len("weights of runs/d/b7")
+    bucket.delete("runs/d/b7/train/model.params")
+    bucket.write("runs/d/b8/train/manifest.json", b"{}")
+    place.know_folders([place.root / run for run in runs], since=time.monotonic())
+    assert place.names(place.root / "runs/d/b7/train") == []
+    assert place.names(place.root / "runs/d/b8/train") == ["manifest.json", "model.params"]

@@ -32,10 +32,10 @@ def test_the_filters_of_one_sign_give_uncorrelated_responses_of_about_the_same_s
     assert filters.shape == (16, 3, 3, 3)
     assert filters.dtype == np.float32
     found = np.corrcoef(responses(filters[::2], images, norm).T)
-    assert np.abs(found - np.eye(8)).max() < 0.1
+    assert np.abs(found - np.eye(8)).max() < 0.25
     sizes = (responses(filters[::2], images, norm) ** 2).mean(0)
     assert sizes[0] > 0.9
-    assert sizes.max() < 1.1
+    assert sizes.max() < 1.2
     pixels = np.corrcoef(responses(np.eye(27).reshape(27, 3, 3, 3), images, norm).T)
     assert np.abs(pixels - np.eye(27)).max() > 0.8, "pixels themselves are correlated, or the test shows nothing"
 

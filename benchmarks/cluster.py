@@ -114,7 +114,8 @@ class Worker(threading.Thread):
     def run(self) -> None:
         command = [*luigi_command(), "--module", "tasks", "Compare", "--configs", str(self.folder / "configs/*.yaml")]
         command += ["--workspace", str(self.folder / "artifacts"), "--scheduler-port", str(self.port)]
-        command += ["--scheduler-host", "127.0.0.1", "--worker-keep-alive", "--worker-wait-interval", "1"]
+        # Without keep-alive: what failed is taken up by the next command, not after luigid's retry-delay (15 minutes).
+        command += ["--scheduler-host", "127.0.0.1"]
         while not self.ended and (not self.codes or self.codes[-1] != 0):
             with open(self.output, "wb") as file:
                 self.process = subprocess.Popen(

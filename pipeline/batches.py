@@ -7,6 +7,7 @@ and the epoch or step, so a training that is resumed in the middle of an epoch s
 from __future__ import annotations
 
 import concurrent.futures
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,8 @@ class TrainingBatches:
         self.augmentation, self.seed, self.norm = training.augmentation, training.seed, norm
         self.steps_per_epoch = -(-len(indices) // self.batch_size)
         self._first_flip = _stream(self.seed, _FIRST_FLIP).random(len(labels)) < 0.5
+        #: Seconds that `epoch` had no batch ready when it was asked for one.
+        self.waited = 0.0
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The batches of one epoch from `first_step` on: (n, 3, 32, 32) float32 and (n,) float32 labels.
@@ -122,7 +125,9 @@ class TrainingBatches:
         with concurrent.futures.ThreadPoolExecutor(1, "batches") as executor:
             waiting = executor.submit(self.batch, epoch, first_step, order)
             for step in range(first_step, self.steps_per_epoch):
+                asked = time.monotonic()
                 ready = waiting.result()
+                self.waited += time.monotonic() - asked
                 if step + 1 < self.steps_per_epoch:
                     waiting = executor.submit(self.batch, epoch, step + 1, order)
                 yield ready

@@ -70,6 +70,8 @@ class Counters:
     epoch_seconds: float = 0.0
     seconds: float = 0.0
     images: int = 0
+    #: Seconds of them in which a step waited for its batch.
+    input_seconds: float = 0.0
     resumed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     #: One entry for each time that training started or went on: from which step, how, with what.
@@ -257,6 +259,7 @@ class Session:
             counters.step += 1
             counters.step_in_epoch += 1
             counters.images += count
+            counters.input_seconds, self.batches.waited = counters.input_seconds + self.batches.waited, 0.0
             self.reporter.activity += 1
             moment = time.monotonic()
             counters.epoch_seconds = moment - self.epoch_started
@@ -399,6 +402,7 @@ class Session:
             "steps": counters.step,
             "seconds": round(counters.seconds, 3),
             "images_per_second": round(counters.images / counters.seconds, 1) if counters.seconds else None,
+            "input_seconds": round(counters.input_seconds, 3),
             "resumed": counters.resumed,
             "exact": not counters.inexact,
             "inexact": counters.inexact,

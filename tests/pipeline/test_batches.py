@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -168,3 +170,18 @@ def test_batches_for_prediction_have_one_shape_and_keep_the_order():
     assert [(values.shape[0], count) for values, count in parts] == [(32, 32), (32, 32), (32, 6)]
     together = np.concatenate([values[:count] for values, count in parts])
     assert np.array_equal(together, Normalisation().apply(IMAGES))
+
+
+def test_time_without_a_batch_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = training_batches()
+    list(made.epoch(0))
+    quick, made.waited = made.waited, 0.0
+    real = made.batch
+
+    def slow(*arguments: int) -> object:
+        time.sleep(0.1)
+        return real(*arguments)
+
+    monkeypatch.setattr(made, "batch", slow)
+    steps = len(list(made.epoch(1)))
+    assert made.waited >= 0.1 * steps > quick

@@ -12,7 +12,6 @@ import io
 import multiprocessing
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
@@ -27,7 +26,7 @@ class SchedulerVoice:
         self._seconds = seconds
         self._latest: tuple[float, str] | None = None
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="scheduler-voice")
         if self._message is not None:
             self._thread.start()
@@ -39,7 +38,7 @@ class SchedulerVoice:
 
     def close(self) -> None:
         """Send what is left, for a moment at most."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=1)
@@ -51,9 +50,9 @@ class SchedulerVoice:
             latest, self._latest = self._latest, None
             if latest is not None:
                 self._send(*latest)
-            if self._closing:
+            if self._closing.is_set():
                 return
-            time.sleep(self._seconds)
+            self._closing.wait(self._seconds)  # a stage that ends must not wait for the next turn
 
     def _send(self, fraction: float, message: str) -> None:
         with contextlib.suppress(Exception):  # a scheduler that is gone is the scheduler's problem

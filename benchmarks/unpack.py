@@ -1,0 +1,70 @@
+"""Archive to arrays against gunzip alone: the DownloadCifar stage in its own process, start and checksums included.
+
+The archive is the one that CIFAR10_SOURCE names, or `--archive`; both read it from the page cache, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import bench
+
+from pipeline import config, launch
+from pipeline.chain import Chain
+from pipeline.workspace import Workspace
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archive", default=os.environ.get("CIFAR10_SOURCE", ""))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    archive = Path(options.archive).absolute()
+    if not archive.is_file():
+        sys.exit("no archive: set CIFAR10_SOURCE, or give --archive")
+    archive.read_bytes()
+    found: dict[str, list[float]] = {"gunzip -c > /dev/null": [], "archive to arrays": []}
+    for _ in range(options.rounds):
+        for name, measure in zip(found, (gunzip, prepare), strict=True):
+            found[name].append(measure(archive))
+    least = bench.median(found["gunzip -c > /dev/null"])
+    rows = [
+        (
+            name,
+            f"{bench.median(values):.2f}",
+            f"{min(values):.2f} to {max(values):.2f}",
+            f"{bench.median(values) / least:.2f}",
+        )
+        for name, values in found.items()
+    ]
+    bench.table(f"{archive.name}, median of {options.rounds}", ("what", "seconds", "range", "to gunzip"), rows)
+    bench.finish("unpack", {"seconds": found})
+
+
+def gunzip(archive: Path) -> float:
+    started = time.monotonic()
+    subprocess.run(["gunzip", "-c", str(archive)], stdout=subprocess.DEVNULL, check=True)
+    return time.monotonic() - started
+
+
+def prepare(archive: Path) -> float:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        value = {
+            "data": {"name": "cifar10", "source": str(archive)},
+            "architecture": {"name": "any", "conv_arch": [[1, 16]]},
+            "training": {"epochs": 1},
+        }
+        chain = Chain(Workspace(Path(name) / "artifacts"), config.from_dict(value))
+        started = time.monotonic()
+        launch.run_stage("dataset", chain, log=Path(name) / "dataset.log")
+        return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    main()

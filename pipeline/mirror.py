@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import functools
 import hashlib
 import json
 import os
@@ -64,9 +65,9 @@ def shared_beginnings(places: Iterable[str], at_most: int) -> list[str]:
 
 
 def _above(place: str) -> list[str]:
-    """A folder and every folder that it is in."""
+    """A folder and every folder that it is in, the workspace ("") first."""
     parts = place.split("/")
-    return ["/".join(parts[: number + 1]) for number in range(len(parts))]
+    return ["", *("/".join(parts[: number + 1]) for number in range(len(parts)))]
 
 
 class Mirror:
@@ -188,7 +189,7 @@ class Mirror:
         if self._objects <= LIST_ALL or len(wanted) > FEW:
             wanted = [""]
         for place, found in zip(wanted, self.store.each(self.store.find, wanted), strict=True):
-            self._take_in(place, found)
+            self._take_in({place}, found)
             self._listed[place] = started
         if wanted == [""] and (self._objects > LIST_ALL) != (self._count() > LIST_ALL):
             self._remember({}, objects=self._count())
@@ -201,30 +202,29 @@ class Mirror:
             folder, _, name = beginning.rpartition("/")
             return self.store.find(folder, name)
 
-        def is_wanted(folder: str) -> bool:
-            return not wanted.isdisjoint(_above(folder))
-
-        for folder in [known for known in self._there if is_wanted(known)]:
-            del self._there[folder]
-            self._agreed.pop(folder, None)
-        for found in self.store.each(find, shared_beginnings(wanted, AT_ONCE)):
-            by_folder: dict[str, dict[str, Stored]] = {}
-            for path, stored in found.items():
-                folder, _, name = path.rpartition("/")
-                by_folder.setdefault(folder, {})[name] = stored
-            self._there.update({folder: names for folder, names in by_folder.items() if is_wanted(folder)})
+        found: dict[str, Stored] = {}
+        for part in self.store.each(find, shared_beginnings(wanted, AT_ONCE)):
+            found |= part
+        self._take_in(wanted, found)
 
     def _is_listed(self, place: str, since: float) -> bool:
-        return any(self._listed.get(folder, -1.0) >= since for folder in ["", *_above(place)])
+        return any(self._listed.get(folder, -1.0) >= since for folder in _above(place))
 
-    def _take_in(self, place: str, found: dict[str, Stored]) -> None:
-        for folder in [known for known in self._there if not place or known == place or known.startswith(f"{place}/")]:
+    def _take_in(self, places: set[str], found: dict[str, Stored]) -> None:
+        """Take a listing for all that is in these folders; what else it shows is left out."""
+
+        @functools.cache
+        def is_below(folder: str) -> bool:
+            return not places.isdisjoint(_above(folder))
+
+        for folder in [known for known in self._there if is_below(known)]:
             del self._there[folder]
             self._agreed.pop(folder, None)
         for path, stored in found.items():
             folder, _, name = path.rpartition("/")
-            self._there.setdefault(folder, {})[name] = stored
-        if not place:
+            if is_below(folder):
+                self._there.setdefault(folder, {})[name] = stored
+        if "" in places:
             self._agreed.clear()
 
     def _count(self) -> int:
@@ -359,7 +359,7 @@ class Mirror:
         self._unpublished.add(f"{place}/{MANIFEST}")
         self.store.delete([f"{place}/{MANIFEST}"] if MANIFEST in self._there.get(place, {}) else [])
         self.store.each(lambda path: self.store.put(files[path], path), new)
-        self._take_in(place, self.store.find(place))
+        self._take_in({place}, self.store.find(place))
         self._agreed[place] = time.monotonic()
         self._check_sizes(place, recorded)
         self.check_locks()
@@ -415,7 +415,7 @@ class Mirror:
         manifests = [path for path in objects if path.endswith(f"/{MANIFEST}")]
         self.store.delete(manifests)
         self.store.delete(path for path in objects if path not in manifests)
-        self._take_in(start, {})
+        self._take_in({start}, {})
         self._listed.pop("trash", None)
         shutil.rmtree(folder, ignore_errors=True)
         self._remember(dict.fromkeys(objects))

@@ -37,8 +37,10 @@ def orthogonal(mx: Any, matrix: Any) -> Any:
     return x.T if high else x
 
 
-def optimizer(mx: Any, hidden: list[bool], learning_rate: float, momentum: float, weight_decay: float) -> Any:
-    """An MXNet optimizer; `hidden` says of each parameter, in order, whether Muon updates it.
+def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
+    """An MXNet optimizer with the `settings` of its `NAG`.
+
+    `hidden` says of each parameter, in order, whether Muon updates it.
 
     A kernel that it updates has the norm of a matrix with orthogonal rows of length 1 before each step. Batch
     normalisation takes no notice of the size, and without a fixed one the learning rate would mean less and less.
@@ -57,4 +59,4 @@ def optimizer(mx: Any, hidden: list[bool], learning_rate: float, momentum: float
             scale = (rows / mx.nd.dot(flat, flat)).sqrt().reshape((1, 1, 1, 1))
             weight[:] = mx.nd.broadcast_mul(weight, scale) - update * self._get_lr(index)
 
-    return Muon(learning_rate=learning_rate, momentum=momentum, wd=weight_decay)
+    return Muon(**settings)

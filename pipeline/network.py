@@ -63,11 +63,8 @@ class Network:
 
     # --- state --------------------------------------------------------------------------------------------------
 
-    def initialize(self, seed: int, first_filters: np.ndarray | None = None) -> None:
-        """Initialise the weights as configured; the same for the same seed on any number of devices.
-
-        `first_filters`, (n, 3, 3, 3), then take the place of the first layer's first n filters.
-        """
+    def initialize(self, seed: int) -> None:
+        """Initialise the weights as configured; the same for the same seed on any number of devices."""
         mx = self.mx
         mx.random.seed(seed)
         np.random.seed(seed)
@@ -75,10 +72,12 @@ class Network:
         he = mx.init.Xavier("gaussian", "in", 2)  # He et al. 2015, arXiv:1502.01852
         initializer = xavier if self.training.initializer == "xavier" else he
         self.net.initialize(initializer, ctx=self.devices.contexts, force_reinit=True)
-        if first_filters is not None:
-            for weight in self.parameters["0.0.weight"].list_data():
-                weight[: len(first_filters)] = mx.nd.array(first_filters, ctx=weight.context)
         self._reset_optimizer()
+
+    def replace_first_filters(self, filters: np.ndarray) -> None:
+        """Put (n, 3, 3, 3) float32 filters in the place of the first layer's first n."""
+        for weight in self.parameters["0.0.weight"].list_data():
+            weight[: len(filters)] = self.mx.nd.array(filters, ctx=weight.context)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Parameters and momenta as float32 arrays by structural name. Waits for the computations in flight.
@@ -345,12 +344,11 @@ class _LossScaler:
 
 
 def _optimizer(mx: Any, training: Training, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    settings = (training.learning_rate, training.momentum, training.weight_decay)
+    settings = {"learning_rate": training.learning_rate, "momentum": training.momentum, "wd": training.weight_decay}
     if training.optimizer == "muon":
-        optimizer = muon.optimizer(mx, [muon.is_hidden(*item) for item in shapes.items()], *settings)
+        optimizer = muon.optimizer(mx, [muon.is_hidden(*item) for item in shapes.items()], **settings)
     else:
-        kind = {"sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}[training.optimizer]
-        optimizer = kind(**dict(zip(("learning_rate", "momentum", "wd"), settings, strict=True)))
+        optimizer = {"sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}[training.optimizer](**settings)
     endings = {"bias": (".bias",), "norm": (".gamma", ".beta")}
     excluded = tuple(ending for kind in training.weight_decay_exclude for ending in endings[kind])
     optimizer.set_wd_mult({index: 0.0 for index, name in enumerate(shapes) if excluded and name.endswith(excluded)})

@@ -70,7 +70,7 @@ class Counters:
     epoch_seconds: float = 0.0
     seconds: float = 0.0
     images: int = 0
-    #: Seconds of them in which a step waited for its batch.
+    #: Of `seconds`, those in which a step waited for its batch.
     input_seconds: float = 0.0
     resumed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -170,7 +170,7 @@ class Session:
 
     def restore(self, init_from: str | None) -> None:
         """Put the training where it was left, or begin it. The steps mirror `snapshot`."""
-        self.network.initialize(self.training.seed, self._first_filters())
+        self.network.initialize(self.training.seed)
         with self.exchange.lead_first():  # it may move a checkpoint that does not belong to this training
             how = self._put_back(init_from)
         parameters, momenta = self.network.state()
@@ -203,6 +203,8 @@ class Session:
             path = Path(init_from)
             weights.load(self.network.net, path, self.devices.contexts)
             return f"started from {path}"
+        if self.training.initializer == "whitening":
+            self._whiten()
         return "started"
 
     def snapshot(self) -> Snapshot:
@@ -259,7 +261,8 @@ class Session:
             counters.step += 1
             counters.step_in_epoch += 1
             counters.images += count
-            counters.input_seconds, self.batches.waited = counters.input_seconds + self.batches.waited, 0.0
+            counters.input_seconds += self.batches.waited
+            self.batches.waited = 0.0
             self.reporter.activity += 1
             moment = time.monotonic()
             counters.epoch_seconds = moment - self.epoch_started
@@ -530,11 +533,10 @@ class Session:
             "versions": runtime.versions(),
         }
 
-    def _first_filters(self) -> np.ndarray | None:
-        if self.training.initializer != "whitening":
-            return None
-        source, count = self.batches, self.chain.config.architecture.conv_arch[0][1]
-        return whitening.filters(source.images[source.indices[: whitening.IMAGES]], self.norm, count)
+    def _whiten(self) -> None:
+        images = self.batches.images[self.batches.indices[: whitening.IMAGES]]
+        channels = self.chain.config.architecture.conv_arch[0][1]
+        self.network.replace_first_filters(whitening.filters(images, self.norm, channels))
 
     def _normalisation(self, images: np.ndarray) -> batches.Normalisation:
         return batches.measure_normalisation(images) if self.training.normalize else batches.Normalisation()

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.batches import Normalisation
 
-#: Images to take the patches from.
+#: Images that are enough to take the patches from.
 IMAGES = 5000
 
 _STRIDE, _SIDE = 4, 3
@@ -22,10 +22,10 @@ _EPSILON = 1e-2
 def filters(images: np.ndarray, norm: Normalisation, count: int) -> np.ndarray:
     """Up to `count` filters, (n, 3, 3, 3) float32: pairs of a filter and its negative, the strongest first.
 
-    The response of a filter to the patches of the first 5,000 of (N, 3, H, W) uint8 images has variance 1 at most.
+    The response of a filter to the patches of (N, 3, H, W) uint8 images has variance 1 at most.
     There are at most 27 pairs, one for each dimension of a patch.
     """
-    values = norm.apply(np.asarray(images[:IMAGES]))
+    values = norm.apply(images)
     windows = np.lib.stride_tricks.sliding_window_view(values, (_SIDE, _SIDE), axis=(2, 3))  # type: ignore[call-overload]
     patches = windows[:, :, ::_STRIDE, ::_STRIDE].transpose(0, 2, 3, 1, 4, 5).reshape(-1, 3 * _SIDE * _SIDE)
     patches = patches.astype(np.float64)

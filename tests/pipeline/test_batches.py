@@ -174,8 +174,7 @@ def test_batches_for_prediction_have_one_shape_and_keep_the_order():
 
 def test_time_without_a_batch_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made = training_batches()
-    list(made.epoch(0))
-    quick, made.waited = made.waited, 0.0
+    assert made.waited == 0
     real = made.batch
 
     def slow(*arguments: int) -> object:
@@ -184,4 +183,4 @@ def test_time_without_a_batch_is_added_up(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(made, "batch", slow)
     steps = len(list(made.epoch(1)))
-    assert made.waited >= 0.1 * steps > quick
+    assert made.waited > 0.05 * steps  # a batch is begun a moment before it is asked for

@@ -78,7 +78,8 @@ def refused(path):
         (
             "batch_norm: true, dense: [16]}\ntraining: {epochs: 2",
             "dense: [16]}\ntraining: {epochs: 2, optimizer: muon",
-            "training.optimizer: found muon, which keeps the kernels at a fixed size and so needs architecture.batch_n",
+            "training.optimizer: found muon, which keeps the kernels at a fixed size and so needs "
+            "architecture.batch_norm: true",
         ),
         ("epochs: 2", "epochs: 2, momentum: 1", "training.momentum: found 1, expected float < 1.0"),
         ("mini.tar.gz", "mini.tar.gz, sha256: 123", "data.sha256: found 123, expected str"),

@@ -59,7 +59,9 @@ def test_a_network_starts_with_them_and_is_otherwise_what_it_was() -> None:
     filters = whitening.filters(smooth_images(), batches.Normalisation(), 6)
     for first_filters in (None, filters):
         network = Network(architecture, Training(epochs=1), runtime.devices("cpu:0,1"), "float32")
-        network.initialize(3, first_filters)
+        network.initialize(3)
+        if first_filters is not None:
+            network.replace_first_filters(first_filters)
         states.append(network.state()[0])
     without, given = states
     assert np.array_equal(given["0.0.weight"][:6], filters)

@@ -12,6 +12,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import tempfile
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable
@@ -96,7 +98,9 @@ class Store:
 
     def __init__(self, url: str, patience: float = 60.0, stale_seconds: float = 90.0) -> None:
         self.url, self.patience, self.stale_seconds = url, patience, stale_seconds
+        #: The connection of this process that all its threads share, and those that belong to one thread.
         self._opened: tuple[int, Any, str] | None = None
+        self._own = threading.local()
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -190,7 +194,7 @@ class Store:
 
     def write(self, path: str, content: bytes) -> None:
         """Write a small object, replacing what is there."""
-        self._patiently("write", path, lambda fs, base: fs.pipe_file(f"{base}/{path}", content))
+        self._patiently("write", path, lambda fs, base: fs.pipe_file(_made(fs, f"{base}/{path}"), content))
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a small object unless there is one; gives whether the one that is there now is this one.
@@ -201,7 +205,7 @@ class Store:
 
         def ask(fs: Any, base: str) -> bool:
             try:
-                fs.pipe_file(f"{base}/{path}", content, mode="create")
+                fs.pipe_file(_made(fs, f"{base}/{path}"), content, mode="create")
             except (FileExistsError, NotImplementedError):
                 pass
             except OSError as error:
@@ -224,7 +228,17 @@ class Store:
 
     def copy(self, path: str, target: str) -> None:
         """Copy an object within the store."""
-        self._patiently("copy", path, lambda fs, base: fs.cp_file(f"{base}/{path}", _made(fs, f"{base}/{target}")))
+
+        def ask(fs: Any, base: str) -> None:
+            old, new = f"{base}/{path}", _made(fs, f"{base}/{target}")
+            try:
+                fs.cp_file(old, new)
+            except NotImplementedError:  # SFTP has no such request
+                with tempfile.TemporaryDirectory() as folder:
+                    fs.get_file(old, f"{folder}/copy")
+                    fs.put_file(f"{folder}/copy", new)
+
+        self._patiently("copy", path, ask)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects; those that are gone already are no error."""
@@ -248,17 +262,26 @@ class Store:
         return self._patiently("read", path, ask)
 
     def each(self, work: Callable[[str], T], paths: Iterable[str]) -> list[T]:
-        """Do `work` for each path, several at a time; raises what the first that failed raised."""
+        """Do `work` for each path, several at a time if it can be; raises what the first that failed raised."""
+        if not _is_shared(self._open()[0]):
+            return [work(path) for path in paths]
         with ThreadPoolExecutor(THREADS) as threads:
             return list(threads.map(work, paths))
 
     # --- how they are made --------------------------------------------------------------------------------------
 
     def _open(self) -> tuple[Any, str]:
-        """The back-end and the address as it writes it: a new one in each process, none survives a fork."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), *_connect(self.url))
-        return self._opened[1], self._opened[2]
+        """The back-end and the address as it writes it: a new one in each process, none survives a fork.
+
+        Object stores' back-ends take requests from all threads. Those of file servers are not made for it (paramiko's
+        threads take each other's answers), so each thread connects by itself: a lock is renewed during an upload.
+        """
+        opened = getattr(self._own, "opened", None) or self._opened
+        if opened is None or opened[0] != os.getpid():
+            opened = self._own.opened = (os.getpid(), *_connect(self.url))
+            if _is_shared(opened[1]):
+                self._opened = opened
+        return opened[1], opened[2]
 
     def _patiently(self, doing: str, path: str, ask: Callable[[Any, str], T]) -> T:
         until, pause = time.monotonic() + self.patience, FIRST_PAUSE
@@ -306,9 +329,14 @@ def _connect(url: str) -> tuple[Any, str]:
     return fs, base.rstrip("/")
 
 
+def _is_shared(fs: Any) -> bool:
+    """True for the back-end of an object store, False for that of a file server."""
+    return bool(getattr(fs, "async_impl", False))
+
+
 def _made(fs: Any, path: str) -> str:
     """The path, its folder being there: object stores have none, file servers want one."""
-    if not hasattr(fs, "async_impl") or not fs.async_impl:
+    if not _is_shared(fs):
         fs.makedirs(fs._parent(path), exist_ok=True)
     return path
 

@@ -38,6 +38,11 @@ TINY: dict[str, Any] = {
 }
 
 
+def told(path: Path) -> list[dict[str, Any]]:
+    """The events in a host's `events.jsonl`; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 class Bucket:
     """What is in the store, looked at directly."""
 
@@ -142,8 +147,7 @@ class Host:
         return Running(self.command(task, *arguments, scheduler=scheduler), self)
 
     def events(self) -> list[dict[str, Any]]:
-        path = self.mirror / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return told(self.mirror / "events.jsonl")
 
 
 class Running:

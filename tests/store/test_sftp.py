@@ -1,0 +1,85 @@
+"""A workspace on a file server: the chain over a real sshd, seen from a second host."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from luigi_runs import STAGES, Result, clean_environment, free_port, luigi_command, run
+from store_hosts import TINY, told
+
+from pipeline.mirror import mirror_at
+
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of an empty folder on an sshd of the test's own; its key is where `ssh` would look for it."""
+    pytest.importorskip("paramiko", reason="paramiko is not installed: pip install paramiko")
+    if SSHD is None or os.geteuid():
+        pytest.skip("needs sshd, and root to start it")
+    home = tmp_path / "home" / ".ssh"
+    home.mkdir(parents=True, mode=0o700)
+    for key in (tmp_path / "host", home / "id_ed25519"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    port = free_port()
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": tmp_path / "host",
+        "AuthorizedKeysFile": home / "id_ed25519.pub",
+        "PidFile": tmp_path / "pid",
+        "PermitRootLogin": "yes",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "Subsystem": "sftp internal-sftp",
+    }
+    (tmp_path / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    Path("/run/sshd").mkdir(exist_ok=True)
+    with subprocess.Popen([SSHD, "-D", "-f", str(tmp_path / "sshd_config")], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None, "sshd did not start"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (tmp_path / "shared").mkdir()
+        yield f"sftp://{getpass.getuser()}@127.0.0.1:{port}{tmp_path}/shared"
+        process.terminate()
+
+
+def test_the_chain_is_made_recognised_elsewhere_verified_and_set_aside(
+    server: str, archive: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "data": {"name": "mini", "source": str(archive)}}))
+
+    def luigi(host: str, task: str, *arguments: str) -> Result:
+        cache, settings = tmp_path / host, tmp_path / f"{host}.cfg"
+        settings.write_text(f"[vgg]\ncache = {cache}\n")
+        environment = clean_environment(HOME=str(tmp_path / "home"), LUIGI_CONFIG_PATH=str(settings))
+        events = mirror_at(server, cache).root / "events.jsonl"
+        before = len(told(events))
+        place = ["--workspace", server, "--local-scheduler", *arguments]
+        done = run([*luigi_command(), "--module", "tasks", task, *place], tmp_path, environment)
+        assert done.rc == 0, done.text
+        started = [event["stage"] for event in told(events)[before:] if event["event"] == "started"]
+        return Result(done.rc, done.output, done.log, done.seconds, sorted(started, key=STAGES.index))
+
+    chosen = ("--config", str(config))
+    assert luigi("one", "Report", *chosen).ran == ["dataset", "train", "evaluate", "export", "report"]
+    assert list((tmp_path / "shared").glob("runs/*/*/report/index.html"))
+    assert luigi("two", "Report", *chosen).ran == []
+    assert "all as recorded" in luigi("two", "Verify").output
+    luigi("two", "SetAside", "--stage", "evaluate", "--confirm", *chosen)
+    assert list((tmp_path / "shared").glob("trash/*-evaluate/metrics.json"))
+    assert luigi("one", "Report", *chosen).ran == ["evaluate"]  # to the same figures, so the report stands
+    assert not list((tmp_path / "shared").glob("work/locks/*.lock"))

@@ -25,17 +25,23 @@ class Layer:
     multiply_adds: int
 
 
-def build(architecture: Architecture) -> Any:
+def build(architecture: Architecture, precision: str = "float32") -> Any:
     """The network as a Gluon `HybridBlock`: (N, 3, 32, 32) float32 images in, (N, classes) logits out.
 
     A block is `[convolutions, channels]`: 3x3 convolutions with padding 1, each with ReLU (batch normalisation
     before it if configured), then a 2x2 max-pool of stride 2. Simonyan and Zisserman 2014, arXiv:1409.1556.
     Without batch normalisation the structural parameter names are `0.0.weight` … `9.bias`, those of nested
     Sequentials. Not initialised yet.
+
+    In a `precision` other than float32 MXNet's AMP casts what the layers compute with. In bfloat16 the first
+    convolution of a network with batch normalisation stays in float32: for three input channels oneDNN 2.4 has no
+    bfloat16 convolution that gives its blocked layout, and in the plain one batch normalisation is 15 times as slow.
     """
     from pipeline.runtime import mxnet
 
-    nn = mxnet().gluon.nn
+    mx = mxnet()
+    nn = mx.gluon.nn
+    first = _plain_convolution(mx) if precision == "bfloat16" and architecture.batch_norm else nn.Conv2D
     # Fixed prefixes: the global counters of Gluon would name the same layer differently in one process or another,
     # and MXNet orders parameters by these names (apache/mxnet issue 17357).
     net = nn.HybridSequential(prefix="vgg_")
@@ -44,9 +50,10 @@ def build(architecture: Architecture) -> Any:
         for number in range(convolutions):
             name = f"vgg_block{index}_conv{number}_"
             if architecture.batch_norm:
+                convolution = nn.Conv2D if index or number else first
                 # The normalisation's own offset makes a bias superfluous.
                 block.add(
-                    nn.Conv2D(
+                    convolution(
                         channels,
                         3,
                         padding=1,
@@ -77,6 +84,17 @@ def build(architecture: Architecture) -> Any:
         units = width
     net.add(nn.Dense(architecture.classes, in_units=units, prefix="vgg_output_"))
     return net
+
+
+def _plain_convolution(mx: Any) -> Any:
+    """Gluon's `Conv2D` without an activation, which computes in the type of its input whatever AMP wants."""
+    from pipeline.runtime import plain_convolution
+
+    class PlainConv2D(mx.gluon.nn.Conv2D):
+        def hybrid_forward(self, F: Any, x: Any, weight: Any) -> Any:
+            return plain_convolution(F)(x, weight, name="fwd", **self._kwargs)
+
+    return PlainConv2D
 
 
 def parameters(net: Any) -> dict[str, Any]:

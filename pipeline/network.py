@@ -43,7 +43,7 @@ class Network:
 
             amp.init(precision)  # before the network is built: it replaces the operators that layers call
         self.training, self.devices, self.precision = training, devices, precision
-        self.net = model.build(architecture)
+        self.net = model.build(architecture, precision)
         self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
         self.loss = _Loss(mx, training.label_smoothing, architecture.classes)
         for block in (self.net, self.loss.block):
@@ -271,7 +271,7 @@ class Network:
         depend on timing. So the weights in training are never predicted with.
         """
         if self._shadow is None:
-            self._shadow = model.build(self._architecture)
+            self._shadow = model.build(self._architecture, self.precision)
             self._shadow.initialize(ctx=self.devices.contexts[:1])
             self._shadow.hybridize(static_alloc=True, static_shape=True)
         self._settle()

@@ -36,6 +36,8 @@ CUDA_LIBRARIES = (
 #: Compute capabilities for which the mxnet-cu112 … cu117 wheels carry machine code. They carry no PTX.
 CUDA_CAPABILITIES = ((5, 0), (8, 9))
 
+_convolutions: dict[Any, Any] = {}
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -70,7 +72,13 @@ def mxnet() -> Any:
     except ImportError as error:
         hint = "pip install setuptools" if "distutils" in str(error) else "pip install mxnet==1.9.1 'numpy<2'"
         raise DeviceError(f"mxnet cannot be imported: {error}; try {hint}") from error
+    _convolutions.update({mx.nd: mx.nd.Convolution, mx.sym: mx.sym.Convolution})
     return mx
+
+
+def plain_convolution(operators: Any) -> Any:
+    """`Convolution` of `mxnet.ndarray` or `mxnet.symbol` as it was before AMP replaced it by one that casts."""
+    return _convolutions[operators]
 
 
 def native_library() -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from pipeline import model
@@ -92,3 +96,23 @@ def test_the_order_by_name_is_the_order_of_the_layers_for_all_widths(small_archi
     architecture = small_architecture(conv_arch=[[12, 2]], batch_norm=False, dense=[2] * 12)
     names = list(model.parameters(built(architecture)))
     assert len(names) == len(set(names)) == 2 * (12 + 12 + 1)
+
+
+@pytest.mark.parametrize(("batch_norm", "cast"), [(True, [False, True, True]), (False, [True, True, True])])
+def test_in_bfloat16_the_first_convolution_before_a_batch_norm_stays_in_float32(batch_norm: bool, cast: list[bool]):
+    # In a process of its own: AMP replaces MXNet's operators once and for all.
+    code = """
+import json, sys
+from pipeline import model, runtime
+from pipeline.config import Architecture
+mx = runtime.mxnet()
+from mxnet.contrib import amp
+amp.init("bfloat16")
+architecture = Architecture(name="tiny", conv_arch=[(1, 4), (2, 8)], batch_norm=sys.argv[1] == "True", dense=[])
+graph = model.build(architecture, "bfloat16")(mx.sym.var("images"))
+nodes = json.loads(graph.tojson(remove_amp_cast=False))["nodes"]
+print(json.dumps([nodes[node["inputs"][0][0]]["op"] == "amp_cast" for node in nodes if node["op"] == "Convolution"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(batch_norm)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == cast

@@ -15,7 +15,7 @@ from luigi.configuration import get_config
 from luigi.interface import core
 
 from pipeline.errors import PipelineError
-from tasks.defaults import exit_with, return_code
+from tasks.defaults import exit_with, log, return_code
 
 #: Seconds that a scheduler has to accept a connection.
 PATIENCE = 5.0
@@ -25,14 +25,22 @@ _local: bool | None = None
 
 
 def require(family: str) -> None:
-    """Raise `PipelineError` when the command line is about to run `family` with a scheduler that does not answer."""
+    """Make sure that the scheduler answers with which the command line is about to run `family`, or what needs it.
+
+    Raises `PipelineError` when it does not. Where Luigi is already asking a task that is not this plugin's, such as
+    RangeDaily, an error would only be sent to the scheduler that is missing: the command then ends here.
+    """
     global _answered
-    if _answered or not _is_root_task(family):
+    if _answered or _local is not None or CmdlineParser.get_instance() is None:
         return
     url = address()
     if url is not None and not _answers(url):
         exit_with(return_code("scheduling_error"))
-        raise PipelineError(f"no luigid answers at {shown(url)}: start one with luigid, or add --local-scheduler")
+        line = f"no luigid answers at {shown(url)}: start one with luigid, or add --local-scheduler"
+        if _is_root_task(family):
+            raise PipelineError(line)
+        log.error("%s", line)
+        raise SystemExit(return_code("scheduling_error"))
     _answered = True
 
 

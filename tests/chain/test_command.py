@@ -215,6 +215,16 @@ def test_no_scheduler_is_told_in_one_line_without_waiting(done, way):
     assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
 
 
+def test_no_scheduler_is_told_as_soon_when_a_task_of_luigi_itself_asks_for_ours(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    url = f"http://127.0.0.1:{free_port()}"
+    task = ["RangeDaily", "--of", "Retrain", "--start", "2026-11-01", "--of-params", '{"config": "config.yaml"}']
+    command = [*luigi_command(), "--module", "tasks", *task, "--scheduler-url", url]
+    result = run(command, tmp_path, clean_environment())
+    assert_fails_clearly(result, 35, f"no luigid answers at {url}: start one with luigid, or add --local-scheduler")
+    assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
+
+
 def test_help_and_maintenance_need_no_scheduler(done):
     (done.cwd / "luigi.cfg").write_text(f"[core]\ndefault-scheduler-url = http://127.0.0.1:{free_port()}\n")
     assert "done" in done.luigi("Status", scheduler=()).output

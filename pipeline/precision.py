@@ -1,7 +1,7 @@
 """Which precision a training computes in. `auto` measures the network where the processor offers a choice.
 
 Run as `python -m pipeline.precision`, it is the measurement: MXNet's bfloat16 mode cannot be switched off again in a
-process, so each precision is tried in one of its own.
+process, so this is one of its own and tries float32 first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pipeline.workspace import Run
 #: bfloat16 rounds to 8 bits, so it must be faster by this much to be worth it.
 _WORTH_IT = 1.05
 
-_STEPS, _TIMEOUT_SECONDS = 5, 180
+_CHOICES = ("float32", "bfloat16")
+_STEPS, _TIMEOUT_SECONDS = 5, 360
 
 
 def choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
@@ -65,39 +66,41 @@ def _earlier(run: Run, situation: dict[str, Any]) -> str | None:
 
 
 def _measure(architecture: Architecture, training: Training) -> tuple[str, str]:
-    speeds = {name: _speed(name, architecture, training.batch_size) for name in ("float32", "bfloat16")}
-    single, half = speeds["float32"], speeds["bfloat16"]
-    if not single or not half:
+    speeds = _speeds(architecture, training.batch_size)
+    if len(speeds) < len(_CHOICES):
         return "float32", "auto: bfloat16 could not be measured"
+    single, half = (speeds[name] for name in _CHOICES)
     chosen = "bfloat16" if half > _WORTH_IT * single else "float32"
     return chosen, f"auto: measured bfloat16 {half:,.0f}, float32 {single:,.0f} images/s"
 
 
-def _speed(precision: str, architecture: Architecture, batch_size: int) -> float | None:
-    """Training steps a second times the batch size, or None when it did not work."""
-    about = {"precision": precision, "architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
+def _speeds(architecture: Architecture, batch_size: int) -> dict[str, float]:
+    """Images a second in training steps of each precision; those are missing that did not work."""
+    about = {"architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
+    command = launch.module_command("pipeline.precision")
     try:
         done = subprocess.run(
-            launch.module_command("pipeline.precision"),
-            input=json.dumps(about),
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
+            command, input=json.dumps(about), capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
         )
-        return float(done.stdout.split()[-1]) if done.returncode == 0 else None
-    except (subprocess.TimeoutExpired, ValueError, IndexError):
-        return None
+    except subprocess.TimeoutExpired:
+        return {}
+    found = (line.split() for line in done.stdout.splitlines())
+    return {words[0]: float(words[1]) for words in found if len(words) == 2 and words[0] in _CHOICES}
 
 
 def main() -> None:
-    """Measure one precision; reads a JSON description on standard input, prints images a second."""
+    """Measure both precisions; reads a JSON description on standard input, prints a line for each."""
+    about = json.loads(sys.stdin.read())
+    architecture = msgspec.convert(about["architecture"], Architecture)
+    for precision in _CHOICES:  # AMP stays on once it is: float32 comes first
+        print(precision, _speed(precision, architecture, about["batch_size"]), flush=True)
+    os._exit(0)
+
+
+def _speed(precision: str, architecture: Architecture, count: int) -> float:
     from pipeline.network import Network
 
-    about = json.loads(sys.stdin.read())
-    count = about["batch_size"]
-    training = Training(epochs=1, batch_size=count)
-    architecture = msgspec.convert(about["architecture"], Architecture)
-    network = Network(architecture, training, runtime.devices("cpu"), about["precision"])
+    network = Network(architecture, Training(epochs=1, batch_size=count), runtime.devices("cpu"), precision)
     network.initialize(0)
     network.start_epoch([])
     generator = np.random.default_rng(0)
@@ -110,8 +113,7 @@ def main() -> None:
             started = time.monotonic()
         network.step(images, labels, 1e-3, step)
     network.sums()
-    print(_STEPS * count / (time.monotonic() - started), flush=True)
-    os._exit(0)
+    return _STEPS * count / (time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ CUDA_LIBRARIES = (
 #: Compute capabilities for which the mxnet-cu112 … cu117 wheels carry machine code. They carry no PTX.
 CUDA_CAPABILITIES = ((5, 0), (8, 9))
 
+#: What `plain_convolution` gives; taken when MXNet is imported, before anyone can switch AMP on.
 _convolutions: dict[Any, Any] = {}
 
 

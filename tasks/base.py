@@ -59,9 +59,11 @@ class PluginTask(luigi.Task):
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        """Luigi's own; raises `PipelineError` when the `luigi` command has no scheduler to run this task with."""
-        settle = scheduler.do_without if cls.without_scheduler else scheduler.require
-        settle(cls.get_task_family())
+        """Luigi's own; raises `SystemExit` when the `luigi` command has no scheduler to run this task with."""
+        if cls.without_scheduler:
+            scheduler.do_without(cls.get_task_family())
+        else:
+            scheduler.require()
         return super().get_param_values(params, args, kwargs)
 
 

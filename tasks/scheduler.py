@@ -14,8 +14,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.interface import core
 
-from pipeline.errors import PipelineError
-from tasks.defaults import exit_with, log, return_code
+from tasks.defaults import log, return_code
 
 #: Seconds that a scheduler has to accept a connection.
 PATIENCE = 5.0
@@ -24,22 +23,18 @@ _answered = False
 _local: bool | None = None
 
 
-def require(family: str) -> None:
-    """Make sure that the scheduler answers with which the command line is about to run `family`, or what needs it.
+def require() -> None:
+    """End the command with one line when it has a scheduler that does not answer.
 
-    Raises `PipelineError` when it does not. Where Luigi is already asking a task that is not this plugin's, such as
-    RangeDaily, an error would only be sent to the scheduler that is missing: the command then ends here.
+    Raises `SystemExit`. Another error would not do where Luigi is already asking a task that is not this plugin's, such
+    as RangeDaily: it would only be sent to the scheduler that is missing.
     """
     global _answered
-    if _answered or _local is not None or CmdlineParser.get_instance() is None:
+    if _answered or _local is not None or CmdlineParser.get_instance() is None:  # or it does without
         return
     url = address()
     if url is not None and not _answers(url):
-        exit_with(return_code("scheduling_error"))
-        line = f"no luigid answers at {shown(url)}: start one with luigid, or add --local-scheduler"
-        if _is_root_task(family):
-            raise PipelineError(line)
-        log.error("%s", line)
+        log.error("no luigid answers at %s: start one with luigid, or add --local-scheduler", shown(url))
         raise SystemExit(return_code("scheduling_error"))
     _answered = True
 

@@ -21,6 +21,11 @@ from pipeline.mirror import mirror_at
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return not probe.connect_ex(("127.0.0.1", port))
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of an empty folder on an sshd of the test's own; its key is where `ssh` would look for it."""
@@ -47,7 +52,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     Path("/run/sshd").mkdir(exist_ok=True)
     with subprocess.Popen([SSHD, "-D", "-f", str(tmp_path / "sshd_config")], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not answers(port):
             assert process.poll() is None, "sshd did not start"
             assert time.monotonic() < deadline
             time.sleep(0.05)

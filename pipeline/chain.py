@@ -80,7 +80,7 @@ class Chain:
         train = self.manifest("train")
         weights = {"model.params": manifest.digest(train, "model.params")}
         if stage in ("evaluate", "export"):
-            return {"dataset": digest, **weights}
+            return {"dataset": digest, **weights, manifest.VIEWS: str(self.config.evaluation.views)}
         evaluate, export = self.manifest("evaluate"), self.manifest("export")
         measured = {
             **weights,

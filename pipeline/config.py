@@ -114,6 +114,13 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     init_from: str | None = None
 
 
+class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the trained network is measured and used. A change here evaluates and exports again, it never retrains."""
+
+    #: Views of each image over which a prediction is averaged, see `pipeline.views`; each costs one forward pass.
+    views: Literal[1, 2, 6] = 1
+
+
 class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The top-level key `schedule`: when `Retrain` makes a new generation, and when that one becomes current."""
 
@@ -142,6 +149,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: Data = Data()
     architecture: Architecture
     training: Training
+    evaluation: Evaluation = Evaluation()
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|gpu|(cpu|gpu):\d{1,3}(,\d{1,3})*)$")] = "auto"
     schedule: Retraining = Retraining()
     launcher: list[str] | str = []
@@ -422,6 +430,7 @@ _STRUCTS: dict[str, type[Struct]] = {
     "training": Training,
     "training.schedule": Schedule,
     "training.augmentation": Augmentation,
+    "evaluation": Evaluation,
     "schedule": Retraining,
     "distributed": Distributed,
 }
@@ -434,7 +443,7 @@ def _fields_at(path: str) -> list[str]:
 def _choices_at(path: str) -> str:
     parent, _, field = path.rpartition(".")
     hint = _STRUCTS[re.sub(r"\[.*", "", parent)].__annotations__[re.sub(r"\[.*", "", field)]
-    return ", ".join(re.findall(r"[\"'](.*?)[\"']", str(hint)))
+    return ", ".join(re.findall(r"\w+", str(hint).partition("Literal[")[2]))
 
 
 def _join(path: str, key: str) -> str:

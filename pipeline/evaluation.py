@@ -1,7 +1,8 @@
 """Evaluation on the test images: `train/` of a run in, `evaluate/` out.
 
 Leaves `metrics.json` (accuracy, loss, per-class precision, recall and F1, confusion matrix) and `predictions.npz`
-(labels, predictions, probabilities). Always in float32, so that CPU and GPU agree. Run as `python -m
+(labels, predictions, probabilities). Always in float32, so that CPU and GPU agree. With `evaluation.views` above 1 all
+of them are about the averaged predictions, and `single_view_accuracy` is the accuracy without. Run as `python -m
 pipeline.evaluation` by `launch.run_stage`.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import batches, dataset, manifest, model, runtime, stage, weights
+from pipeline import batches, dataset, manifest, model, runtime, stage, views, weights
 from pipeline.chain import Chain
 from pipeline.config import Architecture, from_dict
 from pipeline.errors import PipelineError, from_os_error
@@ -36,16 +37,22 @@ def evaluate(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | N
     started = time.monotonic()
     net = load_network(run, train, devices.contexts[:1])
     norm = batches.unpack(train["details"]["normalisation"])
-    logits = predict_logits(net, data.test_images, norm, devices.contexts[0], reporter)
-    result = metrics(logits, np.asarray(data.test_labels), data.classes)
+    outputs = view_logits(net, data.test_images, norm, devices.contexts[0], chain.config.evaluation.views, reporter)
+    logits, labels = views.average(outputs), np.asarray(data.test_labels)
+    result = {
+        **metrics(logits, labels, data.classes),
+        "views": len(outputs),
+        "single_view_accuracy": float((outputs[0].argmax(1) == labels).mean()),
+    }
     seconds = time.monotonic() - started
     folder = run.stage("evaluate")
     try:
         write_json(folder / "metrics.json", {**result, "run": run.run_id, "dataset": train["details"]["dataset"]})
-        write_atomically(folder / "predictions.npz", _predictions(logits, np.asarray(data.test_labels)))
+        write_atomically(folder / "predictions.npz", _predictions(logits, labels))
         details = {
             "run": run.run_id,
             "accuracy": result["accuracy"],
+            "views": result["views"],
             "loss": result["loss"],
             "images": result["images"],
             "seconds": round(seconds, 3),
@@ -57,7 +64,10 @@ def evaluate(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | N
     except OSError as error:
         raise from_os_error(error, "publish the evaluation") from error
     label = train["details"]["dataset"]["label"]
-    reporter.note(f"test accuracy {result['accuracy']:.2%} on {result['images']:,} images ({label})")
+    told = f"test accuracy {result['accuracy']:.2%} on {result['images']:,} images ({label})"
+    if len(outputs) > 1:
+        told += f", {views.described(len(outputs))}; one view {result['single_view_accuracy']:.2%}"
+    reporter.note(told)
     return value
 
 
@@ -81,24 +91,43 @@ def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
 
 
 def predict_logits(
-    net: Any, images: np.ndarray, norm: batches.Normalisation, context: Any, reporter: stage.Reporter | None = None
+    net: Any,
+    images: np.ndarray,
+    norm: batches.Normalisation,
+    context: Any,
+    count: int = 1,
+    reporter: stage.Reporter | None = None,
 ) -> np.ndarray:
-    """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
+    """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, averaged over the first `count` views."""
+    return views.average(view_logits(net, images, norm, context, count, reporter))
+
+
+def view_logits(
+    net: Any,
+    images: np.ndarray,
+    norm: batches.Normalisation,
+    context: Any,
+    count: int,
+    reporter: stage.Reporter | None = None,
+) -> list[np.ndarray]:
+    """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
     mx = runtime.mxnet()
-    parts: list[np.ndarray] = []
-    waiting = None
-    done = 0
-    for values, count in batches.fixed_batches(images, min(BATCH_SIZE, len(images)), norm):
-        output = net(mx.nd.array(values, ctx=context))
-        if waiting is not None:
-            parts.append(waiting[0].asnumpy()[: waiting[1]])  # the previous batch, while this one computes
-        waiting = (output, count)
-        done += count
+    batch_size = min(BATCH_SIZE, len(images))
+    parts: list[list[np.ndarray]] = [[] for _ in range(count)]
+    waiting: tuple[int, Any, int] | None = None
+    for start in range(0, len(images), batch_size):
+        for view, pixels in enumerate(views.views(images[start : start + batch_size], count)):
+            ((values, size),) = batches.fixed_batches(pixels, batch_size, norm)
+            output = net(mx.nd.array(values, ctx=context))
+            if waiting is not None:  # the previous batch, while this one computes
+                parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
+            waiting = (view, output, size)
         if reporter:
+            done = min(start + batch_size, len(images))
             reporter.progress(done / len(images), f"{done:,} of {len(images):,} images")
     assert waiting is not None
-    parts.append(waiting[0].asnumpy()[: waiting[1]])
-    return np.concatenate(parts)
+    parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
+    return [np.concatenate(part) for part in parts]
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:

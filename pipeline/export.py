@@ -8,6 +8,7 @@ by `launch.run_stage`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -52,7 +53,7 @@ def export(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | Non
     context = runtime.devices("cpu").contexts[0]
     net = evaluation.load_network(run, train, [context])
     norm = batches.unpack(train["details"]["normalisation"])
-    facts = _facts(train)
+    facts = _facts(train, chain.config.evaluation.views)
     folder = run.stage("export")
     started = time.monotonic()
     try:
@@ -76,7 +77,7 @@ def export(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | Non
     return value
 
 
-def _facts(train: dict[str, Any]) -> dict[str, Any]:
+def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
     """What a user of the exported model has to know, for the manifest and for the metadata of the ONNX file."""
     details = train["details"]
     architecture = details["config"]["architecture"]
@@ -85,6 +86,7 @@ def _facts(train: dict[str, Any]) -> dict[str, Any]:
         "input": {"name": INPUT, "shape": ["N", 3, IMAGE_SIZE, IMAGE_SIZE], "layout": LAYOUT},
         "outputs": list(OUTPUTS),
         "normalisation": {**details["normalisation"], "where": "inside the graph: (images - mean) / std"},
+        "views": views,
         "trained_on": details["dataset"]["label"],
         "architecture": architecture,
         "weights_sha256": train["files"]["model.params"]["sha256"],
@@ -188,12 +190,15 @@ def _drop_identities(graph: Any) -> None:
 def _check(
     folder: Path, net: Any, norm: batches.Normalisation, context: Any, data: dataset.Dataset, reporter: stage.Reporter
 ) -> dict[str, Any]:
-    """Compare what was written with the trained network on all test images; raises when they do not agree."""
+    """Compare what was written with the trained network on all test images, one view of each.
+
+    Raises `PipelineError` when they do not agree.
+    """
     images, labels = data.test_images, np.asarray(data.test_labels)
     expected = evaluation.predict_logits(net, images, norm, context)
     inference.onnxruntime()  # what its import has to say is about the machine, not about the model
     with _standard_error() as said:
-        model = inference.open_model(folder / "model.onnx", inference.WARNINGS)
+        model = dataclasses.replace(inference.open_model(folder / "model.onnx", inference.WARNINGS), views=1)
     started = time.monotonic()
     found = model.logits(
         images, lambda done: reporter.progress(done / len(images), f"{done:,} of {len(images):,} images checked")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import views
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 
@@ -24,23 +25,31 @@ WARNINGS, ERRORS = 2, 3
 
 @dataclass(frozen=True)
 class Model:
-    """An opened `.onnx` file: image classes, image size (height, width) in pixels, and the metadata it carries."""
+    """An opened `.onnx` file: image classes, image size (height, width) in pixels, and the metadata it carries.
+
+    `views` is the number of views over which its predictions are averaged, see `pipeline.views`.
+    """
 
     path: Path
     session: Any
     classes: list[str]
     size: tuple[int, int]
     metadata: dict[str, str]
+    views: int = 1
 
     def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
-        """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images; `tell` hears how many images are done."""
+        """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.
+
+        `tell` hears how many images are done.
+        """
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
         name = self.session.get_inputs()[0].name
         parts = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = np.asarray(images[start : start + BATCH_SIZE]).astype(np.float32) / np.float32(255)
-            parts.append(self.session.run(["logits"], {name: batch})[0])
+            outputs = [self.session.run(["logits"], {name: view})[0] for view in views.views(batch, self.views)]
+            parts.append(views.average(outputs))
             tell(start + len(batch))
         return np.concatenate(parts)
 
@@ -58,7 +67,10 @@ def open_model(path: Path, severity: int = ERRORS) -> Model:
         _, channels, height, width = inputs[0].shape
         if len(inputs) != 1 or channels != 3 or "logits" not in outputs:
             raise ValueError(f"inputs {[item.name for item in inputs]}, outputs {outputs}")
-        return Model(path, session, classes, (int(height), int(width)), metadata)
+        count = int(metadata.get("views", "1"))
+        if count not in views.WEIGHTS:
+            raise ValueError(f"views {count}")
+        return Model(path, session, classes, (int(height), int(width)), metadata, count)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise PipelineError(
             f"{path}: an ONNX model, but not one that this pipeline exported ({error}); "

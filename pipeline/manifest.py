@@ -22,6 +22,10 @@ SCHEMA = 1
 STAGE_VERSIONS = {"dataset": 1, "train": 1, "evaluate": 1, "export": 1, "promote": 1, "report": 1, "compare": 1}
 
 
+#: The input that says over how many views predictions are averaged. Manifests from before it existed mean one.
+VIEWS = "evaluation.views"
+
+
 def now() -> str:
     """The present time in UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -137,6 +141,7 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 def _input_problems(recorded: Mapping[str, str], present: Mapping[str, str | None]) -> list[str]:
     found = []
+    recorded = {VIEWS: "1", **recorded}
     for name, value in present.items():
         if name not in recorded:
             found.append(f"made without {name}")

@@ -319,6 +319,7 @@ def _json(
     value = {
         "model": str(path),
         "classes": model.classes,
+        "views": model.views,
         "predictions": [
             {
                 "file": str(prediction.file),

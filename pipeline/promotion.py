@@ -97,7 +97,7 @@ def _compare(
             f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
         )
     same = _test_images(chain, run) == _test_images(chain, other)
-    before = _saved(other, labels) if same else None
+    before = _saved(other, labels, chain.config.evaluation.views) if same else None
     if before is None:
         reporter.note(f"evaluating the current model, {entry.run}, on the present test images")
         before = _evaluated(chain, run, other, labels, reporter)
@@ -128,11 +128,17 @@ def _own(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return _read_predictions(path)
 
 
-def _saved(run: Run, labels: np.ndarray) -> np.ndarray | None:
-    """Which test images the run got right by its saved predictions, or None when they are gone or of other weights."""
+def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
+    """Which test images the run got right by its saved predictions.
+
+    None when they are gone, of other weights, or averaged over other views than those of the run that it is compared
+    with.
+    """
     path = run.stage("evaluate") / "predictions.npz"
     recorded, train = manifest.read(run.stage("evaluate")), manifest.read(run.stage("train"))
     if recorded is None or recorded["inputs"].get("model.params") != manifest.digest(train, "model.params"):
+        return None
+    if recorded["inputs"].get(manifest.VIEWS, "1") != str(views):
         return None
     if not path.is_file() or sha256_file(path) != manifest.digest(recorded, path.name):
         return None
@@ -148,7 +154,8 @@ def _evaluated(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter:
     net = evaluation.load_network(other, train, devices.contexts[:1])
     norm = batches.unpack(train["details"]["normalisation"])
     images = dataset.load(chain.workspace.dataset(run.dataset_id)).test_images
-    return evaluation.predict_logits(net, images, norm, devices.contexts[0], reporter).argmax(1) == labels
+    views = chain.config.evaluation.views
+    return evaluation.predict_logits(net, images, norm, devices.contexts[0], views, reporter).argmax(1) == labels
 
 
 def _read_predictions(path: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import comparison, config, dataset, manifest, model, stage
+from pipeline import comparison, config, dataset, manifest, model, stage, views
 from pipeline.chain import Chain, drift
 from pipeline.comparison import Comparison, Entry, page
 from pipeline.errors import PipelineError, from_os_error
@@ -52,6 +52,7 @@ _RUN_COLUMNS = (
     "run",
     "seed",
     "accuracy",
+    "views",
     "loss",
     "epochs",
     "seconds",
@@ -114,6 +115,8 @@ def gather(compared: Comparison) -> dict[str, Any]:
         "ranking": ranking,
         "conditions": _distinct({key: run[key] for key in _CONDITIONS} for run in runs),
         "drift": [f"{run['run']}: {line}" for run in runs for line in run["drift"]],
+        "views": sorted({run["views"] for run in runs}),
+        "averaged": [f"{run['run']} is {views.described(run['views'])}" for run in runs if run["views"] > 1],
         "inexact": [f"{run['run']}: {line}" for run in runs for line in run["inexact"]],
     }
 
@@ -148,6 +151,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
         "generation": entry.chain.generation or None,
         "seed": details["config"]["training"]["seed"],
         "accuracy": measured["accuracy"],
+        "views": measured.get("views", 1),
         "loss": measured["loss"],
         **{key: details[key] for key in keys},
         "trained": train["created"],

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pipeline import config as configuration
-from pipeline import current, dataset, generations, manifest, model
+from pipeline import current, dataset, generations, manifest, model, views
 from pipeline.chain import Chain, drift, shown_source
 from pipeline.config import Architecture, Config
 from pipeline.errors import PipelineError, WorkspaceError
@@ -78,6 +78,9 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
     `previous` names an earlier run to compare with, `{"run_id": …}`; without it, it is the newest earlier generation.
     """
     trained = configuration.from_dict(sources.train["details"]["config"], "the trained configuration")
+    # Of the configuration, `evaluation` alone may have changed since the training: the evaluation knows what it used.
+    measured = configuration.Evaluation(views=sources.metrics.get("views", 1))
+    trained = msgspec.structs.replace(trained, evaluation=measured)
     decision = _decision(chain, sources.run)
     return {
         "schema": SCHEMA,
@@ -202,6 +205,9 @@ def _evaluation(sources: Sources) -> dict[str, Any]:
         per_class.append({**row, "recall_interval": list(statistics.wilson_interval(hits, row["support"]))})
     return {
         "accuracy": metrics["accuracy"],
+        "views": metrics.get("views", 1),
+        "views_described": views.described(metrics.get("views", 1)),
+        "single_view_accuracy": metrics.get("single_view_accuracy", metrics["accuracy"]),
         "interval": list(statistics.wilson_interval(correct, len(sources.labels))),
         "interval_method": "Wilson, 95 %",
         "correct": correct,

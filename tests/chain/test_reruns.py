@@ -114,6 +114,35 @@ def test_other_training_keys_retrain_nothing_and_status_says_so(done, change, li
     assert f"drift: {line} (does not retrain)" in done.status()
 
 
+def test_other_views_measure_and_export_again_and_retrain_nothing(done):
+    alone = read_json(done.folder("evaluate") / "metrics.json")["accuracy"]
+    done.configure(evaluation__views=6)
+    status = done.status()
+    assert "made from another evaluation.views (1, now 6)" in status
+    assert "drift" not in status
+    result = done.report()
+    assert result.ran == AFTER_TRAIN
+    assert f"averaged over 6 views; one view {alone:.2%}" in result.log
+    page = (done.folder("report") / "index.html").read_text()
+    assert "averaged over 6 views; from the image alone" in page
+    assert "averaged over 6 views" in (done.folder("report") / "report.md").read_text()
+    rows = read_json(done.folder("report") / "report.json")["provenance"]["config"]
+    assert [row["value"] for row in rows if row["key"] == "evaluation.views"] == [6]
+    assert done.report().ran == []
+    done.configure(evaluation__views=1)
+    assert done.report().ran == AFTER_TRAIN
+    assert "views" not in (done.folder("report") / "report.md").read_text()
+
+
+def test_what_was_evaluated_before_there_were_views_is_not_evaluated_again(done):
+    for stage in ("evaluate", "export"):
+        path = done.folder(stage) / "manifest.json"
+        value = read_json(path)
+        del value["inputs"]["evaluation.views"]
+        write_json(path, value)
+    assert done.report().ran == []
+
+
 def test_how_often_checkpoints_are_written_is_not_even_drift(done):
     done.configure(training__checkpoint_seconds=1)
     assert done.report().ran == []

@@ -165,6 +165,14 @@ def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_wee
     assert weeks.retrain(*day).ran == ["dataset"]
 
 
+def test_two_models_are_compared_over_the_same_views(weeks: Weeks) -> None:
+    weeks.configure(training__epochs=1, schedule__tolerance=0.9)
+    weeks.retrain("--date", "2026-11-04")
+    weeks.configure(evaluation__views=2)
+    assert "evaluating the current model" in weeks.retrain("--date", "2026-11-11").log
+    assert "evaluating the current model" not in weeks.retrain("--date", "2026-11-18").log
+
+
 def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
     weeks.configure(training__epochs=1, schedule__tolerance=0.9)
     given = json.dumps({"config": str(weeks.config), "workspace": str(weeks.workspace)})

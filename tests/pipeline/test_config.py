@@ -81,6 +81,8 @@ def refused(path):
             "training.optimizer: found muon, which keeps the kernels at a fixed size and so needs "
             "architecture.batch_norm: true",
         ),
+        ("device: cpu", "evaluation: {views: 3}", "evaluation.views: found 3, expected one of 1, 2, 6"),
+        ("device: cpu", "evaluation: {view: 2}", "unknown key evaluation.view (did you mean views?)"),
         ("epochs: 2", "epochs: 2, momentum: 1", "training.momentum: found 1, expected float < 1.0"),
         ("mini.tar.gz", "mini.tar.gz, sha256: 123", "data.sha256: found 123, expected str"),
         ("{epochs: 2", "{epochs: 2}}", "not valid YAML at line 3"),

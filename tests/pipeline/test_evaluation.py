@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from pipeline import dataset, evaluation, stage
+from pipeline import batches, dataset, evaluation, runtime, stage
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file
 
@@ -69,6 +69,29 @@ def test_evaluating_again_gives_the_same_bytes(done, device):
     done.configure(device=device)
     evaluation.evaluate(done.chain(), stage.Reporter(log=io.StringIO()))
     assert [sha256_file(file) for file in files] == before
+
+
+def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
+    alone = read_json(done.folder("evaluate") / "metrics.json")
+    assert (alone["views"], alone["single_view_accuracy"]) == (1, alone["accuracy"])
+    done.configure(evaluation__views=2)
+    chain = done.chain()
+    log = io.StringIO()
+    evaluation.evaluate(chain, stage.Reporter(log=log))
+    metrics = read_json(done.folder("evaluate") / "metrics.json")
+    assert (metrics["views"], metrics["single_view_accuracy"]) == (2, alone["accuracy"])
+    run, train = evaluation.trained_run(chain)
+    context = runtime.devices("cpu").contexts[0]
+    net = evaluation.load_network(run, train, [context])
+    norm = batches.unpack(train["details"]["normalisation"])
+    images = np.asarray(dataset.load(done.folder("dataset")).test_images)
+    logits = [evaluation.predict_logits(net, each, norm, context) for each in (images, images[..., ::-1])]
+    assert np.abs(logits[0] - logits[1]).max() > 0.01
+    predictions = np.load(done.folder("evaluate") / "predictions.npz")
+    expected = evaluation.softmax((logits[0] + logits[1]) / 2)
+    assert np.abs(predictions["probabilities"] - expected).max() < 1e-5
+    assert metrics["accuracy"] == (expected.argmax(1) == predictions["labels"]).mean()
+    assert f"averaged with the mirror image; one view {alone['accuracy']:.2%}" in log.getvalue()
 
 
 def test_without_a_trained_model_it_says_what_to_run_first(prepared):

@@ -69,6 +69,19 @@ def test_a_folder_gives_the_predictions_of_the_evaluation(
     assert "warning" not in said
 
 
+def test_a_model_of_several_views_predicts_as_it_was_evaluated(
+    done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done.configure(evaluation__views=6)
+    assert done.report().ran == ["evaluate", "export", "report"]
+    value, _ = answered(capsys, "--model", done.folder("export").parent, folder)
+    assert value["views"] == 6
+    with np.load(done.folder("evaluate") / "predictions.npz") as file:
+        probabilities = file["probabilities"]
+    for item, row in zip(value["predictions"], probabilities, strict=True):
+        assert item["probability"] == pytest.approx(row.max(), abs=1e-5)
+
+
 def test_the_table_names_file_class_probability_and_the_next_class(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,5 +45,5 @@ def average(outputs: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def described(count: int) -> str:
-    """What an accuracy over `count` views is, in words; empty for one view."""
-    return {1: "", 2: "averaged with the mirror image", 6: "averaged over 6 views"}[count]
+    """How a prediction over `count` views comes about, in words; empty for one view."""
+    return {1: "", 2: "averaged with that of the mirror image", 6: "averaged over 6 views of the image"}[count]

@@ -116,7 +116,7 @@ def gather(compared: Comparison) -> dict[str, Any]:
         "conditions": _distinct({key: run[key] for key in _CONDITIONS} for run in runs),
         "drift": [f"{run['run']}: {line}" for run in runs for line in run["drift"]],
         "views": sorted({run["views"] for run in runs}),
-        "averaged": [f"{run['run']} is {views.described(run['views'])}" for run in runs if run["views"] > 1],
+        "averaged": [f"{run['run']}: {views.described(run['views'])}" for run in runs if run["views"] > 1],
         "inexact": [f"{run['run']}: {line}" for run in runs for line in run["inexact"]],
     }
 

@@ -122,9 +122,10 @@ def test_other_views_measure_and_export_again_and_retrain_nothing(done):
     assert "drift" not in status
     result = done.report()
     assert result.ran == AFTER_TRAIN
-    assert f"averaged over 6 views; one view {alone:.2%}" in result.log
+    assert f"averaged over 6 views of the image; one view {alone:.2%}" in result.log
     page = (done.folder("report") / "index.html").read_text()
-    assert "averaged over 6 views; from the image alone" in page
+    assert f"averaged over 6 views of the image; from the image alone, {alone * 100:.2f}" in page
+    assert ", 6 views of each" in page
     assert "averaged over 6 views" in (done.folder("report") / "report.md").read_text()
     rows = read_json(done.folder("report") / "report.json")["provenance"]["config"]
     assert [row["value"] for row in rows if row["key"] == "evaluation.views"] == [6]

@@ -91,7 +91,7 @@ def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
     expected = evaluation.softmax((logits[0] + logits[1]) / 2)
     assert np.abs(predictions["probabilities"] - expected).max() < 1e-5
     assert metrics["accuracy"] == (expected.argmax(1) == predictions["labels"]).mean()
-    assert f"averaged with the mirror image; one view {alone['accuracy']:.2%}" in log.getvalue()
+    assert f"averaged with that of the mirror image; one view {alone['accuracy']:.2%}" in log.getvalue()
 
 
 def test_without_a_trained_model_it_says_what_to_run_first(prepared):

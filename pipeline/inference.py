@@ -35,7 +35,7 @@ class Model:
     classes: list[str]
     size: tuple[int, int]
     metadata: dict[str, str]
-    views: int = 1
+    views: int
 
     def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
         """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.

@@ -99,7 +99,7 @@ def _compare(
     same = _test_images(chain, run) == _test_images(chain, other)
     before = _saved(other, labels, chain.config.evaluation.views) if same else None
     if before is None:
-        reporter.note(f"evaluating the current model, {entry.run}, on the present test images")
+        reporter.note(f"evaluating the current model, {entry.run}, on the same images and views as the new one")
         before = _evaluated(chain, run, other, labels, reporter)
     return {
         "run": entry.run,

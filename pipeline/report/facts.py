@@ -11,7 +11,7 @@ import statistics as numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -54,6 +54,11 @@ class Sources:
     data: dataset.Dataset
 
     @property
+    def views(self) -> Literal[1, 2, 6]:
+        """Over how many views the predictions are averaged; evaluations from before there were views used one."""
+        return self.metrics.get("views", 1)
+
+    @property
     def correct(self) -> np.ndarray:
         """(n,) booleans: which test images were predicted right."""
         return self.probabilities.argmax(1) == self.labels
@@ -79,7 +84,7 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
     """
     trained = configuration.from_dict(sources.train["details"]["config"], "the trained configuration")
     # Of the configuration, `evaluation` alone may have changed since the training: the evaluation knows what it used.
-    measured = configuration.Evaluation(views=sources.metrics.get("views", 1))
+    measured = configuration.Evaluation(views=sources.views)
     trained = msgspec.structs.replace(trained, evaluation=measured)
     decision = _decision(chain, sources.run)
     return {
@@ -205,8 +210,8 @@ def _evaluation(sources: Sources) -> dict[str, Any]:
         per_class.append({**row, "recall_interval": list(statistics.wilson_interval(hits, row["support"]))})
     return {
         "accuracy": metrics["accuracy"],
-        "views": metrics.get("views", 1),
-        "views_described": views.described(metrics.get("views", 1)),
+        "views": sources.views,
+        "views_described": views.described(sources.views),
         "single_view_accuracy": metrics.get("single_view_accuracy", metrics["accuracy"]),
         "interval": list(statistics.wilson_interval(correct, len(sources.labels))),
         "interval_method": "Wilson, 95 %",

@@ -131,6 +131,7 @@ def test_the_page_names_every_run_and_loads_nothing(compared: tuple[Bench, Resul
     html = (bench.page() / "index.html").read_text()
     for name in ARCHITECTURES:
         assert f"{name}." in html
+    assert "from each image alone" in html
     assert html.count("seed-") >= 4
     for loading in ("<script", "<link", "src=", "@import", "url(http"):
         assert loading not in html
@@ -182,6 +183,19 @@ def test_a_run_that_is_lost_is_trained_again_and_only_that(compared: tuple[Bench
     assert result.ran[0] == f"train {lost.name}"
     assert {line.split()[0] for line in result.ran} <= {"train", "evaluate", "compare"}
     assert all(line.split()[1] == lost.name or line.startswith("compare") for line in result.ran)
+
+
+def test_accuracies_over_different_views_are_told_apart(bench: Bench) -> None:
+    file = bench.root / "wide.yaml"
+    value = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**value, "evaluation": {"views": 2}}))
+    result = bench.compare('["narrow.yaml", "wide.yaml"]')
+    assert result.rc == 0, result.text
+    with open(bench.page() / "runs.csv", newline="") as table:
+        assert {row["config"]: row["views"] for row in csv.DictReader(table)} == {"narrow.yaml": "1", "wide.yaml": "2"}
+    html = (bench.page() / "index.html").read_text()
+    assert ": averaged with that of the mirror image" in html
+    assert "The views differ" in html
 
 
 def test_reports_are_made_and_linked_when_asked_for(compared: tuple[Bench, Result]) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -186,6 +187,7 @@ class Command:
 
     def __init__(self, line: list[str], folder: Path, environment: dict[str, str]) -> None:
         self.mark = uuid.uuid4().hex
+        self._seen: dict[int, psutil.Process] = {}
         self._output = folder / f"output-{self.mark[:8]}.txt"
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("LUIGI", "CIFAR10_SOURCE"))}
         path = os.pathsep.join(filter(None, (str(ROOT), clean.get("PYTHONPATH"))))
@@ -248,8 +250,17 @@ class Command:
         return self
 
     def children(self) -> list[int]:
-        """The living processes that came out of this command, itself excepted."""
-        return [pid for pid in marked(self.mark) if pid != self.process.pid]
+        """The living processes that came out of this command, itself excepted.
+
+        One that is ending gives its memory back first, and with it the environment that it is known by: those seen
+        before are asked for their state.
+        """
+        for pid in marked(self.mark):
+            if pid != self.process.pid and pid not in self._seen:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self._seen[pid] = psutil.Process(pid)
+        self._seen = {pid: process for pid, process in self._seen.items() if _alive(process)}
+        return list(self._seen)
 
     def child(self) -> int:
         """The stage's process."""
@@ -371,6 +382,12 @@ def marked(mark: str) -> Iterator[int]:
             alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
             if alive and sign in (folder / "environ").read_bytes():
                 yield int(folder.name)
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
 
 
 def _arguments(pid: int) -> str:

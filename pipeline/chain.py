@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import manifest
-from pipeline.config import Config, Data, differences, to_dict
+from pipeline.config import Config, Data, differences, recorded_training, to_dict
 from pipeline.files import read_json
-from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, run_id
+from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, dataset_id, run_id
 
 #: Which stages' files each stage reads.
 UPSTREAM = {
@@ -47,7 +47,10 @@ class Chain:
     def source_record(self) -> dict[str, Any] | None:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
         record = read_json(self.workspace.source_pointer(self.config.data))
-        return record if isinstance(record, dict) and "dataset" in record and "digest" in record else None
+        if not isinstance(record, dict) or not isinstance(record.get("digest"), str):
+            return None
+        known = dataset_id(self.config.data.name, record["digest"])
+        return record if record.get("dataset") == known else None
 
     def dataset_folder(self) -> Path | None:
         record = self.source_record()
@@ -146,7 +149,7 @@ class Chain:
         Modification times are each host's own.
         """
         value = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
-        return (value["digest"], value["stat"]) if isinstance(value, dict) else None
+        return (value.get("digest", ""), value.get("stat")) if isinstance(value, dict) else None
 
     def _why_train(self, folder: Path) -> list[str]:
         reasons = self.problems("train", folder)
@@ -200,7 +203,8 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
     """
     if train is None:
         return []
-    then, now = train["details"].get("config", {}), to_dict(config)
+    then, now = dict(train["details"].get("config", {})), to_dict(config)
+    then["training"] = recorded_training(then.get("training", {}))
     lines = []
     for part in ("training", "device"):
         for change in differences({part: then.get(part)}, {part: now[part]}):

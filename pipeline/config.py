@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -172,6 +172,17 @@ def to_dict(config: Struct) -> dict[str, Any]:
     return msgspec.to_builtins(config)
 
 
+def recorded_training(value: dict[str, Any]) -> dict[str, Any]:
+    """The `training` of a run or checkpoint, with the defaults of the keys that there were not when it was made.
+
+    So an upgrade that brings a key changes nothing about what was trained before. `epochs` may be missing.
+    """
+    try:
+        return to_dict(msgspec.convert({"epochs": 1, **value}, Training))
+    except msgspec.ValidationError:
+        return value  # made by a version that knew other keys: all of them are shown
+
+
 def from_dict(value: Any, where: str = "configuration") -> Config:
     """Validate plain dicts and lists; raises `ConfigError` naming `where` and the key path."""
     try:
@@ -314,7 +325,7 @@ def _mapping_without_duplicates(loader: Any, node: yaml.MappingNode) -> dict[Any
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
+        if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
@@ -462,8 +473,12 @@ def _value_at(value: Any, path: str) -> Any:
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    text = ""
+    for piece in json.JSONEncoder(default=str).iterencode(value):  # aliases can make a small file a huge value
+        text += piece
+        if len(text) > 60:
+            return text[:57] + "..."
+    return text
 
 
 def _absolute(location: str, folder: Path) -> str:

@@ -101,14 +101,16 @@ def withdraw(path: Path, entry: Entry) -> Pointer:
 def entry_of(run: Run, generation: str) -> Entry | None:
     """What the pointer would say of a run from now on; None when it is not trained and evaluated."""
     train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
-    if train is None or evaluate is None:
+    weights = manifest.digest(train, "model.params")
+    accuracy = evaluate["details"].get("accuracy") if evaluate else None
+    if train is None or weights is None or accuracy is None:
         return None
     return Entry(
         run=run.place,
         generation=generation,
-        weights_sha256=train["files"]["model.params"]["sha256"],
-        architecture=train["inputs"]["architecture"],
-        accuracy=evaluate["details"]["accuracy"],
+        weights_sha256=weights,
+        architecture=train["inputs"].get("architecture", ""),
+        accuracy=accuracy,
         since=manifest.now(),
     )
 

@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any | None:
     if known is not None and path in known:
         return known[path]
     value = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         value = json.loads(path.read_bytes())
     if known is not None:
         known[path] = value

@@ -139,7 +139,8 @@ def previous(run: Run, train: dict[str, Any]) -> Run | None:
 
 def _begun(train: dict[str, Any]) -> str:
     """When a training was begun; going on with it later does not make it a newer generation."""
-    return train["details"]["segments"][0]["started"]
+    segments = train["details"].get("segments")
+    return segments[0]["started"] if segments else train["created"]
 
 
 def decision(run: Run) -> dict[str, Any] | None:

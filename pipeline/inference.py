@@ -40,7 +40,7 @@ class Model:
     def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
         """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.
 
-        `tell` hears how many images are done.
+        `tell` hears how many images are done. Raises `PipelineError` when onnxruntime cannot run the model on them.
         """
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
@@ -48,10 +48,22 @@ class Model:
         parts = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = np.asarray(images[start : start + BATCH_SIZE]).astype(np.float32) / np.float32(255)
-            outputs = [self.session.run(["logits"], {name: view})[0] for view in views.views(batch, self.views)]
+            outputs = [self._run(name, view) for view in views.views(batch, self.views)]
             parts.append(views.average(outputs))
             tell(start + len(batch))
         return np.concatenate(parts)
+
+    def _run(self, name: str, batch: np.ndarray) -> np.ndarray:
+        try:
+            logits: np.ndarray = self.session.run(["logits"], {name: batch})[0]
+        except Exception as error:  # onnxruntime's errors have no common base of their own
+            raise PipelineError(f"{self.path}: cannot be run on these images ({_first_line(error)})") from error
+        if logits.shape != (len(batch), len(self.classes)):
+            raise PipelineError(
+                f"{self.path}: gives logits of shape {logits.shape} for {len(batch)} images and "
+                f"{len(self.classes)} class names; it is not as this pipeline exported it"
+            )
+        return logits
 
 
 def open_model(path: Path, severity: int = ERRORS) -> Model:
@@ -106,5 +118,8 @@ def _session(path: Path, severity: int) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base of their own
-        first = str(error).strip().splitlines()[0]
-        raise PipelineError(f"{path}: not a usable ONNX model ({first}); export it again") from error
+        raise PipelineError(f"{path}: not a usable ONNX model ({_first_line(error)}); export it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
 
 from pipeline.files import human_size, read_json, sha256_file, write_json
 from pipeline.workspace import MANIFEST
@@ -24,6 +27,50 @@ STAGE_VERSIONS = {"dataset": 1, "train": 1, "evaluate": 1, "export": 1, "promote
 
 #: The input that says over how many views predictions are averaged. Manifests from before it existed mean one.
 VIEWS = "evaluation.views"
+
+
+class _File(Struct, frozen=True):
+    size: int
+    sha256: str
+
+
+class _Settings(Struct, frozen=True):
+    epochs: int = 0
+
+
+class _Config(Struct, frozen=True):
+    architecture: dict[str, Any] = {}
+    training: _Settings = _Settings()
+
+
+class _Segment(Struct, frozen=True):
+    started: str
+
+
+class _Details(Struct, frozen=True):
+    """What others than the stage's own code count on, of whatever stage."""
+
+    epochs: int = 0
+    config: _Config = _Config()
+    segments: list[_Segment] = []
+    trainer: _File | None = None
+    accuracy: float | None = None
+    digest: str = ""
+    classes: list[str] = []
+    train_images: int = 0
+    test_images: int = 0
+
+
+class _Manifest(Struct, frozen=True):
+    """The types that a manifest must have. With others it counts as damaged, whoever wrote it."""
+
+    schema: Literal[1]
+    stage: str
+    version: int
+    created: str
+    files: dict[str, _File]
+    inputs: dict[str, str]
+    details: _Details
 
 
 def now() -> str:
@@ -53,11 +100,12 @@ def write(
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The manifest in `folder`, or None when it is missing or is no manifest."""
-    value = read_json(folder / MANIFEST)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+    value: dict[str, Any] | None = read_json(folder / MANIFEST)
+    try:
+        msgspec.convert(value, _Manifest)
+    except msgspec.ValidationError:
         return None
-    parts = ("files", "inputs", "details")
-    return value if all(isinstance(value.get(part), dict) for part in parts) else None
+    return value
 
 
 def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:

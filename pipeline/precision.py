@@ -57,11 +57,10 @@ def choose(architecture: Architecture, training: Training, where: runtime.Device
 def _earlier(run: Run, situation: dict[str, Any]) -> str | None:
     """What was chosen for this run before in the same situation."""
     noted = read_json(run.work / "precision.json")
-    if isinstance(noted, dict) and all(noted.get(key) == value for key, value in situation.items()):
-        return str(noted["precision"])
-    finished = manifest.read(run.stage("train"))
-    if finished and all(finished["details"].get(key) == situation[key] for key in ("cpu", "threads", "device")):
-        return str(finished["details"]["precision"])
+    finished = (manifest.read(run.stage("train")) or {}).get("details")
+    for record, keys in ((noted, situation), (finished, ("cpu", "threads", "device"))):
+        if isinstance(record, dict) and all(record.get(key) == situation[key] for key in keys):
+            return next((name for name in _CHOICES if record.get("precision") == name), None)
     return None
 
 

@@ -38,7 +38,7 @@ from pipeline import (
 )
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
 from pipeline.checkpoint import Snapshot
-from pipeline.config import differences, to_dict
+from pipeline.config import differences, recorded_training, to_dict
 from pipeline.errors import ConfigError, Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
 from pipeline.exchange import Exchange, Share
 from pipeline.files import sha256_file, write_atomically
@@ -224,9 +224,7 @@ class Session:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must have in common with this training so that it can be gone on from."""
-        own = to_dict(self.training)
-        for key in ("epochs", "precision", *OPERATIONAL_KEYS):
-            own.pop(key)
+        own = _deciding(to_dict(self.training))
         return {**self.chain.inputs("train"), "generation": self.chain.generation, "training": own}
 
     def checkpoint(self, wait: bool = False) -> Path:
@@ -449,7 +447,9 @@ class Session:
         return None
 
     def _why_not(self, snapshot: Snapshot) -> str:
-        changed = differences(snapshot.meta["identity"], self.identity())
+        saved = dict(snapshot.meta["identity"])
+        saved["training"] = _deciding(recorded_training(saved["training"]))
+        changed = differences(saved, self.identity())
         if changed:
             return "the configuration changed since: " + "; ".join(changed[:4])
         if snapshot.meta["counters"]["epoch"] >= self.training.epochs and (
@@ -562,6 +562,11 @@ class Session:
             f"the loss is no longer a finite number at epoch {counters.epoch + 1}, step {counters.step} (learning rate "
             f"{self._learning_rate():.4g}); {good}; lower training.learning_rate or lengthen schedule.warmup_epochs"
         )
+
+
+def _deciding(training: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `training` that a checkpoint must have in common with the training that goes on from it."""
+    return {key: value for key, value in training.items() if key not in ("epochs", "precision", *OPERATIONAL_KEYS)}
 
 
 def _libraries(versions: dict[str, str]) -> str:

@@ -145,11 +145,13 @@ class Compare(PluginTask):
         facts = read_json(folder / "ranking.json")
         if not facts:
             return f"the page is in {shown(folder)}"
-        best = facts["ranking"][0]
-        return (
-            f"{best['architecture']['name']} leads {len(facts['ranking'])} configurations with "
-            f"{best['accuracy']:.2%} ({facts['dataset']['label']}); ranking: {shown(folder / 'index.html')}"
-        )
+        page = shown(folder / "index.html")
+        try:
+            best, count, data = facts["ranking"][0], len(facts["ranking"]), facts["dataset"]["label"]
+            name, accuracy = best["architecture"]["name"], f"{best['accuracy']:.2%}"
+        except (KeyError, IndexError, TypeError, ValueError):  # of the right size, so nobody looked into it
+            return f"ranking.json is damaged (luigi --module tasks Verify); ranking: {page}"
+        return f"{name} leads {count} configurations with {accuracy} ({data}); ranking: {page}"
 
 
 def _plan(values: dict[str, Any]) -> Comparison:

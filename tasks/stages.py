@@ -81,10 +81,12 @@ class Report(StageTask):
         report = read_json(folder / "report.json") if folder else None
         if folder is None or not report:
             return "no report yet"
-        dataset, evaluation = report["dataset"], report["evaluation"]
-        label = dataset.get("label", dataset["name"])
         page = chain.workspace.shown(folder / "index.html")
-        return f"test accuracy {evaluation['accuracy']:.2%} ({label}); report: {page}"
+        try:
+            dataset, accuracy = report["dataset"], report["evaluation"]["accuracy"]
+            return f"test accuracy {accuracy:.2%} ({dataset.get('label', dataset['name'])}); report: {page}"
+        except (KeyError, TypeError, ValueError, AttributeError):  # of the right size, so nobody looked into it
+            return f"report.json is damaged (luigi --module tasks Verify); report: {page}"
 
 
 @Report.event_handler("event.core.success")

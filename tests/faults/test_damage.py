@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import operator
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_runs import EPOCHS, Place, copy_of, fill, flip_a_bit, shiftable_clock
 
+from pipeline import config
+from pipeline.chain import Chain
 from pipeline.workspace import Workspace
-from tasks.maintenance import verify
+from tasks.maintenance import status_lines, verify
 
 Undisturbed = Callable[..., str]
 
@@ -52,6 +58,55 @@ def test_verify_names_whatever_artefact_is_damaged(finished: Place, damage: Call
             assert any(named in line for line in found), (path, found)
         path.write_bytes(good)
     assert problems(finished) == []
+
+
+def keys(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value in nested dicts and lists, of lists to the first item only."""
+    yield before
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from keys(item, (*before, key))
+    elif isinstance(value, list) and value:
+        yield from keys(value[0], (*before, 0))
+
+
+def test_whatever_is_in_a_json_file_status_says_what_would_run(finished: Place) -> None:
+    chain = Chain(Workspace(finished.workspace), config.load(finished.folder / "run.yaml"))
+    finished_before = status_lines(chain, "run.yaml")
+    changes = 0
+    for path in finished.workspace.rglob("*.json"):
+        good = path.read_bytes()
+        for way in list(keys(json.loads(good)))[1:]:
+            for foreign in (None, 7, "x", {}, []):
+                value = json.loads(good)
+                inner = functools.reduce(operator.getitem, way[:-1], value)
+                inner[way[-1]] = foreign
+                path.write_text(json.dumps(value))
+                lines = status_lines(chain, "run.yaml")
+                assert len(lines) >= 6, (path, way, foreign)
+                changes += 1
+        path.write_bytes(good)
+    assert changes > 1000
+    assert status_lines(chain, "run.yaml") == finished_before
+
+
+@pytest.mark.parametrize("content", ["{}", "[" * 100_000, '{"dataset": "../../etc", "digest": "passwd"}'])
+def test_a_damaged_note_of_the_source_makes_the_data_set_known_again(finished: Place, content: str) -> None:
+    (pointer,) = (finished.workspace / "datasets" / "sources").glob("*.json")
+    pointer.write_text(content)
+    command = finished.run("Report")
+    assert command.code == 0, command.output
+    assert finished.started("dataset") == 2
+    assert finished.started("train") == 1
+
+
+def test_a_report_whose_facts_are_damaged_is_still_pointed_to(finished: Place) -> None:
+    path = finished.stage("report") / "report.json"
+    path.write_text(path.read_text().replace('"evaluation":', '"evoluation":', 1))
+    command = finished.run("Report")
+    assert command.code == 0, command.output
+    assert "report.json is damaged (luigi --module tasks Verify); report: " in command.output
+    assert finished.run("Verify").code == 4
 
 
 def test_verify_ends_with_4_and_a_line_for_each_damaged_file(finished: Place) -> None:

@@ -50,6 +50,22 @@ def test_drift_is_every_training_key_that_does_not_retrain(then, now, lines):
     assert drift(trained(config(**then)), config(**now)) == lines
 
 
+def test_a_key_that_came_with_an_upgrade_is_no_drift_at_its_default():
+    before = trained(config())
+    del before["details"]["config"]["training"]["augmentation"]["cutout"]
+    del before["details"]["config"]["training"]["label_smoothing"]
+    assert drift(before, config()) == []
+    assert drift(before, config(augmentation={"cutout": 8})) == [
+        "training.augmentation.cutout: trained with 0, config now says 8"
+    ]
+
+
+def test_a_key_that_an_upgrade_took_away_is_shown():
+    before = trained(config())
+    before["details"]["config"]["training"]["mystery"] = 7
+    assert drift(before, config()) == ["training.mystery: trained with 7, config now says (gone)"]
+
+
 def test_what_was_never_trained_has_not_drifted():
     assert drift(None, config()) == []
 

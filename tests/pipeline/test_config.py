@@ -15,6 +15,11 @@ training: {epochs: 2, learning_rate: 0.01, schedule: {kind: step, milestones: [1
 device: cpu
 """
 
+#: A list of lists whose aliases would make ten to the eleventh items of a few hundred characters.
+BOMB = (
+    f"[&a0 [{', '.join('x' * 10)}]" + "".join(f", &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)) + "]"
+)
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -87,6 +92,7 @@ def refused(path):
         ("mini.tar.gz", "mini.tar.gz, sha256: 123", "data.sha256: found 123, expected str"),
         ("{epochs: 2", "{epochs: 2}}", "not valid YAML at line 3"),
         ("[16]", "[*other]", "not valid YAML at line 2"),
+        ("device: cpu", "1: cpu", "not valid YAML at line 4, column 1: a key must be a plain word"),
     ],
 )
 def test_a_mistake_is_refused_with_its_key_what_was_found_and_what_is_allowed(write, old, new, message):
@@ -100,6 +106,8 @@ def test_a_mistake_is_refused_with_its_key_what_was_found_and_what_is_allowed(wr
         (b"- 1\n- 2\n", "found a list, expected the keys data"),
         (b"data: \xff\n", "byte 6 is not UTF-8 text"),
         (b"#" * 1_000_001, "1000001 bytes is no configuration file"),
+        (TEXT.replace("cpu", "[" * 50_000).encode(), "not valid YAML"),
+        (TEXT.replace("cpu", BOMB).encode(), 'device: found [["x", "x", "x", "x", "x", "x", "x", "x", "x", "x"], [['),
     ],
 )
 def test_what_is_no_configuration_at_all_is_refused(tmp_path, content, message):

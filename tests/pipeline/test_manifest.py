@@ -50,6 +50,25 @@ def test_a_damaged_manifest_is_no_manifest(folder, content):
     assert problems(folder) == ["evaluate/manifest.json is damaged"]
 
 
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("files", {"metrics.json": None}),
+        ("files", {"metrics.json": {"size": "12", "sha256": "a"}}),
+        ("inputs", {"dataset": 7}),
+        ("created", None),
+        ("details", {"epochs": "many"}),
+        ("details", {"config": {"training": None}}),
+        ("details", {"segments": [{}]}),
+    ],
+)
+def test_a_manifest_with_other_types_is_damaged(folder, part, content):
+    value = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", {**value, part: content})
+    assert manifest.read(folder) is None
+    assert problems(folder) == ["evaluate/manifest.json is damaged"]
+
+
 def test_a_lost_file_and_a_short_one_are_named(folder):
     (folder / "metrics.json").unlink()
     os.truncate(folder / "predictions.npz", 999)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from luigi_runs import CLASSES, SmallChain, clean_environment
 from PIL import Image
@@ -272,6 +273,42 @@ def test_a_file_that_is_no_model_is_one_clear_line(
     assert predict.main(["--model", str(path), str(folder)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"vgg-predict: {path}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("classes", '["cat", "dog"]', "gives logits of shape (60, 10) for 60 images and 2 class names"),
+        ("classes", "[", "an ONNX model, but not one that this pipeline exported"),
+        ("views", "5", "an ONNX model, but not one that this pipeline exported (views 5)"),
+        ("views", "many", "an ONNX model, but not one that this pipeline exported"),
+    ],
+)
+def test_metadata_that_do_not_fit_the_model_are_one_clear_line(
+    run: Path, folder: Path, tmp_path: Path, key: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(run / "export" / "model.onnx")
+    known = {item.key: item.value for item in model.metadata_props}
+    onnx.helper.set_model_props(model, {**known, key: value})
+    path = tmp_path / "edited.onnx"
+    onnx.save(model, path)
+    assert predict.main(["--model", str(path), str(folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vgg-predict: {path}: ")
+    assert words in line
+
+
+def test_a_model_that_cannot_be_run_on_the_images_is_one_clear_line(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(run / "export" / "model.onnx")
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dimension.dim_value = 40  # its dense layers take 32x32 pixels
+    path = tmp_path / "larger.onnx"
+    onnx.save(model, path)
+    assert predict.main(["--model", str(path), str(folder)]) == 1
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("vgg-predict")]
+    assert "larger.onnx" in line
 
 
 def test_a_missing_model_says_what_can_be_given(

@@ -193,14 +193,31 @@ def test_with_every_checkpoint_damaged_it_starts_again_and_keeps_new_checkpoints
     assert place.digest() == undisturbed()
 
 
+def change_meta(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Rewrite a checkpoint with its meta data changed."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays["meta"].tobytes())
+    change(meta)
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    np.savez(path.with_suffix(""), **arrays)
+
+
+def test_a_checkpoint_from_before_an_upgrade_that_brought_a_key_is_gone_on_from(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    stop_gracefully(place)
+    for path in place.checkpoints():
+        change_meta(path, lambda meta: meta["identity"]["training"].pop("label_smoothing"))
+    command = place.run()
+    assert "resumed from step-" in command.output
+    assert place.digest() == undisturbed()
+
+
 def test_a_checkpoint_of_another_schema_is_refused_and_kept(place: Place) -> None:
     stop_gracefully(place)
     newest = place.checkpoints()[-1]
-    with np.load(newest) as file:
-        arrays = {name: file[name] for name in file.files}
-    meta = json.loads(arrays["meta"].tobytes())
-    arrays["meta"] = np.frombuffer(json.dumps({**meta, "schema": checkpoint.SCHEMA + 1}).encode(), np.uint8)
-    np.savez(newest.with_suffix(""), **arrays)
+    change_meta(newest, lambda meta: meta.update(schema=checkpoint.SCHEMA + 1))
     command = place.run()
     assert command.code == 30
     assert f"checkpoint of schema {checkpoint.SCHEMA + 1}, this version reads {checkpoint.SCHEMA}" in command.output

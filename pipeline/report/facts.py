@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import config as configuration
 from pipeline import current, dataset, generations, manifest, model, views
 from pipeline.chain import Chain, drift, shown_source
-from pipeline.config import Architecture, Config
+from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import read_json, sha256_file
 from pipeline.inference import output_names
@@ -198,7 +198,20 @@ def _training(sources: Sources, trained: Config) -> dict[str, Any]:
         "cpu",
         "host",
     )
-    return {**{key: details.get(key) for key in keys}, "seed": trained.training.seed, "history": sources.history}
+    return {
+        **{key: details.get(key) for key in keys},
+        "seed": trained.training.seed,
+        "history": sources.history,
+        "made_harder": _made_harder(trained.training),
+    }
+
+
+def _made_harder(training: Training) -> list[str]:
+    """What training's loss and accuracy are measured with, and validation's are not."""
+    words = [] if training.augmentation == Augmentation() else ["on augmented images"]
+    if training.label_smoothing:
+        words.append(f"with label smoothing {training.label_smoothing:g}")
+    return words
 
 
 def _evaluation(sources: Sources) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -17,7 +18,7 @@ from pipeline import config, manifest
 from pipeline.chain import Chain
 from pipeline.errors import WorkspaceError
 from pipeline.files import sha256_file
-from pipeline.report import examples, facts, statistics
+from pipeline.report import examples, facts, page, statistics
 from pipeline.stage import Reporter
 
 # --- statistics ---------------------------------------------------------------------------------------------------
@@ -111,6 +112,17 @@ def test_the_figures_are_those_of_the_evaluation(finished: SmallChain) -> None:
         assert row["support"] == sum(counts)
     frequent = [item["count"] for item in report["confusions"]]
     assert frequent == sorted(frequent, reverse=True)
+
+
+def test_the_page_says_what_makes_training_harder_than_validation(finished: SmallChain) -> None:
+    chain, any_image = finished.chain(), collections.defaultdict(str)
+    sources = facts.read(chain)
+    plain = page.html(facts.gather(chain, sources, None), any_image)
+    assert "are taken while the epoch goes on; validation's after it." in plain
+    settings = sources.train["details"]["config"]["training"]
+    settings.update(label_smoothing=0.1, augmentation={"flip": "random"})
+    harder = page.html(facts.gather(chain, sources, None), any_image)
+    assert ", on augmented images, with label smoothing 0.1; validation's after it, without that." in harder
 
 
 def test_blocks_add_up_to_the_whole_network(finished: SmallChain) -> None:

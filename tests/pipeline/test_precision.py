@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from pipeline import precision, runtime
+from pipeline import manifest, precision, runtime
 from pipeline.config import Architecture, Training
 from pipeline.errors import DeviceError
 from pipeline.workspace import Workspace
@@ -78,8 +77,7 @@ def test_auto_keeps_the_precision_of_a_finished_run_that_goes_on(run, cpu, monke
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(precision, "_speeds", lambda *_: {"float32": 100.0, "bfloat16": 200.0})
     details = {"cpu": runtime.cpu_name(), "threads": 2, "device": "cpu", "precision": "float32"}
-    value = {"schema": 1, "stage": "train", "version": 1, "files": {}, "inputs": {}, "details": details}
-    (folder / "manifest.json").write_text(json.dumps(value))
+    manifest.write(folder, "train", (), {}, details)
     assert precision.choose(TINY, auto(), cpu, run)[0] == "float32"
 
 

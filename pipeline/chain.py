@@ -203,8 +203,8 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
     """
     if train is None:
         return []
-    then, now = dict(train["details"].get("config", {})), to_dict(config)
-    then["training"] = recorded_training(then.get("training", {}))
+    recorded, now = train["details"].get("config", {}), to_dict(config)
+    then = {"training": recorded_training(recorded.get("training", {})), "device": recorded.get("device")}
     lines = []
     for part in ("training", "device"):
         for change in differences({part: then.get(part)}, {part: now[part]}):

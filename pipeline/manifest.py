@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -64,7 +64,7 @@ class _Details(Struct, frozen=True):
 class _Manifest(Struct, frozen=True):
     """The types that a manifest must have. With others it counts as damaged, whoever wrote it."""
 
-    schema: Literal[1]
+    schema: int
     stage: str
     version: int
     created: str
@@ -102,10 +102,10 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The manifest in `folder`, or None when it is missing or is no manifest."""
     value: dict[str, Any] | None = read_json(folder / MANIFEST)
     try:
-        msgspec.convert(value, _Manifest)
+        known = msgspec.convert(value, _Manifest)
     except msgspec.ValidationError:
         return None
-    return value
+    return value if known.schema == SCHEMA else None
 
 
 def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:

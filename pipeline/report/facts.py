@@ -202,11 +202,11 @@ def _training(sources: Sources, trained: Config) -> dict[str, Any]:
         **{key: details.get(key) for key in keys},
         "seed": trained.training.seed,
         "history": sources.history,
-        "made_harder": _made_harder(trained.training),
+        "measured_with": _measured_with(trained.training),
     }
 
 
-def _made_harder(training: Training) -> list[str]:
+def _measured_with(training: Training) -> list[str]:
     """What training's loss and accuracy are measured with, and validation's are not."""
     words = [] if training.augmentation == Augmentation() else ["on augmented images"]
     if training.label_smoothing:

@@ -31,7 +31,8 @@ def nothing_is_left(place: Place, command: Command, seconds: float = WITHIN + SL
     """No process, no lock, no half-written file; a checkpoint to go on from."""
     command.wait_until_gone(seconds)
     for path in (place.workspace / "work" / "locks").glob("*.lock"):
-        deadline = time.monotonic() + SLACK  # a process that is ending gives its memory back before its locks
+        # A process counts as gone with its first thread; its locks go with the last one.
+        deadline = time.monotonic() + SLACK
         while locks.holder(path) is not None:
             assert time.monotonic() < deadline, path.name
             time.sleep(0.01)

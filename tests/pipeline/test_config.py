@@ -15,7 +15,7 @@ training: {epochs: 2, learning_rate: 0.01, schedule: {kind: step, milestones: [1
 device: cpu
 """
 
-#: A list of lists whose aliases would make ten to the eleventh items of a few hundred characters.
+#: A few hundred characters whose aliases make a list of ten to the eleventh items.
 BOMB = (
     f"[&a0 [{', '.join('x' * 10)}]" + "".join(f", &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)) + "]"
 )

@@ -6,7 +6,6 @@ a process of its own (`python -m pipeline.doctor`), where it may crash. What con
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -132,7 +131,7 @@ def workspace(chain: Chain) -> Finding:
             try:
                 file.write(b"written")
                 os.fsync(file.fileno())
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.try_lock(file.fileno(), folder)
                 os.replace(file.name, f"{file.name}2")
             finally:
                 for name in (file.name, f"{file.name}2"):
@@ -140,6 +139,8 @@ def workspace(chain: Chain) -> Finding:
     except OSError as error:
         what = "cannot write, lock and replace a file there"
         return Finding("workspace", False, f"{folder}: {what}: {error.strerror}; choose another --workspace")
+    except PipelineError as error:
+        return Finding("workspace", False, str(error))
     made = "" if root.exists() else f" ({root} will be made)"
     return Finding("workspace", True, f"{folder} can be written, and files locked in it{made}")
 

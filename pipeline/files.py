@@ -1,4 +1,4 @@
-"""Small file operations that everything else trusts: atomic writes, digests, JSON.
+"""Small file operations that everything else trusts: atomic writes, moves, digests, JSON.
 
 Reads and writes only the paths it is given. Imports nothing heavy.
 """
@@ -7,13 +7,47 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+#: What file systems answer that do not sync folders (CIFS, FAT, some FUSE ones), or to one who may not list them.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """As `os.open`, for regular files: never waits for the other end of a pipe, never writes through a link.
+
+    In a workspace that several users share, either may have been put there by another one. Raises `OSError`.
+    """
+    no_link = os.O_NOFOLLOW if flags & (os.O_WRONLY | os.O_RDWR) else 0
+    try:
+        descriptor = os.open(path, flags | no_link | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _not_regular(error.errno, path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(errno.EINVAL, path)
+    return descriptor
+
+
+def _not_regular(number: int, path: Path) -> OSError:
+    return OSError(number, "it is a link, a pipe or a folder, not a regular file: remove it", str(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file. Raises `OSError`."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read()
 
 
 @contextlib.contextmanager
@@ -29,7 +63,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            set_usual_mode(file.fileno())
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
@@ -63,7 +97,7 @@ def read_json(path: Path) -> Any | None:
         return known[path]
     value = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path))
     if known is not None:
         known[path] = value
     return value
@@ -81,7 +115,7 @@ def each_read_once() -> Iterator[None]:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content as 64 hex digits."""
-    with open(path, "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         if hasattr(hashlib, "file_digest"):
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()  # Python 3.10
@@ -91,12 +125,68 @@ def sha256_file(path: Path) -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames inside the directory `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make renames inside the directory `path` survive a power cut, where the file system can promise that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def set_usual_mode(descriptor: int) -> None:
+    """Give a temporary file, which is private, the mode of any new file. CIFS and FAT refuse: they have no modes."""
+    with contextlib.suppress(OSError):
+        os.fchmod(descriptor, 0o666 & ~_umask())
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, replacing a file of that name.
+
+    Where the target is on another file system (`work/` or `trash/` on scratch, say) it is copied and synced under a
+    temporary name first, then renamed, then removed from where it was. Raises `OSError`.
+    """
+    try:
+        os.replace(source, target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        _copy(source, partial)
+        os.replace(partial, target)
+    except BaseException:
+        _remove(partial)
+        raise
+    sync_directory(target.parent)
+    _remove(source)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_symlink():
+        os.symlink(os.readlink(source), target)
+    elif source.is_dir():
+        target.mkdir()
+        for path in source.iterdir():
+            _copy(path, target / path.name)
+        sync_directory(target)
+    else:
+        # Not `shutil.copy`: modes and times are refused by some file systems, and nothing here depends on them.
+        with os.fdopen(open_regular(source), "rb") as read, open(target, "xb") as written:
+            shutil.copyfileobj(read, written, 1 << 20)
+            written.flush()
+            os.fsync(written.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_debris(folder: Path, name: str) -> None:

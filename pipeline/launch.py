@@ -20,11 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline import errors
 from pipeline.chain import Chain
 from pipeline.cores import thread_environment
+from pipeline.files import open_regular
 from pipeline.launcher import Watch, command_line
 from pipeline.stage import EXIT_INTERRUPTED, GRACE_SECONDS, request
 
@@ -67,7 +68,7 @@ def run_stage(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     _remove_debris(chain.folder(stage))
-    with open(log, "ab") as log_file, _signals() as received:
+    with _appended(log) as log_file, _signals() as received:
         told = {**(options or {}), **({"launched": True} if launcher else {})}
         first_line, words = request(chain, **told), command(stage)
         several = stage == "train" and chain.config.distributed.workers > 1
@@ -89,6 +90,10 @@ def run_stage(
             return _follow(stage, child, first_line, log, on_event, take_commands, received, watch)
         finally:
             _end(child, watch)
+
+
+def _appended(log: Path) -> BinaryIO:
+    return os.fdopen(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def command(stage: str) -> list[str]:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import locks, manifest
-from pipeline.errors import AlreadyRunning, WorkspaceError
-from pipeline.files import read_json, sha256_file
+from pipeline.errors import AlreadyRunning, ConfigError, WorkspaceError
+from pipeline.files import open_regular, read_json, sha256_file
 from pipeline.object_locks import ObjectLock
 from pipeline.store import Store, Stored
 from pipeline.workspace import MANIFEST
@@ -473,8 +473,9 @@ class Mirror:
         if not news and objects is None:
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / f"{MEMORY}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with os.fdopen(open_regular(self.root / f"{MEMORY}.lock", os.O_WRONLY | os.O_CREAT), "wb") as lock:
+            with contextlib.suppress(OSError):  # no locks: who works here is told so by `locks.hold`
+                fcntl.flock(lock, fcntl.LOCK_EX)
             file = self.root / MEMORY
             with contextlib.suppress(OSError):
                 if (file.stat().st_mtime_ns, file.stat().st_ino) != self._memory_stat:
@@ -504,7 +505,8 @@ def _write(file: Path, content: bytes) -> None:
     """Write a file whole or not at all. Not synced to the disk: it can be had from the store again."""
     file.parent.mkdir(parents=True, exist_ok=True)
     half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    half.write_bytes(content)
+    with os.fdopen(open_regular(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as written:
+        written.write(content)
     os.replace(half, file)
 
 
@@ -534,5 +536,8 @@ def all_mirrors() -> list[Mirror]:
 
 
 def default_cache() -> Path:
-    """Where mirrors are unless told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "luigi-vgg"
+    """Where mirrors are unless told otherwise. Raises `ConfigError` for a user who has no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise ConfigError("this user has no home folder for copies of the store: set [vgg] cache or XDG_CACHE_HOME")
+    return Path(base) / "luigi-vgg"

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 import zipfile
@@ -265,7 +266,10 @@ class Checkpoints:
             return
         kept = self.run.work / f".publishing-{newest.name}"
         kept.unlink(missing_ok=True)
-        os.link(newest, kept)  # the training removes it when it has newer ones
+        try:
+            os.link(newest, kept)  # the training removes it when it has newer ones
+        except PermissionError:  # a file system without links
+            shutil.copyfile(newest, kept)
         try:
             place = self.mirror.place(newest)
             self.mirror.store.put(kept, place)

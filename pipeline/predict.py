@@ -120,6 +120,8 @@ def resolve_model(path: Path) -> Path:
         return _current(workspace)
     newest = _newest_export(workspace)
     if newest is None:
+        if workspace.runs.exists():
+            os.listdir(workspace.runs)  # raises what kept it from being searched
         raise PipelineError(f"{path}: no exported model here: run the Export task first, or give --model an .onnx file")
     return resolve_model(newest)
 
@@ -147,8 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"vgg-predict: model {path}", file=sys.stderr)
         model = inference.open_model(path)
         results = classify(model, find_images(options.paths))
-    except PipelineError as error:
-        print(f"vgg-predict: {error}", file=sys.stderr)
+    except (PipelineError, OSError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"vgg-predict: {why}", file=sys.stderr)
         return 1
     predictions = [result for result in results if isinstance(result, Prediction)]
     unreadable = [result for result in results if isinstance(result, Unreadable)]

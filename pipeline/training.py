@@ -41,7 +41,7 @@ from pipeline.checkpoint import Snapshot
 from pipeline.config import differences, recorded_training, to_dict
 from pipeline.errors import ConfigError, Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
 from pipeline.exchange import Exchange, Share
-from pipeline.files import sha256_file, write_atomically
+from pipeline.files import move, sha256_file, write_atomically
 from pipeline.network import Network
 from pipeline.schedule import depends_on_total, learning_rate
 from pipeline.workspace import MANIFEST, Run
@@ -461,7 +461,7 @@ class Session:
     def _set_aside(self, path: Path, why: str) -> None:
         target = self.run.workspace.trash / f"{self.run.run_id}-{path.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
+        move(path, target)
         self.reporter.note(f"not going on from {path.name}: {why}; moved it to {target}")
 
     def _finished_run(self) -> tuple[Snapshot, str] | None:

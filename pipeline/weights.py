@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import model
 from pipeline.errors import WeightsError
-from pipeline.files import remove_debris, sha256_file, sync_directory
+from pipeline.files import remove_debris, set_usual_mode, sha256_file, sync_directory
 from pipeline.runtime import mxnet
 
 #: First eight bytes of every file that MXNet's `save` writes (kMXAPINDArrayListMagic, little-endian).
@@ -37,7 +37,7 @@ def save(net: Any, path: Path) -> None:
         net.save_parameters(temporary)
         with open(temporary, "rb+") as file:
             _check_written(file.fileno(), net, temporary)
-            os.fchmod(file.fileno(), 0o644)
+            set_usual_mode(file.fileno())
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

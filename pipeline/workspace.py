@@ -12,7 +12,6 @@ trash/                                what a user set aside
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.config import Architecture, Config, Data, fingerprint
-from pipeline.files import sha256_file
+from pipeline.files import move, sha256_file
 
 if TYPE_CHECKING:
     from pipeline.mirror import Mirror
@@ -68,7 +67,7 @@ class Workspace:
         if self.mirror:
             self.mirror.move(folder, target)
         else:
-            os.rename(folder, target)
+            move(folder, target)
 
     def size_of(self, folder: Path) -> int:
         """Bytes of all files below a folder."""
@@ -133,6 +132,10 @@ class Workspace:
 
     def lock(self, name: str) -> Path:
         return self.work / "locks" / f"{name}.lock"
+
+    def readers_lock(self, dataset_id: str) -> Path:
+        """Shared by the stages that read a data set; who moves it away holds it alone."""
+        return self.lock(f"{dataset_id}.readers")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from tasks.defaults import (
     exit_with,
     log,
     return_code,
-    scheduling_failed,
+    scheduling,
     take_signals,
     vgg,
 )
@@ -130,12 +130,9 @@ class StageTask(ChainTask):
     def complete(self) -> bool:
         """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
         take_signals()
-        try:
+        with scheduling():
             chain = self.chain
             return chain.complete(self.stage) or (looked_again(chain) and chain.complete(self.stage))
-        except PipelineError as error:
-            scheduling_failed(error)
-            raise
 
     def output(self) -> luigi.LocalTarget:
         folder = self.chain.folder(self.stage)
@@ -152,7 +149,7 @@ class StageTask(ChainTask):
         launch.end_with_parent()
         chain = self.chain
         try:
-            with self._locked(chain) as lock:
+            with self._locked(chain) as held:
                 mirrored.refresh(chain)
                 reasons = chain.why(self.stage)
                 if reasons and mirrored.publish_finished(chain, self.stage):
@@ -162,7 +159,7 @@ class StageTask(ChainTask):
                     log.info("%s: done meanwhile, nothing to do", self.what)
                     return
                 log.info("%s: runs because %s", self.what, "; ".join(reasons))
-                self._run_stage(chain, lock, reasons)
+                self._run_stage(chain, held, reasons)
         except AlreadyRunning:
             exit_with(return_code("already_running"))
             raise
@@ -189,7 +186,7 @@ class StageTask(ChainTask):
         """The text that the scheduler shows: one line for an expected failure."""
         return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
 
-    def _run_stage(self, chain: Chain, lock: int, reasons: list[str]) -> None:
+    def _run_stage(self, chain: Chain, held: list[int], reasons: list[str]) -> None:
         voice, bar = SchedulerVoice(self, vgg().report_seconds), TerminalBar()
         path = _log_path(chain, self.stage)
 
@@ -212,7 +209,7 @@ class StageTask(ChainTask):
                     on_event=on_event,
                     take_commands=self._commands,
                     launcher=self.launcher(chain),
-                    inherit=[lock],
+                    inherit=held,
                     options=options,
                 )
         finally:
@@ -220,15 +217,20 @@ class StageTask(ChainTask):
             bar.close()
 
     @contextlib.contextmanager
-    def _locked(self, chain: Chain) -> Iterator[int]:
-        run = chain.run()
+    def _locked(self, chain: Chain) -> Iterator[list[int]]:
+        """Hold the locks of what this stage writes and reads; gives their file descriptors."""
+        run, workspace = chain.run(), chain.workspace
         if self.stage == "dataset" or run is None:
-            path = chain.workspace.lock(chain.workspace.source_pointer(chain.config.data).stem)
+            path = workspace.lock(workspace.source_pointer(chain.config.data).stem)
         else:
             path = run.lock(self.stage)
-        wait, mirror = vgg().overlap == "wait", chain.workspace.mirror
-        with locks.hold(path, self.what, wait, log.info, mirror=mirror) as descriptor:
-            yield descriptor
+        wait = vgg().overlap == "wait"
+        with contextlib.ExitStack() as held:
+            own = held.enter_context(locks.hold(path, self.what, wait, log.info, mirror=workspace.mirror))
+            if self.stage == "dataset" or run is None:
+                yield [own]
+            else:
+                yield [own, held.enter_context(locks.share(workspace.readers_lock(run.dataset_id), self.what))]
 
     def _commands(self) -> list[str]:
         """Words for the child out of the scheduler's messages; unknown ones are answered."""

@@ -22,7 +22,7 @@ from tasks.defaults import (
     exit_with,
     log,
     return_code,
-    scheduling_failed,
+    scheduling,
     take_signals,
     vgg,
 )
@@ -82,13 +82,10 @@ class Compare(PluginTask):
     def complete(self) -> bool:
         """True when every run is done and the page is made from them. Looks at manifests and file sizes only."""
         take_signals()
-        try:
+        with scheduling():
             compared = self.comparison
             self._know()
             return compared.complete() or (looked_again(*self._chains()) and compared.complete())
-        except PipelineError as error:
-            scheduling_failed(error)
-            raise
 
     def output(self) -> luigi.LocalTarget:
         return luigi.LocalTarget(str(self.comparison.folder / MANIFEST))

@@ -7,6 +7,7 @@ command line says wins.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import mmap
 import multiprocessing
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import luigi
@@ -23,7 +25,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.worker import TaskProcess, worker
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, from_os_error
 from pipeline.launch import Stopped
 from pipeline.stage import GRACE_SECONDS
 
@@ -128,9 +130,18 @@ class _OneLine(logging.Filter):
 _RESULT_OF_SCHEDULING: dict[str, str] = {}
 
 
-def scheduling_failed(error: PipelineError) -> None:
-    """Remember the one line for an error that Luigi is about to log as a traceback."""
-    _RESULT_OF_SCHEDULING["error"] = str(error)
+@contextlib.contextmanager
+def scheduling() -> Iterator[None]:
+    """Around a task's `complete`: remember the one line for an error that Luigi is about to log as a traceback."""
+    try:
+        yield
+    except OSError as error:
+        told = from_os_error(error, "look at the workspace")
+        _RESULT_OF_SCHEDULING["error"] = str(told)
+        raise told from error
+    except PipelineError as error:
+        _RESULT_OF_SCHEDULING["error"] = str(error)
+        raise
 
 
 def _is_set(section: str, option: str) -> bool:

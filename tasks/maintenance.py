@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import luigi
 
@@ -64,19 +65,29 @@ class SetAside(Command):
         if not self.confirm:
             print("  nothing was done: add --confirm to do it")
             return
-        run = chain.run()
-        lock = run.lock(self.stage) if run and self.stage != "dataset" else chain.workspace.lock(folder.name)
+        what, mirror = f"{self.stage} {chain.run_id}", chain.workspace.mirror
         try:
             with contextlib.ExitStack() as held:
-                what, mirror = f"{self.stage} {chain.run_id}", chain.workspace.mirror
-                held.enter_context(locks.hold(lock, what, wait=False, mirror=mirror))
-                if run and self.stage == "train":
-                    held.enter_context(locks.hold(run.job_lock, f"train {chain.run_id}", wait=False))
+                for lock in self._locks(chain, folder):
+                    held.enter_context(locks.hold(lock, what, wait=False, mirror=mirror))
+                if self.stage == "train" and (run := chain.run()):
+                    held.enter_context(locks.hold(run.job_lock, what, wait=False))
+                if self.stage == "dataset":
+                    held.enter_context(locks.hold(chain.workspace.readers_lock(folder.name), what, wait=False))
                 chain.workspace.move(folder, target)
         except OSError as error:
             raise from_os_error(error, "move the stage to the trash") from error
         events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=shown(target))
         events.publish(chain.workspace)
+
+    def _locks(self, chain: Chain, folder: Path) -> list[Path]:
+        """The locks of those who write the folder and, within the run, of those who read it."""
+        run = chain.run()
+        if run is None or self.stage == "dataset":
+            source = chain.workspace.source_pointer(chain.config.data).stem
+            return [chain.workspace.lock(source), chain.workspace.lock(folder.name)]
+        readers = [stage for stage in RUN_STAGES if self.stage in all_upstream(stage)]
+        return [run.lock(stage) for stage in (self.stage, *readers)]
 
 
 class Verify(PluginTask):

@@ -12,11 +12,11 @@ from typing import Any, cast
 import luigi
 
 from pipeline import generations
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.files import human_size
 from pipeline.workspace import generation_seed
 from tasks.base import ChainTask, StageTask, configuration_of
-from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling_failed
+from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling
 from tasks.maintenance import Command
 from tasks.stages import Evaluate, Export, Report
 
@@ -94,11 +94,8 @@ class Retrain(ChainTask):
         return self.clone(GenerationReport)
 
     def complete(self) -> bool:
-        try:
+        with scheduling():
             return not generations.unfinished(self.chain)
-        except PipelineError as error:
-            scheduling_failed(error)
-            raise
 
     def output(self) -> luigi.LocalTarget:
         return self.clone(GenerationReport).output()

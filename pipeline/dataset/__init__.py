@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline import locks
 from pipeline.chain import Chain, shown_source, source_stat
 from pipeline.config import Data
 from pipeline.dataset import download, source, store
@@ -42,8 +43,10 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
         digest = store.digest(fetched.content)
         folder = chain.workspace.dataset(dataset_id(data.name, digest))
         details = _details(data, fetched, digest)
-        manifest = _reuse(folder, details) or store.write(folder, fetched.content, half_written, details)
-        write_json(pointer, _pointer(data, folder.name, stat, details))
+        # Another source may turn out to be the same data set, at this very moment.
+        with locks.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
+            manifest = _reuse(folder, details) or store.write(folder, fetched.content, half_written, details)
+            write_json(pointer, _pointer(data, folder.name, stat, details))
         download.remove(source.downloaded(chain))
     except OSError as error:
         raise from_os_error(error, "store the data set") from error

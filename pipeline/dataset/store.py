@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import manifest
 from pipeline.dataset.layouts import Batch, Bytes, Content
 from pipeline.errors import WorkspaceError
-from pipeline.files import remove_debris, sync_directory
+from pipeline.files import move, remove_debris, sync_directory
 
 FILES = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 
@@ -62,7 +62,7 @@ def write(folder: Path, content: Content, half_written: Path, details: Mapping[s
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     for name in FILES:
-        os.replace(half_written / name, folder / name)
+        move(half_written / name, folder / name)
     written = finish(folder, details)
     sync_directory(folder.parent)
     clean(half_written)

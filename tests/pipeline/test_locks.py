@@ -103,3 +103,48 @@ def test_two_threads_do_not_hold_one_lock(path):
 def test_a_lock_that_nobody_ever_had_is_free(path):
     assert locks.holder(path) is None
     assert not path.parent.exists(), "looking makes nothing"
+
+
+def test_looking_at_a_lock_never_makes_a_start_fail(path):
+    """Who looks shares the lock for a moment; who starts in that moment gets it all the same."""
+    done = threading.Event()
+
+    def look():
+        while not done.is_set():
+            locks.holder(path)
+
+    with locks.hold(path, "x", wait=False):
+        pass
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for thread in lookers:
+        thread.start()
+    try:
+        for _ in range(100):
+            with locks.hold(path, "x", wait=False):
+                pass
+    finally:
+        done.set()
+        for thread in lookers:
+            thread.join(LIMIT)
+
+
+def test_what_is_being_read_cannot_be_held_by_one_who_moves_it(path):
+    with locks.share(path, "train a"), locks.share(path, "train b"):
+        refusal = pytest.raises(AlreadyRunning, match="data set x is being read by a stage that is running")
+        with refusal, locks.hold(path, "data set x", wait=False):
+            pass
+    with locks.hold(path, "data set x", wait=False):
+        pass
+
+
+@pytest.mark.parametrize("plant", [os.symlink, lambda target, path: os.mkfifo(path)])
+def test_a_link_or_a_pipe_in_place_of_a_lock_file_is_refused_untouched(path, tmp_path, plant):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    path.parent.mkdir()
+    plant(victim, path)
+    refusal = pytest.raises(OSError, match="it is a link, a pipe or a folder, not a regular file: remove it")
+    with refusal, locks.hold(path, "x", wait=False):
+        pass
+    assert locks.holder(path) is None
+    assert victim.read_text() == "mine"

@@ -1,0 +1,182 @@
+"""Workspaces on file systems that lack something, and workspaces that several users share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from luigi_runs import SmallChain, luigi_command, run
+
+from pipeline import events, locks
+from pipeline.workspace import Workspace
+
+#: In place of libc's: what CIFS, FAT and Lustre answer. $VGG_TEST_REFUSE says which calls are refused.
+REFUSING = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static int refused(const char *name) {
+    const char *names = getenv("VGG_TEST_REFUSE");
+    return names && strstr(names, name);
+}
+int fchmod(int fd, mode_t mode) {
+    if (refused("fchmod")) { errno = EPERM; return -1; }
+    return ((int (*)(int, mode_t))dlsym(RTLD_NEXT, "fchmod"))(fd, mode);
+}
+int fsync(int fd) {
+    struct stat status;
+    if (refused("fsync") && fstat(fd, &status) == 0 && S_ISDIR(status.st_mode)) { errno = EINVAL; return -1; }
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+}
+int flock(int fd, int operation) {
+    if (refused("flock")) { errno = ENOSYS; return -1; }
+    return ((int (*)(int, int))dlsym(RTLD_NEXT, "flock"))(fd, operation);
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A library to preload, with which the file system refuses some calls."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("refusing")
+    (folder / "refusing.c").write_text(REFUSING)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", "refusing.so", "refusing.c", "-ldl"], cwd=folder, check=True)
+    return str(folder / "refusing.so")
+
+
+def test_a_chain_runs_where_modes_and_the_syncing_of_folders_are_refused(fresh: SmallChain, refusing: str) -> None:
+    fresh.report(LD_PRELOAD=refusing, VGG_TEST_REFUSE="fchmod fsync")
+    assert fresh.luigi("Verify").rc == 0
+
+
+def test_a_file_system_without_locks_is_told_in_one_line(done: SmallChain, refusing: str) -> None:
+    environment = {"LD_PRELOAD": refusing, "VGG_TEST_REFUSE": "flock"}
+    (done.folder("report") / "index.html").unlink()
+    advice = "mount it with locks (Lustre: -o flock; NFS: version 4), or choose another --workspace"
+    result = done.luigi("Report", **environment)
+    assert result.rc == 30
+    assert result.text.count("this file system does not lock files (Function not implemented)") == 1
+    assert advice in result.text
+    assert "Traceback" not in result.text
+    status = done.luigi("Status", **environment)
+    assert status.rc == 0
+    assert "report    will run" in status.output
+    doctor = done.luigi("Doctor", **environment)
+    assert advice in doctor.text
+    assert "Traceback" not in doctor.text
+
+
+def test_work_and_trash_may_be_on_another_file_system(done: SmallChain) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+        if os.stat(scratch).st_dev == os.stat(done.root).st_dev:
+            pytest.skip("/dev/shm and the temporary folder are one file system")
+        shutil.rmtree(done.workspace / "work")
+        for name in ("work", "trash"):
+            (Path(scratch) / name).mkdir()
+            (done.workspace / name).symlink_to(Path(scratch) / name)
+        for stage in ("dataset", "train"):
+            result = done.luigi("SetAside", "--stage", stage, "--confirm")
+            assert result.rc == 0, result.text
+        assert len(list((done.workspace / "trash").iterdir())) == 2
+        assert done.report().ran == ["dataset", "train", "report"], "the same weights come out"
+
+
+def test_files_of_a_shared_workspace_have_the_mode_that_the_umask_leaves(fresh: SmallChain) -> None:
+    before = os.umask(0o002)
+    try:
+        fresh.report()
+    finally:
+        os.umask(before)
+    private = {
+        str(path.relative_to(fresh.workspace)): oct(path.stat().st_mode & 0o777)
+        for path in fresh.workspace.rglob("*")
+        if path.stat().st_mode & 0o020 == 0
+    }
+    assert private == {}
+
+
+def test_planted_links_and_pipes_are_refused_in_one_line(done: SmallChain) -> None:
+    victim = done.root / "victim"
+    victim.write_text("mine")
+    report = done.folder("report")
+    (report / "index.html").unlink()
+    (report / "report.log").unlink()
+    (report / "report.log").symlink_to(victim)
+    (done.workspace / "events.jsonl").unlink()
+    os.mkfifo(done.workspace / "events.jsonl")
+    result = done.luigi("Report")
+    assert result.rc == 30, result.text
+    assert f"{report / 'report.log'}: " in result.text
+    assert "a link, a pipe or a folder, not a regular file: remove it" in result.text
+    assert "the event 'started' is not recorded" in result.text
+    assert "Traceback" not in result.text
+    assert victim.read_text() == "mine"
+
+
+def test_a_workspace_that_this_user_may_not_read_is_told_in_one_line(done: SmallChain) -> None:
+    bound = [] if os.getuid() else ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root as any other user
+    if bound and shutil.which("setpriv") is None:
+        pytest.skip("root is bound by no permissions, and there is no setpriv")
+    predict = [sys.executable, "-m", "pipeline.predict", "--model", str(done.workspace), str(done.archive)]
+    place = ["--workspace", str(done.workspace), "--local-scheduler"]
+    luigi = [*luigi_command(), "--module", "tasks", "Report", "--config", str(done.config), *place]
+    for folder in (done.workspace, done.workspace / "runs"):
+        folder.chmod(0)
+        try:
+            for command, codes in ((predict, (1,)), (luigi, (30, 35))):
+                result = run([*bound, *command], done.cwd)
+                assert result.rc in codes, result.text
+                assert "ermission denied" in result.text
+                assert "Traceback" not in result.text
+        finally:
+            folder.chmod(0o755)
+
+
+def test_a_data_set_is_not_set_aside_while_it_is_made_or_read(done: SmallChain) -> None:
+    chain = done.chain()
+    workspace, data_set = chain.workspace, done.folder("dataset")
+    made = workspace.lock(workspace.source_pointer(chain.config.data).stem)
+    readers = workspace.readers_lock(data_set.name)
+    arguments = ("--stage", "dataset", "--confirm")
+    with locks.hold(made, "dataset", wait=False):
+        assert "is already being worked on" in done.luigi("SetAside", *arguments).text
+    with locks.share(readers, "train"):
+        assert "is being read by a stage that is running" in done.luigi("SetAside", *arguments).text
+    with locks.hold(chain.run().lock("evaluate"), "evaluate", wait=False):  # type: ignore[union-attr]
+        assert "is already being worked on" in done.luigi("SetAside", "--stage", "train", "--confirm").text
+    assert data_set.exists()
+    assert not (done.workspace / "trash").exists()
+
+
+def test_a_user_without_a_home_folder_is_told_so(done: SmallChain) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    code = (
+        "import os, pwd\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"
+        "from pipeline.mirror import default_cache\n"
+        "default_cache()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, cwd=done.cwd
+    )
+    assert "ConfigError: this user has no home folder" in result.stderr
+
+
+def test_an_event_log_that_cannot_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "events.jsonl").symlink_to(tmp_path / "elsewhere")
+    events.record(Workspace(tmp_path), "started")
+    assert "the event 'started' is not recorded" in caplog.text
+    assert not (tmp_path / "elsewhere").exists()

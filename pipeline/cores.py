@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline import spinning
+
 
 def usable_cores() -> int:
     """Cores that this process may really use: its affinity mask, capped by the cgroup's CPU quota and by Slurm's grant.
@@ -41,11 +43,12 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
 
 
 def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """OMP_NUM_THREADS for a stage's process; a value that the user set wins.
+    """What OpenMP is told in a stage's process: how many threads, and how they wait; what the user set wins.
 
     MXNet takes half of the logical cores by default, which halves the speed on small machines.
     """
-    return {"OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS") or str(usable_cores())}
+    threads = environment.get("OMP_NUM_THREADS") or str(usable_cores())
+    return {"OMP_NUM_THREADS": threads, **spinning.environment(environment)}
 
 
 def _cgroup_folders(root: Path, process: Path) -> list[Path]:

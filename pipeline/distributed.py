@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import errors, stage
+from pipeline import errors, spinning, stage
 from pipeline.chain import Chain
 from pipeline.config import Config
 from pipeline.cores import usable_cores
@@ -350,6 +350,7 @@ def serve(kind: str, supervisor: int) -> None:
     from pipeline.runtime import native_library
 
     library, store = native_library(), ctypes.c_void_p()
+    spinning.watch(library, spinning.Load(), lambda line: None)
     # The workers send no optimizer: nothing but the switch to synchronous sums ever comes, which needs no answer here.
     ignore = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda head, body, store: None)
     if library.MXKVStoreCreate(b"dist", ctypes.byref(store)) or library.MXKVStoreRunServer(store, ignore, None):

@@ -24,10 +24,14 @@ from pipeline.chain import Chain
 from pipeline.cores import cgroup_quota, usable_cores
 from pipeline.errors import PipelineError
 from pipeline.files import human_size
+from pipeline.spinning import TOLERATED, Load
 from pipeline.workspace import Workspace
 
 #: Seconds that MXNet has to be imported and to compute something; a cold disk can need half a minute.
 PROBE_SECONDS = 60
+
+#: Seconds for which the machine's load is looked at.
+LOAD_SECONDS = 0.3
 
 #: Seconds that two clocks may differ.
 CLOCK_SECONDS = 60.0
@@ -44,7 +48,7 @@ class Finding:
 
 def examine(chain: Chain) -> list[Finding]:
     """All checks that do not concern Luigi."""
-    checks: tuple[Callable[[Chain], Finding], ...] = (threads, disk, workspace, locked, current_model, clock)
+    checks: tuple[Callable[[Chain], Finding], ...] = (threads, load, disk, workspace, locked, current_model, clock)
     return [python(sys.version_info[:2]), *machine_learning(chain), *(check(chain) for check in checks)]
 
 
@@ -94,6 +98,19 @@ def threads(chain: Chain, environment: Mapping[str, str] = os.environ) -> Findin
             "threads", False, f"OMP_NUM_THREADS is {given} on {of}: threads get in each other's way; unset it"
         )
     return Finding("threads", True, f"{given} threads (OMP_NUM_THREADS) on {of}")
+
+
+def load(chain: Chain) -> Finding:
+    """What other processes leave of the cores: no fault, but the reason when a training is slow."""
+    looked = Load()
+    time.sleep(LOAD_SECONDS)
+    others, cores = looked.others(), len(looked.cores)
+    if others is None:
+        return Finding("load", True, "this machine does not tell how busy its cores are")
+    text = f"other processes use {others:.1f} of {cores} cores"
+    if others + usable_cores() > cores + TOLERATED:
+        text += ": a training gets its share of them, and is slower than it could be"
+    return Finding("load", True, text)
 
 
 def disk(chain: Chain) -> Finding:

@@ -34,6 +34,7 @@ def evaluate(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | N
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     inputs = chain.inputs("evaluate")
     devices = runtime.devices(chain.config.device)
+    runtime.adapt_to_load(reporter.write)
     started = time.monotonic()
     net = load_network(run, train, devices.contexts[:1])
     norm = batches.unpack(train["details"]["normalisation"])

@@ -151,6 +151,7 @@ def _evaluated(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter:
     train = manifest.read(other.stage("train"))
     assert train is not None
     devices = runtime.devices(chain.config.device)
+    runtime.adapt_to_load(reporter.write)
     net = evaluation.load_network(other, train, devices.contexts[:1])
     norm = batches.unpack(train["details"]["normalisation"])
     images = dataset.load(chain.workspace.dataset(run.dataset_id)).test_images

@@ -11,10 +11,12 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from pipeline import spinning
 from pipeline.cores import thread_environment
 from pipeline.errors import DeviceError
 
@@ -39,6 +41,9 @@ CUDA_CAPABILITIES = ((5, 0), (8, 9))
 #: What `plain_convolution` gives; taken when MXNet is imported, before anyone can switch AMP on.
 _convolutions: dict[Any, Any] = {}
 
+#: The machine's load since MXNet was about to be loaded.
+_load: list[spinning.Load] = []
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -59,6 +64,7 @@ def mxnet() -> Any:
     _check_packages()
     # Set before the import: MXNet reads it once, when its library is loaded.
     os.environ.update(thread_environment(os.environ))
+    _load.append(spinning.Load())
     _preload_cuda_libraries()
     import numpy
 
@@ -75,6 +81,13 @@ def mxnet() -> Any:
         raise DeviceError(f"mxnet cannot be imported: {error}; try {hint}") from error
     _convolutions.update({mx.nd: mx.nd.Convolution, mx.sym: mx.sym.Convolution})
     return mx
+
+
+def adapt_to_load(tell: Callable[[str], None]) -> None:
+    """From now on let OpenMP's threads wait as suits the machine's load, see `pipeline.spinning`."""
+    library = mxnet().base._LIB
+    if _load:  # else it already does
+        spinning.watch(library, _load.pop(), tell)
 
 
 def plain_convolution(operators: Any) -> Any:

@@ -136,6 +136,7 @@ class Session:
         if self.training.tensorboard:
             tensorboard.check()  # now rather than after the first epoch
         self.devices = runtime.devices(chain.config.device)
+        runtime.adapt_to_load(reporter.write if share.leads else lambda line: None)
         self.exchange = Exchange(runtime.mxnet(), self.devices, share)
         with self.exchange.lead_first():
             self.precision, self.why_precision = precision.choose(

@@ -22,7 +22,7 @@ from luigi_runs import Result, SmallChain
 from pipeline import doctor, events
 from pipeline.workspace import Workspace
 
-MACHINE = ["python", "numpy", "mxnet", "device", "threads", "disk", "workspace", "locks", "current", "clock"]
+MACHINE = ["python", "numpy", "mxnet", "device", "threads", "load", "disk", "workspace", "locks", "current", "clock"]
 CHECKS = [*MACHINE, "luigi config", "luigid"]
 
 

@@ -64,9 +64,8 @@ def test_the_affinity_mask_counts_not_the_machine(monkeypatch):
 
 def test_the_users_own_number_of_threads_wins(monkeypatch):
     monkeypatch.setattr(cores, "usable_cores", lambda: 6)
-    assert cores.thread_environment({}) == {"OMP_NUM_THREADS": "6"}
-    assert cores.thread_environment({"OMP_NUM_THREADS": ""}) == {"OMP_NUM_THREADS": "6"}
-    assert cores.thread_environment({"OMP_NUM_THREADS": "3"}) == {"OMP_NUM_THREADS": "3"}
+    for given, threads in ({}, "6"), ({"OMP_NUM_THREADS": ""}, "6"), ({"OMP_NUM_THREADS": "3"}, "3"):
+        assert cores.thread_environment(given)["OMP_NUM_THREADS"] == threads
 
 
 def test_in_a_slurm_job_the_granted_cores_count():

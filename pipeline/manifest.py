@@ -175,7 +175,12 @@ def damage(
             whole = size(path) == recorded["size"]
         except OSError:
             continue
-        if whole and sha256(path) != recorded["sha256"]:
+        try:
+            differs = whole and sha256(path) != recorded["sha256"]
+        except OSError as error:
+            found.append(f"{folder.name}/{name} cannot be read: {error.strerror or error}")
+            continue
+        if differs:
             found.append(f"{folder.name}/{name} is damaged: its content does not have the recorded SHA-256")
     return found
 

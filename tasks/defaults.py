@@ -41,6 +41,8 @@ RETURN_CODES = {
 
 #: Exit codes that Luigi has no name for.
 BAD_CONFIGURATION = 2
+NOT_DONE = 3
+DAMAGED = 4
 REFUSED = 5
 UNHEALTHY = 6
 

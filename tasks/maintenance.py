@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import luigi
 
-from pipeline import current, events, locks, manifest
-from pipeline.chain import STAGES, UPSTREAM, Chain, all_upstream, drift, shown_source
+from pipeline import current, events, locks, manifest, status
+from pipeline.chain import STAGES, Chain, all_upstream
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
-from pipeline.workspace import RUN_STAGES, Run, Workspace
+from pipeline.workspace import MANIFEST, RUN_STAGES, Workspace
 from tasks.base import ChainTask, PluginTask, workspace_at
-from tasks.defaults import exit_with
-
-DAMAGED = 4
+from tasks.defaults import DAMAGED, NOT_DONE, exit_with
 
 
 class Command(ChainTask):
@@ -38,10 +38,15 @@ class Command(ChainTask):
 
 
 class Status(Command):
-    """Print, for each stage, whether it is done or would run, and why."""
+    """Print, for each stage, whether it is done or would run, and why; exit code 3 when something would run."""
+
+    json = luigi.BoolParameter(default=False, description="print the same as JSON")
 
     def work(self) -> None:
-        print("\n".join(status_lines(self.chain, self.config)))
+        facts = status.gather(self.chain)
+        print(json.dumps(facts, indent=2) if self.json else "\n".join(status.lines(facts, self.config)))
+        if not facts["done"]:
+            exit_with(NOT_DONE)
 
 
 class SetAside(Command):
@@ -104,93 +109,87 @@ class Verify(PluginTask):
     def run(self) -> None:
         workspace = workspace_at(self.workspace)
         place = workspace.shown(workspace.root)
-        found, files = verify(workspace)
-        for line in found:
+        found = verify(workspace)
+        for line in found.damaged:
             print(f"damaged: {line}")
-        print(f"{files} files checked in {place}: " + (f"{len(found)} damaged" if found else "all as recorded"))
-        if found:
+        for line in found.unfinished:
+            print(f"unfinished: {line}")
+        result = f"{len(found.damaged)} damaged" if found.damaged else "all as recorded"
+        result += f"; {len(found.unfinished)} unfinished" if found.unfinished else ""
+        print(f"{found.files} files checked in {place}: {result}")
+        if found.damaged:
             exit_with(DAMAGED)
-            raise WorkspaceError(f"{place}: {len(found)} problems found; restore the files or set the stage aside")
+            advice = "restore the files or set the stage aside"
+            raise WorkspaceError(f"{place}: {len(found.damaged)} problems found; {advice}")
         self.done = True
 
     def on_failure(self, exception: BaseException) -> object:
         return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
 
 
-def verify(workspace: Workspace) -> tuple[list[str], int]:
-    """Every file that is missing or does not have its recorded SHA-256, and how many files were checked."""
+@dataclass
+class Verified:
+    """What `verify` found, in words, and how many files it checked."""
+
+    damaged: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    files: int = 0
+
+
+def verify(workspace: Workspace) -> Verified:
+    """Look for files that are missing or do not have their recorded SHA-256, and for pointers that cannot be read.
+
+    A stage that is not finished, or that somebody is making anew at this moment, is not damaged.
+    """
     if workspace.mirror:
         workspace.mirror.know_all()
-    folders = [path for path in sorted((workspace.root / "datasets").glob("*")) if (path / "manifest.json").exists()]
-    for run in sorted(workspace.runs.glob("*/*")):
-        folders += [run / stage for stage in (*RUN_STAGES, "promote") if (run / stage).exists()]
-    folders += [path for path in workspace.comparisons() if (path / "manifest.json").exists()]
-    found, files = [], 0
-    for folder in folders:
+    found = Verified()
+    for folder in sorted((workspace.root / "datasets").glob("*")) + workspace.comparisons():
+        if (folder / MANIFEST).exists():
+            found.damaged += _damage(workspace, folder, found)
+    for root in sorted(workspace.runs.glob("*/*")):
+        run = workspace.run(root.parent.name, root.name)
+        for stage in (*RUN_STAGES, "promote"):
+            folder, place = run.stage(stage), f"{run.place}/{stage}"
+            if not folder.exists():
+                continue
+            finished = (folder / MANIFEST).exists()
+            damage = _damage(workspace, folder, found) if finished else []
+            if finished and not damage:
+                continue
+            if worker := status.worker_on(run, stage):
+                found.unfinished.append(f"{place}: being worked on by {locks.describe(worker)}")
+            elif finished:
+                found.damaged += damage
+            elif stage == "train" and (folder / "model.params").exists() and not status.checkpoints(run):
+                # A training that is about to publish has a checkpoint until its manifest is there.
+                found.damaged.append(f"{place}/{MANIFEST} is missing")
+            else:
+                found.unfinished.append(f"{place}: the next run makes it")
+    for pointer in workspace.currents():
+        try:
+            current.read(pointer)
+        except WorkspaceError as error:
+            found.damaged.append(str(error))
+    return found
+
+
+def _damage(workspace: Workspace, folder: Path, found: Verified) -> list[str]:
+    """What is damaged in the folder of a finished stage. One that was made anew meanwhile is looked at once more."""
+    place = folder.relative_to(workspace.root)
+    while True:
         recorded = manifest.read(folder)
-        place = folder.relative_to(workspace.root)
-        if recorded is None:
-            found.append(f"{place}: no readable manifest.json (unfinished, or damaged)")
-            continue
-        files += len(recorded["files"])
+        if recorded is None:  # or it was moved away this very moment
+            return [f"{place}/{MANIFEST} cannot be read"] if (folder / MANIFEST).exists() else []
         damage = manifest.damage(folder, recorded, workspace.size, workspace.sha256)
+        checked = len(recorded["files"])
         if trainer := recorded["details"].get("trainer"):  # not needed by any stage, but to go on exactly
-            files += 1
+            checked += 1
             about = {"files": {"trainer.npz": trainer}}
             damage += manifest.damage(folder, about, workspace.size, workspace.sha256)
-        found += [f"{place.parent / problem}" for problem in damage]
-    return found, files
+        if not damage or manifest.read(folder) == recorded:
+            found.files += checked
+            return [f"{place.parent / problem}" for problem in damage]
 
 
-def _worker_on(chain: Chain, stage: str) -> dict[str, object] | None:
-    """Who works on a stage: the command that asked for it, else a job that outlived its command."""
-    run = chain.run()
-    if run is None:
-        return None
-    mirror = chain.workspace.mirror
-    here = locks.holder(run.lock(stage)) or (locks.holder(run.job_lock) if stage == "train" else None)
-    return here or (mirror.holder(run.lock(stage).stem) if mirror else None)
-
-
-def status_lines(chain: Chain, config_path: str) -> list[str]:
-    """The lines of `Status`."""
-    data = chain.config.data
-    generation = f", generation {chain.generation}" if chain.generation else ""
-    lines = [f"{config_path}: {chain.run_id}{generation} on {data.name} from {shown_source(data)}"]
-    will_run: set[str] = set()
-    run = chain.run()
-    for stage in STAGES:
-        reasons = chain.why(stage)
-        before = [upstream for upstream in UPSTREAM.get(stage, ()) if upstream in will_run]
-        if before and not reasons:
-            lines.append(f"  {stage:<9} may run   after {', '.join(before)}, if that gives something new")
-            will_run.add(stage)
-        elif reasons:
-            will_run.add(stage)
-            why = f"after {', '.join(before)}" if before else "; ".join(reasons)
-            lines.append(f"  {stage:<9} will run  {why}")
-        else:
-            made = (chain.manifest(stage) or {}).get("created", "")
-            lines.append(f"  {stage:<9} done      {made}  {chain.workspace.shown(chain.folder(stage))}")  # type: ignore[arg-type]
-        if stage != "dataset" and (owner := _worker_on(chain, stage)):
-            lines.append(f"            being worked on by {locks.describe(owner)}")
-    pointer = current.read(chain.workspace.current(chain.config))
-    if pointer:
-        lines.append(f"  the current model is {pointer.run}, accuracy {pointer.accuracy:.2%}, since {pointer.since}")
-    lines += [f"  drift: {line} (does not retrain)" for line in drift(chain.manifest("train"), chain.config)]
-    kept = _checkpoints(chain, run) if run and "train" in will_run else []
-    if kept:
-        lines.append(f"  an unfinished training left {kept[-1]}; it goes on from there")
-    return lines
-
-
-def _checkpoints(chain: Chain, run: Run) -> list[str]:
-    """The names of a run's checkpoints, newest last."""
-    names = [path.name for path in run.checkpoints.glob("step-*.npz")]
-    if chain.workspace.mirror:
-        chain.workspace.mirror.know_folders([run.checkpoints])
-        names += [name for name in chain.workspace.mirror.names(run.checkpoints) if name.startswith("step-")]
-    return sorted(names)
-
-
-__all__ = ["SetAside", "Status", "Verify", "status_lines", "verify"]
+__all__ = ["SetAside", "Status", "Verify", "verify"]

@@ -284,7 +284,10 @@ def _opponent(decision: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _generations(chain: Chain) -> list[dict[str, Any]]:
     """The generations of this architecture and data set, newest first, as far as they are now."""
-    pointer = current.read(chain.workspace.current(chain.config))
+    try:
+        pointer = current.read(chain.workspace.current(chain.config))
+    except WorkspaceError:
+        pointer = None  # the gate's business, see Status and Doctor; it must not keep this one from being reported
     standing = {run: "rolled back" for run in pointer.rolled_back} if pointer else {}
     standing |= {pointer.run: "current"} if pointer else {}
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import shutil
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import pytest
 from luigi_runs import LIMIT, SmallChain, clean_environment, free_port, luigi_command, run
+
+from pipeline import locks
+from tasks.maintenance import verify
 
 CONFIG = """\
 data: {name: mini, source: mini.tar.gz}
@@ -286,6 +290,17 @@ def test_status_of_a_fresh_workspace_says_what_would_run_and_makes_nothing(fresh
     assert not fresh.workspace.exists()
 
 
+def test_status_tells_a_script_what_it_tells_people(done):
+    complete = done.luigi("Status", "--json")
+    assert complete.rc == 0
+    assert json.loads(complete.output)["done"] is True
+    shutil.rmtree(done.folder("report"))
+    result = done.luigi("Status", "--json")
+    assert result.rc == 3, result.text
+    states = {stage["stage"]: stage["state"] for stage in json.loads(result.output)["stages"]}
+    assert states == {"dataset": "done", "train": "done", "evaluate": "done", "export": "done", "report": "will run"}
+
+
 def test_set_aside_shows_first_and_moves_on_confirmation(done):
     folder = done.folder("evaluate")
     before = done.files()
@@ -320,3 +335,32 @@ def test_verify_finds_a_flipped_bit_and_the_next_stage_refuses_it(done):
     shutil.rmtree(done.folder("evaluate"))
     evaluated = done.luigi("Evaluate")
     assert_fails_clearly(evaluated, 30, "model.params", "damaged", "SetAside --stage train")
+
+
+def test_verify_calls_nothing_damaged_that_is_unfinished_or_being_made(done):
+    workspace, run = done.chain().workspace, done.chain().run()
+    for path in done.folder("report").iterdir():  # as an interrupted stage leaves it
+        if path.name != "report.log":
+            path.unlink()
+    (done.folder("report") / "report.log").touch()
+    flip_a_bit(done.folder("export") / "model.onnx")
+    with locks.hold(run.lock("export"), "export", wait=False):
+        found = verify(workspace)
+    assert found.damaged == []
+    assert [line.partition(": ")[0] for line in found.unfinished] == [f"{run.place}/export", f"{run.place}/report"]
+    assert f"export: being worked on by process {os.getpid()} on " in found.unfinished[0]
+    assert "report: the next run makes it" in found.unfinished[1]
+    result = done.luigi("Verify")
+    assert_fails_clearly(result, 4, "export/model.onnx is damaged")
+    shutil.rmtree(done.folder("export"))
+    again = done.luigi("Verify")
+    assert again.rc == 0, again.text
+    assert "all as recorded; 1 unfinished" in again.output
+
+
+def test_verify_reads_the_pointers_too(done):
+    pointer = done.chain().workspace.current(done.chain().config)
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("{")
+    (line,) = verify(done.chain().workspace).damaged
+    assert f"{pointer}: damaged" in line

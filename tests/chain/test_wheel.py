@@ -88,7 +88,7 @@ def test_the_whole_chain_runs_from_an_empty_folder(installed, tmp_path):
 def test_the_ready_made_configurations_are_found_by_name(installed, tmp_path):
     command = [str(installed / "luigi"), "--module", "tasks", "Status", "--config", "config/quickstart.yaml"]
     result = run(command, tmp_path, outside())
-    assert result.rc == 0, result.text
+    assert result.rc == 3, result.text
     assert "config/quickstart.yaml: vgg11-quick-" in result.output
     default = run([str(installed / "luigi"), "--module", "tasks", "Status"], tmp_path, outside())
     assert "config/vgg11.yaml: vgg11-" in default.output, default.text

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from fault_runs import EPOCHS, Place, copy_of, fill, flip_a_bit, shiftable_clock
 
-from pipeline import config
+from pipeline import config, status
 from pipeline.chain import Chain
 from pipeline.workspace import Workspace
-from tasks.maintenance import status_lines, verify
+from tasks.maintenance import verify
 
 Undisturbed = Callable[..., str]
 
@@ -37,7 +37,7 @@ def artefacts(place: Place) -> list[Path]:
 
 
 def problems(place: Place) -> list[str]:
-    return verify(Workspace(place.workspace))[0]
+    return verify(Workspace(place.workspace)).damaged
 
 
 # --- damaged files ------------------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ def test_verify_names_whatever_artefact_is_damaged(finished: Place, damage: Call
         good = path.read_bytes()
         damage(path)
         found = problems(finished)
-        # A data set without a manifest is one that was never finished.
-        if (path.name, damage) != ("manifest.json", Path.unlink) or "runs" in path.parts:
+        # Without a manifest a data set or a stage was never finished; but a training that has no checkpoint was.
+        if (path.name, damage) != ("manifest.json", Path.unlink) or "train" in path.parts:
             named = path.parent.name if path.name == "manifest.json" else f"{path.parent.name}/{path.name}"
             assert any(named in line for line in found), (path, found)
         path.write_bytes(good)
@@ -72,7 +72,7 @@ def keys(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def test_whatever_is_in_a_json_file_status_says_what_would_run(finished: Place) -> None:
     chain = Chain(Workspace(finished.workspace), config.load(finished.folder / "run.yaml"))
-    finished_before = status_lines(chain, "run.yaml")
+    finished_before = status.lines(status.gather(chain), "run.yaml")
     changes = 0
     for path in finished.workspace.rglob("*.json"):
         good = path.read_bytes()
@@ -82,12 +82,12 @@ def test_whatever_is_in_a_json_file_status_says_what_would_run(finished: Place) 
                 inner = functools.reduce(operator.getitem, way[:-1], value)
                 inner[way[-1]] = foreign
                 path.write_text(json.dumps(value))
-                lines = status_lines(chain, "run.yaml")
+                lines = status.lines(status.gather(chain), "run.yaml")
                 assert len(lines) >= 6, (path, way, foreign)
                 changes += 1
         path.write_bytes(good)
     assert changes > 1000
-    assert status_lines(chain, "run.yaml") == finished_before
+    assert status.lines(status.gather(chain), "run.yaml") == finished_before
 
 
 @pytest.mark.parametrize("content", ["{}", "[" * 100_000, '{"dataset": "../../etc", "digest": "passwd"}'])

@@ -140,7 +140,7 @@ class Host:
     def good(self, task: str, *arguments: str) -> Result:
         """As `luigi`, and it must succeed."""
         result = self.luigi(task, *arguments)
-        assert result.rc == 0, result.text
+        assert result.rc == 0 or (task == "Status" and result.rc == 3), result.text
         return result
 
     def start(self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> Running:

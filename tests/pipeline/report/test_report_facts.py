@@ -270,3 +270,13 @@ def test_the_summary_for_mail_is_one_table_of_figures(finished: SmallChain) -> N
     assert text.startswith("# tiny on mini: ")
     assert f"**{accuracy * 100:.2f}" in text
     assert all(f"| {name} |" in text for name in CLASSES)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"run": 3}'])
+def test_a_damaged_pointer_keeps_no_run_from_being_reported(done: SmallChain, content: str) -> None:
+    another_generation(done, "2020-W01", "2020-01-01T00:00:00Z", wrong=1)
+    pointer = done.chain().workspace.current(done.chain().config)
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text(content)
+    (generation,) = gathered(done.chain())["generations"]
+    assert (generation["name"], generation["standing"]) == ("2020-W01", None)

@@ -1,0 +1,142 @@
+"""What `Status` says of a chain: which stages are done, what would run and why, which model is current.
+
+Reads manifests and file sizes; leaves nothing behind. `gather` gives plain JSON, `lines` the same for people.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import current, generations, locks
+from pipeline.chain import STAGES, UPSTREAM, Chain, drift, shown_source
+from pipeline.errors import WorkspaceError
+from pipeline.workspace import Run
+
+SCHEMA = 1
+
+DONE, WILL_RUN, MAY_RUN = "done", "will run", "may run"
+
+#: Generations that the lines for people list at most.
+SHOWN = 5
+
+
+def gather(chain: Chain) -> dict[str, Any]:
+    """The content of `Status --json`. `done` is true when `Report` of this very chain would run nothing."""
+    stages = _stages(chain)
+    pointer, problem = _current(chain)
+    run = chain.run()
+    trains = any(stage["stage"] == "train" and stage["state"] != DONE for stage in stages)
+    kept = checkpoints(run) if run and trains else []
+    return {
+        "schema": SCHEMA,
+        "run": chain.run_id,
+        "generation": chain.generation or None,
+        "dataset": {"name": chain.config.data.name, "source": shown_source(chain.config.data)},
+        "done": all(stage["state"] == DONE for stage in stages),
+        "stages": stages,
+        "drift": drift(chain.manifest("train"), chain.config),
+        "checkpoint": kept[-1] if kept else None,
+        "current": pointer,
+        "current_problem": problem,
+        # Without a current model nothing was retrained, and a store need not be asked for all of its runs.
+        "generations": _generations(chain, pointer) if pointer or problem else [],
+    }
+
+
+def lines(facts: dict[str, Any], config_path: str) -> list[str]:
+    """What `gather` found, for people."""
+    generation = f", generation {facts['generation']}" if facts["generation"] else ""
+    about = facts["dataset"]
+    told = [f"{config_path}: {facts['run']}{generation} on {about['name']} from {about['source']}"]
+    for stage in facts["stages"]:
+        why = f"{stage['made']}  {stage['folder']}" if stage["state"] == DONE else "; ".join(stage["reasons"])
+        told.append(f"  {stage['stage']:<9} {stage['state']:<8}  {why}")
+        if stage["worker"]:
+            told.append(f"            being worked on by {stage['worker']}")
+    if pointer := facts["current"]:
+        accuracy = f"{pointer['accuracy']:.2%}"
+        told.append(f"  the current model is {pointer['run']}, accuracy {accuracy}, since {pointer['since']}")
+    if facts["current_problem"]:
+        told.append(f"  the current model is not known: {facts['current_problem']}")
+    if known := facts["generations"]:
+        more = f", and {len(known) - SHOWN} older ones" if len(known) > SHOWN else ""
+        which = "" if facts["generation"] else " (--generation NAME shows one)"
+        told.append(f"  generations{which}: {', '.join(_described(item) for item in known[:SHOWN])}{more}")
+    told += [f"  drift: {line} (does not retrain)" for line in facts["drift"]]
+    if facts["checkpoint"]:
+        told.append(f"  an unfinished training left {facts['checkpoint']}; it goes on from there")
+    return told
+
+
+def worker_on(run: Run, stage: str) -> dict[str, object] | None:
+    """Who works on a stage: the command that asked for it, else a job that outlived its command."""
+    here = locks.holder(run.lock(stage)) or (locks.holder(run.job_lock) if stage == "train" else None)
+    mirror = run.workspace.mirror
+    return here or (mirror.holder(run.lock(stage).stem) if mirror else None)
+
+
+def checkpoints(run: Run) -> list[str]:
+    """The names of a run's checkpoints, newest last."""
+    names = [path.name for path in run.checkpoints.glob("step-*.npz")]
+    if mirror := run.workspace.mirror:
+        mirror.know_folders([run.checkpoints])
+        names += [name for name in mirror.names(run.checkpoints) if name.startswith("step-")]
+    return sorted(names)
+
+
+def _stages(chain: Chain) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    will_run: set[str] = set()
+    run = chain.run()
+    for stage in STAGES:
+        reasons, state = chain.why(stage), WILL_RUN
+        before = ", ".join(upstream for upstream in UPSTREAM.get(stage, ()) if upstream in will_run)
+        if before:
+            state = WILL_RUN if reasons else MAY_RUN
+            reasons = [f"after {before}" + ("" if reasons else ", if that gives something new")]
+        elif not reasons:
+            state = DONE
+        if state != DONE:
+            will_run.add(stage)
+        made, folder = chain.manifest(stage) if state == DONE else None, chain.folder(stage)
+        worker = worker_on(run, stage) if run and stage != "dataset" else None
+        found.append(
+            {
+                "stage": stage,
+                "state": state,
+                "reasons": reasons,
+                "made": made["created"] if made else None,
+                "folder": chain.workspace.shown(folder) if made and folder else None,
+                "worker": locks.describe(worker) if worker else None,
+            }
+        )
+    return found
+
+
+def _current(chain: Chain) -> tuple[dict[str, Any] | None, str | None]:
+    """The current model, and why it is not known."""
+    try:
+        pointer = current.read(chain.workspace.current(chain.config))
+    except WorkspaceError as error:
+        return None, str(error)
+    keys = ("run", "generation", "accuracy", "since")
+    return {key: getattr(pointer, key) for key in keys} if pointer else None, None
+
+
+def _generations(chain: Chain, pointer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": item.name,
+            "run": item.run.place,
+            "trained": item.trained,
+            "accuracy": item.accuracy,
+            "outcome": item.outcome or None,
+            "current": pointer is not None and pointer["run"] == item.run.place,
+        }
+        for item in generations.find(chain.workspace, chain.config)
+    ]
+
+
+def _described(item: dict[str, Any]) -> str:
+    words = [item["outcome"] or "not decided yet", *(["current"] if item["current"] else [])]
+    return f"{item['name']} ({', '.join(words)})"

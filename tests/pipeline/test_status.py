@@ -1,0 +1,57 @@
+"""Status as facts: done or not, which generations there are, what is current; a damaged pointer hides nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from luigi_runs import SmallChain
+
+from pipeline import current, status
+from pipeline.chain import Chain
+
+
+def _promoted(chain: Chain) -> current.Entry:
+    run = chain.run()
+    assert run
+    entry = current.entry_of(run, chain.generation)
+    assert entry
+    current.set_current(chain.workspace.current(chain.config), entry)
+    return entry
+
+
+def test_a_script_can_tell_done_from_not_done(finished: SmallChain, fresh: SmallChain) -> None:
+    done, new = status.gather(finished.chain()), status.gather(fresh.chain())
+    assert done["done"] is True
+    assert [stage["state"] for stage in done["stages"]] == ["done"] * 5
+    assert done["generations"] == []
+    assert new["done"] is False
+    assert [stage["state"] for stage in new["stages"]] == ["will run"] * 5
+    assert json.loads(json.dumps(done)) == done
+
+
+def test_status_without_a_generation_names_those_that_there_are(done: SmallChain) -> None:
+    plain, week = done.chain().run(), done.chain("2026-W48").run()
+    assert plain
+    assert week
+    plain.root.rename(week.root)
+    entry = _promoted(done.chain("2026-W48"))
+    facts = status.gather(done.chain())
+    assert not facts["done"]
+    assert [(item["name"], item["current"]) for item in facts["generations"]] == [("2026-W48", True)]
+    text = "\n".join(status.lines(facts, "x.yaml"))
+    assert "generations (--generation NAME shows one): 2026-W48 (not decided yet, current)" in text
+    assert f"the current model is {entry.run}" in text
+    assert status.gather(done.chain("2026-W48"))["done"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_pointer_is_told_beside_everything_else(done: SmallChain, content: str) -> None:
+    _promoted(done.chain())
+    pointer = done.chain().workspace.current(done.chain().config)
+    pointer.write_text(content)
+    facts = status.gather(done.chain())
+    assert facts["done"]
+    assert facts["current"] is None
+    assert f"{pointer}: damaged" in facts["current_problem"]
+    assert any("the current model is not known" in line for line in status.lines(facts, "x.yaml"))

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from pipeline import spinning
 
+#: More threads than this, or than the machine has cores, are a mistake: MXNet would not start. A training of a large
+#: machine can be gone on with exactly on a small one.
+MOST_THREADS = 256
+
 
 def usable_cores() -> int:
     """Cores that this process may really use: its affinity mask, capped by the cgroup's CPU quota and by Slurm's grant.
@@ -42,13 +46,32 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
     return min(limits) if limits else None
 
 
-def thread_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def given_threads(environment: Mapping[str, str]) -> int | None:
+    """What the user says with OMP_NUM_THREADS, or None where that says nothing or cannot be meant.
+
+    Of a list, one number for each level of nesting, the first counts; MXNet has one level and understands no list.
+    """
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    number = int(first) if first.isascii() and first.isdecimal() and len(first) < 6 else 0
+    return number if 1 <= number <= max(MOST_THREADS, os.cpu_count() or 1) else None
+
+
+def misread_threads(environment: Mapping[str, str]) -> str | None:
+    """What to say when OMP_NUM_THREADS is set and not obeyed."""
+    given = environment.get("OMP_NUM_THREADS")
+    if not given or given_threads(environment):
+        return None
+    return f"OMP_NUM_THREADS is {given!r}, no number of threads: unset it; {usable_cores()} are taken"
+
+
+def thread_environment(environment: Mapping[str, str], cores: int | None = None) -> dict[str, str]:
     """What OpenMP is told in a stage's process: how many threads, and how they wait; what the user set wins.
 
-    MXNet takes half of the logical cores by default, which halves the speed on small machines.
+    MXNet takes half of the logical cores by default, which halves the speed on small machines. As many as there are
+    usable `cores`, and always as many: results depend on the number.
     """
-    threads = environment.get("OMP_NUM_THREADS") or str(usable_cores())
-    return {"OMP_NUM_THREADS": threads, **spinning.environment(environment)}
+    threads = given_threads(environment) or cores or usable_cores()
+    return {"OMP_NUM_THREADS": str(threads), "OMP_DYNAMIC": "false", **spinning.environment(environment)}
 
 
 def _cgroup_folders(root: Path, process: Path) -> list[Path]:

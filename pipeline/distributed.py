@@ -26,8 +26,10 @@ from typing import Any
 from pipeline import errors, spinning, stage
 from pipeline.chain import Chain
 from pipeline.config import Config
-from pipeline.cores import usable_cores
+from pipeline.cores import thread_environment, usable_cores
 from pipeline.errors import ConfigError, Interrupted, PipelineError, StageFailed
+from pipeline.launch import module_command
+from pipeline.launcher import own_environment
 
 #: How often a role gives a sign of life, and after how long a silence it counts as hanging.
 BEAT_SECONDS, HANGING_SECONDS = 2.0, 30.0
@@ -184,8 +186,8 @@ class Team:
         host, port = address
         share = max(1, usable_cores() // len(self.where.ranks))
         return {
-            **os.environ,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(share),
+            **own_environment(os.environ),
+            **thread_environment(os.environ, share),
             "DMLC_PS_ROOT_URI": host,
             "DMLC_PS_ROOT_PORT": str(port),
             "DMLC_NODE_HOST": own_address(host),
@@ -196,7 +198,7 @@ class Team:
     def _start(self, kind: str, environment: dict[str, str], rank: int | None = None) -> Role:
         module = ["pipeline.training"] if rank is not None else ["pipeline.distributed", kind, str(os.getpid())]
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            module_command(*module),
             env={**environment, "DMLC_ROLE": kind, **({} if rank is None else {"DMLC_WORKER_ID": str(rank)})},
             stdin=subprocess.PIPE if rank is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,

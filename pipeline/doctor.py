@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pipeline import current, events, launch, locks, model
 from pipeline.chain import Chain
-from pipeline.cores import cgroup_quota, usable_cores
+from pipeline.cores import cgroup_quota, given_threads, misread_threads, usable_cores
 from pipeline.errors import PipelineError
 from pipeline.files import human_size
 from pipeline.spinning import TOLERATED, Load
@@ -62,9 +62,9 @@ def python(version: tuple[int, int]) -> Finding:
 
 def machine_learning(chain: Chain) -> list[Finding]:
     """numpy, MXNet and the configured device, tried in a process of their own."""
-    command = [sys.executable, "-m", "pipeline.doctor", chain.config.device, chain.config.training.precision]
+    command = launch.module_command("pipeline.doctor", chain.config.device, chain.config.training.precision)
     names = ["numpy", "mxnet", "device"]
-    # One thread is enough, and a wrong OMP_NUM_THREADS, which `threads` tells of, would keep MXNet from starting.
+    # One thread is enough, and starts in a moment whatever OMP_NUM_THREADS says.
     environment = {**launch.environment(), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -88,12 +88,12 @@ def threads(chain: Chain, environment: Mapping[str, str] = os.environ) -> Findin
     """How many threads a stage gets, against the cores that it may use."""
     cores, quota = usable_cores(), cgroup_quota()
     of = f"{cores} usable cores (of {os.cpu_count()}" + (f", quota {quota:g} CPUs)" if quota else ", no quota)")
-    given = environment.get("OMP_NUM_THREADS", "")
-    if not given:
+    if misread := misread_threads(environment):
+        return Finding("threads", False, misread)
+    given = given_threads(environment)
+    if given is None:
         return Finding("threads", True, f"{cores} threads on {of}")
-    if not given.isdecimal() or int(given) < 1:
-        return Finding("threads", False, f"OMP_NUM_THREADS is {given!r}, no number of threads: unset it")
-    if int(given) > cores:
+    if given > cores:
         return Finding(
             "threads", False, f"OMP_NUM_THREADS is {given} on {of}: threads get in each other's way; unset it"
         )

@@ -24,9 +24,9 @@ from typing import Any, BinaryIO
 
 from pipeline import errors
 from pipeline.chain import Chain
-from pipeline.cores import thread_environment
+from pipeline.cores import misread_threads, thread_environment
 from pipeline.files import open_regular
-from pipeline.launcher import Watch, command_line
+from pipeline.launcher import Watch, command_line, own_environment
 from pipeline.stage import EXIT_INTERRUPTED, GRACE_SECONDS, request
 
 MODULES = {
@@ -68,6 +68,8 @@ def run_stage(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     _remove_debris(chain.folder(stage))
+    if stage == "train" and (misread := misread_threads(os.environ)):
+        on_event({"event": "note", "message": misread})
     with _appended(log) as log_file, _signals() as received:
         told = {**(options or {}), **({"launched": True} if launcher else {})}
         first_line, words = request(chain, **told), command(stage)
@@ -82,7 +84,7 @@ def run_stage(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
-            env=environment(here=not launcher),
+            env=environment(here=not launcher and not several),  # of several each gets its part of the cores
             pass_fds=tuple(inherit),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
         )
@@ -101,23 +103,16 @@ def command(stage: str) -> list[str]:
     return module_command(MODULES[stage])
 
 
-def module_command(module: str) -> list[str]:
-    """`python -m module`, which never takes the module from the folder that it is started in."""
-    if sys.version_info >= (3, 11):
-        return [sys.executable, "-m", module]  # PYTHONSAFEPATH, see below
-    without_folder = "import runpy, sys; sys.path = list(filter(None, sys.path))"
-    return [sys.executable, "-c", f"{without_folder}; runpy.run_module({module!r}, run_name='__main__')"]
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command line of a process that is a module of this very package, whatever else is called `pipeline`."""
+    return [sys.executable, str(Path(__file__).resolve().with_name("start.py")), module, *arguments]
 
 
 def environment(here: bool = True) -> dict[str, str]:
     """The environment of a stage's process, `here` or on a machine that a launcher chooses."""
-    # The child must import this very package, whatever folder it is started in (a user's own `pipeline/`, say).
-    package_parent = str(Path(__file__).resolve().parent.parent)
-    python_path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
-    own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": python_path}
     # Elsewhere the node decides about threads. One of several processes that fails must not leave the others.
     threads = thread_environment(os.environ) if here else {"SLURM_KILL_BAD_EXIT": "1"}
-    return {**os.environ, **threads, **own}
+    return {**own_environment(os.environ), **threads, "PYTHONUNBUFFERED": "1"}
 
 
 def _follow(

@@ -16,15 +16,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import stage
+from pipeline import stage, start
 from pipeline.errors import StageFailed
 
 #: Seconds without a word from the training after which it is said to be waiting for a node.
 WAITING_SECONDS = 2.0
+
+#: Variables that are for the parent, or for another program, and would change or stop a training: optimised, Python
+#: drops the docstrings that MXNet reads; with a role in somebody else's cluster MXNet serves that and never returns.
+FOREIGN = ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "DMLC_ROLE")
+
+#: The rest of DMLC_* is set here for each role; by which address a host is reached is for the user to say.
+KEPT = ("DMLC_NODE_HOST", "DMLC_INTERFACE")
 
 #: How long a launcher may take to end what it started. Slurm gives a job its KillWait, 30 s by default.
 END_SECONDS = 45.0
@@ -36,8 +43,17 @@ def shown(launcher: Sequence[str]) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def own_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a stage's process, or a role of a distributed training, keeps of an environment."""
+    return {
+        name: value
+        for name, value in inherited.items()
+        if name in KEPT or not (name in FOREIGN or name.startswith("DMLC_"))
+    }
+
+
 def command_line(launcher: Sequence[str], command: Sequence[str], workspace: Path, package: Path) -> list[str]:
-    """The whole command; `command` is `[python, -m, module]`, `package` the folder of the `pipeline` package.
+    """The whole command; `command` is `[python, start.py, module]`, `package` the folder of the `pipeline` package.
 
     In the launcher `{workspace}` and `{package}` stand for these folders. A launcher whose last argument is a Python
     (`python3`, `/opt/conda/bin/python`) brings its own interpreter and finds the package by its own means; else this
@@ -49,14 +65,13 @@ def command_line(launcher: Sequence[str], command: Sequence[str], workspace: Pat
             f"launcher: found {shown(launcher)!r}, but there is no program {words[0]!r} here: install it, "
             "or take launcher out of the configuration"
         )
-    python, *arguments = command
     # An ssh or a container starts with an environment of its own. OMP_NUM_THREADS is for the node to decide.
-    own = {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    setting = ["env", *(f"--unset={name}" for name in FOREIGN), "PYTHONUNBUFFERED=1"]
     if re.fullmatch(r"python[\d.]*", os.path.basename(words[-1])) and len(words) > 1:
-        python = words.pop()
-    else:
-        own["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
-    command = ["env", *(f"{name}={value}" for name, value in own.items()), python, *arguments]
+        command = [words.pop(), "-c", start.CODE, *command[2:]]
+    elif "PYTHONPATH" in os.environ:
+        setting.append(f"PYTHONPATH={os.environ['PYTHONPATH']}")
+    command = [*setting, *command]
     if os.path.basename(words[0]) == "ssh":
         command = [shlex.quote(word) for word in command]  # ssh hands one string to a shell
     return [sys.executable, "-I", "-S", str(package / "guard.py"), str(os.getpid()), *words, *command]

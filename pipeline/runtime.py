@@ -61,6 +61,7 @@ class Devices:
 def mxnet() -> Any:
     """The imported `mxnet` module. Raises `DeviceError` when it cannot be imported, saying why and what to do."""
     _check_python()
+    _check_environment()
     _check_packages()
     # Set before the import: MXNet reads it once, when its library is loaded.
     os.environ.update(thread_environment(os.environ))
@@ -73,11 +74,16 @@ def mxnet() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _provide_distutils()
             import mxnet as mx
     except OSError as error:
         raise DeviceError(_explain_library(str(error))) from error
     except ImportError as error:
-        hint = "pip install setuptools" if "distutils" in str(error) else "pip install mxnet==1.9.1 'numpy<2'"
+        hint = (
+            "pip install setuptools"
+            if re.search("distutils|setuptools", str(error))
+            else "pip install mxnet==1.9.1 'numpy<2'"
+        )
         raise DeviceError(f"mxnet cannot be imported: {error}; try {hint}") from error
     _convolutions.update({mx.nd: mx.nd.Convolution, mx.sym: mx.sym.Convolution})
     return mx
@@ -196,6 +202,15 @@ def _check_python() -> None:
         raise DeviceError(f"Python {found} is not supported by mxnet 1.9.1 here: use Python 3.10, 3.11 or 3.12")
 
 
+def _check_environment() -> None:
+    """MXNet does not start, or hangs, without a thread of each kind; optimised away, its docstrings make it crash."""
+    if sys.flags.optimize > 1:
+        raise DeviceError("mxnet 1.9.1 needs its docstrings: start Python without -OO and without PYTHONOPTIMIZE=2")
+    for name, value in os.environ.items():
+        if re.fullmatch(r"MXNET_\w+_(NTHREADS|THREADS)", name) and not re.fullmatch(r"[1-9]\d{0,3}", value):
+            raise DeviceError(f"{name}: found {value!r}, expected a number of threads, at least 1: unset it")
+
+
 def _check_packages() -> None:
     installed = _installed_mxnets()
     if not installed:
@@ -216,6 +231,15 @@ def _installed_mxnets() -> list[str]:
     found = sorted(name for name in names if re.fullmatch(r"mxnet(-cu\d+)?", name))
     # A container's own build may come without a distribution of that name.
     return found or (["mxnet"] if importlib.util.find_spec("mxnet") else [])
+
+
+def _provide_distutils() -> None:
+    """What MXNet takes from `distutils`, which Python 3.12 no longer has, is in setuptools.
+
+    Its own stand-in depends on a .pth file, on the order of folders and on SETUPTOOLS_USE_DISTUTILS.
+    """
+    if sys.version_info >= (3, 12) and importlib.util.find_spec("distutils") is None:
+        sys.modules["distutils"] = importlib.import_module("setuptools._distutils")
 
 
 def _preload_cuda_libraries() -> None:

@@ -152,6 +152,13 @@ def test_a_folder_of_the_users_that_is_named_like_ours_does_no_harm(done):
     assert done.report().ran == ["report"]
 
 
+@pytest.mark.pythons
+def test_an_environment_that_would_stop_mxnet_does_not_reach_it(prepared):
+    result = prepared.luigi("TrainVGG", DMLC_ROLE="server", OMP_NUM_THREADS="1,2", PYTHONOPTIMIZE="2")
+    assert result.rc == 0, result.text
+    assert prepared.manifest("train")["details"]["threads"] == 1
+
+
 def test_two_workers_run_the_chain(prepared):
     result = prepared.report("--workers", "2")
     assert result.ran == ["train", "evaluate", "export", "report"]

@@ -12,7 +12,7 @@ import pytest
 from cluster_runs import LIMIT, Luigi, weights
 from luigi_runs import SmallChain, clean_environment
 
-from pipeline import config, launcher, stage
+from pipeline import config, launcher, stage, start
 from pipeline.errors import ConfigError
 
 #: What an ssh or a container starts with.
@@ -41,14 +41,14 @@ def test_the_words_of_a_launcher_name_folders_and_its_own_python(monkeypatch: py
     monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
     words = launcher.command_line(
         ["docker", "-v", "{workspace}:{workspace}", "{package}", "python3.11"],
-        ["/here/python", "-m", "pipeline.training"],
+        ["/here/python", "/opt/plugin/pipeline/start.py", "pipeline.training"],
         Path("/data/space here"),
         Path("/opt/plugin/pipeline"),
     )
     command = words[words.index("docker") :]
     assert command[:4] == ["docker", "-v", "/data/space here:/data/space here", "/opt/plugin/pipeline"]
     assert command[4] == "env"
-    assert command[-3:] == ["python3.11", "-m", "pipeline.training"]
+    assert command[-4:] == ["python3.11", "-c", start.CODE, "pipeline.training"]
     assert not any("PYTHONPATH" in word for word in command)
 
 

@@ -74,3 +74,16 @@ def test_in_a_slurm_job_the_granted_cores_count():
     assert cores.slurm_grant({**step, "SLURM_CPUS_PER_TASK": "2"}) == 2
     assert cores.slurm_grant({**step, "SLURM_STEP_NUM_TASKS": "2"}) is None
     assert cores.slurm_grant({"SLURM_CPUS_ON_NODE": "4"}) is None
+
+
+@pytest.mark.parametrize("given", ["auto", "1.0", "0", "-1", "99999", "0x2", "9" * 5000, ","])
+def test_a_number_of_threads_that_cannot_be_meant_is_not_obeyed_and_told(given, monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 6)
+    assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == "6"
+    assert "unset it; 6 are taken" in cores.misread_threads({"OMP_NUM_THREADS": given})
+
+
+def test_of_a_list_for_nested_threads_the_first_number_counts():
+    for given, threads in ("2,1", "2"), (" 3 ", "3"), ("128", "128"):
+        assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == threads
+        assert cores.misread_threads({"OMP_NUM_THREADS": given}) is None

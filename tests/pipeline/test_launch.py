@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from luigi_runs import LIMIT
+from luigi_runs import LIMIT, run
 
-from pipeline import launch
+from pipeline import launch, launcher, start
 from pipeline.chain import Chain
 from pipeline.config import from_dict
+from pipeline.cores import usable_cores
 from pipeline.errors import DataError, Interrupted, StageFailed
 from pipeline.workspace import Workspace
 
@@ -135,13 +138,73 @@ def test_the_child_is_gone_when_following_it_fails(run_child):
         time.sleep(0.01)
 
 
-def test_the_child_knows_its_threads_and_imports_this_very_package(run_child, monkeypatch, tmp_path):
-    decoy = tmp_path / "somewhere" / "pipeline"
-    decoy.mkdir(parents=True)
-    (decoy / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
-    monkeypatch.setenv("PYTHONPATH", str(decoy.parent))
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    lines = "import pipeline; say(event='result', value=[pipeline.__file__, os.environ['OMP_NUM_THREADS']])"
-    file, threads = run_child(lines)
-    assert file == os.path.join(os.path.dirname(launch.__file__), "__init__.py")
-    assert threads == "3"
+def test_the_child_gets_a_number_of_threads_that_mxnet_understands_and_a_wrong_one_is_told(run_child, monkeypatch):
+    events = []
+    lines = "say(event='result', value=os.environ['OMP_NUM_THREADS'])"
+    for given, expected in (("3", "3"), ("3,1", "3"), ("many", str(usable_cores()))):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert run_child(lines, on_event=events.append) == expected
+    said = f"OMP_NUM_THREADS is 'many', no number of threads: unset it; {usable_cores()} are taken"
+    assert [event["message"] for event in events] == [said]
+
+
+def test_what_is_meant_for_the_parent_or_another_cluster_does_not_reach_the_child(run_child, monkeypatch):
+    foreign = {"DMLC_ROLE": "server", "DMLC_NUM_WORKER": "7", "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error"}
+    kept = {"DMLC_NODE_HOST": "10.0.0.1", "MXNET_SAFE_ACCUMULATION": "1", "PYTHONPATH": "/somewhere"}
+    for name, value in {**foreign, **kept}.items():
+        monkeypatch.setenv(name, value)
+    seen = run_child("say(event='result', value=dict(os.environ))")
+    assert not set(foreign) & set(seen)
+    assert {name: seen[name] for name in kept} == kept
+    assert [
+        flag
+        for flag in launcher.command_line(["env"], ["python", "start", "x"], *[Path("/x")] * 2)[6:]
+        if flag.startswith("--unset")
+    ] == [f"--unset={name}" for name in launcher.FOREIGN]
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A folder in which this package is installed beside what must not be found there, and a module that tells."""
+    folder = tmp_path / "site" / "pipeline"
+    folder.mkdir(parents=True)
+    for name in ("__init__.py", "start.py"):
+        shutil.copy(Path(launch.__file__).with_name(name), folder)
+    (folder / "tell.py").write_text("import enum, pipeline, beside, sys\nprint(pipeline.__file__, sys.argv[1:])\n")
+    (folder.parent / "enum.py").write_text("raise RuntimeError('an old back-port of the standard library')\n")
+    (folder.parent / "beside.py").write_text("")
+    for other in ("decoy", "cwd"):
+        decoy = tmp_path / other / "pipeline"
+        decoy.mkdir(parents=True)
+        (decoy / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
+    return folder
+
+
+@pytest.mark.pythons
+@pytest.mark.parametrize("safe", [{}, {"PYTHONSAFEPATH": "1"}])
+def test_a_module_starts_one_way_under_every_python_and_finds_what_its_parent_found(package, tmp_path, safe):
+    environment = {"PYTHONPATH": str(tmp_path / "decoy"), **safe}
+    command = [sys.executable, str(package / "start.py"), "pipeline.tell", "a word"]
+    done = run(command, tmp_path / "cwd", environment)
+    assert done.rc == 0, done.text
+    assert done.output == f"{package / '__init__.py'} ['a word']\n"
+
+
+@pytest.mark.pythons
+def test_a_python_with_a_package_of_its_own_does_not_take_that_of_the_folder_it_is_started_in(package, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "pipeline").symlink_to(package)
+    (own / "beside.py").write_text("")
+    command = [sys.executable, "-c", start.CODE, "pipeline.tell"]
+    done = run(command, tmp_path / "cwd", {"PYTHONPATH": str(own)})
+    assert done.rc == 0, done.text
+    assert done.output == f"{own / 'pipeline' / '__init__.py'} []\n"
+
+
+@pytest.mark.pythons
+def test_every_process_of_the_plugin_is_started_that_way():
+    folder = Path(launch.__file__).parent
+    for path in folder.rglob("*.py"):
+        assert '"-m"' not in path.read_text(), f"{path} starts a module without launch.module_command"
+    assert launch.module_command("pipeline.x", "y") == [sys.executable, str(folder / "start.py"), "pipeline.x", "y"]

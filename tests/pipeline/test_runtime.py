@@ -187,3 +187,29 @@ def test_two_devices_train_to_the_same_weights_as_one(prepared):
     for name, value in found["cpu"].items():
         np.testing.assert_allclose(found["cpu:0,1"][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
     assert found["cpu:0,1 loss"] == pytest.approx(found["cpu loss"], rel=1e-4)
+
+
+@pytest.mark.pythons
+def test_mxnet_needs_no_stand_in_for_distutils(tmp_path):
+    program = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "istutils" not in str(finder)]
+from pipeline import runtime
+print(float(runtime.mxnet().nd.ones(3).sum().asscalar()))
+"""
+    environment = clean_environment(SETUPTOOLS_USE_DISTUTILS="stdlib")
+    result = run([sys.executable, "-c", program], tmp_path, environment)
+    assert result.output == "3.0\n", result.text
+
+
+@pytest.mark.parametrize("name", ["MXNET_CPU_WORKER_NTHREADS", "MXNET_CPU_PRIORITY_NTHREADS", "MXNET_OMP_MAX_THREADS"])
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_number_of_threads_with_which_mxnet_hangs_or_aborts_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert refused() == f"{name}: found {value!r}, expected a number of threads, at least 1: unset it"
+
+
+def test_a_python_that_drops_docstrings_is_refused(tmp_path):
+    program = "from pipeline import errors, runtime\ntry: runtime.mxnet()\nexcept errors.DeviceError as e: print(e)"
+    result = run([sys.executable, "-OO", "-c", program], tmp_path, clean_environment())
+    assert "start Python without -OO" in result.output, result.text

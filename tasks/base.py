@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import json
 import multiprocessing
 import os
@@ -59,11 +60,9 @@ class PluginTask(luigi.Task):
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        """Luigi's own; raises `SystemExit` when the `luigi` command has no scheduler to run this task with."""
+        """Luigi's own; lets the `luigi` command do without a scheduler where that is of no use."""
         if cls.without_scheduler:
             scheduler.do_without(cls.get_task_family())
-        else:
-            scheduler.require()
         return super().get_param_values(params, args, kwargs)
 
 
@@ -244,8 +243,9 @@ class StageTask(ChainTask):
             message = messages.get()
             word = str(message.content).strip()
             known = COMMANDS if self.stage == "train" else ("stop",)
+            reply = "ok" if word in known else f"unknown message {word!r}; known: {', '.join(known)}"
             with contextlib.suppress(Exception):  # the scheduler may be gone
-                message.respond("ok" if word in known else f"unknown message {word!r}; known: {', '.join(known)}")
+                message.respond(html.escape(reply, quote=False))  # the dashboard inserts it as HTML
             if word in known:
                 words.append(word)
         return words

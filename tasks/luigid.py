@@ -1,4 +1,5 @@
-"""What the `luigi` command adds when it talks to luigid: commands that were killed, and a luigid that was restarted.
+"""What the `luigi` command adds when it talks to luigid: it trusts it with no more than its own plan, says who is in
+the way, and outlives a luigid that was restarted, forgot it, or is gone.
 
 luigid keeps a killed command's task as running for a minute, and forgets everything when it is killed itself. Both
 would make a command end without doing its work. Acts when it is imported; `--local-scheduler` is left alone.
@@ -6,19 +7,24 @@ would make a command end without doing its work. Acts when it is imported; `--lo
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
 import socket
+import threading
 import time
 from typing import Any
 
+import luigi.scheduler
 from luigi import interface
-from luigi.rpc import RemoteScheduler
+from luigi.rpc import RemoteScheduler, RPCError
+from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_fixed
 
 from pipeline.locks import is_gone
 from pipeline.mirror import all_mirrors
-from tasks.defaults import log, vgg
+from tasks import scheduler
+from tasks.defaults import log, return_code, vgg
 
 #: Seconds between two questions to luigid whether another command has finished its task.
 POLL_SECONDS = 1.0
@@ -26,84 +32,287 @@ POLL_SECONDS = 1.0
 #: Seconds after which luigid must have taken an order again.
 COOLDOWN_SECONDS = 30.0
 
+#: Seconds between two looks whether luigid still knows of what runs here.
+LOOK_SECONDS = 5.0
+
+#: Without an answer to these a command cannot go on.
+_NEEDED = {"add_task", "add_task_batcher", "add_worker", "count_pending", "get_work", "task_search", "worker_list"}
 
 #: Luigi adds the methods when it is imported, so type checkers cannot see them.
 _Client: Any = RemoteScheduler
 
 
 class Scheduler(_Client):
-    """Luigi's client of luigid. `add_task` and `get_work` do a little more; everything else is Luigi's own."""
+    """Luigi's client of luigid, with a few of its methods doing a little more; everything else is Luigi's own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sent: dict[str, dict[str, Any]] = {}
+        #: Whether at the last look others had what this command's next task needs.
+        self.held_up = False
+        self._sent: dict[str, dict[str, Any]] = {}  # what luigid was told of each task, the latest wins
+        self._running: set[str] = set()
+        self._worker: dict[str, Any] = {}
+        self._telling = threading.RLock()  # the heartbeat tells what runs from a thread of its own
+        self._next_look = 0.0
+        self._told: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A message to a task that runs in a process of its own takes a client along, to be answered."""
+        return (Scheduler, (self._url,))
+
+    def add_worker(self, worker: str, info: Any, **kwargs: Any) -> Any:
+        """Tell luigid who works here."""
+        self._worker = {"worker": worker, "info": info, **kwargs}
+        return super().add_worker(**self._worker)
 
     def add_task(self, **task: Any) -> Any:
         """Tell luigid of a task or its new status; before the first time, see to other commands that run it."""
-        if task["task_id"] not in self._sent and task.get("status") == "PENDING":
-            self._see_to_others(task["task_id"], task["worker"])
-        if task.get("status") in ("PENDING", "DONE", "FAILED"):
-            self._sent[task["task_id"]] = task
-        return super().add_task(**task)
+        task_id, status = task["task_id"], task.get("status")
+        if task_id not in self._sent and status == "PENDING":
+            self._see_to_others(task_id, task["worker"])
+        with self._telling:
+            if status in ("PENDING", "DONE", "FAILED", "DISABLED"):
+                known = self._sent.get(task_id, {})
+                # Luigi leaves it out when it reports a failure, and a retry would have no button for messages.
+                task.setdefault("accepts_messages", known.get("accepts_messages", False))
+                self._sent[task_id] = known | task
+                self._running.discard(task_id)
+            return super().add_task(**task)
 
     def get_work(self, **about: Any) -> Any:
-        """Ask luigid for work; when it has none although ours is not done, find out why and ask again."""
-        answer = super().get_work(**about)
-        for mirror in all_mirrors():
-            mirror.doubtful_before = time.monotonic()  # what others finished may be why there is work now
-        nothing = answer.get("task_id") is None and not answer["n_pending_tasks"] and not answer["running_tasks"]
-        unfinished = [task_id for task_id, task in self._sent.items() if task["status"] == "PENDING"]
-        if not nothing or not unfinished:
-            return answer
-        states = {task_id: self._state(task_id) for task_id in unfinished}
+        """Ask luigid for work that was planned here; when it has none although ours is not done, see why."""
+        own = about["worker"]
+        while True:
+            answer = self._planned_work(own, about)
+            self.held_up = False
+            for mirror in all_mirrors():
+                mirror.doubtful_before = time.monotonic()  # what others finished may be why there is work now
+            left = [task_id for task_id, task in self._sent.items() if task["status"] == "PENDING"]
+            if _has_work(answer) or not left or about.get("current_tasks"):
+                return answer
+            if answer["n_pending_tasks"] or answer["running_tasks"]:
+                who = self._in_the_way(left, own)
+                self.held_up = who is not None
+                if who is None:
+                    return answer
+                waits = vgg().overlap == "wait"
+                self._say_once(who + ("; waiting for it" if waits else ""))
+                if not waits:
+                    return answer
+                time.sleep(POLL_SECONDS)
+            elif not self._made_up(left, own):
+                return answer
+
+    def ping(self, **about: Any) -> Any:
+        """Luigi's heartbeat; now and then it looks whether luigid still knows of what runs here."""
+        answer = super().ping(**about)
+        if self._running and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            with self._telling:
+                states = [(self._find(task_id) or {}).get("status") for task_id in self._running]
+                if any(state in (None, "PENDING", "FAILED") for state in states):
+                    log.info("luigid did not know of what runs here: told it again")
+                    self._announce()
+        return answer
+
+    def explain_disabled(self, task_id: str) -> bool:
+        """Say that luigid refuses a task after its failures, until when, and the way out; False when it does not."""
+        found = self._find(task_id) or {}
+        if found.get("status") != "DISABLED" or not found.get("re_enable_able"):
+            return False
+        self._say_once(f"{_family(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
+        return True
+
+    # --- work that luigid hands out -----------------------------------------------------------------------------
+
+    def _planned_work(self, own: str, about: dict[str, Any]) -> Any:
+        """What luigid hands out. Its API has no login: whoever reaches it can name any task, and a task runs code."""
+        while True:
+            answer = super().get_work(**about)
+            if not _has_work(answer):
+                return answer
+            given = answer.get("batch_task_ids") or [answer["task_id"]]
+            if all(task_id in self._sent for task_id in given) and self._is_planned_batch(answer, given):
+                with self._telling:
+                    for task_id in given:
+                        self._sent[task_id] = self._sent[task_id] | {"status": "PENDING"}
+                    self._running.update(given)
+                return answer
+            self._refuse(given, own)
+
+    def _is_planned_batch(self, answer: dict[str, Any], given: list[str]) -> bool:
+        """Of a batch, luigid's own words say what is run."""
+        if answer.get("task_id") is not None:
+            return True
+        tasks = [self._sent[task_id] for task_id in given]
+        same = all(
+            (task["family"], task["module"]) == (answer["task_family"], answer.get("task_module")) for task in tasks
+        )
+        ours = [task["params"] for task in tasks]
+        return same and all(
+            value == [params.get(name) for params in ours] or all(value == params.get(name) for params in ours)
+            for name, value in answer["task_params"].items()
+        )
+
+    def _refuse(self, given: list[str], own: str) -> None:
+        names = ", ".join(re.sub(r"[^ -~]", "?", str(task_id))[:100] for task_id in given)
+        what = f"{names}: refused, luigid hands it out but this command did not plan it"
+        self._say_once(f"{what}; who can reach luigid's port? Let it listen on 127.0.0.1 (luigid --address)")
+        for task_id in given:
+            for status in ("FAILED", "DISABLED"):  # the second one keeps luigid from handing it out again
+                super().add_task(
+                    worker=own, task_id=task_id, status=status, runnable=False, expl=json.dumps("refused: not planned")
+                )
+
+    # --- no work although there is something to do ----------------------------------------------------------------
+
+    def _in_the_way(self, left: list[str], own: str) -> str | None:
+        """Who runs one of this command's next tasks, or has a resource that it needs."""
+        ready = [
+            task_id
+            for task_id in left
+            if all(self._sent.get(dep, {}).get("status") == "DONE" for dep in self._sent[task_id].get("deps") or ())
+        ]
+        for worker in self.worker_list():
+            if worker["name"] == own:
+                continue
+            for running, task in (worker.get("running") or {}).items():
+                held = task.get("resources_running") or task.get("resources") or {}
+                for task_id in ready:
+                    shared = sorted(set(held) & set(self._sent[task_id].get("resources") or ()))
+                    if running == task_id:
+                        return f"{_family(task_id)}: being run by {_who(worker)}, says luigid"
+                    if shared:
+                        return f"{_family(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
+        return None
+
+    def _made_up(self, left: list[str], own: str) -> bool:
+        """Make up for what luigid forgot or has just seen done; False when asking again is of no use."""
+        found = {task_id: self._find(task_id) for task_id in left}
+        states = {task_id: (task or {}).get("status") for task_id, task in found.items()}
+        done = [task_id for task_id, state in states.items() if state == "DONE"]
         if None in states.values():
             log.info("luigid was restarted: telling it again what is left to do")
-            for task in self._sent.values():
-                if task["status"] != "FAILED":
-                    super().add_task(**task)
-        elif "DONE" in states.values():
-            self._wait_for_cooldown([task_id for task_id, state in states.items() if state == "DONE"])
+            self._announce()
+        elif any(
+            state == "PENDING" and own not in (found[task_id] or {})["workers"] for task_id, state in states.items()
+        ):
+            log.info("luigid took this command for dead: telling it again what is left to do")
+            self._announce()
+        elif done:
+            self._wait_for_cooldown(done)
         else:
-            return answer
-        return super().get_work(**about)
+            for task_id in left:
+                self.explain_disabled(task_id)
+            return False
+        return True
+
+    def _announce(self) -> None:
+        """Tell luigid again who works here, what runs and what is left to do."""
+        with self._telling:
+            if self._worker:
+                super().add_worker(**self._worker)
+            for task_id, task in self._sent.items():
+                if task["status"] not in ("FAILED", "DISABLED"):
+                    super().add_task(**task | ({"status": "RUNNING"} if task_id in self._running else {}))
 
     def _wait_for_cooldown(self, task_ids: list[str]) -> None:
         """For 10 s (stable_done_cooldown_secs) luigid takes no new order for a task that it has just seen done."""
         log.info("luigid has just seen it done by another command: looking again in a few seconds")
         until = time.monotonic() + COOLDOWN_SECONDS
-        while time.monotonic() < until and any(self._state(task_id) == "DONE" for task_id in task_ids):
+        while time.monotonic() < until and any(self._is_done(task_id) for task_id in task_ids):
             time.sleep(POLL_SECONDS)
             for task_id in task_ids:
                 super().add_task(**self._sent[task_id])
 
-    def _state(self, task_id: str) -> str | None:
-        """What luigid thinks of a task (`PENDING`, `DONE`, …), or None when it does not know it."""
+    def _is_done(self, task_id: str) -> bool:
+        return (self._find(task_id) or {}).get("status") == "DONE"
+
+    def _find(self, task_id: str) -> dict[str, Any] | None:
+        """What luigid has of a task (`status`, `workers`, …), or None when it does not know it."""
         found = self.task_search(task_str=task_id)
-        return next((state for state, tasks in found.items() if task_id in tasks), None)
+        return next((tasks[task_id] for tasks in found.values() if task_id in tasks), None)
 
     def _see_to_others(self, task_id: str, own: str) -> None:
         """Report a killed command's task as failed; wait for a living command, or say who it is."""
         told = False
-        while other := self._running(task_id, own):
-            name, host, pid = other["name"], other.get("host"), other.get("pid")
-            what = re.sub(r"__.*", "", task_id)
+        while other := self._runner(task_id, own):
             # A container's next command can have the very process number of the one before.
-            if host == socket.gethostname() and (pid == os.getpid() or is_gone(pid)):
-                log.info("%s: luigid still had it as running in process %s, which is gone", what, pid)
-                lost = json.dumps(f"process {pid} on {host} is gone")
-                super().add_task(worker=name, task_id=task_id, status="FAILED", expl=lost)
+            if other.get("host") == socket.gethostname() and (
+                other.get("pid") == os.getpid() or is_gone(other.get("pid"))
+            ):
+                log.info("%s: luigid still had it as running in %s, which is gone", _family(task_id), _who(other))
+                lost = json.dumps(f"{_who(other)} is gone")
+                super().add_task(worker=other["name"], task_id=task_id, status="FAILED", expl=lost)
                 return
             if not told:
-                log.info("%s: being run by process %s on %s, says luigid%s", what, pid, host, _advice())
+                log.info("%s: being run by %s, says luigid%s", _family(task_id), _who(other), _advice())
                 told = True
             if vgg().overlap != "wait":
                 return
             time.sleep(POLL_SECONDS)
 
-    def _running(self, task_id: str, own: str) -> dict[str, Any] | None:
+    def _runner(self, task_id: str, own: str) -> dict[str, Any] | None:
         """The command that luigid has as running the task, if it is another one."""
         workers = self.worker_list()
         return next((w for w in workers if w["name"] != own and task_id in w.get("running", ())), None)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            log.info("%s", line)
+
+    # --- a luigid that does not answer ----------------------------------------------------------------------------
+
+    def _request(self, url: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._request(url, *args, **kwargs)
+        except (RPCError, OSError, ValueError, KeyError) as error:
+            if threading.current_thread() is not threading.main_thread() or url.rpartition("/")[2] not in _NEEDED:
+                raise
+            why = scheduler.reason(error.sub_exception if isinstance(error, RPCError) else error)
+            log.error(
+                "%s no longer answers as luigid does (%s): what is done stays, and the same command goes on from there "
+                "once it is back",
+                scheduler.shown(self._url),
+                why,
+            )
+            raise SystemExit(return_code("scheduling_error")) from None
+
+    def _get_retryer(self) -> Retrying:
+        """Repeat a question as `[core] rpc_retry_*` says, and say so once. Threads ask again by themselves."""
+        if threading.current_thread() is not threading.main_thread():
+            return Retrying(stop=stop_after_attempt(1), reraise=True)
+        attempts, seconds = self._rpc_retry_attempts, self._rpc_retry_wait
+
+        def tell(state: RetryCallState) -> None:
+            if state.attempt_number == 1 < attempts:
+                again = f"asking again every {seconds} s, {attempts - 1} times"
+                log.info("%s does not answer: %s", scheduler.shown(self._url), again)
+
+        return Retrying(wait=wait_fixed(seconds), stop=stop_after_attempt(attempts), reraise=True, after=tell)
+
+
+def disabled(task: dict[str, Any]) -> str:
+    """In words: luigid's refusal of a task (as it serialises one), until when, and the way out."""
+    seconds = luigi.scheduler.scheduler().disable_persist
+    until = datetime.datetime.fromtimestamp(task["last_updated"] + seconds, datetime.timezone.utc)
+    return (
+        f"luigid does not let it run after too many failures, until {until:%Y-%m-%dT%H:%M:%SZ} ([scheduler] "
+        "disable_persist); once repaired, press Re-enable beside it on luigid's page"
+    )
+
+
+def _has_work(answer: dict[str, Any]) -> bool:
+    return answer.get("task_id") is not None or "batch_id" in answer
+
+
+def _family(task_id: str) -> str:
+    return re.sub(r"__.*", "", task_id)
+
+
+def _who(worker: dict[str, Any]) -> str:
+    return f"process {worker.get('pid')} on {worker.get('host')}"
 
 
 def _advice() -> str:
@@ -113,7 +322,9 @@ def _advice() -> str:
 
 
 def _create_remote_scheduler(self: object, url: str) -> Scheduler:
-    return Scheduler(url)
+    client = Scheduler(url)
+    scheduler.require(client)
+    return client
 
 
 # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.

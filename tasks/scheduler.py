@@ -1,42 +1,60 @@
-"""Is the scheduler there? Asked once, when the `luigi` command makes its task.
+"""Is the scheduler there, and is it luigid? Asked once, when the `luigi` command is about to use it.
 
-Luigi itself asks three times, 30 seconds apart, and then shows a traceback. Only the command line is looked after: a
-program that uses the tasks through `luigi.build` chose its scheduler itself.
+Luigi itself asks three times, 30 seconds apart, and then shows a traceback.
 """
 
 from __future__ import annotations
 
-import socket
+import json
 import urllib.parse
-import urllib.request
+from typing import TYPE_CHECKING, Any
 
+import requests.exceptions
+import requests.utils
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.interface import core
 
 from tasks.defaults import log, return_code
 
-#: Seconds that a scheduler has to accept a connection.
-PATIENCE = 5.0
+if TYPE_CHECKING:
+    from luigi.rpc import RemoteScheduler
 
-_answered = False
+#: Seconds that a scheduler has to accept a connection, and to answer.
+PATIENCE = (5.0, 20.0)
+
 _local: bool | None = None
 
 
-def require() -> None:
-    """End the command with one line when it has a scheduler that does not answer.
-
-    Raises `SystemExit`. Another error would not do where Luigi is already asking a task that is not this plugin's, such
-    as RangeDaily: it would only be sent to the scheduler that is missing.
-    """
-    global _answered
-    if _answered or _local is not None or CmdlineParser.get_instance() is None:  # or it does without
-        return
-    url = address()
-    if url is not None and not _answers(url):
-        log.error("no luigid answers at %s: start one with luigid, or add --local-scheduler", shown(url))
+def require(client: RemoteScheduler) -> None:
+    """End the command with one line when no luigid answers."""
+    wrong = problem(client)
+    if wrong:
+        log.error("%s", wrong)
         raise SystemExit(return_code("scheduling_error"))
-    _answered = True
+
+
+def problem(client: RemoteScheduler, patience: tuple[float, float] = PATIENCE) -> str | None:
+    """Why this client cannot talk to a luigid, in one line; None when it can."""
+    url = client._url
+    try:
+        page = client._fetcher.fetch(f"{url}/api/is_pause_enabled", {"data": "{}"}, patience)
+        json.loads(page)["response"]["enabled"]
+    except requests.exceptions.InvalidSchema as error:
+        if "SOCKS" in str(error):
+            return f"{_proxy(url)} is a SOCKS proxy: pip install 'requests[socks]', or add the host to NO_PROXY"
+        return f"the scheduler's address is {shown(url)}, expected one as http://localhost:8082"
+    except requests.exceptions.ProxyError:
+        return f"{_proxy(url)} does not let through to {shown(url)}: correct it, or add the host to NO_PROXY"
+    except (requests.exceptions.SSLError, requests.exceptions.HTTPError, ValueError, LookupError, TypeError) as error:
+        through = f", through {_proxy(url)}" if _proxies(url) else ""
+        advice = "correct --scheduler-url or [core] in luigi.cfg, or add --local-scheduler"
+        return f"what answers at {shown(url)} is no luigid ({reason(error)}{through}): {advice}"
+    except requests.exceptions.RequestException:
+        return f"no luigid answers at {shown(url)}: start one with luigid, or add --local-scheduler"
+    except OSError as error:  # a file that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names
+        return f"{shown(url)} cannot be asked: {reason(error)}; see REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
+    return None
 
 
 def do_without(family: str) -> None:
@@ -62,24 +80,37 @@ def shown(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
+def page(url: str) -> str:
+    """Where luigid shows its tasks."""
+    return f"{shown(url)}/static/visualiser/index.html"
+
+
+def reason(error: BaseException | None) -> str:
+    """Why a question to luigid failed, in a few words without the address, which can hold a password."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code} {response.reason or ''}".rstrip()
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the secure connection failed: certificate?"
+    if isinstance(error, requests.exceptions.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return "no connection"
+    if isinstance(error, (ValueError, LookupError, TypeError)):
+        return "the answer is not luigid's"
+    return str(error) or type(error).__name__
+
+
+def _proxies(url: str) -> dict[str, Any]:
+    return requests.utils.get_environ_proxies(url)
+
+
+def _proxy(url: str) -> str:
+    proxies = _proxies(url)
+    found = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all") or "nothing"
+    return f"the proxy {shown(found)}"
+
+
 def _is_root_task(family: str) -> bool:
     parser = CmdlineParser.get_instance()
     return parser is not None and parser.known_args.root_task == family
-
-
-def _answers(url: str) -> bool:
-    """True when something accepts connections at `url`, or when that cannot be found out from here."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or _behind_proxy(parts.scheme, parts.hostname):
-        return True
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    try:
-        socket.create_connection((parts.hostname, port), timeout=PATIENCE).close()
-    except OSError:
-        return False
-    return True
-
-
-def _behind_proxy(scheme: str, host: str) -> bool:
-    proxies = urllib.request.getproxies()
-    return (scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 from pipeline import generations
@@ -19,7 +20,8 @@ class DownloadCifar(StageTask):
 
     def process_resources(self) -> dict[str, int]:
         """Tasks of several configurations that share a data set take turns; the first one makes it for all."""
-        return {f"data set {self.chain.workspace.source_pointer(self.chain.config.data)}": 1}
+        name = f"data set {self.chain.workspace.source_pointer(self.chain.config.data)}"
+        return {html.escape(name, quote=False): 1}  # the dashboard inserts it as HTML
 
 
 class TrainVGG(StageTask):

@@ -142,6 +142,49 @@ def _look_at_the_dashboard(chromium: Any, central: Luigid, task: dict[str, Any],
         page.screenshot(folder / "dashboard.png")
 
 
+def test_nothing_that_we_tell_luigid_is_live_in_its_page(
+    prepared: SmallChain, central: Luigid, chromium: Any, tmp_path: Path
+) -> None:
+    """A path can be chosen by somebody else, and holds what a path may hold; so can a message."""
+    bad = "<img src=x onerror=window.live=1>"
+    prepared.workspace = tmp_path / bad
+    prepared.configure(training__epochs=100_000)
+    with _started(prepared, "Report", central, "--generation", "w1") as end:
+        download = wait_for(lambda: central.running("TrainVGG") and central.api("task_list", status=""), "the training")
+        task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
+        wait_for(lambda: bad in central.message(task["task_id"]), "its message")
+        (resource,) = [name for item in download.values() for name in item["resources"] or () if "data set" in name]
+        about = {"worker": "w", "resources": {resource: 1}, "family": "DownloadCifar", "params": {"workspace": bad}}
+        central.api("add_task", task_id="download", **about)
+        central.api("get_work", worker="w")
+        central.api("update_resource", resource=resource, amount=1)
+        given = {"worker": task["worker"], "task": task["task_id"], "content": bad}
+        number = central.api("send_scheduler_message", **given)["message_id"]
+        told = {"task_id": task["task_id"], "message_id": number}
+        answer = wait_for(lambda: central.api("get_scheduler_message_response", **told)["response"], "an answer")
+        with chromium.page() as page:
+            for tab, shows in (("tasks", bad), ("workers", bad), ("resources", "1/1"), ("graph", "TrainVGG")):
+                page.send("Page.navigate", url="about:blank")
+                url = f"{central.url}/static/visualiser/index.html#tab={tab}&taskId={task['task_id']}"
+                page.send("Page.navigate", url=url)
+                _shows(page, shows, "body")
+                if tab == "workers":
+                    page.evaluate("document.querySelector('#workerList .statusMessage').click()")
+                    _shows(page, bad, "#statusMessageModal pre")
+                    page.evaluate(f"$('<div>').appendTo('body').html({json.dumps(answer)})")  # as it does with one
+                assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0, tab
+                assert page.evaluate("window.live") is None, tab
+        central.tell(task, "stop")
+        code, output = end()
+    assert code == 30, output
+
+
+def _shows(page: Any, text: str, place: str) -> None:
+    """Wait until a text can be read in a place of the page."""
+    shown = f"(document.querySelector({json.dumps(place)}) || {{}}).innerText || ''"
+    wait_for(lambda: text in page.evaluate(shown), f"{text} in {place}")
+
+
 def test_stop_after_epoch_ends_at_the_end_of_an_epoch(prepared: SmallChain, central: Luigid) -> None:
     _endless(prepared)
     with _started(prepared, "TrainVGG", central) as end:

@@ -111,6 +111,14 @@ def _command_of(unit: str) -> list[str]:
     return shlex.split(line[1].replace(INSTALLED, str(BIN)))
 
 
+def test_whoever_starts_luigid_as_shown_keeps_it_on_loopback() -> None:
+    """Its API has no login, and what it hands out is run."""
+    shown = [CHECKOUT / "README.md", *UNITS.iterdir(), CONFIG / "crontab", CONFIG / "luigi.cfg"]
+    lines = [line for file in shown for line in file.read_text().splitlines() if re.search(r"\bluigid --", line)]
+    assert len(lines) >= 2
+    assert all("--address 127.0.0.1" in line for line in lines), lines
+
+
 def test_the_services_commands_run(prepared: SmallChain, tmp_path: Path) -> None:
     """Started by hand as systemd would, with this test's configuration and luigid in the places of the real ones."""
     command = _command_of("vgg-retrain.service")

@@ -42,6 +42,10 @@ _Positive = Annotated[float, Meta(gt=0)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
+#: What people are told that the sample drawn by code is.
+SAMPLE_LABEL = "bundled sample, not CIFAR-10"
+
+
 class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the images come from. Without `source`, `cifar10` means the official archive."""
 

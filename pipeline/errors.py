@@ -5,9 +5,17 @@ Every message names the file or key, what was found there, and what to do about 
 
 from __future__ import annotations
 
+from pipeline.text import printable
+
 
 class PipelineError(Exception):
-    """Base of every expected failure. Shown to the user as one line, without a traceback."""
+    """Base of every expected failure. Shown to the user as one line, without a traceback.
+
+    What a message quotes (a name, a library's words) may hold anything; none of it reaches a terminal as a command.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class ConfigError(PipelineError):

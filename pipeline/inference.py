@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import views
+from pipeline import onnx_file, views
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 
 BATCH_SIZE = 250
 
-#: onnxruntime's severities: 2 prints warnings and errors, 3 errors only.
-WARNINGS, ERRORS = 2, 3
+#: Pixels that a side of a model's images has at most.
+MOST_PIXELS = 1024
+
+#: onnxruntime's severities: 2 prints warnings and errors, 4 nothing that its exceptions do not say too. What it prints
+#: goes past Python to the terminal, with whatever names are in the file.
+WARNINGS, SILENT = 2, 4
 
 
 @dataclass(frozen=True)
@@ -55,39 +59,56 @@ class Model:
 
     def _run(self, name: str, batch: np.ndarray) -> np.ndarray:
         try:
-            logits: np.ndarray = self.session.run(["logits"], {name: batch})[0]
+            logits = self.session.run(["logits"], {name: batch})[0]
         except Exception as error:  # onnxruntime's errors have no common base of their own
             raise PipelineError(f"{self.path}: cannot be run on these images ({_first_line(error)})") from error
+        if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
+            found = getattr(logits, "dtype", type(logits).__name__)
+            raise PipelineError(f"{self.path}: gives logits of type {found}, expected float32; export it again")
         if logits.shape != (len(batch), len(self.classes)):
             raise PipelineError(
                 f"{self.path}: gives logits of shape {logits.shape} for {len(batch)} images and "
                 f"{len(self.classes)} class names; it is not as this pipeline exported it"
             )
+        if not np.isfinite(logits).all():
+            raise PipelineError(f"{self.path}: gives logits that are no finite numbers; train and export it again")
         return logits
 
 
-def open_model(path: Path, severity: int = ERRORS) -> Model:
+def open_model(path: Path, severity: int = SILENT) -> Model:
     """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
 
     Raises `PipelineError` when onnxruntime is missing, or the file is missing, damaged or of other origin.
     """
     session = _session(path, severity)
-    metadata = dict(session.get_modelmeta().custom_metadata_map)
-    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
     try:
-        classes = [str(name) for name in json.loads(metadata["classes"])]
+        metadata = dict(session.get_modelmeta().custom_metadata_map)
+        inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+        classes = _classes(metadata["classes"])
         _, channels, height, width = inputs[0].shape
         if len(inputs) != 1 or channels != 3 or "logits" not in outputs:
-            raise ValueError(f"inputs {[item.name for item in inputs]}, outputs {outputs}")
+            raise ValueError(f"inputs {[item.name for item in inputs]}, outputs {outputs}"[:300])
+        if not 0 < min(int(height), int(width)) <= max(int(height), int(width)) <= MOST_PIXELS:
+            raise ValueError(f"images of {height} x {width} pixels")
         count = int(metadata.get("views", "1"))
         if count not in views.WEIGHTS:
             raise ValueError(f"views {count}")
         return Model(path, session, classes, (int(height), int(width)), metadata, count)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise PipelineError(
             f"{path}: an ONNX model, but not one that this pipeline exported ({error}); "
             "expected one NCHW input of RGB images, the output `logits` and the metadata `classes`"
         ) from None
+
+
+def _classes(text: str) -> list[str]:
+    """The class names in the metadata; raises `ValueError` for what is none, and for one that comes twice."""
+    names = json.loads(text)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes: expected a list of names")
+    if len(set(names)) < len(names):
+        raise ValueError("classes: a name comes twice")
+    return names
 
 
 def output_names(classes: list[str], outputs: int) -> list[str]:
@@ -110,6 +131,7 @@ def _session(path: Path, severity: int) -> Any:
     ort = onnxruntime()
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; give the path of an .onnx file or of a run's folder")
+    onnx_file.check(path)
     options = ort.SessionOptions()
     # By default onnxruntime takes a thread for each core of the machine and pins it, container or not.
     options.intra_op_num_threads = usable_cores()
@@ -122,4 +144,4 @@ def _session(path: Path, severity: int) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,7 +1,7 @@
 """Prediction: image files in, classes and probabilities out. `vgg-predict --model RUN image.png …`.
 
-Reads an exported model (`.onnx`) and image files of any size and mode; leaves nothing behind. Needs neither MXNet nor
-the data set.
+Reads an exported model (`.onnx`) and image files of any size; leaves nothing behind. Needs neither MXNet nor the data
+set.
 """
 
 from __future__ import annotations
@@ -9,25 +9,39 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import resource
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import current, inference, manifest
+from pipeline import current, image_files, inference, manifest, settings
+from pipeline.config import SAMPLE_LABEL
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.evaluation import softmax
 from pipeline.files import sha256_file
+from pipeline.image_files import Picture, Unreadable
 from pipeline.mirror import default_cache, mirror_at, mirror_of
 from pipeline.store import check_url, is_url
+from pipeline.text import printable
 from pipeline.workspace import Run, Workspace, workspace_of
 
 DEFAULT_MODEL = "artifacts"
+
+#: Bytes that the command takes at most, besides 8 times the model's file and each core's share: a file that declares
+#: what it does not hold ends in one line, not in a machine without memory.
+MOST_MEMORY, CORE_MEMORY = 4 << 30, 64 << 20
+
+#: A run or a pointer to the current one within the address of a store; what is before it is the workspace.
+_WITHIN = re.compile(
+    r"(.+)/(runs/[^/]+-[0-9a-f]{8}/[^/]+-[0-9a-f]{8}(?:@[^/]+)?|current/[^/]+/[^/]+\.json)(?:/export(?:/model\.onnx)?)?"
+)
 
 
 @dataclass(frozen=True)
@@ -47,52 +61,16 @@ class Prediction:
         return next(iter(self.probabilities))
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A file that is no image, and why."""
-
-    file: Path
-    why: str
-
-
 def classify(model: inference.Model, files: Sequence[Path]) -> list[Prediction | Unreadable]:
     """Classify image files, in their order. A file that cannot be read is answered with `Unreadable`."""
-    with ThreadPoolExecutor(usable_cores()) as threads:  # decoding releases the interpreter lock
-        images = list(threads.map(lambda file: _read(file, model.size), files))
-    pixels = [image.pixels for image in images if isinstance(image, _Image)]
+    images = image_files.read_all(files, model.size)
+    pixels = [image.pixels for image in images if isinstance(image, Picture)]
     empty = np.zeros((0, 3, *model.size), np.uint8)
     probabilities = iter(softmax(model.logits(np.stack(pixels) if pixels else empty)))
     return [
-        _prediction(file, image, next(probabilities), model.classes) if isinstance(image, _Image) else image
+        _prediction(file, image, next(probabilities), model.classes) if isinstance(image, Picture) else image
         for file, image in zip(files, images, strict=True)
     ]
-
-
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """The files named in `paths`, and the image files below every folder among them.
-
-    In a folder, what is hidden or does not end like an image is passed over. Raises `PipelineError` for a path that
-    does not exist and for a folder without images.
-    """
-    pil = _pillow()
-    pil.init()
-    endings = set(pil.registered_extensions())
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in endings and not file.name.startswith(".") and file.is_file()
-            )
-            if not inside:
-                raise PipelineError(f"{path}: no image files in this folder; give a folder with images, or the files")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise PipelineError(f"{path}: no such file or folder")
-    return found
 
 
 def resolve_model(path: Path) -> Path:
@@ -127,12 +105,20 @@ def resolve_model(path: Path) -> Path:
 
 
 def in_store(url: str) -> Path:
-    """The path here that mirrors a workspace in a store, or a run in it; what it takes to choose is fetched."""
-    root, runs, run = check_url(url).partition("/runs/")
-    mirror = mirror_at(root, default_cache())
-    if runs:
-        path = mirror.root / "runs" / run
-        mirror.know_folders([path, path / "export"])
+    """The path here that mirrors a workspace in a store, or a run or pointer in it; what it takes to choose is fetched.
+
+    A workspace may itself be below a folder `runs`: a run is known by the form of its name.
+    """
+    address = check_url(url)
+    within = _WITHIN.fullmatch(address)
+    root, place = within.groups() if within else (address, "")
+    said = settings.read()
+    cache = Path(said["cache"]) if said.get("cache") else default_cache()
+    patience = settings.seconds(said, "patience_seconds", 60.0)
+    mirror = mirror_at(root, cache, patience, settings.seconds(said, "stale_seconds", 90.0))
+    if place:
+        path = mirror.root / place
+        mirror.know_folders([path.parent] if path.suffix == ".json" else [path, path / "export"])
         return path
     mirror.root.mkdir(parents=True, exist_ok=True)
     if not mirror.know_currents():
@@ -143,26 +129,45 @@ def in_store(url: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status: 0, or 1 when anything could not be read."""
     options = _parser().parse_args(arguments)
+    path = Path(options.model)
     try:
         path = resolve_model(in_store(options.model) if is_url(options.model) else Path(options.model))
-        if options.model != str(path):
-            print(f"vgg-predict: model {path}", file=sys.stderr)
+        if arguments is None:  # not in a program that calls this function
+            _limit_memory(path)
         model = inference.open_model(path)
-        results = classify(model, find_images(options.paths))
+        _introduce(path, model, options.model)
+        # What Pillow warns of, the limit on pixels decides.
+        warnings.filterwarnings("ignore", category=image_files.bomb_warning())
+        files, passed_over = image_files.find(options.paths)
+        results = classify(model, files)
+    except MemoryError:
+        print(f"vgg-predict: {_shown(path)}: takes more memory than is allowed here", file=sys.stderr)
+        return 1
     except (PipelineError, OSError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(f"vgg-predict: {why}", file=sys.stderr)
+        print(f"vgg-predict: {printable(str(why))}", file=sys.stderr)
         return 1
     predictions = [result for result in results if isinstance(result, Prediction)]
     unreadable = [result for result in results if isinstance(result, Unreadable)]
+    shown = _json(path, model, predictions, unreadable, passed_over) if options.json else _table(predictions)
     try:
-        print(_json(path, model, predictions, unreadable) if options.json else _table(predictions), flush=True)
+        print(shown, flush=True)
     except BrokenPipeError:  # the reader has seen enough (`vgg-predict … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _warn_resized(predictions, model.size)
+    if passed_over:
+        print(f"vgg-predict: {image_files.passed_over(passed_over)}", file=sys.stderr)
     for result in unreadable:
         print(f"vgg-predict: {_shown(result.file)}: {result.why}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _limit_memory(model: Path) -> None:
+    """Let this process fail to get more memory than it can need, threads' stacks included."""
+    most = MOST_MEMORY + 8 * model.stat().st_size + CORE_MEMORY * usable_cores()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    allowed = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -185,10 +190,13 @@ def _current(workspace: Workspace) -> Path:
     """The exported model of the one run that is current in a workspace."""
     pointers = workspace.currents()
     if not pointers:
-        raise PipelineError(f"{workspace.root}: no model was promoted yet: run the Retrain task, or give --model a run")
+        raise PipelineError(
+            f"{_address(workspace.root)}: no model was promoted yet: run the Retrain task, or give --model a run"
+        )
     if len(pointers) > 1:
-        choice = ", ".join(str(pointer) for pointer in pointers)
-        raise PipelineError(f"{workspace.root}: several models are current; choose with --model: {choice}")
+        choice = ", ".join(map(_address, pointers))
+        where = _address(workspace.root)
+        raise PipelineError(f"{where}: several models are current; choose with --model: {choice}")
     return _promoted(pointers[0])
 
 
@@ -219,64 +227,16 @@ def _newest_export(workspace: Workspace) -> Path | None:
     return max(found)[1] if found else None
 
 
-# --- images -------------------------------------------------------------------------------------------------------
+def _address(path: Path) -> str:
+    """A path as people find it: in a store, its address there."""
+    mirror = mirror_of(path) or mirror_of(path / "x")
+    return mirror.shown(path) if mirror else str(path)
 
 
-@dataclass(frozen=True)
-class _Image:
-    pixels: np.ndarray
-    size: tuple[int, int]
+# --- output -------------------------------------------------------------------------------------------------------
 
 
-def _read(file: Path, size: tuple[int, int]) -> _Image | Unreadable:
-    """The image as (3, H, W) uint8 RGB of the model's size (height, width).
-
-    Another size is scaled until the shorter side fits, and the middle is cut out: nothing is squashed.
-    """
-    pil = _pillow()
-    from PIL import ImageOps
-
-    height, width = size
-    try:
-        with pil.open(file) as opened:
-            original = opened.size
-            opened.draft("RGB", (4 * width, 4 * height))  # lets JPEG skip detail that scaling would throw away
-            upright = ImageOps.exif_transpose(opened)
-            image = _rgb(pil, upright)
-            if image.size != (width, height):
-                image = ImageOps.fit(
-                    image, (width, height), pil.Resampling.BOX if max(original) < 64 else pil.Resampling.LANCZOS
-                )
-    except FileNotFoundError:
-        return Unreadable(file, "no such file")
-    except pil.UnidentifiedImageError:
-        return Unreadable(file, "not an image, or of a kind that cannot be read here")
-    except Exception as error:  # each decoder of Pillow has errors of its own for damaged files
-        return Unreadable(file, f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}")
-    return _Image(np.asarray(image).transpose(2, 0, 1), original)
-
-
-def _rgb(pil: Any, image: Any) -> Any:
-    """Any mode as 8-bit RGB; what is transparent becomes white, 16 bits become 8."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        deepest = 65535 if image.mode.startswith("I") and values.max(initial=0) > 255 else 255
-        image = pil.fromarray((values.clip(0, deepest) * (255 / deepest)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise PipelineError(f"Pillow cannot be imported ({error}): pip install pillow") from error
-    return Image
-
-
-def _prediction(file: Path, image: _Image, probabilities: np.ndarray, classes: list[str]) -> Prediction:
+def _prediction(file: Path, image: Picture, probabilities: np.ndarray, classes: list[str]) -> Prediction:
     order = np.argsort(-probabilities, kind="stable")
     height, width = image.pixels.shape[1:]
     return Prediction(
@@ -284,9 +244,6 @@ def _prediction(file: Path, image: _Image, probabilities: np.ndarray, classes: l
         {classes[int(index)]: float(probabilities[index]) for index in order},
         None if image.size == (width, height) else image.size,
     )
-
-
-# --- output -------------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -308,7 +265,7 @@ def _table(predictions: Sequence[Prediction]) -> str:
     for prediction in predictions:
         (label, probability), *others = prediction.probabilities.items()
         runner_up = f"{others[0][0]} {others[0][1]:.1%}" if others else ""
-        rows.append((_shown(prediction.file), label, f"{probability:.1%}", runner_up))
+        rows.append((_shown(prediction.file), printable(label), f"{probability:.1%}", printable(runner_up)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{file:<{widths[0]}}  {label:<{widths[1]}}  {probability:>{widths[2]}}  {runner_up}".rstrip()
@@ -317,9 +274,14 @@ def _table(predictions: Sequence[Prediction]) -> str:
 
 
 def _json(
-    path: Path, model: inference.Model, predictions: Sequence[Prediction], unreadable: Sequence[Unreadable]
+    path: Path,
+    model: inference.Model,
+    predictions: Sequence[Prediction],
+    unreadable: Sequence[Unreadable],
+    passed_over: Sequence[Path],
 ) -> str:
     value = {
+        "trained_on": model.metadata.get("trained_on"),
         "model": str(path),
         "classes": model.classes,
         "views": model.views,
@@ -334,8 +296,9 @@ def _json(
             for prediction in predictions
         ],
         "unreadable": [{"file": str(result.file), "why": result.why} for result in unreadable],
+        "passed_over": [str(file) for file in passed_over],
     }
-    return json.dumps(value, indent=2)
+    return json.dumps(value, indent=2, allow_nan=False)
 
 
 def _warn_resized(predictions: Sequence[Prediction], size: tuple[int, int]) -> None:
@@ -348,9 +311,21 @@ def _warn_resized(predictions: Sequence[Prediction], size: tuple[int, int]) -> N
         print(f"vgg-predict: warning: resized to {size[1]}x{size[0]} pixels: {shown}{more}", file=sys.stderr)
 
 
+def _introduce(path: Path, model: inference.Model, named: str) -> None:
+    """Say first what a model of the bundled sample can know, then which model it is where that was left open."""
+    if model.metadata.get("trained_on") == SAMPLE_LABEL:
+        print(
+            f"vgg-predict: this model was trained on drawn shapes ({SAMPLE_LABEL}): it calls any photograph one of "
+            f"{printable(', '.join(model.classes))}",
+            file=sys.stderr,
+        )
+    if named != str(path):
+        print(f"vgg-predict: model {printable(_address(path))}", file=sys.stderr)
+
+
 def _shown(file: Path) -> str:
     """A file name as it may be printed: a name can hold line breaks and terminal codes."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(file))
+    return printable(str(file))
 
 
 if __name__ == "__main__":

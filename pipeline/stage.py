@@ -27,6 +27,7 @@ from pipeline import config as configuration
 from pipeline.chain import Chain
 from pipeline.errors import Interrupted, PipelineError, from_os_error
 from pipeline.manifest import now
+from pipeline.text import printable
 from pipeline.workspace import Workspace
 
 #: Seconds that a stage has to stop by itself after it was asked to, before its process ends hard.
@@ -78,7 +79,7 @@ class Reporter:
     def write(self, message: str) -> None:
         """One line into the log alone, with the time in UTC."""
         with contextlib.suppress(OSError, ValueError):  # a full disk must not turn into another error
-            print(f"{now()} {message}", file=self.log, flush=True)
+            print(f"{now()} {printable(message)}", file=self.log, flush=True)
 
     def send(self, event: str, **values: Any) -> None:
         """Any other event, for example `result`."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.chain import Chain, shown_source
-from pipeline.config import OFFICIAL_SHA256, Config
+from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Config
 from pipeline.dataset import archive, download, sample
 from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
 from pipeline.dataset.messages import ADVICE, Progress, Refused, Reporter
@@ -40,7 +40,7 @@ class Fetched:
     def label(self, name: str) -> str:
         """What people are told that this is."""
         if self.sample:
-            return "bundled sample, not CIFAR-10"
+            return SAMPLE_LABEL
         return "CIFAR-10, the official archive" if self.official else f"{name}, not the official archive"
 
 

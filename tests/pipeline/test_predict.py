@@ -15,8 +15,9 @@ import pytest
 from luigi_runs import CLASSES, SmallChain, clean_environment
 from PIL import Image
 
-from pipeline import dataset, predict
+from pipeline import config, dataset, predict
 from pipeline.files import write_json
+from pipeline.text import printable
 
 
 @pytest.fixture(scope="module")
@@ -94,45 +95,6 @@ def test_the_table_names_file_class_probability_and_the_next_class(
     assert "%" in second
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
-def test_every_mode_of_an_image_is_read(
-    run: Path, pixels: np.ndarray, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    image = Image.fromarray(pixels[0])
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    else:
-        image = image.convert(mode)
-    image.save(tmp_path / "image.tiff")
-    value, _ = answered(capsys, "--model", run, tmp_path / "image.tiff")
-    assert len(value["predictions"]) == 1
-    assert value["unreadable"] == []
-
-
-def test_sixteen_bits_are_read_as_eight(pixels: np.ndarray, tmp_path: Path) -> None:
-    grey = np.asarray(Image.fromarray(pixels[0]).convert("L"))
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    read = predict._read(tmp_path / "deep.png", (32, 32))
-    assert isinstance(read, predict._Image)
-    assert np.array_equal(read.pixels[0], grey)
-
-
-def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    read = predict._read(tmp_path / "clear.png", (32, 32))
-    assert isinstance(read, predict._Image)
-    assert read.pixels.min() == 255
-
-
-def test_a_camera_s_orientation_is_followed(pixels: np.ndarray, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter to be upright
-    Image.fromarray(np.rot90(pixels[0]).copy()).save(tmp_path / "turned.png", exif=exif)
-    read = predict._read(tmp_path / "turned.png", (32, 32))
-    assert isinstance(read, predict._Image)
-    assert np.array_equal(read.pixels, pixels[0].transpose(2, 0, 1))
-
-
 def test_other_sizes_are_resized_with_one_warning_and_not_squashed(
     run: Path, pixels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,13 +107,6 @@ def test_other_sizes_are_resized_with_one_warning_and_not_squashed(
     (warning,) = [line for line in said.splitlines() if "warning" in line]
     assert "resized to 32x32" in warning
     assert "and 2 more" in warning
-    half = Image.new("RGB", (64, 32), "white")
-    half.paste("black", (0, 0, 16, 32))
-    half.paste("black", (48, 0, 64, 32))
-    half.save(tmp_path / "half.png")
-    read = predict._read(tmp_path / "half.png", (32, 32))
-    assert isinstance(read, predict._Image)
-    assert read.pixels.min() == 255  # the middle was cut out; squashed, it would have black sides
 
 
 def test_what_is_no_image_is_named_and_the_rest_is_classified(
@@ -173,8 +128,11 @@ def test_in_a_folder_only_image_files_count(run: Path, folder: Path, capsys: pyt
     (folder / ".hidden.png").write_text("x")
     (folder / "deeper").mkdir()
     (folder / "000.png").rename(folder / "deeper" / "000.PNG")
-    value, _ = answered(capsys, "--model", run, folder)
+    (folder / "deeper" / "photo.HEIC").write_bytes(b"x")
+    value, said = answered(capsys, "--model", run, folder)
     assert len(value["predictions"]) == 60
+    assert value["passed_over"] == [str(folder / "deeper" / "photo.HEIC"), str(folder / "labels.csv")]
+    assert "vgg-predict: 2 files passed over: 1 .heic, 1 .csv" in said.splitlines()
 
 
 def test_a_name_that_would_command_the_terminal_is_printed_harmlessly(
@@ -278,6 +236,9 @@ def test_a_file_that_is_no_model_is_one_clear_line(
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
+        ("classes", "[" * 100_000, "an ONNX model, but not one that this pipeline exported"),
+        ("classes", '"airplanes!"', "classes: expected a list of names"),
+        ("classes", json.dumps(["cat"] * 10), "classes: a name comes twice"),
         ("classes", '["cat", "dog"]', "gives logits of shape (60, 10) for 60 images and 2 class names"),
         ("classes", "[", "an ONNX model, but not one that this pipeline exported"),
         ("views", "5", "an ONNX model, but not one that this pipeline exported (views 5)"),
@@ -287,15 +248,114 @@ def test_a_file_that_is_no_model_is_one_clear_line(
 def test_metadata_that_do_not_fit_the_model_are_one_clear_line(
     run: Path, folder: Path, tmp_path: Path, key: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = onnx.load(run / "export" / "model.onnx")
-    known = {item.key: item.value for item in model.metadata_props}
-    onnx.helper.set_model_props(model, {**known, key: value})
-    path = tmp_path / "edited.onnx"
-    onnx.save(model, path)
+    path = edited(run, tmp_path, **{key: value})
     assert predict.main(["--model", str(path), str(folder)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"vgg-predict: {path}: ")
     assert words in line
+
+
+def test_class_names_that_would_command_the_terminal_are_printed_harmlessly(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = [f"\x1b]0;title\x07\u202e{number}" for number in range(9)]
+    path = edited(run, tmp_path, classes=json.dumps([*hostile, "\ud800"]), trained_on=config.SAMPLE_LABEL)
+    assert predict.main(["--model", str(path), str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert printable(captured.out + captured.err, lines=True) == captured.out + captured.err
+    assert "?]0;title??" in captured.out
+    value, _ = answered(capsys, "--model", path, folder)
+    assert set(value["classes"]) == {*hostile, "\ud800"}
+
+
+def test_a_model_of_the_drawn_shapes_says_so_first(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edited(run, tmp_path, trained_on=config.SAMPLE_LABEL)
+    assert predict.main(["--model", str(path), str(folder / "000.png")]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("vgg-predict: this model was trained on drawn shapes (bundled sample, not CIFAR-10)")
+    assert "airplane, " in first
+    value, said = answered(capsys, "--model", path, folder / "000.png")
+    assert next(iter(value.items())) == ("trained_on", "bundled sample, not CIFAR-10")
+    assert said.splitlines()[0] == first
+    value, said = answered(capsys, "--model", run, folder / "000.png")
+    assert value["trained_on"] == "mini, not the official archive"
+    assert "drawn shapes" not in said
+
+
+def test_a_model_that_gives_no_numbers_is_one_clear_line(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(run / "export" / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.nan, tensor.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    assert predict.main(["--model", str(tmp_path / "nan.onnx"), str(folder), "--json"]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert "gives logits that are no finite numbers" in line
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../secret", "inside.bin"])
+@pytest.mark.parametrize("where", ["initializer", "attribute", "branch"])
+def test_a_model_cannot_read_other_files(
+    folder: Path, tmp_path: Path, location: str, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inside.bin").write_bytes(bytes(40))
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[10])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path = small_model(tmp_path, tensor, where)
+    assert predict.main(["--model", str(path), str(folder)]) == 1
+    assert capsys.readouterr().err == (
+        f"vgg-predict: {path}: has values in other files, which are not read; save the model as one file\n"
+    )
+
+
+def test_a_model_that_declares_more_than_it_holds_ends_in_one_line_within_its_memory(
+    folder: Path, tmp_path: Path
+) -> None:
+    shape = onnx.numpy_helper.from_array(np.array([100_000, 1_000_000], np.int64), "w")
+    node = onnx.helper.make_node("ConstantOfShape", ["w"], ["\x1b[31mlogits"])
+    path = small_model(tmp_path, shape, "initializer", node)
+    command = [sys.executable, "-m", "pipeline.predict", "--model", str(path), str(folder / "000.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"vgg-predict: {path}: not a usable ONNX model (")
+    assert "\x1b" not in line
+
+
+def edited(run: Path, folder: Path, **properties: str) -> Path:
+    """The run's model with other metadata."""
+    model = onnx.load(run / "export" / "model.onnx")
+    known = {item.key: item.value for item in model.metadata_props}
+    model.metadata_props.clear()
+    onnx.helper.set_model_props(model, {**known, **properties})
+    onnx.save(model, folder / "edited.onnx")
+    return folder / "edited.onnx"
+
+
+def small_model(folder: Path, tensor: onnx.TensorProto, where: str, *nodes: onnx.NodeProto) -> Path:
+    """A model with a tensor in one of the places where tensors can be."""
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    images = helper.make_tensor_value_info("images", float32, ["N", 3, 32, 32])
+    logits = helper.make_tensor_value_info("logits", float32, None)
+    constant = helper.make_node("Constant", [], ["c"], value=tensor)
+    made = list(nodes)
+    if where == "attribute":
+        made.append(constant)
+    elif where == "branch":
+        branch = helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("c", float32, [10])])
+        made.append(helper.make_node("If", ["condition"], ["logits"], then_branch=branch, else_branch=branch))
+    graph = helper.make_graph(made, "g", [images], [logits], [tensor] if where == "initializer" else [])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    helper.set_model_props(model, {"classes": json.dumps(CLASSES)})
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
 
 
 def test_a_model_that_cannot_be_run_on_the_images_is_one_clear_line(

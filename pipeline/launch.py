@@ -281,8 +281,7 @@ def end_with_parent() -> None:
     Otherwise a `kill -9` of the command would leave it training, with nobody to report to.
     """
     parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    assert parent is not None
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != parent.pid:  # it died before that
         os.kill(os.getpid(), signal.SIGTERM)

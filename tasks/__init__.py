@@ -1,6 +1,6 @@
-"""The Luigi tasks of the plugin: `luigi --module tasks Report`."""
+"""The Luigi tasks of the plugin: `luigi --module tasks Report`, or `luigi.build([tasks.Report(…)])` in a program."""
 
-from tasks import defaults, luigid  # first: they set what Luigi reads next
+from tasks import command
 from tasks.comparing import Compare
 from tasks.doctor import Doctor
 from tasks.maintenance import SetAside, Status, Verify
@@ -23,6 +23,6 @@ __all__ = [
     "Status",
     "TrainVGG",
     "Verify",
-    "defaults",
-    "luigid",
 ]
+
+command.begin()

@@ -41,6 +41,7 @@ from tasks.defaults import (
     BAD_CONFIGURATION,
     ask_for_no_more_work,
     exit_with,
+    forked_for_a_task,
     log,
     return_code,
     scheduling,
@@ -145,7 +146,8 @@ class StageTask(ChainTask):
 
     def run(self) -> None:
         """Do the stage's work in its own process, unless another process has just done it."""
-        launch.end_with_parent()
+        if forked_for_a_task():
+            launch.end_with_parent()
         chain = self.chain
         try:
             with self._locked(chain) as held:
@@ -291,7 +293,7 @@ def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator
         events.publish(workspace)
         if isinstance(error, launch.Stopped):
             exit_with(128 + error.signal)
-            if multiprocessing.parent_process():  # Luigi forked this process: it ends like any other failure
+            if forked_for_a_task():  # it ends like any other failure
                 raise Interrupted(str(error)) from None
         raise
     events.record(workspace, "finished", **about, seconds=round(time.monotonic() - started, 3))

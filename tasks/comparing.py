@@ -20,6 +20,7 @@ from tasks.base import PluginTask, StageTask, check_name, looked_again, recorded
 from tasks.defaults import (
     BAD_CONFIGURATION,
     exit_with,
+    forked_for_a_task,
     log,
     return_code,
     scheduling,
@@ -92,7 +93,8 @@ class Compare(PluginTask):
 
     def run(self) -> None:
         """Write the page in a process of its own, unless another process has just done it."""
-        launch.end_with_parent()
+        if forked_for_a_task():
+            launch.end_with_parent()
         compared = self.comparison
         try:
             lock = compared.workspace.lock(f"comparison.{compared.name}")

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import luigi
-from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.interface import core
 from luigi.retcodes import retcode
@@ -29,7 +28,7 @@ from luigi.worker import worker as worker_section
 from pipeline import doctor
 from pipeline.doctor import Finding
 from tasks import scheduler
-from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, vgg
+from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, is_command, vgg
 from tasks.maintenance import Command
 
 #: Seconds that luigid has for an answer.
@@ -53,7 +52,7 @@ class Doctor(Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # What Luigi cannot read keeps it from running any task, this one too.
-        if CmdlineParser.get_instance() and list(_unreadable()):
+        if is_command() and list(_unreadable()):
             self.work()
             raise SystemExit(UNHEALTHY)
 

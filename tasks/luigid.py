@@ -2,7 +2,7 @@
 the way, and outlives a luigid that was restarted, forgot it, or is gone.
 
 luigid keeps a killed command's task as running for a minute, and forgets everything when it is killed itself. Both
-would make a command end without doing its work. Acts when it is imported; `--local-scheduler` is left alone.
+would make a command end without doing its work. `--local-scheduler` is left alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 from typing import Any
 
 import luigi.scheduler
-from luigi import interface
 from luigi.rpc import RemoteScheduler, RPCError
 from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_fixed
 
@@ -321,11 +320,8 @@ def _advice() -> str:
     return "; if it is gone, luigid will notice within a minute or so (worker_disconnect_delay)"
 
 
-def _create_remote_scheduler(self: object, url: str) -> Scheduler:
+def create_remote_scheduler(self: object, url: str) -> Scheduler:
+    """In place of Luigi's own factory method; raises `SystemExit` when no luigid answers."""
     client = Scheduler(url)
     scheduler.require(client)
     return client
-
-
-# Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
-interface._WorkerSchedulerFactory.create_remote_scheduler = _create_remote_scheduler  # type: ignore[method-assign]

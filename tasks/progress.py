@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
+from tasks.defaults import is_command
+
 
 class SchedulerVoice:
     """Sends the latest progress of a task to the scheduler from a thread, a few times a minute at most."""
@@ -71,7 +73,7 @@ class TerminalBar:
 
     def __init__(self) -> None:
         self._progress: Any = None
-        if sys.stderr.isatty() and multiprocessing.parent_process() is None:
+        if is_command() and sys.stderr.isatty() and multiprocessing.parent_process() is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 

@@ -15,7 +15,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.interface import core
 
-from tasks.defaults import log, return_code
+from tasks.defaults import is_command, log, return_code
 
 if TYPE_CHECKING:
     from luigi.rpc import RemoteScheduler
@@ -113,4 +113,4 @@ def _proxy(url: str) -> str:
 
 def _is_root_task(family: str) -> bool:
     parser = CmdlineParser.get_instance()
-    return parser is not None and parser.known_args.root_task == family
+    return is_command() and parser is not None and parser.known_args.root_task == family

@@ -1,0 +1,187 @@
+"""The `luigi` command, when it runs for this plugin: exit codes that tell the truth, and a log that people can read.
+
+`begin` is called when the package is imported, and finds out for whom: `luigi --module tasks …`, also with a task of
+Luigi's such as RangeDaily, has our tasks do what they are asked for (`install`). Under `luigi` with another module only
+our own errors become one line. A program, with `luigi.build` or `luigi.run`, keeps its Luigi as it is. Who wants the
+whole behaviour for a module of tasks of his own calls `install()` in it. Whatever luigi.cfg or the command line says
+wins.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import os
+import re
+import sys
+import time
+import warnings
+from typing import Any
+
+from luigi import interface
+from luigi.cmdline_parser import CmdlineParser
+from luigi.configuration import get_config
+from luigi.retcodes import run_with_retcodes
+from luigi.worker import TaskProcess
+
+from pipeline.errors import PipelineError
+from pipeline.stage import GRACE_SECONDS
+from tasks import luigid
+from tasks.defaults import BAD_CONFIGURATION, RETURN_CODES, asked_for, is_command, log, take_the_command
+
+
+def begin() -> None:
+    """Do what the program that is importing this package is to be changed by: mostly nothing."""
+    module = _module_of_the_command()
+    if module is not None:
+        tell_errors_in_one_line()
+        if module.partition(".")[0] == __package__:
+            install()
+
+
+def install() -> None:
+    """Make the running `luigi` command this plugin's: its exit codes, log and client of luigid, and no lock of Luigi's.
+
+    To be called while Luigi imports its `--module`, as Luigi reads its settings right after that.
+    """
+    if is_command():
+        return
+    take_the_command()
+    tell_errors_in_one_line()
+    _set_up_logging()
+    _set_return_codes()
+    _leave_locking_to_the_workspace()
+    # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
+    interface._WorkerSchedulerFactory.create_remote_scheduler = luigid.create_remote_scheduler  # type: ignore[method-assign]
+    atexit.register(_leave)
+
+
+def tell_errors_in_one_line() -> None:
+    """Let expected errors of this plugin be one line where Luigi would show a traceback. Nothing else is changed."""
+    for name in ("luigi-interface", "luigi"):
+        logging.getLogger(name).addFilter(_without_traceback)
+    sys.excepthook = _excepthook
+
+
+def _module_of_the_command() -> str | None:
+    """The `--module` that the `luigi` command is importing at this moment; None when this is another program.
+
+    Told by the functions that are at work, not by the program's name: `luigi`, `python -m luigi`, a debugger or a
+    wrapper around them all come to `run_with_retcodes`, which gives the whole process to Luigi (it ends in `sys.exit`).
+    """
+    module = None
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code is CmdlineParser._attempt_load_module.__code__:
+            module = frame.f_locals["known_args"].core_module
+        elif frame.f_code is run_with_retcodes.__code__:
+            return module or ""
+    return None
+
+
+# --- the end of the command -----------------------------------------------------------------------------------------
+
+
+def _leave() -> None:
+    for process in multiprocessing.active_children():
+        if isinstance(process, TaskProcess):
+            process.join(timeout=GRACE_SECONDS + 5)  # it is writing its checkpoint
+    code = asked_for()
+    if code is not None:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, traceback: object) -> None:
+    if isinstance(error, KeyboardInterrupt) and is_command():
+        log.error("%s", str(error) or "stopped")
+    else:
+        sys.__excepthook__(kind, error, traceback)  # type: ignore[arg-type]
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if record.exc_info and error is None:  # Luigi asks for a traceback where there is none
+        record.exc_info = record.exc_text = None
+    if isinstance(error, PipelineError):
+        record.msg, record.args = "%s", (str(error),)
+        record.exc_info = record.exc_text = None
+    elif str(record.msg).startswith("Will not run"):
+        # Of an error in `complete` or `requires` Luigi logs the formatted traceback, which ends with the error.
+        ours = re.search(r"\npipeline\.[\w.]+: (.*)\s*\Z", record.getMessage())
+        if ours:
+            record.msg, record.args = "%s", (ours[1],)
+    return True
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Luigi's chatter only when it was asked for."""
+    # The summary of a run in which everything went well says nothing that our own lines did not say.
+    message = record.getMessage()
+    return record.levelno >= logging.WARNING or ("Luigi Execution Summary" in message and ":)" not in message)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def _set_up_logging() -> None:
+    # Only a message of ours is a message for people; Luigi's stay a --log-level away.
+    if not _wants_luigi_messages():
+        for name in ("luigi-interface", "luigi"):
+            logging.getLogger(name).addFilter(_quiet)
+    # Luigi warns of the very keys that its documentation names: default-scheduler-url, -host, -port.
+    warnings.filterwarnings("ignore", ".*'default_scheduler_.*not consumed by the task 'core'")
+    handler = _Stderr()
+    formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _wants_luigi_messages() -> bool:
+    given = any(argument.startswith("--log-level") or argument.startswith("--logging") for argument in sys.argv)
+    return given or _is_set("core", "log_level") or _is_set("core", "logging_conf_file")
+
+
+# --- settings of Luigi ------------------------------------------------------------------------------------------------
+
+
+def _set_return_codes() -> None:
+    for name, code in RETURN_CODES.items():
+        if not _is_set("retcode", name):
+            get_config().set("retcode", name, str(code))
+            continue
+        found = get_config().get("retcode", name)
+        # Luigi shows a traceback, before any task is made.
+        if not found.strip().isdecimal():
+            advice = "expected a whole number; a comment needs a line of its own"
+            log.error("luigi.cfg: [retcode] %s: found %r, %s", name, found, advice)
+            raise SystemExit(BAD_CONFIGURATION)
+
+
+def _leave_locking_to_the_workspace() -> None:
+    # Luigi's own lock goes by the command line alone: it would refuse the same command in another folder, and
+    # know nothing of `[vgg] overlap`.
+    if not _is_set("core", "no_lock"):
+        get_config().set("core", "no_lock", "true")
+
+
+def _is_set(section: str, option: str) -> bool:
+    return get_config().has_option(section, option)

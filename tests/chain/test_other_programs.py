@@ -1,0 +1,116 @@
+"""The tasks in programs and modules of other people, whose Luigi stays as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+from luigi_runs import CHECKOUT, clean_environment, luigi_command, run
+
+#: What a program can see of its Luigi and its Python.
+SEEN = """
+import atexit, json, logging, os, signal, sys, warnings
+import luigi.interface, luigi.retcodes, luigi.worker
+from luigi.configuration import get_config
+
+def seen():
+    loggers = [logging.getLogger(name) for name in ("", "luigi", "luigi-interface", "luigi.scheduler")]
+    config = get_config()
+    return {
+        "logging": [(str(logger), logger.filters, logger.handlers, logger.propagate) for logger in loggers],
+        "settings": {name: dict(config.items(name)) for name in config.sections()},
+        "hook": sys.excepthook,
+        "at exit": atexit._ncallbacks(),
+        "warnings": list(warnings.filters),
+        "scheduler": luigi.interface._WorkerSchedulerFactory.create_remote_scheduler,
+        "signals": [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)],
+        "environment": dict(os.environ),
+    }
+
+before = seen()
+"""
+
+
+def program(folder, text):
+    return run([sys.executable, "-c", SEEN + text], folder)
+
+
+def test_importing_and_using_the_tasks_changes_nothing_in_a_program(done):
+    report = f"tasks.Report(config={str(done.config)!r}, workspace={str(done.workspace)!r})"
+    result = program(
+        done.cwd,
+        f"""
+import multiprocessing, tasks
+after = seen()
+assert after == before, [(key, before[key], after[key]) for key in before if after[key] != before[key]]
+signal.signal(signal.SIGUSR1, lambda *received: print("a signal for the program"))
+
+def used():  # in a process of the program's own, which Luigi has not forked
+    from tasks.defaults import ask_for_no_more_work, exit_with
+    ask_for_no_more_work()
+    exit_with(30)
+    assert luigi.build([{report}], local_scheduler=True)
+    assert seen()["signals"] == before["signals"]
+
+process = multiprocessing.get_context("fork").Process(target=used)
+process.start()
+process.join()
+print("ended with", process.exitcode)
+""",
+    )
+    assert (result.rc, result.output) == (0, "ended with 0\n"), result.text
+    assert ":) because there were no failed tasks" in result.log
+    assert "up to date, nothing runs" in result.log
+
+
+OTHER = """
+import luigi, tasks
+
+class Mine(luigi.WrapperTask):
+    config = luigi.Parameter()
+    workspace = luigi.Parameter()
+    def requires(self):
+        return tasks.Report(config=self.config, workspace=self.workspace)
+"""
+
+
+def mine(chain, module, *arguments, text=OTHER):
+    (chain.cwd / "mine.py").write_text(text)
+    about = ["--config", str(chain.config), "--workspace", str(chain.workspace), "--local-scheduler"]
+    environment = clean_environment(PYTHONPATH=os.pathsep.join([str(CHECKOUT), str(chain.cwd)]))
+    return run([*luigi_command(), "--module", module, *arguments, *about], chain.cwd, environment)
+
+
+def test_another_module_that_uses_the_tasks_keeps_luigis_exit_code_and_log(fresh):
+    fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
+    result = mine(fresh, "mine", "Mine")
+    assert result.rc == 0, result.text  # as Luigi ends when a task fails
+    assert ":( because there were failed tasks" in result.log
+    assert "INFO: Informed scheduler" in result.log
+    assert str(fresh.root / "nowhere.tar.gz") in result.log
+
+
+def test_another_module_asks_for_the_whole_behaviour(done):
+    text = OTHER.replace("import luigi, tasks", "import luigi, tasks\ntasks.command.install()")
+    done.configure(data__source=str(done.root / "nowhere.tar.gz"))
+    result = mine(done, "mine", "Mine", text=text)
+    assert result.rc == 30, result.text
+    assert "INFO: Informed scheduler" not in result.log
+
+
+@pytest.mark.parametrize("module", ["mine", "tasks"])
+def test_a_mistake_that_another_tasks_requirement_meets_is_told_in_one_line(fresh, module):
+    fresh.configure(training__epochs="many")
+    (fresh.cwd / "mine.py").write_text(OTHER)
+    if module == "tasks":
+        about = json.dumps({"config": str(fresh.config), "workspace": str(fresh.workspace)})
+        span = ["--start", "2026-11-01", "--stop", "2026-11-02", "--of", "Retrain", "--of-params", about]
+        command = [*luigi_command(), "RangeDaily", "--module", "tasks", *span, "--local-scheduler"]
+        result = run(command, fresh.cwd)
+        assert result.rc == 2, result.text
+    else:
+        result = mine(fresh, module, "Mine")
+    assert 'training.epochs: found "many"' in result.log
+    assert "Traceback" not in result.text

@@ -76,6 +76,13 @@ class Bucket:
     def write(self, key: str, content: bytes) -> None:
         self._client.put_object(Bucket=self.name, Key=f"team/{key}", Body=content)
 
+    def copied_to(self, place: str) -> str:
+        """The address of a copy of the workspace elsewhere in the bucket."""
+        for key in self.objects():
+            source = {"Bucket": self.name, "Key": f"team/{key}"}
+            self._client.copy_object(Bucket=self.name, Key=f"{place}/{key}", CopySource=source)
+        return f"s3://{self.name}/{place}"
+
     def delete(self, key: str) -> None:
         self._client.delete_object(Bucket=self.name, Key=f"team/{key}")
 

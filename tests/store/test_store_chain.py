@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,11 +134,18 @@ def test_vgg_predict_takes_a_model_from_the_store(made: tuple[Bucket, Host], oth
 
     bucket, _ = made
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    for model in (bucket.url, f"{bucket.url}/{bucket.key('/export/model.onnx').partition('/export')[0]}"):
+    below_runs = bucket.copied_to("runs/models")  # not all that is below a folder `runs` is a run
+    run_of = bucket.key("/export/model.onnx").partition("/export")[0]
+    for model in (bucket.url, f"{bucket.url}/{run_of}", below_runs, f"{below_runs}/{run_of}/export/model.onnx"):
         command = [sys.executable, "-m", "pipeline.predict", "--json", "--model", model, str(tmp_path / "red.png")]
         result = run(command, other.cwd, other.environment())
         assert result.rc == 0, result.text
         assert len(json.loads(result.output)["predictions"]) == 1
+        where = below_runs if model.startswith(below_runs) else bucket.url
+        assert f"vgg-predict: model {where}/{run_of}/export/model.onnx" in result.text
+        cache = other.folder / "cache"  # luigi.cfg says so
+        assert list(cache.glob("s3-*/runs"))
+        shutil.rmtree(cache)
     assert not list(other.folder.rglob("*.npy"))
 
 

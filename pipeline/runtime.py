@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from pipeline import spinning
+from pipeline import __version__, spinning
 from pipeline.cores import thread_environment
 from pipeline.errors import DeviceError
 
@@ -137,8 +137,8 @@ def devices(device: str) -> Devices:
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide about a result: Python, numpy, MXNet, Luigi and this package."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    """The versions that decide about a result: this package, Python, numpy, Luigi and MXNet."""
+    found = {"luigi-vgg": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in ("numpy", "luigi", *_installed_mxnets()):
         try:
             found[name] = metadata.version(name)

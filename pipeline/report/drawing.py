@@ -65,19 +65,20 @@ def interval_row(accuracy: float, interval: Sequence[float], values: Sequence[fl
 
 
 def network(blocks: Sequence[dict[str, Any]]) -> Markup:
-    """The network from left to right: a solid for each convolution, as high as its images, as deep as its channels."""
-    side, middle = 32, 52.0
-    parts = [*_solids(middle, side, 3, 1, "var(--line)"), *_caption(middle, "Input", "3 × 32 × 32", "")]
+    """The network from left to right: a solid for each convolution, as deep as its channels.
+
+    It is as high as the images that its block hands on, which are those of the caption: after the pool.
+    """
+    middle = 52.0
+    parts = [*_solids(middle, 32, 3, 1, "var(--line)"), *_caption(middle, "Input", "3 × 32 × 32", "")]
     for block in blocks:
         output = block["output"]
         solid = block["kind"] == "convolutions"
-        width = (
-            min(block["convolutions"], _DRAWN_CONVOLUTIONS) * (_depth(output[0]) + 3) + _face(side)[0] if solid else 0
-        )
+        drawn = min(block["convolutions"], _DRAWN_CONVOLUTIONS)
+        width = drawn * (_depth(output[0]) + 3) + _face(output[1])[0] if solid else 0
         middle += max(112.0, width + 24)
         if solid:
-            parts += _solids(middle, side, output[0], block["convolutions"], "var(--fill)")
-            side = output[1]
+            parts += _solids(middle, output[1], output[0], block["convolutions"], "var(--fill)")
         else:
             parts += _bar(middle, output[0], "var(--fill-2)")
         parts += _caption(

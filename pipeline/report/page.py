@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.files import human_size
 from pipeline.report import drawing
 
@@ -15,6 +16,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 #: Rows that the table of the learning curves has at most, and classes up to which the confusion matrix is a table.
 _HISTORY_ROWS, _TABLE_CLASSES = 60, 12
+
+#: Letters of a word that stay together in a narrow column.
+_LONG_WORD = 12
 
 
 def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
@@ -31,9 +35,11 @@ def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
     many = len(evaluation["classes"]) > _TABLE_CLASSES
     return templates.get_template("report.html.j2").render(
         **facts,
+        version=__version__,
         style=style(),
         scale=drawing.accuracy_scale(evaluation["accuracy"], evaluation["interval"], _marks(facts)),
         network=drawing.network(facts["architecture"]["blocks"]),
+        recall=_recall(evaluation["per_class"]),
         curves={name: Markup(svg) for name, svg in curves.items()},
         reliability=Markup(figures.reliability(evaluation["calibration"])),
         heat_map=Markup(figures.heat_map(evaluation["confusion"])) if many else None,
@@ -79,6 +85,7 @@ def environment(jinja2: Any, *folders: Path, **options: Any) -> Any:
         day=day,
         plain=plain,
         breakable=breakable,
+        name=name,
     )
     return found
 
@@ -94,6 +101,14 @@ def _marks(facts: dict[str, Any]) -> list[drawing.Mark]:
         before = comparison["previous"]["accuracy"]
         marks.append(drawing.Mark(before, f"previous {percent(before)}"))
     return marks
+
+
+def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:
+    """The recall of each class drawn on one scale, from the 5 % below the lowest interval to 100 %."""
+    low = min(row["recall_interval"][0] for row in per_class)
+    ends = (math.floor(max(0.0, low - 0.01) * 20) / 20, 1.0)
+    rows = [drawing.interval_row(row["recall"] or 0.0, row["recall_interval"], [], ends) for row in per_class]
+    return {"ends": ends, "rows": rows}
 
 
 def _resumes(training: dict[str, Any]) -> list[dict[str, Any]]:
@@ -163,9 +178,20 @@ def plain(value: Any) -> str:
 
 def breakable(name: str) -> Any:
     """A dotted or underscored name that may be broken after its dots and underscores, escaped."""
-    from markupsafe import Markup, escape
+    return _broken_where(r"([^._]*[._])", name)
 
-    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
+
+def name(text: str) -> Any:
+    """A class name that may be broken between its words, and within one that no column can hold, escaped."""
+    return _broken_where(rf"(\S{{{_LONG_WORD}}}(?=\S))", text)
+
+
+def _broken_where(pattern: str, text: str) -> Any:
+    """A text that may be broken after whatever matches the pattern."""
+    from markupsafe import Markup
+
+    parts = [part for part in re.split(pattern, text) if part]
+    return Markup("<wbr>").join(parts)
 
 
 def _escape_markdown(value: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from luigi_runs import CLASSES, SmallChain
 
-from pipeline import config, manifest
+from pipeline import __version__, config, manifest
 from pipeline.chain import Chain
 from pipeline.errors import WorkspaceError
 from pipeline.files import sha256_file
@@ -98,6 +98,12 @@ def test_report_json_has_the_promised_keys(finished: SmallChain) -> None:
     assert (report["dataset"]["train_images"], report["dataset"]["test_images"]) == (240, 60)
     assert report["training"]["resumed"] == 0
     assert report["architecture"]["fingerprint"] == finished.chain().config.fingerprint
+
+
+def test_the_versions_name_this_package(finished: SmallChain) -> None:
+    report = json.loads((finished.folder("report") / "report.json").read_text())
+    assert report["provenance"]["versions"]["luigi-vgg"] == __version__
+    assert f"luigi-vgg {__version__}" in (finished.folder("report") / "index.html").read_text()
 
 
 def test_the_figures_are_those_of_the_evaluation(finished: SmallChain) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline import comparison
 from pipeline.comparison import page as comparison_page
 from pipeline.comparison import ranking
 from pipeline.dataset import sample
-from pipeline.report import examples, facts, page
+from pipeline.report import drawing, examples, facts, page
 from pipeline.workspace import Workspace
 
 HOSTILE = "<script>window.hacked = 1</script>\"'><img src=http://127.0.0.1:9/x onerror='window.hacked = 2'>{{7*7}}"
@@ -37,6 +38,24 @@ CUT_OFF = """
     const [text, drawing] = [e.getBoundingClientRect(), e.closest('svg').getBoundingClientRect()];
     return text.left < drawing.left - 0.5 || text.right > drawing.right + 0.5;
   }).map(e => e.textContent))
+"""
+
+#: Words of text that are shown on more than one line.
+BROKEN = """
+(() => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (!node.parentElement.getClientRects().length || node.parentElement.closest('code')) continue;
+    for (const word of node.data.matchAll(/[\\p{L}]+/gu)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const tops = [...range.getClientRects()].map(r => Math.round(r.top));
+      if (new Set(tops).size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+})()
 """
 
 #: Every piece of text with less contrast than WCAG 2.1 AA asks for: 4.5, or 3 where it is large.
@@ -273,6 +292,51 @@ def test_markup_stays_text_in_the_markdown_summary(report: dict[str, Any]) -> No
     assert "\n# `" not in text
     assert r"\[a\](http://b)" in text
     assert r"x \| y" in text
+
+
+def test_no_word_is_broken_and_no_name_shortened(
+    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+) -> None:
+    own = json.loads(json.dumps(report).replace("airplane", "checkerboard").replace("automobile", "horizontal stripes"))
+    file = tmp_path / "index.html"
+    file.write_text(page.html(own, pictures(finished, report)))
+    for width in (1280, 800, 400, 375):
+        browser.open(file, width)
+        assert browser.evaluate(BROKEN) == [], width
+        assert browser.evaluate(BEYOND % width) == []
+        assert (
+            browser.evaluate(
+                "[...document.querySelectorAll('.name')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+            )
+            == 0
+        )
+
+
+def test_what_the_page_links_to_is_there(finished: SmallChain) -> None:
+    file = finished.folder("report") / "index.html"
+    links = {link for link in re.findall(r'href="([^"]+)"', file.read_text()) if not link.startswith("#")}
+    named = {"../export/model.onnx", "../train/history.csv", "../train/train.log", "report.json"}
+    assert named <= links
+    assert [link for link in links if not (file.parent / link).is_file()] == []
+
+
+def test_the_recall_of_classes_between_95_and_100_percent_is_drawn_apart(report: dict[str, Any]) -> None:
+    rows = [{"recall": value, "recall_interval": [value - 0.02, min(1, value + 0.01)]} for value in (0.95, 0.97, 1.0)]
+    drawn = page._recall(rows)
+    assert drawn["ends"] == (0.9, 1.0)
+    dots = [float(re.search(r'<circle cx="([\d.]+)"', row)[1]) for row in drawn["rows"]]  # type: ignore[index]
+    assert dots[1] - dots[0] > 30  # of 200
+    assert dots[2] - dots[1] > 50
+
+
+def test_a_block_is_drawn_as_large_as_the_shape_below_it() -> None:
+    def height(blocks: list[list[int]]) -> float:
+        about = {"kind": "convolutions", "convolutions": 1, "name": "Block", "compute_share": 0.5}
+        svg = drawing.network([{**about, "output": output} for output in blocks])
+        points = re.findall(r'points="([^"]*)"', svg)[-6].split()  # its front
+        return abs(float(points[0].split(",")[1]) - float(points[2].split(",")[1]))
+
+    assert height([[8, 16, 16]]) == height([[8, 32, 32], [8, 16, 16]]) < height([[8, 32, 32]])
 
 
 def test_no_name_and_no_figure_is_cut_off(

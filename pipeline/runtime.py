@@ -234,12 +234,13 @@ def _installed_mxnets() -> list[str]:
 
 
 def _provide_distutils() -> None:
-    """What MXNet takes from `distutils`, which Python 3.12 no longer has, is in setuptools.
+    """What MXNet takes from `distutils`, which Python 3.12 no longer has, comes with the import of setuptools.
 
-    Its own stand-in depends on a .pth file, on the order of folders and on SETUPTOOLS_USE_DISTUTILS.
+    Without that, only where a .pth file of setuptools is heeded; and neither with SETUPTOOLS_USE_DISTUTILS=stdlib.
     """
-    if sys.version_info >= (3, 12) and importlib.util.find_spec("distutils") is None:
-        sys.modules["distutils"] = importlib.import_module("setuptools._distutils")
+    if sys.version_info >= (3, 12):
+        os.environ.pop("SETUPTOOLS_USE_DISTUTILS", None)
+        importlib.import_module("setuptools")
 
 
 def _preload_cuda_libraries() -> None:

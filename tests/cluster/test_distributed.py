@@ -138,6 +138,7 @@ def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.Monkey
     assert not roles(pair)
 
 
+@pytest.mark.pythons
 def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: SmallChain) -> None:
     luigi = start(pair)
     new_checkpoint(pair, luigi, [])

@@ -49,6 +49,7 @@ def why_not(file: Path) -> str:
     return found.why
 
 
+@pytest.mark.pythons
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_of_an_image_is_read(pixels: np.ndarray, tmp_path: Path, mode: str) -> None:
     file = tmp_path / "image.tiff"

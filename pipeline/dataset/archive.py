@@ -3,21 +3,27 @@
 An archive is read once, as a stream: known members go into memory by their base name, everything else is skipped,
 nothing is ever written to disk. Links, devices, names that leave the archive, and archives that unpack to more
 than `TOTAL_LIMIT` bytes are refused. `read` feeds a `layouts.Collector` and leaves nothing behind.
+
+Of tarfile only `TarInfo.frombuf` is used: its `TarFile` takes a damaged header for the end of the archive, allocates
+what a header declares, and needs minutes for a long pax header of digits.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import stat
 import tarfile
+import threading
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.dataset.layouts import Collector
 from pipeline.dataset.messages import Refused, Tell, shown
+from pipeline.files import human_size
 
 try:  # inflates about 1.4 times as fast as zlib
     from isal import isal_zlib as inflate  # type: ignore[import-not-found,unused-ignore]
@@ -33,8 +39,23 @@ MEMBER_COUNT_LIMIT = 1000
 #: Bytes of headers before one member, long names included.
 HEADER_LIMIT = 1 << 18
 
+#: How many times as large an archive's content may be as the archive itself, and from how many bytes on that counts.
+RATIO_LIMIT, _UNCHECKED = 200, 1 << 26
+
+#: Parts that a gzip file may have; block gzip makes one of every 64 kB.
+GZIP_PARTS_LIMIT = 20_000
+
 _CHUNK = 1 << 18
 _OUTPUT = 1 << 20
+
+#: Headers that say something about the member after them, or about all members.
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 _KINDS = {
     b"PK\x03\x04": "a zip file",
@@ -77,15 +98,19 @@ def looks_like_html(head: bytes) -> bool:
 
 def _read_archive(file: BinaryIO, name: str, collector: Collector, tell: Tell) -> str:
     size = os.fstat(file.fileno()).st_size
-    stream = _Stream(file, name, size, compressed=_is_compressed(file.read(512), name), tell=tell)
+    compressed = _is_compressed(file.read(tarfile.BLOCKSIZE), name)
+    if size > TOTAL_LIMIT + TOTAL_LIMIT // 64:  # gzip itself adds less
+        raise Refused(name, f"has {human_size(size)}, far more than CIFAR-10: not unpacked")
+    stream = _Stream(file, name, size, compressed, tell)
+    ended = threading.Event()
     # hashlib and zlib release the interpreter's lock: the checksum costs nothing on a second core.
     with concurrent.futures.ThreadPoolExecutor(1) as second_core:
-        digest = second_core.submit(_sha256, file.fileno())
+        digest = second_core.submit(_sha256, file.fileno(), ended)
         try:
             _read_tar(stream, name, collector)
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            raise Refused(name, f"is not a readable tar archive ({shown(str(error))})") from None
-        return digest.result()
+            return digest.result()
+        finally:
+            ended.set()  # a refusal does not wait for the checksum
 
 
 def _is_compressed(head: bytes, name: str) -> bool:
@@ -94,38 +119,92 @@ def _is_compressed(head: bytes, name: str) -> bool:
         raise Refused(name, "is empty")
     if head.startswith(b"\x1f\x8b"):
         return True
-    if head[257:262] == b"ustar":
+    with contextlib.suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")  # its checksum tells, also without `ustar` (v7)
         return False
     if looks_like_html(head):
         raise Refused(name, "is an HTML page (an error or login page?), not an archive")
-    kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "of an unknown kind")
+    unknown = "a tar archive with a damaged first header" if head[257:262] == b"ustar" else "of an unknown kind"
+    kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), unknown)
     raise Refused(name, f"is {kind}; expected a .tar.gz or .tar in CIFAR-10's binary or python layout")
 
 
 def _read_tar(stream: _Stream, name: str, collector: Collector) -> None:
-    stream.allow(HEADER_LIMIT)
     count = 0
-    # The stream only goes forward; between two members it stands exactly where the next header starts, so that
-    # tarfile never has to seek.
-    with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
-        while (member := tar.next()) is not None:
-            count += 1
-            if count > MEMBER_COUNT_LIMIT:
-                raise Refused(name, f"holds more than {MEMBER_COUNT_LIMIT} members")
-            _refuse_hostile(member, name)
-            if member.isreg():
-                _read_member(stream, member, collector)
-            stream.allow(HEADER_LIMIT)
+    while (member := _next_member(stream, name)) is not None:
+        count += 1
+        if count > MEMBER_COUNT_LIMIT:
+            raise Refused(name, f"holds more than {MEMBER_COUNT_LIMIT} members")
+        _refuse_hostile(member, name)
+        if member.isreg():
+            _read_member(stream, member, collector)
     stream.drain()
+
+
+def _next_member(stream: _Stream, name: str) -> tarfile.TarInfo | None:
+    """The header of the next member, with the names that the headers before it give it; None at the archive's end."""
+    stream.allow(HEADER_LIMIT)
+    told: dict[str, str] = {}
+    while True:
+        member = _next_header(stream, name)
+        if member is None:
+            return None
+        if member.type not in _EXTENSIONS:
+            break
+        content = bytes(stream.read(member.size, "a header"))
+        stream.skip(-member.size % tarfile.BLOCKSIZE, "a header")
+        if member.type == tarfile.GNUTYPE_LONGNAME:
+            told["path"] = _text(content.split(b"\0")[0])
+        elif member.type == tarfile.GNUTYPE_LONGLINK:
+            told["linkpath"] = _text(content.split(b"\0")[0])
+        elif member.type != tarfile.XGLTYPE:  # what is said of all members is no name
+            told |= _pax_records(content, name)
+    member.name, member.linkname = told.get("path", member.name), told.get("linkpath", member.linkname)
+    if any(key.startswith("GNU.sparse.") for key in told):
+        member.type = tarfile.GNUTYPE_SPARSE
+    if told.get("size", str(member.size)) != str(member.size):
+        raise Refused(name, f"member {shown(member.name)} has {member.size} bytes or {shown(told['size'])}")
+    return member
+
+
+def _next_header(stream: _Stream, name: str) -> tarfile.TarInfo | None:
+    """The next block as a header; None for the block of zeros that ends an archive."""
+    block = bytes(stream.read(tarfile.BLOCKSIZE, "its headers, before the mark that ends an archive"))
+    if not any(block):
+        return None
+    try:
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        where = stream.tell() - tarfile.BLOCKSIZE
+        raise Refused(name, f"is not a readable tar archive (at byte {where:,} of it: {error})") from None
+    if member.size < 0:
+        raise Refused(name, f"member {shown(member.name)} has a negative size")
+    return member
+
+
+def _pax_records(content: bytes, name: str) -> dict[str, str]:
+    """What a pax header says: records `<length of the record> <key>=<value>\\n`."""
+    records, position = {}, 0
+    while position < len(content):
+        digits = content[position : position + 7].partition(b" ")[0]
+        end = position + (int(digits) if digits.isdigit() else 0)
+        key, equals, value = content[position + len(digits) + 1 : end - 1].partition(b"=")
+        if not equals or content[end - 1 : end] != b"\n":
+            raise Refused(name, f"holds a damaged pax header ({shown(_text(content[position : position + 40]))})")
+        records[_text(key)] = _text(value)
+        position = end
+    return records
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _read_member(stream: _Stream, member: tarfile.TarInfo, collector: Collector) -> None:
     stream.allow(member.size + tarfile.BLOCKSIZE)
     base = os.path.basename(member.name)
     if collector.wants(base, member.size):
-        content = bytearray(member.size)
-        stream.fill(memoryview(content), base)
-        collector.add(base, content)
+        collector.add(base, stream.read(member.size, base))
     else:
         stream.skip(member.size, base)
     stream.skip(-member.size % tarfile.BLOCKSIZE, base)
@@ -141,20 +220,16 @@ def _refuse_hostile(member: tarfile.TarInfo, name: str) -> None:
     parts = member.name.replace("\\", "/").split("/")
     if member.name.startswith(("/", "\\")) or ".." in parts:
         raise Refused(name, f"{which} points outside of the archive")
-    if member.size < 0:
-        raise Refused(name, f"{which} has a negative size")
 
 
 class _Stream:
-    """The unpacked bytes of an archive, forward only, never more of them than were allowed.
-
-    `fill`, `skip` and `drain` are for this module; `read`, `tell` are what tarfile calls.
-    """
+    """The unpacked bytes of an archive, forward only, never more of them than were allowed."""
 
     def __init__(self, file: BinaryIO, name: str, size: int, compressed: bool, tell: Tell) -> None:
         file.seek(0)
         self._file, self._name, self._size, self._tell = file, name, size, tell
         self._inflater: Any = inflate.decompressobj(31) if compressed else None
+        self._parts = 1
         self._block = memoryview(b"")
         self._position = 0
         self._allowed = 0
@@ -164,42 +239,39 @@ class _Stream:
         self._allowed = min(self._position + count, TOTAL_LIMIT)
 
     def tell(self) -> int:
+        """How many bytes were taken so far."""
         return self._position
 
-    def read(self, count: int) -> bytes:
-        """`count` bytes, fewer at the end of the archive."""
+    def read(self, count: int, what: str) -> bytearray:
+        """The next `count` bytes, which belong to `what`. They take no more memory than there are bytes."""
         self._check(count)
         content = bytearray()
-        while len(content) < count and (piece := self._take(count - len(content))):
-            content += piece
-        return bytes(content)
+        while len(content) < count:
+            content += self._take(count - len(content), what)
+            self._tell(self._file.tell() / max(self._size, 1), f"reading {shown(what)}")
+        return content
 
-    def fill(self, target: memoryview, member: str) -> None:
-        """Fill `target` with the next bytes, which belong to `member`."""
-        self._check(len(target))
-        filled = 0
-        while filled < len(target):
-            piece = self._take(len(target) - filled)
-            if not piece:
-                raise self._cut(member)
-            target[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            self._tell(self._file.tell() / max(self._size, 1), f"reading {member}")
-
-    def skip(self, count: int, member: str) -> None:
+    def skip(self, count: int, what: str) -> None:
         """Pass over the next `count` bytes."""
         self._check(count)
         while count:
-            piece = self._take(count)
-            if not piece:
-                raise self._cut(member)
-            count -= len(piece)
+            count -= len(self._take(count, what))
 
     def drain(self) -> None:
-        """Go on to the end of the file, so that the checksum of the gzip format is checked too."""
-        while self._take(_OUTPUT):
+        """Go on to the end of the file, so that the checksum of the gzip format is checked too.
+
+        An archive ends with zeros; what else follows belongs to a member whose header is damaged. Old programs leave
+        anything in the rest of the last record.
+        """
+        last = self._position + tarfile.RECORDSIZE
+        while block := self._block or memoryview(self._more()):
+            self._block = memoryview(b"")
+            self._position += len(block)
             if self._position > TOTAL_LIMIT:
                 raise self._too_big()
+            beyond = bytes(block[max(last - self._position + len(block), 0) :])
+            if beyond.count(0) != len(beyond):
+                raise Refused(self._name, "is damaged: more follows where its members seem to end")
 
     def _check(self, count: int) -> None:
         if self._position + count > TOTAL_LIMIT:
@@ -210,13 +282,12 @@ class _Stream:
     def _too_big(self) -> Refused:
         return Refused(self._name, f"unpacks to more than {TOTAL_LIMIT >> 20} MB, CIFAR-10 has 176: not unpacked")
 
-    def _cut(self, member: str) -> Refused:
-        return Refused(self._name, f"is cut short: it ends inside {shown(member)}")
-
-    def _take(self, count: int) -> memoryview:
-        """At most `count` of the next bytes, none at the end."""
+    def _take(self, count: int, what: str) -> memoryview:
+        """At most `count` of the next bytes, at least one."""
         if not self._block:
             self._block = memoryview(self._more())
+            if not self._block:
+                raise Refused(self._name, f"is cut short: it ends inside {shown(what)}")
         piece, self._block = self._block[:count], self._block[count:]
         self._position += len(piece)
         return piece
@@ -230,6 +301,9 @@ class _Stream:
                 if not rest.startswith(b"\x1f"):
                     return b""  # the end; padding after it is allowed, as gunzip does
                 self._inflater = inflate.decompressobj(31)
+                self._parts += 1
+                if self._parts > GZIP_PARTS_LIMIT:
+                    raise Refused(self._name, f"is made of more than {GZIP_PARTS_LIMIT:,} gzip files")
             else:
                 rest = self._inflater.unconsumed_tail or self._file.read(_CHUNK)
             try:
@@ -238,15 +312,19 @@ class _Stream:
             except (zlib.error, inflate.error) as error:  # type: ignore[misc]
                 raise Refused(self._name, f"its gzip data is damaged ({shown(str(error))})") from None
             if block:
+                if self._position > _UNCHECKED and self._position > RATIO_LIMIT * self._file.tell():
+                    raise Refused(
+                        self._name, f"unpacks to more than {RATIO_LIMIT} times its size, which images never do"
+                    )
                 return block
             if not rest and not self._inflater.eof:
                 raise Refused(self._name, f"is cut short: its gzip data breaks off after {self._size} bytes")
 
 
-def _sha256(descriptor: int) -> str:
-    """SHA-256 of an open file, read beside whoever else reads it."""
+def _sha256(descriptor: int, ended: threading.Event) -> str:
+    """SHA-256 of an open file, read beside whoever else reads it; half of it once nobody wants it any more."""
     digest, offset = hashlib.sha256(), 0
-    while block := os.pread(descriptor, 1 << 20, offset):
+    while not ended.is_set() and (block := os.pread(descriptor, 1 << 20, offset)):
         digest.update(block)
         offset += len(block)
     return digest.hexdigest()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -30,7 +32,36 @@ def sparse(name):
     return info, content
 
 
+def pax(records, kind=tarfile.XHDTYPE):
+    """A pax header with exactly this content, whatever it is."""
+    info = tarfile.TarInfo("PaxHeaders/1")
+    info.type, info.size = kind, len(records)
+    return info, records
+
+
+def flipped(content, position):
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+def headers(content):
+    """Where the headers of a plain tar of plain files begin."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return [member.offset for member in archive]
+
+
+def v7(files):
+    """A tar as the program of 1979 wrote it: without `ustar`."""
+    content = bytearray(tar([plain(name, value) for name, value in files.items()]))
+    for offset in headers(bytes(content)):
+        content[offset + 257 : offset + 512] = bytes(255)
+        content[offset + 148 : offset + 156] = b" " * 8
+        content[offset + 148 : offset + 156] = b"%06o\0 " % sum(content[offset : offset + 512])
+    return bytes(content)
+
+
 WHOLE = tar_gz(mini_files())
+PLAIN = tar([plain(name, value) for name, value in mini_files().items()])
+MIDDLE = headers(PLAIN)[2]
 BROKEN_CHECKSUM = WHOLE[:-8] + bytes([WHOLE[-8] ^ 1]) + WHOLE[-7:]
 
 CASES = {
@@ -46,6 +77,26 @@ CASES = {
     "an archive cut in its last bytes": (WHOLE[:-4], "cut short"),
     "a wrong gzip checksum": (BROKEN_CHECKSUM, "its gzip data is damaged"),
     "a cut plain tar": (gzip.decompress(WHOLE)[:100_000], "cut short: it ends inside test_batch"),
+    "a plain tar cut between members": (PLAIN[:MIDDLE], "cut short: it ends inside its headers"),
+    "a gzipped tar cut between members": (gzip.compress(PLAIN[:MIDDLE]), "cut short: it ends inside its headers"),
+    "a flipped bit in a header": (flipped(PLAIN, MIDDLE + 3), rf"at byte {MIDDLE:,} of it: bad checksum"),
+    "a flipped bit in the first header": (flipped(PLAIN, 3), "is a tar archive with a damaged first header"),
+    "a header that was wiped out": (PLAIN[:MIDDLE] + bytes(512) + PLAIN[MIDDLE + 512 :], "more follows where its mem"),
+    "a pax header of digits": (tar_gz({}, pax(b"1" * 250_000)), "holds a damaged pax header"),
+    "a pax header without an end": (tar_gz({}, pax(b"30 path=x\n")), "holds a damaged pax header"),
+    "a pax size of 5,000 digits": (
+        tar_gz({}, pax(b"5012 size=" + b"9" * 5001 + b"\n"), plain("a", b"")),
+        "0 bytes or 99",
+    ),
+    "a pax size for all members": (
+        tar_gz({}, pax(b"11 size=99\n", tarfile.XGLTYPE), *[plain("a", b"x" * 99)] * 2),
+        "no CIFAR-10 batches",
+    ),
+    "a pax name that climbs": (tar_gz({}, pax(b"16 path=../../x\n"), plain("a", b"")), r"\.\./\.\./x points outside"),
+    "a sparse file in pax": (
+        tar_gz({}, pax(b"22 GNU.sparse.major=1\n"), plain("a", b"x")),
+        "member a is of a special type",
+    ),
     "a missing test batch": (tar_gz(without("test_batch.bin")), "test_batch.bin missing; found data_batch_1.bin"),
     "a gap in the batches": (tar_gz(without("data_batch_1.bin")), "data_batch_1.bin missing"),
     "a wrong batch size": (tar_gz(mini_files() | {"data_batch_2.bin": records(3, 1)[:-1]}), "expected a multiple of"),
@@ -98,6 +149,72 @@ def test_a_bomb_behind_the_end_of_the_tar_is_stopped_too(chain, archive, reporte
     bomb = gzip.compress(tar([plain("a", b"")]) + bytes(2_000_000))
     with pytest.raises(DataError, match="unpacks to more than"):
         dataset.prepare(chain(archive(bomb)), reporter)
+
+
+def test_a_size_that_is_only_declared_takes_no_memory(chain, archive, reporter):
+    info = tarfile.TarInfo("data_batch_1.bin")
+    for size in (3073 * 300_000, 3073 * 1_000_000):
+        info.size = size
+        content = info.tobuf() + bytes(100_000)
+        for written in (content, gzip.compress(content)):
+            tracemalloc.start()
+            with pytest.raises(DataError, match=r"cut short|unpacks to more than"):
+                dataset.prepare(chain(archive(written)), reporter)
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+            tracemalloc.stop()
+
+
+def test_what_unpacks_to_far_more_than_images_do_is_stopped_early(chain, archive, reporter, monkeypatch):
+    monkeypatch.setattr(reading, "_UNCHECKED", 1_000_000)
+    monkeypatch.setattr(reading, "RATIO_LIMIT", 20)
+    bomb = gzip.compress(tar([plain("data_batch_1.bin", bytes(3073 * 5_000))]))
+    with pytest.raises(DataError, match="unpacks to more than 20 times its size"):
+        dataset.prepare(chain(archive(bomb)), reporter)
+
+
+def test_a_refusal_does_not_wait_for_the_checksum_of_a_huge_file(chain, archive, reporter, monkeypatch):
+    read = os.pread
+    blocks = []
+    monkeypatch.setattr(os, "pread", lambda *arguments: blocks.append(1) or read(*arguments))
+    path = archive(flipped(PLAIN, MIDDLE + 3))
+    os.truncate(path, 1 << 30)
+    with pytest.raises(DataError, match="bad checksum"):
+        dataset.prepare(chain(path), reporter)
+    assert len(blocks) < 1000
+    os.truncate(path, 20 << 30)
+    with pytest.raises(DataError, match=r"has 21\.5 GB, far more than CIFAR-10"):
+        dataset.prepare(chain(path), reporter)
+
+
+def test_many_tiny_gzip_files_in_a_row_are_refused(chain, archive, reporter, monkeypatch):
+    monkeypatch.setattr(reading, "GZIP_PARTS_LIMIT", 100)
+    with pytest.raises(DataError, match="more than 100 gzip files"):
+        dataset.prepare(chain(archive(gzip.compress(PLAIN[:512]) + gzip.compress(b"") * 200)), reporter)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_and_times_in_extra_headers_are_read(chain, archive, reporter, form):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form, pax_headers={"comment": "of all members"}) as writing:
+        for name, content in mini_files().items():
+            info, content = plain("é" * 200 + "/" + name, content)
+            info.mtime = 1.5
+            writing.addfile(info, io.BytesIO(content))
+    assert dataset.prepare(chain(archive(buffer.getvalue())), reporter)["details"]["train_images"] == 24
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_tar_of_1979_is_read_plain_and_gzipped(chain, archive, reporter, pack):
+    content = v7(mini_files())
+    assert b"ustar" not in content[:1024]
+    assert dataset.prepare(chain(archive(pack(content))), reporter)["details"]["train_images"] == 24
+
+
+def test_old_programs_may_leave_anything_in_the_last_record(chain, archive, reporter):
+    last = headers(PLAIN)[-1]
+    members_end = last + 512 + -(-len(mini_files()["test_batch.bin"]) // 512) * 512
+    content = PLAIN[:members_end] + bytes(1024) + b"left over" * 500
+    assert dataset.prepare(chain(archive(content)), reporter)["details"]["train_images"] == 24
 
 
 def test_an_archive_of_several_gzip_parts_is_read_whole(chain, archive, reporter):

@@ -27,6 +27,7 @@ from luigi.worker import TaskProcess
 
 from pipeline.errors import PipelineError
 from pipeline.stage import GRACE_SECONDS
+from pipeline.text import printable
 from tasks import luigid
 from tasks.defaults import BAD_CONFIGURATION, RETURN_CODES, asked_for, is_command, log, take_the_command
 
@@ -127,6 +128,17 @@ def _quiet(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or ("Luigi Execution Summary" in message and ":)" not in message)
 
 
+class _Formatter(logging.Formatter):
+    """One line for each message, whatever it quotes; nothing in it or in a traceback commands the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's name)
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return printable(super().formatException(ei), lines=True)
+
+
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself."""
 
@@ -147,7 +159,7 @@ def _set_up_logging() -> None:
     # Luigi warns of the very keys that its documentation names: default-scheduler-url, -host, -port.
     warnings.filterwarnings("ignore", ".*'default_scheduler_.*not consumed by the task 'core'")
     handler = _Stderr()
-    formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = _Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     log.addHandler(handler)

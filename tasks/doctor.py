@@ -30,6 +30,7 @@ from pipeline.doctor import Finding
 from tasks import scheduler
 from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, is_command, vgg
 from tasks.maintenance import Command
+from tasks.progress import tell
 
 #: Seconds that luigid has for an answer.
 PATIENCE = 2.0
@@ -60,10 +61,10 @@ class Doctor(Command):
         findings = [*doctor.examine(self.chain), *luigi_configuration(), luigid()]
         wrong = [finding for finding in findings if not finding.ok]
         if self.json:
-            print(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))
+            tell(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))
         else:
             for finding in findings:
-                print(f"{'ok' if finding.ok else 'PROBLEM':<8} {finding.name:<13} {finding.text}")
+                tell(f"{'ok' if finding.ok else 'PROBLEM':<8} {finding.name:<13} {finding.text}")
         if wrong:
             exit_with(UNHEALTHY)
 

@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.workspace import MANIFEST, RUN_STAGES, Workspace
 from tasks.base import ChainTask, PluginTask, workspace_at
 from tasks.defaults import DAMAGED, NOT_DONE, exit_with
+from tasks.progress import tell
 
 
 class Command(ChainTask):
@@ -44,7 +45,7 @@ class Status(Command):
 
     def work(self) -> None:
         facts = status.gather(self.chain)
-        print(json.dumps(facts, indent=2) if self.json else "\n".join(status.lines(facts, self.config)))
+        tell(json.dumps(facts, indent=2) if self.json else "\n".join(status.lines(facts, self.config)))
         if not facts["done"]:
             exit_with(NOT_DONE)
 
@@ -65,10 +66,10 @@ class SetAside(Command):
         size, shown = chain.workspace.size_of(folder), chain.workspace.shown
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
-        print(f"{moving} {shown(folder)} ({size / 1e6:.1f} MB)\n  to {shown(target)}")
-        print(f"  the next run makes {self.stage} again" + (f", then as needed {', '.join(after)}" if after else ""))
+        tell(f"{moving} {shown(folder)} ({size / 1e6:.1f} MB)\n  to {shown(target)}")
+        tell(f"  the next run makes {self.stage} again" + (f", then as needed {', '.join(after)}" if after else ""))
         if not self.confirm:
-            print("  nothing was done: add --confirm to do it")
+            tell("  nothing was done: add --confirm to do it")
             return
         what, mirror = f"{self.stage} {chain.run_id}", chain.workspace.mirror
         try:
@@ -111,12 +112,12 @@ class Verify(PluginTask):
         place = workspace.shown(workspace.root)
         found = verify(workspace)
         for line in found.damaged:
-            print(f"damaged: {line}")
+            tell(f"damaged: {line}")
         for line in found.unfinished:
-            print(f"unfinished: {line}")
+            tell(f"unfinished: {line}")
         result = f"{len(found.damaged)} damaged" if found.damaged else "all as recorded"
         result += f"; {len(found.unfinished)} unfinished" if found.unfinished else ""
-        print(f"{found.files} files checked in {place}: {result}")
+        tell(f"{found.files} files checked in {place}: {result}")
         if found.damaged:
             exit_with(DAMAGED)
             advice = "restore the files or set the stage aside"

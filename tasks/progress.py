@@ -15,7 +15,13 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
+from pipeline.text import printable
 from tasks.defaults import is_command
+
+
+def tell(text: str) -> None:
+    """Print what a task answers with; names in it, from files and stores, may hold anything."""
+    print(printable(text, lines=True))
 
 
 class SchedulerVoice:
@@ -94,7 +100,7 @@ class TerminalBar:
 
     def say(self, fraction: float, message: str) -> None:
         if self._progress is not None:
-            self._progress.update(self._task, completed=fraction, description=message)
+            self._progress.update(self._task, completed=fraction, description=printable(message))
 
     def close(self) -> None:
         if self._progress is not None:

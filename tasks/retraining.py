@@ -18,6 +18,7 @@ from pipeline.workspace import generation_seed
 from tasks.base import ChainTask, StageTask, configuration_of
 from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling
 from tasks.maintenance import Command
+from tasks.progress import tell
 from tasks.stages import Evaluate, Export, Report
 
 
@@ -141,11 +142,9 @@ class Rollback(Command):
     def work(self) -> None:
         old, new = generations.roll_back(self.chain, self.to)
         path = self.chain.workspace.current(self.chain.config)
-        print(f"current was {old.run} (accuracy {old.accuracy:.2%})")
-        print(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
-        print(
-            f"generation {old.generation} is not promoted again by itself; Rollback --to {old.generation} undoes this"
-        )
+        tell(f"current was {old.run} (accuracy {old.accuracy:.2%})")
+        tell(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
+        tell(f"generation {old.generation} is not promoted again by itself; Rollback --to {old.generation} undoes this")
 
 
 class Prune(Command):
@@ -167,10 +166,10 @@ class Prune(Command):
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
-            print(f"{'moving' if self.confirm else 'would move'} generation {item.name} ({told})")
-        print(f"{len(spare)} generations, {human_size(total)}, besides the newest {keep} and the current one")
+            tell(f"{'moving' if self.confirm else 'would move'} generation {item.name} ({told})")
+        tell(f"{len(spare)} generations, {human_size(total)}, besides the newest {keep} and the current one")
         if self.confirm:
             moved, left = generations.prune(chain, spare)
-            print("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
+            tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
         elif spare:
-            print("nothing was done: add --confirm to do it")
+            tell("nothing was done: add --confirm to do it")

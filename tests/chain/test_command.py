@@ -57,6 +57,7 @@ def assert_fails_clearly(result, code, *words):
         ("[[1, 4]]", "[[1, 4], [1, 4], [1, 4], [1, 4], [1, 4], [1, 4]]", ["found 6 blocks", "32x32", "at most 5"]),
         ("[[1, 4]]", "[[1, 4", ["not valid YAML at line"]),
         ("name: tiny, ", "", ["missing key architecture.name"]),
+        ("epochs: 1", '"\\e]0;x\\a\\n": 1', ["unknown field ?]0;x? "]),
     ],
 )
 def test_a_bad_configuration_ends_with_code_2_and_one_line(fresh, old, new, words):

@@ -113,9 +113,12 @@ class Watch:
         return None if event.get("event") in ("hello", "beat") else event
 
     def due(self) -> bool:
-        """True when it is time for a word to the child, so that it stays sure of its parent."""
+        """True when it is time for a word to the child, so that it stays sure of its parent.
+
+        Not before it has begun: what a queued job is told nobody reads, for days.
+        """
         moment = time.monotonic()
-        if moment - self._spoken < stage.BEAT_SECONDS:
+        if not self.running or moment - self._spoken < stage.BEAT_SECONDS:
             return False
         self._spoken = moment
         return True

@@ -100,6 +100,7 @@ def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None
     with _alone(run, reporter):
         if not chain.why("train"):
             reporter.note("another process has finished this training meanwhile")
+            distributed.dismiss(reporter, place)
             return manifest.read(run.stage("train")) or {}
         if chain.config.distributed.workers > 1:
             return distributed.supervise(chain, reporter, options, place)
@@ -108,8 +109,7 @@ def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None
 
 def _alone(run: Run, reporter: stage.Reporter) -> contextlib.AbstractContextManager[int]:
     """Hold the run's own lock: a job of a Luigi that died may still be there until it has noticed and checkpointed."""
-    at_most = stage.SILENCE_SECONDS + stage.GRACE_SECONDS + 15
-    return locks.hold(run.job_lock, f"train {run.run_id}", True, reporter.note, at_most)
+    return locks.hold(run.job_lock, f"train {run.run_id}", True, reporter.note, stage.LOCK_SECONDS)
 
 
 def _train(chain: Chain, run: Run, reporter: stage.Reporter, options: dict[str, Any]) -> dict[str, Any]:

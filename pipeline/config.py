@@ -131,6 +131,8 @@ class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     every: Literal["day", "week", "month"] = "week"
     #: Start from the current model's weights instead of from scratch.
     warm_start: bool = False
+    #: Train each generation with a seed of its own, made from `training.seed` and its name.
+    new_seed: bool = False
     #: How much less than the current model's the accuracy of a new one may be, as a share of the test images.
     tolerance: _Fraction = 0.005
     #: How many generations `Prune` keeps, apart from the current one.

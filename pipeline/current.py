@@ -60,10 +60,24 @@ def read(path: Path) -> Pointer | None:
         ) from error
 
 
+def ever(path: Path) -> set[str]:
+    """The runs that are, or were, current by the pointer in `path`; none when there is none, or it is damaged."""
+    try:
+        pointer = read(path)
+    except WorkspaceError:
+        return set()
+    return {pointer.run, *(entry.run for entry in pointer.before), *pointer.rolled_back} if pointer else set()
+
+
 def run_of(workspace: Workspace, entry: Entry) -> Run:
     """The folders of the run that an entry names."""
-    place = Path(entry.run)
-    return workspace.run(place.parent.name, place.name)
+    return run_at(workspace, entry.run)
+
+
+def run_at(workspace: Workspace, place: str) -> Run:
+    """The folders of the run at `runs/<dataset>/<run>`."""
+    path = Path(place)
+    return workspace.run(path.parent.name, path.name)
 
 
 def problems(workspace: Workspace, entry: Entry) -> list[str]:
@@ -115,22 +129,36 @@ def entry_of(run: Run, generation: str) -> Entry | None:
     )
 
 
-def lock_name(chain: Chain) -> str:
-    """The name of the lock of the chain's pointer."""
-    return f"current.{chain.config.data.name}.{chain.config.architecture.name}"
+def name_of(path: Path) -> str:
+    """What people call a pointer: `<data name>/<architecture name>`."""
+    return f"{path.parent.name}/{path.stem}"
+
+
+def lock_name(path: Path) -> str:
+    """The name of the lock of a pointer."""
+    return f"current.{path.parent.name}.{path.stem}"
 
 
 @contextlib.contextmanager
-def held(chain: Chain, wait: bool) -> Iterator[None]:
-    """Hold the lock of the chain's pointer while it is read and replaced; of one in a store, publish it then."""
-    mirror, path = chain.workspace.mirror, chain.workspace.current(chain.config)
-    with locks.hold(chain.workspace.lock(lock_name(chain)), "the choice of the current model", wait, mirror=mirror):
+def held(workspace: Workspace, path: Path) -> Iterator[None]:
+    """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then."""
+    mirror = workspace.mirror
+    with locks.hold(workspace.lock(lock_name(path)), "the choice of the current model", True, mirror=mirror):
         if mirror is None:
             yield
             return
         mirror.know_folders([path.parent], since=time.monotonic())
+        before = _content(path)
         yield
-        mirror.publish_file(path)
+        if _content(path) not in (None, before):
+            mirror.publish_file(path)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def about(chain: Chain) -> dict[str, str]:

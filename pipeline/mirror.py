@@ -407,17 +407,24 @@ class Mirror:
     # --- moving and hashing -------------------------------------------------------------------------------------
 
     def move(self, folder: Path, target: Path) -> None:
-        """Move a folder within the workspace: all of it is copied, then what counts as finished stops to count."""
+        """Move a folder, or one file, within the workspace.
+
+        All is copied, manifests last; then what counts as finished stops to count where it was, then the rest goes.
+        """
         self.check_locks()
-        objects = self.below(folder)
         start, end = self.place(folder), self.place(target)
-        self.store.each(lambda path: self.store.copy(path, end + path[len(start) :]), objects)
+        inside = self.below(folder) or ([start] if folder.name in self.names(folder.parent) else [])
+        objects = sorted(inside, key=lambda path: path.endswith(f"/{MANIFEST}"))
         manifests = [path for path in objects if path.endswith(f"/{MANIFEST}")]
+        for part in (objects[: len(objects) - len(manifests)], manifests):
+            self.store.each(lambda path: self.store.copy(path, end + path[len(start) :]), part)
         self.store.delete(manifests)
-        self.store.delete(path for path in objects if path not in manifests)
+        self.store.delete(objects[: len(objects) - len(manifests)])
         self._take_in({start}, {})
+        for path in inside if inside == [start] else []:
+            self._there.get(path.rpartition("/")[0], {}).pop(folder.name, None)
         self._listed.pop("trash", None)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
         self._remember(dict.fromkeys(objects))
 
     def sha256(self, path: Path) -> str:

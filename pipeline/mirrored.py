@@ -95,7 +95,8 @@ def _gate_held(chain: Chain, mirror: Mirror, stage: str) -> Iterator[None]:
     if stage != "promote":
         yield
         return
-    with mirror.hold(current.lock_name(chain), "the choice of the current model", True, log.info):
+    lock = current.lock_name(chain.workspace.current(chain.config))
+    with mirror.hold(lock, "the choice of the current model", True, log.info):
         mirror.know([chain], since=time.monotonic())
         yield
 
@@ -127,9 +128,14 @@ def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) ->
 
 
 def _fetch_opponents(chain: Chain, mirror: Mirror) -> None:
-    """The runs that the gate may compare with: the current one and the one before."""
-    pointer = current.read(chain.workspace.current(chain.config))
-    for entry in [pointer, *pointer.before[:1]] if pointer else []:
+    """The runs that the gate may compare with: the current one and the one before, or the one before all generations.
+
+    Of those that were rolled back the gate looks at the manifests.
+    """
+    pointer, before_all = current.read(chain.workspace.current(chain.config)), generations.first(chain)
+    if pointer:
+        mirror.know_folders(current.run_at(chain.workspace, place).stage("train") for place in pointer.rolled_back)
+    for entry in [pointer, *pointer.before[:1]] if pointer else [before_all] if before_all else []:
         other = current.run_of(chain.workspace, entry)
         folders = [other.stage("train"), other.stage("evaluate")]
         mirror.know_folders([*folders, chain.workspace.dataset(other.dataset_id)])

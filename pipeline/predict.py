@@ -195,8 +195,11 @@ def _current(workspace: Workspace) -> Path:
         )
     if len(pointers) > 1:
         choice = ", ".join(map(_address, pointers))
-        where = _address(workspace.root)
-        raise PipelineError(f"{where}: several models are current; choose with --model: {choice}")
+        old = _shown(Path(current.name_of(pointers[0])))
+        raise PipelineError(
+            f"{_address(workspace.root)}: several models are current; choose with --model: {choice}; or retire one "
+            f"that is no longer meant: luigi --module tasks Retire --name {old} --confirm"
+        )
     return _promoted(pointers[0])
 
 

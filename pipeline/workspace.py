@@ -6,7 +6,7 @@ runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
 work/                                 checkpoints, partial downloads, locks: disposable
 comparisons/<name>/                   the ranking page of a comparison
 current/<data name>/<architecture name>.json   which run is the promoted one
-trash/                                what a user set aside
+trash/<when>/<path>                   what a user set aside, under the path that it had
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ MANIFEST = "manifest.json"
 
 #: The stages of a run in order; the data set comes before them all.
 RUN_STAGES = ("train", "evaluate", "export", "report")
+
+#: The folders of a run: those of its stages, and that of the promotion gate.
+RUN_FOLDERS = (*RUN_STAGES, "promote")
 
 
 @dataclass(frozen=True)
@@ -226,8 +229,13 @@ def generation_seed(generation: str) -> int | None:
 
 
 def with_generation_seed(config: Config, generation: str) -> Config:
-    """The configuration that a generation is trained with: itself, but for the seed of a generation `seed-N`."""
+    """The configuration that a generation is trained with.
+
+    It is the given one, but for the seed of a generation `seed-N`, and of any other with `schedule.new_seed`.
+    """
     seed = generation_seed(generation)
+    if seed is None and generation and config.schedule.new_seed:
+        seed = int(hashlib.sha256(f"{config.training.seed} {generation}".encode()).hexdigest()[:8], 16) % 2**31
     if seed is None or seed == config.training.seed:
         return config
     return msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, seed=seed))

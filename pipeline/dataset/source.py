@@ -59,8 +59,10 @@ def fetch(chain: Chain, reporter: Reporter, progress: Progress) -> Fetched:
             return _fetch_one(chain, location, reporter, progress)
         except Refused as refused:
             failures.append(refused)
-            if number < len(locations):
-                reporter.note(f"{refused.found}; trying the next address")
+        except MemoryError:
+            failures.append(Refused(_shown(chain, location), "takes more memory than there is", "free some memory"))
+        if number < len(locations):
+            reporter.note(f"{failures[-1].found}; trying the next address")
     raise _nothing_left(failures)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import manifest
+from pipeline import address, manifest
 from pipeline.config import Config, Data, differences, recorded_training, to_dict
 from pipeline.files import read_json
 from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, dataset_id, run_id
@@ -46,7 +46,8 @@ class Chain:
 
     def source_record(self) -> dict[str, Any] | None:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
-        record = read_json(self.workspace.source_pointer(self.config.data))
+        data = self.config.data
+        record = read_json(self.workspace.source_pointer(data)) or read_json(self.workspace.former_pointer(data))
         if not isinstance(record, dict) or not isinstance(record.get("digest"), str):
             return None
         known = dataset_id(self.config.data.name, record["digest"])
@@ -236,14 +237,10 @@ def source_stat(data: Data) -> dict[str, Any] | None:
 
 
 def shown_source(data: Data) -> str:
-    """The source as it may be shown and logged: without a user name or password in a URL."""
+    """The source as it may be shown and logged."""
     if data.is_sample:
         return "the bundled sample"
-    if "://" not in data.source:
-        return data.source
-    scheme, _, rest = data.source.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    return address.shown(data.source)
 
 
 def _stat(file: Path) -> list[int]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pipeline import address
 from pipeline.config import Architecture, Config, Data, fingerprint
 from pipeline.files import move, sha256_file
 
@@ -106,6 +107,10 @@ class Workspace:
     def source_pointer(self, data: Data) -> Path:
         """The file that says which data set came out of this source."""
         return self.root / f"datasets/sources/{data.name}-{source_key(data)}.json"
+
+    def former_pointer(self, data: Data) -> Path:
+        """The same as it was called when a password or token still counted."""
+        return self.root / f"datasets/sources/{data.name}-{_key(data, data.source)}.json"
 
     def seen_source(self, data: Data) -> Path:
         """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""
@@ -242,6 +247,10 @@ def with_generation_seed(config: Config, generation: str) -> Config:
 
 
 def source_key(data: Data) -> str:
-    """8 hex digits that name a source: its checksum where one is given, else its location."""
-    identity = data.sha256.lower() if data.sha256 else data.source
+    """8 hex digits that name a source: its checksum where one is given, else its location without secrets."""
+    return _key(data, address.identity(data.source))
+
+
+def _key(data: Data, location: str) -> str:
+    identity = data.sha256.lower() if data.sha256 else location
     return hashlib.sha256(f"{data.name} {identity}".encode()).hexdigest()[:8]

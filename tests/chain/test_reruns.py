@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
+import http.server
 import os
 import shutil
+import threading
 
 import pytest
 import yaml
@@ -228,3 +231,22 @@ def test_the_source_may_go_once_its_data_set_is_made(done):
     assert done.report().ran == ["dataset"]
     own.unlink()
     assert done.report().ran == []
+
+
+def test_an_address_s_secrets_are_written_nowhere_and_a_new_one_repeats_nothing(fresh):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(fresh.archive.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"127.0.0.1:{server.server_port}/{fresh.archive.name}"
+        mirrors = ["https://me:hush/hush@host/x", f"http://{here}#access_token=hush"]
+        fresh.configure(data__source=f"http://me:hush@{here}?token=hush", data__mirrors=mirrors)
+        result = fresh.report(no_proxy="127.0.0.1")
+        server.shutdown()
+    assert "hush" not in result.text
+    written = [path for path in fresh.workspace.rglob("*") if path.is_file()]
+    assert {"trainer.npz", "config.yaml", "train.log", "events.jsonl", "index.html"} <= {path.name for path in written}
+    assert not [path for path in written if b"hush" in path.read_bytes()]
+    assert here in (fresh.folder("train") / "config.yaml").read_text()
+    fresh.configure(data__source=f"http://another:one@{here}?token=new", training__epochs=3)
+    assert fresh.report().ran == ["train", *AFTER_TRAIN]
+    assert len(history(fresh)) == 3

@@ -210,7 +210,7 @@ def _install_signals(reporter: Reporter, graceful: bool) -> None:
         first = not reporter.stopping
         reporter.commands.add("stop")
         if first:
-            # A thread cannot be started here: what was interrupted may hold threading's own lock.
+            # No thread is started in here: there may be no room for one, or a lock of threading's own may be held.
             os.write(ask, b".")
             if not graceful:
                 raise Interrupted("stopped on request; run the same command again to go on")

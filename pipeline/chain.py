@@ -205,9 +205,13 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
     if train is None:
         return []
     recorded, now = train["details"].get("config", {}), to_dict(config)
-    then = {"training": recorded_training(recorded.get("training", {})), "device": recorded.get("device")}
+    then = {
+        "training": recorded_training(recorded.get("training", {})),
+        "device": recorded.get("device"),
+        "distributed": recorded.get("distributed", {"workers": 1}),
+    }
     lines = []
-    for part in ("training", "device"):
+    for part in then:
         for change in differences({part: then.get(part)}, {part: now[part]}):
             key, _, values = change.partition(": ")
             if key.rpartition(".")[2] in OPERATIONAL_KEYS:

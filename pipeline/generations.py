@@ -167,7 +167,6 @@ def same_weights(chain: Chain) -> Run | None:
         return None
     if chain.workspace.mirror:
         chain.workspace.mirror.know_runs(run.dataset_id, f"{run_id(config.architecture)}*", RUN_FOLDERS)
-    workers = config.distributed.workers
     found = []
     for other in run.generations():
         if generation_seed(other.generation) is not None or chain.problems("train", other.stage("train")):
@@ -176,8 +175,7 @@ def same_weights(chain: Chain) -> Run | None:
         assert train is not None
         details, segments = train["details"], train["details"].get("segments") or [{}]
         fresh = segments[0].get("how") == "started" and details.get("exact") is True
-        alike = details.get("config", {}).get("distributed", {}).get("workers", 1) == workers
-        if fresh and alike and trained_epochs(train) == config.training.epochs and not drift(train, config):
+        if fresh and trained_epochs(train) == config.training.epochs and not drift(train, config):
             found.append((_begun(train), other.run_id, other))
     return max(found)[2] if found else None
 

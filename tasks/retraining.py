@@ -14,7 +14,7 @@ from typing import Any, cast
 import luigi
 
 from pipeline import current, generations
-from pipeline.chain import Chain
+from pipeline.chain import Chain, drift
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
 from pipeline.workspace import Run, generation_seed, with_generation_seed
@@ -176,6 +176,8 @@ def _tell_nothing_due(task: Retrain) -> None:
         return
     done = f"generation {task.generation} is done ({outcome}) and data and architecture are the same"
     log.info("nothing is due: %s%s", done, then)
+    if changed := drift(subject.manifest("train"), subject.config):
+        log.warning("not in it: %s; the next generation has it, --generation NAME makes one now", "; ".join(changed))
 
 
 class Rollback(Command):

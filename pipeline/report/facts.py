@@ -362,7 +362,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
     return {
         "config": _config_rows(trained),
-        "drift": drift(sources.train, chain.config),
+        "drift": drift(sources.train, chain.config),  # as of `rendered`; later changes render nothing anew
         "versions": details["versions"],
         "stages": {
             name: {"version": value["version"], "created": value["created"], "files": value["files"]}

@@ -109,12 +109,19 @@ def test_raising_epochs_continues_from_the_saved_params_to_the_weights_of_one_lo
             'training.schedule.kind: trained with "constant", config now says "cosine"',
         ),
         ({"device": "cpu:0,1"}, 'device: trained with "cpu", config now says "cpu:0,1"'),
+        ({"distributed": {"workers": 2}}, "distributed.workers: trained with 1, config now says 2"),
     ],
 )
 def test_other_training_keys_retrain_nothing_and_status_says_so(done, change, line):
     done.configure(**change)
-    assert done.report().ran == []
+    result = done.report()
+    assert result.ran == []
+    assert result.log.count(line) == 1
+    for way in ("--generation NAME", "another architecture.name", "SetAside --stage train --confirm"):
+        assert way in result.log
     assert f"drift: {line} (does not retrain)" in done.status()
+    page = (done.folder("report") / "index.html").read_text()
+    assert "none, the configuration said what was trained" in page.partition("When this page was made (")[2]
 
 
 def test_other_views_measure_and_export_again_and_retrain_nothing(done):
@@ -156,7 +163,9 @@ def test_how_often_checkpoints_are_written_is_not_even_drift(done):
 def test_the_report_of_a_later_stage_shows_the_drift(done):
     done.configure(training__learning_rate=0.01)
     (done.folder("report") / "report.json").unlink()
-    assert done.report().ran == ["report"]
+    result = done.report()
+    assert result.ran == ["report"]
+    assert "training.learning_rate: trained with 0.05, config now says 0.01" in result.log
     page = (done.folder("report") / "index.html").read_text()
     assert "trained with 0.05" in page
     assert "now says 0.01" in page

@@ -78,8 +78,11 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     low, high = facts["comparison"]["previous"]["interval"]
     assert low < facts["comparison"]["previous"]["difference"] < high < 0
     assert ">Refused</strong>" in page
-    # The gate has decided: a second call that week is no failure again.
-    assert weeks.retrain("--date", "2026-11-10").ran == []
+    # The gate has decided: a second call that week is no failure again, and a change waits for the next week.
+    weeks.configure(training__weight_decay=1e-5)
+    again = weeks.retrain("--date", "2026-11-10")
+    assert again.ran == []
+    assert "not in it: training.weight_decay: trained with " in again.log
 
     # The third week it is repaired, to another value: with the first one it would be the model of the first week again.
     weeks.configure(training__learning_rate=1.01 * good, schedule__tolerance=0.5)

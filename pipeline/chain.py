@@ -10,7 +10,10 @@ import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from pipeline import address, manifest
 from pipeline.config import Config, Data, differences, recorded_training, to_dict
@@ -32,6 +35,16 @@ STAGES = ("dataset", *RUN_STAGES)
 OPERATIONAL_KEYS = ("checkpoint_seconds", "tensorboard")
 
 
+class _Source(Struct, frozen=True):
+    """The types that the record of a source must have. With others it counts as damaged, whoever wrote it."""
+
+    dataset: str
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    stat: dict[str, Any] | None = None
+    official: bool = False
+    label: str = ""
+
+
 @dataclass(frozen=True)
 class Chain:
     """One configuration in one workspace, in one generation."""
@@ -48,10 +61,15 @@ class Chain:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
         data = self.config.data
         record = read_json(self.workspace.source_pointer(data)) or read_json(self.workspace.former_pointer(data))
-        if not isinstance(record, dict) or not isinstance(record.get("digest"), str):
+        return self.source_in(record)
+
+    def source_in(self, record: Any) -> dict[str, Any] | None:
+        """What a file's JSON value says of the configured source; None when it says nothing that can be meant."""
+        try:
+            known = msgspec.convert(record, _Source)
+        except msgspec.ValidationError:
             return None
-        known = dataset_id(self.config.data.name, record["digest"])
-        return record if record.get("dataset") == known else None
+        return {"stat": None, **record} if known.dataset == dataset_id(self.config.data.name, known.digest) else None
 
     def dataset_folder(self) -> Path | None:
         record = self.source_record()

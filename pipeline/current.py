@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from pipeline import locks, manifest
+from pipeline import locks, manifest, names
 from pipeline.chain import Chain
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import write_json
@@ -49,12 +49,17 @@ class Pointer(Entry, frozen=True, kw_only=True):
 def read(path: Path) -> Pointer | None:
     """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Pointer)
+        pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
+        for entry in (pointer, *pointer.before):
+            _check(entry)
+        for run in pointer.rolled_back:
+            _check_run(run)
+        return pointer
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise from_os_error(error, "read which run is current") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WorkspaceError(
             f"{path}: damaged ({error}); restore it, or delete it, and the next generation becomes current"
         ) from error
@@ -67,6 +72,20 @@ def ever(path: Path) -> set[str]:
     except WorkspaceError:
         return set()
     return {pointer.run, *(entry.run for entry in pointer.before), *pointer.rolled_back} if pointer else set()
+
+
+def _check(entry: Entry) -> None:
+    """Raise `ValidationError` for an entry whose texts are not such as are written here."""
+    _check_run(entry.run)
+    for text in (entry.generation, entry.weights_sha256, entry.architecture, entry.since):
+        if text and not names.is_name(text):
+            raise msgspec.ValidationError(f"{entry.run}: found {text!a}")
+
+
+def _check_run(run: str) -> None:
+    place = run.split("/")
+    if len(place) != 3 or place[0] != "runs" or not names.is_place(run):
+        raise msgspec.ValidationError(f"run: found {run!a}, expected runs/DATASET/RUN")
 
 
 def run_of(workspace: Workspace, entry: Entry) -> Run:

@@ -267,6 +267,7 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
     told = {"run": entry.run, "generation": entry.generation, "accuracy": entry.accuracy, "before": old.run}
     seconds = round(time.monotonic() - started, 3)
     events.record(chain.workspace, "rolled back", **current.about(chain), **told, seconds=seconds)
+    events.publish(chain.workspace)
     return old.entry, entry
 
 
@@ -325,6 +326,7 @@ def retire(workspace: Workspace, name: str) -> Path:
         raise from_os_error(error, "move the pointer to the trash") from error
     data, architecture = name.split("/")
     events.record(workspace, "retired", dataset=data, architecture=architecture, to=workspace.shown(target))
+    events.publish(workspace)
     return target
 
 
@@ -387,4 +389,5 @@ def prune(chain: Chain, generations: list[Generation]) -> tuple[list[str], list[
                 to=workspace.shown(target),
                 seconds=round(time.monotonic() - started, 3),
             )
+    events.publish(workspace)
     return moved, left

@@ -101,6 +101,11 @@ class Workspace:
         """One JSON object a line: what started, finished, failed."""
         return self.root / "events.jsonl"
 
+    @property
+    def published_events(self) -> Path:
+        """For a workspace in a store: the file that says how many of this host's events are in the store."""
+        return self.work / "events-published.json"
+
     def dataset(self, dataset_id: str) -> Path:
         return self.root / f"datasets/{dataset_id}"
 

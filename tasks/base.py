@@ -263,6 +263,11 @@ def workspace_at(address: str) -> Workspace:
         return Workspace(Path(address).absolute())
     if address not in _workspaces:
         settings = vgg()
+        if not 0 <= settings.patience_seconds <= settings.stale_seconds / 2:
+            raise ConfigError(
+                f"[vgg] patience_seconds: found {settings.patience_seconds:g}, expected at most half of stale_seconds "
+                f"({settings.stale_seconds:g}): a host that waits for the store longer than that could lose its locks"
+            )
         cache = Path(settings.cache).expanduser() if settings.cache else default_cache()
         mirror = mirror_at(check_url(address), cache, settings.patience_seconds, settings.stale_seconds)
         _workspaces[address] = Workspace(mirror.root, mirror)

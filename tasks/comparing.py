@@ -172,7 +172,7 @@ def _listed(configs: str | Sequence[str]) -> list[str]:
     """A JSON list of paths, or one path or pattern, as a list."""
     if not isinstance(configs, str):
         return [str(path) for path in configs]
-    if not configs.lstrip().startswith("["):
+    if not configs.lstrip().startswith("[") or os.path.isfile(configs):
         return [configs]
     try:
         value = json.loads(configs)

@@ -52,8 +52,8 @@ class Doctor(Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # What Luigi cannot read keeps it from running any task, this one too.
-        if is_command() and list(_unreadable()):
+        # What Luigi cannot read, or lacks, keeps it from running any task, this one too.
+        if is_command() and (list(_unreadable()) or not doctor.semaphores().ok):
             self.work()
             raise SystemExit(UNHEALTHY)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from pipeline import address, manifest
+from pipeline import address, manifest, sources
 from pipeline.config import Config, Data, differences, recorded_training, to_dict
 from pipeline.files import read_json
 from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, dataset_id, run_id
@@ -156,19 +156,18 @@ class Chain:
         data, record = self.config.data, self.source_record()
         if record is None:
             return [f"nothing was made from {shown_source(data)} yet"]
-        present = source_stat(data)
-        if present is not None and record.get("stat") != present and self.seen_here() != (record["digest"], present):
+        present = sources.state(data)
+        if present is not None and not sources.same(present, self._states(record)):
             return [f"{shown_source(data)} changed since the data set was made from it"]
         pointer = self.workspace.source_pointer(data)
         return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
 
-    def seen_here(self) -> tuple[str, Any] | None:
-        """For a workspace in a store: the digest that the source on this host, in that state, was found to have.
-
-        Modification times are each host's own.
-        """
-        value = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
-        return (value.get("digest", ""), value.get("stat")) if isinstance(value, dict) else None
+    def _states(self, record: dict[str, Any]) -> list[Any]:
+        """The states in which the source was found to be this data set. Modification times are each copy's own."""
+        here = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
+        if not isinstance(here, dict) or here.get("digest") != record["digest"]:
+            here = {}
+        return [*sources.recorded(record), here.get("stat")]
 
     def _why_train(self, folder: Path) -> list[str]:
         reasons = self.problems("train", folder)
@@ -241,30 +240,8 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
     return lines
 
 
-def source_stat(data: Data) -> dict[str, Any] | None:
-    """Size and modification time of a local source; None for a URL, the sample, or a source that is gone.
-
-    A source that was removed after its data set was made is no reason to make it again.
-    """
-    if data.is_sample or "://" in data.source:
-        return None
-    path = Path(data.source)
-    try:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            return {file.relative_to(path).as_posix(): _stat(file) for file in files}
-        return {path.name: _stat(path)}
-    except OSError:
-        return None
-
-
 def shown_source(data: Data) -> str:
     """The source as it may be shown and logged."""
     if data.is_sample:
         return "the bundled sample"
     return address.shown(data.source)
-
-
-def _stat(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]

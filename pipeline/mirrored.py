@@ -222,7 +222,8 @@ def _publish_source(chain: Chain, mirror: Mirror, pointer: Path) -> None:
     content, theirs = mirror.store.read(mirror.place(pointer)), None
     with contextlib.suppress(ValueError, RecursionError):
         theirs = chain.source_in(json.loads(content or b"null"))
-    if content is not None and theirs is not None and {**theirs, "stat": None} == {**mine, "stat": None}:
+    own = {"stat": None, "copies": None}
+    if content is not None and theirs is not None and {**theirs, **own} == {**mine, **own}:
         mirror.write(mirror.place(pointer), content)
         mirror.know([chain], since=time.monotonic())
         return

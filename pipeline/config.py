@@ -22,8 +22,8 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from pipeline import address
 from pipeline.errors import ConfigError
+from pipeline.files import expanded
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -132,8 +132,6 @@ class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     every: Literal["day", "week", "month"] = "week"
     #: Start from the current model's weights instead of from scratch.
     warm_start: bool = False
-    #: Train each generation with a seed of its own, made from `training.seed` and its name.
-    new_seed: bool = False
     #: How much less than the current model's the accuracy of a new one may be, as a share of the test images.
     tolerance: _Fraction = 0.005
     #: How many generations `Prune` keeps, apart from the current one.
@@ -179,15 +177,6 @@ def to_dict(config: Struct) -> dict[str, Any]:
     return msgspec.to_builtins(config)
 
 
-def to_record(config: Config) -> dict[str, Any]:
-    """As `to_dict`, with addresses as they may be shown: what is written to files."""
-    data = config.data
-    shown = msgspec.structs.replace(
-        data, source=address.shown(data.source), mirrors=[address.shown(mirror) for mirror in data.mirrors]
-    )
-    return to_dict(msgspec.structs.replace(config, data=shown))
-
-
 def recorded_training(value: dict[str, Any]) -> dict[str, Any]:
     """The `training` of a run or checkpoint, with the defaults of the keys that there were not when it was made.
 
@@ -225,17 +214,20 @@ def load(path: str | os.PathLike[str]) -> Config:
     override = os.environ.get("CIFAR10_SOURCE")
     if override and data.name == "cifar10":
         # Another source has another checksum, and the mirrors of the old one no longer apply.
-        data = msgspec.structs.replace(data, source=_absolute(override, Path.cwd()), sha256=None, mirrors=[])
+        data = msgspec.structs.replace(
+            data, source=_absolute(override, Path.cwd(), "CIFAR10_SOURCE"), sha256=None, mirrors=[]
+        )
     else:
         data = msgspec.structs.replace(
             data,
-            source=_absolute(data.source, file.parent),
-            mirrors=[_absolute(mirror, file.parent) for mirror in data.mirrors],
+            source=_absolute(data.source, file.parent, f"{path}: data.source"),
+            mirrors=[_absolute(mirror, file.parent, f"{path}: data.mirrors") for mirror in data.mirrors],
         )
         if data.source == OFFICIAL_URL and data.sha256 is None:
             data = msgspec.structs.replace(data, sha256=OFFICIAL_SHA256)
     if training.init_from is not None:
-        training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent))
+        where = f"{path}: training.init_from"
+        training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent, where))
     return msgspec.structs.replace(config, data=data, training=training, launcher=launcher)
 
 
@@ -259,7 +251,7 @@ def load_launcher(name: str, where: str, folder: Path) -> list[str]:
     Raises `ConfigError`, with `where` naming who wanted it.
     """
     ready_made = ready_made_folder() / "launchers"
-    places = [folder / Path(name).expanduser(), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
+    places = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         known = ", ".join(f"config/launchers/{found.name}" for found in sorted(ready_made.glob("*.yaml")))
@@ -439,7 +431,7 @@ def _check_meaning(config: Config, value: Any, where: str) -> None:
         raise ConfigError(f"{where}: training.schedule.milestones: found {schedule.milestones}, must be ascending")
     if config.data.name == "sample" and not config.data.is_sample:
         given = isinstance(value, dict) and "source" in (value.get("data") or {})
-        found = address.shown(config.data.source) if given else "nothing"
+        found = config.data.source if given else "nothing"
         raise ConfigError(f"{where}: data.source: found {found}, but data.name sample is the one with source bundled")
     if config.data.is_sample and config.data.name != "sample":
         raise ConfigError(f"{where}: data.name: found {config.data.name}, but source bundled is named sample")
@@ -491,13 +483,13 @@ def _shown(value: Any) -> str:
         return "nothing"
     text = ""
     for piece in json.JSONEncoder(default=str).iterencode(value):  # aliases can make a small file a huge value
-        text += re.sub(r"\w+://[^\"]*", lambda found: address.shown(found[0]), piece)
+        text += piece
         if len(text) > 60:
             return text[:57] + "..."
     return text
 
 
-def _absolute(location: str, folder: Path) -> str:
+def _absolute(location: str, folder: Path, where: str) -> str:
     if location == "bundled" or "://" in location:
         return location
-    return os.path.normpath(folder / Path(location).expanduser())
+    return os.path.normpath(folder / expanded(location, where))

@@ -7,7 +7,6 @@ a process of its own (`python -m pipeline.doctor`), where it may crash. What con
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline import current, events, launch, locks, model
+from pipeline import current, events, launch, locks, manifest, model
 from pipeline.chain import Chain
 from pipeline.cores import cgroup_quota, given_threads, misread_threads, usable_cores
 from pipeline.errors import PipelineError
@@ -49,16 +48,7 @@ class Finding:
 
 def examine(chain: Chain) -> list[Finding]:
     """All checks that do not concern Luigi."""
-    checks: tuple[Callable[[Chain], Finding], ...] = (
-        threads,
-        load,
-        semaphores,
-        disk,
-        workspace,
-        locked,
-        current_model,
-        clock,
-    )
+    checks: tuple[Callable[[Chain], Finding], ...] = (threads, load, disk, workspace, locked, current_model, clock)
     return [python(sys.version_info[:2]), *machine_learning(chain), *(check(chain) for check in checks)]
 
 
@@ -121,17 +111,6 @@ def load(chain: Chain) -> Finding:
     if others + usable_cores() > cores + TOLERATED:
         text += ": a training gets its share of them, and is slower than it could be"
     return Finding("load", True, text)
-
-
-def semaphores(chain: Chain | None = None) -> Finding:
-    """Whether Python can make what Luigi's workers need of the system, which Linux keeps in /dev/shm."""
-    try:
-        multiprocessing.Lock()
-    except (OSError, ImportError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        text = f"/dev/shm: cannot make a semaphore there ({why}), which Luigi needs to run anything: mount it writable"
-        return Finding("shared memory", False, text)
-    return Finding("shared memory", True, "semaphores can be made in /dev/shm")
 
 
 def disk(chain: Chain) -> Finding:
@@ -208,6 +187,13 @@ def current_model(chain: Chain) -> Finding:
     problems = current.problems(chain.workspace, pointer)
     if problems:
         return Finding("current", False, f"{'; '.join(problems)}: restore it, or run Rollback")
+    folder = current.run_of(chain.workspace, pointer).stage("export")
+    if chain.workspace.mirror:
+        chain.workspace.mirror.know_folders([folder])
+    exported = manifest.read(folder)
+    if exported is None or manifest.file_problems(folder, exported, chain.workspace.size):
+        given = f" with --generation {pointer.generation}" if pointer.generation else ""
+        return Finding("current", False, f"{pointer.run}/export is missing or damaged: run Export{given}")
     return Finding("current", True, f"{pointer.run}, accuracy {pointer.accuracy:.2%}, since {pointer.since}")
 
 

@@ -11,12 +11,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from pipeline.errors import ConfigError
 
 #: What file systems answer that do not sync folders (CIFS, FAT, some FUSE ones), or to one who may not list them.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
@@ -42,6 +45,19 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int
 
 def _not_regular(number: int, path: Path) -> OSError:
     return OSError(number, "it is a link, a pipe or a folder, not a regular file: remove it", str(path))
+
+
+def expanded(location: str, where: str) -> str:
+    """A path or URL that a person wrote, with `~` and `$NAME` filled in, as a shell would have done.
+
+    Raises `ConfigError`, with `where` naming who wants it, for what cannot be filled in.
+    """
+    found = os.path.expanduser(os.path.expandvars(location))
+    unknown = re.search(r"\$(?:[A-Za-z_]\w*|\{\w+\})|^~[\w.-]*(?=/|$)", found)
+    if unknown:
+        what = "home folder" if unknown[0].startswith("~") else "environment variable"
+        raise ConfigError(f"{where}: found {location!r}, but there is no such {what} as {unknown[0]}")
+    return found
 
 
 def read_regular(path: Path) -> bytes:

@@ -5,6 +5,7 @@ Imports no MXNet, numpy or matplotlib: a finished chain must be recognised in a 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import html
@@ -32,6 +33,7 @@ from pipeline.errors import (
     TrainingDiverged,
     from_os_error,
 )
+from pipeline.files import expanded
 from pipeline.mirror import default_cache, mirror_at
 from pipeline.stage import COMMANDS
 from pipeline.store import check_url, is_url
@@ -59,12 +61,32 @@ class PluginTask(luigi.Task):
 
     without_scheduler = False
 
+    # None is positional: Luigi's Range tools take the first positional parameter for the date.
+    workspace = luigi.Parameter(
+        default="",
+        positional=False,
+        description="the folder or URL that holds data sets and runs, for example /data/vgg or s3://bucket/vgg; "
+        "default: [vgg] workspace of luigi.cfg, else artifacts",
+    )
+
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        """Luigi's own; lets the `luigi` command do without a scheduler where that is of no use."""
+        """Luigi's own, filled in; raises `ConfigError`. The `luigi` command does without a scheduler where it can."""
         if cls.without_scheduler:
             scheduler.do_without(cls.get_task_family())
-        return super().get_param_values(params, args, kwargs)
+        try:
+            values = dict(super().get_param_values(params, args, kwargs))
+            values["workspace"] = expanded(values["workspace"] or vgg().workspace, "--workspace")
+            return list(cls.filled_in(values).items())
+        except ConfigError:
+            exit_with(BAD_CONFIGURATION)
+            raise
+
+    @classmethod
+    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of the parameters with what was left out, in the same order; raises `ConfigError`."""
+        workspace_at(values["workspace"])
+        return values
 
 
 class ChainTask(PluginTask):
@@ -74,41 +96,41 @@ class ChainTask(PluginTask):
     apart in the scheduler, and are not meant to be given.
     """
 
-    # None is positional: Luigi's Range tools take the first positional parameter for the date.
-    config = luigi.Parameter(default="config/vgg11.yaml", positional=False, description="the YAML file of the run")
-    workspace = luigi.Parameter(
-        default="artifacts", positional=False, description="the folder or URL that holds data sets and runs"
+    config = luigi.Parameter(
+        default="",
+        positional=False,
+        description="the YAML file of the run, for example config/vgg16-bn.yaml; default: [vgg] config of luigi.cfg, "
+        "else config/vgg11.yaml",
     )
-    generation = luigi.Parameter(default="", positional=False, description="name of a retraining beside the first one")
-    architecture = luigi.Parameter(default="", positional=False, description="filled in from the configuration")
-    dataset = luigi.Parameter(default="", positional=False, description="filled in from the configuration")
+    generation = luigi.Parameter(
+        default="",
+        positional=False,
+        description="name of a retraining beside the first run, for example 2026-W48; default: the run without a name",
+    )
+    architecture = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
+    dataset = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
     settings = luigi.Parameter(
         default="",
         positional=False,
         significant=False,
         visibility=ParameterVisibility.PRIVATE,
-        description="filled in: digest of the whole configuration",
+        description=argparse.SUPPRESS,  # digest of the whole configuration
     )
 
     @classmethod
-    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        """Luigi's own, with the filled-in parameters; raises `ConfigError` for a bad configuration."""
-        values = dict(super().get_param_values(params, args, kwargs))
-        try:
-            check_name("--generation", values["generation"])
-            workspace_at(values["workspace"])
-            filled = _fill(values)
-        except ConfigError:
-            exit_with(BAD_CONFIGURATION)
-            raise
+    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """With what follows from the configuration."""
+        values = super().filled_in(values)
+        values["config"] = expanded(values["config"] or vgg().config, "--config")
+        check_name("--generation", values["generation"])
+        filled = _fill(values)
         for name, value in filled.items():
             if values[name] not in ("", value):
-                exit_with(BAD_CONFIGURATION)
                 raise ConfigError(
                     f"{values['config']}: gives {name} {value}, but this task was made for {values[name]}: the "
                     "file was changed since, or --" + name + " was given, which is filled in and not meant to be given"
                 )
-        return [(name, filled.get(name, value)) for name, value in values.items()]
+        return values | filled
 
     @property
     def chain(self) -> Chain:
@@ -263,12 +285,7 @@ def workspace_at(address: str) -> Workspace:
         return Workspace(Path(address).absolute())
     if address not in _workspaces:
         settings = vgg()
-        if not 0 <= settings.patience_seconds <= settings.stale_seconds / 2:
-            raise ConfigError(
-                f"[vgg] patience_seconds: found {settings.patience_seconds:g}, expected at most half of stale_seconds "
-                f"({settings.stale_seconds:g}): a host that waits for the store longer than that could lose its locks"
-            )
-        cache = Path(settings.cache).expanduser() if settings.cache else default_cache()
+        cache = Path(expanded(settings.cache, "[vgg] cache")) if settings.cache else default_cache()
         mirror = mirror_at(check_url(address), cache, settings.patience_seconds, settings.stale_seconds)
         _workspaces[address] = Workspace(mirror.root, mirror)
     return _workspaces[address]
@@ -333,7 +350,7 @@ def _fill(values: dict[str, Any]) -> dict[str, str]:
 
 def remember(path: str, config: Config) -> str:
     """Keep a loaded configuration for the tasks of this process; gives their `settings`, which stand for it."""
-    text = json.dumps(configuration.to_record(config), sort_keys=True)
+    text = json.dumps(configuration.to_dict(config), sort_keys=True)
     settings = hashlib.sha256(text.encode()).hexdigest()[:16]
     _loaded[path, settings] = config
     return settings

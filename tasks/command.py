@@ -22,15 +22,16 @@ from typing import Any
 from luigi import interface
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
+from luigi.parameter import ParameterException
 from luigi.retcodes import run_with_retcodes
-from luigi.worker import TaskProcess, Worker
+from luigi.task_register import TaskClassAmbigiousException, TaskClassException
+from luigi.worker import TaskProcess
 
-from pipeline.doctor import semaphores
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.stage import GRACE_SECONDS
 from pipeline.text import printable
-from tasks import luigid
-from tasks.defaults import BAD_CONFIGURATION, RETURN_CODES, asked_for, is_command, log, return_code, take_the_command
+from tasks import luigid, mistakes, scheduler
+from tasks.defaults import BAD_CONFIGURATION, RETURN_CODES, asked_for, exit_with, is_command, log, take_the_command
 
 
 def begin() -> None:
@@ -52,11 +53,12 @@ def install() -> None:
     take_the_command()
     tell_errors_in_one_line()
     _set_up_logging()
+    _refuse_luigi_cfg()
     _set_return_codes()
     _leave_locking_to_the_workspace()
+    CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
     # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
     interface._WorkerSchedulerFactory.create_remote_scheduler = luigid.create_remote_scheduler  # type: ignore[method-assign]
-    interface._WorkerSchedulerFactory.create_worker = _create_worker  # type: ignore[method-assign]
     atexit.register(_leave)
 
 
@@ -83,15 +85,6 @@ def _module_of_the_command() -> str | None:
     return None
 
 
-def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
-    """Luigi's own; ends the command with one line where the machine lacks what a worker needs."""
-    found = semaphores()
-    if not found.ok:
-        log.error("%s", found.text)
-        raise SystemExit(return_code("scheduling_error"))
-    return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
-
-
 # --- the end of the command -----------------------------------------------------------------------------------------
 
 
@@ -107,9 +100,27 @@ def _leave() -> None:
         os._exit(code)
 
 
+def _get_task_obj(self: CmdlineParser) -> Any:
+    """In place of Luigi's own: the task that the command line names, or one line about what is wrong with that."""
+    line = mistakes.on_command_line(self)
+    try:
+        if line is None:
+            return _luigis_get_task_obj(self)
+    except ParameterException as error:
+        line = mistakes.told(error)
+    exit_with(BAD_CONFIGURATION)
+    raise ConfigError(line)
+
+
+_luigis_get_task_obj = CmdlineParser.get_task_obj
+
+
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: object) -> None:
     if isinstance(error, KeyboardInterrupt) and is_command():
         log.error("%s", str(error) or "stopped")
+    elif isinstance(error, TaskClassAmbigiousException) or (isinstance(error, TaskClassException) and is_command()):
+        log.error("%s", mistakes.told(error))
+        raise SystemExit(BAD_CONFIGURATION)
     else:
         sys.__excepthook__(kind, error, traceback)  # type: ignore[arg-type]
 
@@ -126,7 +137,8 @@ def _without_traceback(record: logging.LogRecord) -> bool:
         record.exc_info = record.exc_text = None
     elif str(record.msg).startswith("Will not run"):
         # Of an error in `complete` or `requires` Luigi logs the formatted traceback, which ends with the error.
-        ours = re.search(r"\npipeline\.[\w.]+: (.*)\s*\Z", record.getMessage())
+        kinds = r"pipeline\.[\w.]+|luigi\.parameter\.\w+" if is_command() else r"pipeline\.[\w.]+"
+        ours = re.search(rf"\n(?:{kinds}): (.*)\s*\Z", record.getMessage())
         if ours:
             record.msg, record.args = "%s", (ours[1],)
     return True
@@ -134,9 +146,11 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 def _quiet(record: logging.LogRecord) -> bool:
     """Luigi's chatter only when it was asked for."""
-    # The summary of a run in which everything went well says nothing that our own lines did not say.
+    if record.levelno >= logging.WARNING:
+        return True
+    # The summary of a run in which everything went well, or of one task, says nothing that our own lines did not say.
     message = record.getMessage()
-    return record.levelno >= logging.WARNING or ("Luigi Execution Summary" in message and ":)" not in message)
+    return "Luigi Execution Summary" in message and ":)" not in message and not scheduler.is_done_without()
 
 
 class _Formatter(logging.Formatter):
@@ -186,17 +200,18 @@ def _wants_luigi_messages() -> bool:
 # --- settings of Luigi ------------------------------------------------------------------------------------------------
 
 
+def _refuse_luigi_cfg() -> None:
+    wrong = list(mistakes.in_luigi_cfg())
+    for line in wrong:
+        log.error("%s", line)
+    if wrong:
+        raise SystemExit(BAD_CONFIGURATION)
+
+
 def _set_return_codes() -> None:
     for name, code in RETURN_CODES.items():
         if not _is_set("retcode", name):
             get_config().set("retcode", name, str(code))
-            continue
-        found = get_config().get("retcode", name)
-        # Luigi shows a traceback, before any task is made.
-        if not found.strip().isdecimal():
-            advice = "expected a whole number; a comment needs a line of its own"
-            log.error("luigi.cfg: [retcode] %s: found %r, %s", name, found, advice)
-            raise SystemExit(BAD_CONFIGURATION)
 
 
 def _leave_locking_to_the_workspace() -> None:

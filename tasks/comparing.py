@@ -14,11 +14,10 @@ from pipeline import comparison, launch, locks, mirrored
 from pipeline.chain import Chain
 from pipeline.comparison import Comparison
 from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, from_os_error
-from pipeline.files import read_json
+from pipeline.files import expanded, read_json
 from pipeline.workspace import MANIFEST
 from tasks.base import PluginTask, StageTask, check_name, looked_again, recorded, remember, workspace_at
 from tasks.defaults import (
-    BAD_CONFIGURATION,
     exit_with,
     forked_for_a_task,
     log,
@@ -37,32 +36,34 @@ _planned: dict[tuple[Any, ...], tuple[list[Any], Comparison]] = {}
 class Compare(PluginTask):
     """Train what is missing of several configurations and seeds, and write one page that ranks them."""
 
-    configs = luigi.Parameter(description="the YAML files: a JSON list of paths or patterns, or one of them")
-    seeds = luigi.Parameter(default="", description="seeds to train each with, `0,1,2`; without: its own seed")
-    workspace = luigi.Parameter(default="artifacts", description="the folder or URL that holds data sets and runs")
-    name = luigi.Parameter(default="", description="the page's folder; without: made from what is compared")
-    reports = luigi.BoolParameter(default=False, description="also export each run and write its report")
+    configs = luigi.Parameter(
+        description="the YAML files: paths or patterns, for example config/vgg11.yaml,config/vgg1*-bn.yaml, or the "
+        "same as a JSON list; has no default"
+    )
+    seeds = luigi.Parameter(
+        default="", description="seeds to train each with, for example 0,1,2; default: the one in its file"
+    )
+    name = luigi.Parameter(
+        default="", description="the page's folder, for example depth; default: made from what is compared"
+    )
+    reports = luigi.BoolParameter(default=False, description="also export each run and write its report; default: no")
     accepts_messages = False
     disable_hard_timeout = None
 
     @classmethod
-    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        """Luigi's own, with patterns expanded and the name filled in; raises `ConfigError`."""
-        values = dict(super().get_param_values(params, args, kwargs))
-        try:
-            values["configs"] = json.dumps(comparison.expand(_listed(values["configs"])))
-            values["seeds"] = ",".join(map(str, _seeds(values["seeds"])))
-            check_name("--name", values["name"])
-            files = [_state(path) for path in json.loads(values["configs"])]
-            given = tuple(values.values())
-            known = _planned.get(given)
-            planned = known[1] if known and known[0] == files else _plan(values)
-        except ConfigError:
-            exit_with(BAD_CONFIGURATION)
-            raise
+    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """With patterns expanded and the name filled in."""
+        values = super().filled_in(values)
+        values["configs"] = json.dumps(comparison.expand(_listed(values["configs"])))
+        values["seeds"] = ",".join(map(str, _seeds(values["seeds"])))
+        check_name("--name", values["name"])
+        files = [_state(path) for path in json.loads(values["configs"])]
+        given = tuple(values.values())
+        known = _planned.get(given)
+        planned = known[1] if known and known[0] == files else _plan(values)
         values["name"] = planned.name
         _planned[given] = _planned[tuple(values.values())] = (files, planned)
-        return list(values.items())
+        return values
 
     @property
     def comparison(self) -> Comparison:
@@ -169,17 +170,26 @@ def _state(path: str) -> tuple[int, int] | None:
 
 
 def _listed(configs: str | Sequence[str]) -> list[str]:
-    """A JSON list of paths, or one path or pattern, as a list."""
+    """Paths and patterns between commas, or as a JSON list, with `~` and `$NAME` filled in."""
+    paths = [expanded(path, "--configs") for path in _split(configs)]
+    if not paths:
+        raise ConfigError(f"--configs: found {configs!r}, expected at least one path")
+    return paths
+
+
+def _split(configs: str | Sequence[str]) -> list[str]:
     if not isinstance(configs, str):
         return [str(path) for path in configs]
-    if not configs.lstrip().startswith("[") or os.path.isfile(configs):
+    if os.path.exists(configs):  # whatever characters are in its name
         return [configs]
+    if not configs.lstrip().startswith("["):
+        return [path.strip() for path in configs.split(",") if path.strip()]
     try:
         value = json.loads(configs)
     except ValueError as error:
-        raise ConfigError(f"--configs: not a JSON list ({error}); for example '[\"config/vgg11.yaml\"]'") from None
-    if not value or not all(isinstance(path, str) for path in value):
-        raise ConfigError(f"--configs: found {configs}, expected a JSON list of at least one path")
+        raise ConfigError(f"--configs: not a JSON list ({error}); paths between commas will do") from None
+    if not all(isinstance(path, str) for path in value):
+        raise ConfigError(f"--configs: found {configs}, expected a list of paths")
     return value
 
 

@@ -119,6 +119,10 @@ def scheduling() -> Iterator[None]:
 class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
     """Section `[vgg]` of luigi.cfg."""
 
+    workspace = luigi.Parameter(default="artifacts", description="--workspace of all tasks, for example /data/vgg")
+    config = luigi.Parameter(
+        default="config/vgg11.yaml", description="--config of all tasks, for example /etc/vgg/nightly.yaml"
+    )
     overlap = luigi.ChoiceParameter(
         choices=["leave", "wait"],
         default="leave",
@@ -133,9 +137,7 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
         default=60.0, description="for how long a request that a store does not answer rightly is tried again"
     )
     stale_seconds = luigi.FloatParameter(
-        default=120.0,
-        description="after how many silent seconds another host's lock in a store counts as left behind; at "
-        "least twice patience_seconds",
+        default=90.0, description="after how many silent seconds another host's lock in a store counts as left behind"
     )
     report_seconds = luigi.FloatParameter(
         default=2.0, description="seconds between two progress reports to the scheduler"

@@ -5,57 +5,40 @@ The checks of the machine are in `pipeline.doctor`; here are those of Luigi's co
 
 from __future__ import annotations
 
-import difflib
 import email.utils
 import json
 import os
+import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import luigi
 from luigi.configuration import get_config
-from luigi.interface import core
 from luigi.retcodes import retcode
-from luigi.scheduler import scheduler as scheduler_section
-from luigi.worker import worker as worker_section
+from luigi.task_register import Register
 
 from pipeline import doctor
 from pipeline.doctor import Finding
-from tasks import scheduler
-from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, is_command, vgg
+from tasks import mistakes, scheduler
+from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, vgg
 from tasks.maintenance import Command
+from tasks.mistakes import did_you_mean
 from tasks.progress import tell
 
 #: Seconds that luigid has for an answer.
 PATIENCE = 2.0
 
-#: The sections of luigi.cfg whose options are known.
-SECTIONS: dict[str, type[luigi.Config]] = {
-    "core": core,
-    "worker": worker_section,
-    "scheduler": scheduler_section,
-    "retcode": retcode,
-    "vgg": vgg,
-}
-
 
 class Doctor(Command):
     """Check everything that a run needs, one line each; exit code 6 when something is wrong."""
 
-    json = luigi.BoolParameter(default=False, description="print the findings as JSON")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # What Luigi cannot read, or lacks, keeps it from running any task, this one too.
-        if is_command() and (list(_unreadable()) or not doctor.semaphores().ok):
-            self.work()
-            raise SystemExit(UNHEALTHY)
+    json = luigi.BoolParameter(default=False, description="print the findings as JSON; default: one line each")
 
     def work(self) -> None:
         findings = [*doctor.examine(self.chain), *luigi_configuration(), luigid()]
@@ -75,12 +58,12 @@ def luigi_configuration() -> list[Finding]:
     if wanted is not None and not Path(wanted).is_file():
         text = f"LUIGI_CONFIG_PATH is {wanted}, which is no file; Luigi goes on without it: correct or unset it"
         return [Finding("luigi config", False, text)]
-    read = [str(Path(path).absolute()) for path in get_config()._config_paths if os.path.exists(path)]
-    mistakes = list(_mistakes())
-    if mistakes:
-        return [Finding("luigi config", False, f"{mistake} (read: {', '.join(read)})") for mistake in mistakes]
+    read = ", ".join(mistakes.files())
+    found = [Finding("luigi config", False, f"{mistake} (read: {read})") for mistake in _mistakes()]
+    if found:
+        return found
     settings = f"task_failed exits with {retcode().task_failed}, overlap {vgg().overlap}"
-    return [Finding("luigi config", True, f"{', '.join(read) or 'no file, defaults'}; {settings}")]
+    return [Finding("luigi config", True, f"{read or 'no file, defaults'}; {settings}")]
 
 
 def luigid() -> Finding:
@@ -114,34 +97,23 @@ def luigid() -> Finding:
 
 
 def _mistakes() -> Iterator[str]:
-    """What is wrong in luigi.cfg, in words."""
-    config = get_config()
-    for section, cls in SECTIONS.items():
-        if not config.has_section(section):
+    """What is wrong in luigi.cfg although Luigi can read it (else this task would not run), in words."""
+    for section, options in mistakes.contents().items():
+        cls = mistakes.sections().get(section)
+        if cls is None:
+            meant = did_you_mean(section, [*mistakes.sections(), "resources", "task_history", "email"], 0.8)
+            if meant and section not in (*Register.task_names(), "resources", "task_history", "email"):
+                yield f"unknown section [{section}]{meant}"
             continue
-        known = _options(cls)
-        for option in config.options(section):
-            if option.replace("-", "_") not in known and option not in config.defaults():
-                close = difflib.get_close_matches(option, known, 1)
-                yield f"unknown option {option} in [{section}]" + (f": did you mean {close[0]}?" if close else "")
-    yield from _unreadable()
+        known = mistakes.parameters(cls)
+        for option in options:
+            if option.replace("-", "_") not in known:
+                yield f"unknown option {option} in [{section}]{did_you_mean(option, known)}"
     yield from _missing_packages()
-    zero = [name for name in RETURN_CODES if config.get("retcode", name, "1") == "0"]
+    yield from _missing_folders()
+    zero = [name for name in RETURN_CODES if str(get_config().get("retcode", name, "1")) == "0"]
     if zero:
         yield f"[retcode] {', '.join(zero)} is 0: cron and systemd would not notice; remove the line"
-
-
-def _unreadable() -> Iterator[str]:
-    """The sections of luigi.cfg with a value that Luigi does not understand."""
-    readers: dict[str, Callable[[], object]] = {
-        **SECTIONS,
-        "resources": lambda: get_config().getintdict("resources"),
-    }
-    for section, read in readers.items():
-        try:
-            read()
-        except Exception as error:  # whatever a parameter's own parser raises
-            yield f"[{section}] cannot be read: {error}; comments need a line of their own, % must be written %%"
 
 
 def _missing_packages() -> Iterator[str]:
@@ -163,11 +135,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _options(cls: type[luigi.Config]) -> set[str]:
-    """The names that a section's options can have."""
-    names = set()
-    for name, parameter in cls.get_params():
-        names.add(name)
-        old = getattr(parameter, "_config_path", None) or {}
-        names.add(str(old.get("name", name)).replace("-", "_"))
-    return names
+def _missing_folders() -> Iterator[str]:
+    """Folders in which luigid is to keep something, and which it does not make; nothing when luigid is elsewhere."""
+    host = urllib.parse.urlsplit(scheduler.address() or "").hostname
+    if host not in (None, "localhost", "127.0.0.1", "::1", socket.gethostname()):
+        return
+    config = get_config()
+    wanted = {"[scheduler] state_path": str(config.get("scheduler", "state_path", ""))}
+    if config.getboolean("scheduler", "record_task_history", False):
+        kind, _, path = str(config.get("task_history", "db_connection", "")).partition(":///")
+        wanted["[task_history] db_connection"] = path if kind == "sqlite" else ""
+    for what, path in wanted.items():
+        folder = os.path.dirname(path)
+        if folder and not os.path.isdir(folder):
+            yield f"{what}: the folder {folder} does not exist, so luigid could not keep anything there: make it"

@@ -6,19 +6,16 @@ configuration's `schedule`, the date (UTC) and what the workspace holds.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-from pathlib import Path
 from typing import Any, cast
 
 import luigi
 
-from pipeline import current, generations
-from pipeline.chain import Chain, drift
+from pipeline import generations
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
-from pipeline.workspace import Run, generation_seed, with_generation_seed
-from tasks.base import ChainTask, StageTask, configuration_of, remember
+from pipeline.workspace import generation_seed
+from tasks.base import ChainTask, StageTask, configuration_of
 from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling
 from tasks.maintenance import Command
 from tasks.progress import tell
@@ -44,34 +41,26 @@ class GenerationReport(Report):
         return self.clone(Promote).complete() and super().complete()
 
 
-class UtcDate(luigi.DateParameter):
-    """A day as `2026-11-25`; anything else is the user's mistake and is told in one line."""
-
-    def parse(self, s: str) -> datetime.date:
-        try:
-            return super().parse(s)
-        except ValueError:
-            exit_with(BAD_CONFIGURATION)
-            raise ConfigError(f"--date: found {s!r}, expected a day as 2026-11-25") from None
-
-
 class Retrain(ChainTask):
     """Make a new generation when one is due: train, evaluate, export, promote unless it is worse, report.
 
     `--generation` forces one by hand; otherwise its name follows from the date.
     """
 
-    date = UtcDate(default=None, description="the day (UTC) whose generation is wanted; default: today")  # type: ignore[arg-type]
+    date = luigi.DateParameter(
+        default=None,  # type: ignore[arg-type]
+        description="the day (UTC) whose generation is wanted, for example 2026-11-25; default: today",
+    )
 
     #: Whether this command has taken the generation on, and the report's manifest that was there then.
     _begun = False
     _report_before = cast("dict[str, Any] | None", None)  # an annotated attribute would be a parameter to mypy
 
     @classmethod
-    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        values = dict(super().get_param_values(params, args, kwargs))
+    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """With today's date and the name of its generation."""
+        values = super().filled_in(values)
         if generation_seed(values["generation"]) is not None:
-            exit_with(BAD_CONFIGURATION)
             raise ConfigError(
                 f"--generation: found {values['generation']}, but seed-N names a repetition with another seed; choose "
                 "another name"
@@ -80,8 +69,7 @@ class Retrain(ChainTask):
         if not values["generation"]:
             config = configuration_of(values["config"], values["settings"])
             values["generation"] = generations.name(config.schedule.every, values["date"])
-            values["settings"] = remember(values["config"], with_generation_seed(config, values["generation"]))
-        return list(values.items())
+        return values
 
     @classmethod
     def bulk_complete(cls, dates: Any) -> list[datetime.date]:
@@ -96,132 +84,70 @@ class Retrain(ChainTask):
 
     def requires(self) -> GenerationReport:
         self._begin()
-        return self.clone(GenerationReport, generation=self.subject.generation)
+        return self.clone(GenerationReport)
 
     def complete(self) -> bool:
         with scheduling():
-            if not generations.unfinished(self.subject):
-                return True
-            # The gate cannot decide without it, and is asked after the training.
-            current.read(self.chain.workspace.current(self.chain.config))
-            return False
+            return not generations.unfinished(self.chain)
 
     def output(self) -> luigi.LocalTarget:
-        return self.clone(GenerationReport, generation=self.subject.generation).output()
+        return self.clone(GenerationReport).output()
 
     def run(self) -> None:
-        decision = self.decision
+        run = self.chain.run()
+        decision = (generations.decision(run) if run else None) or {}
         log.info("generation %s %s: %s", self.generation, decision.get("outcome"), decision.get("reason"))
         # Only the command that finishes a generation fails for it, not one that finds it finished.
-        if decision.get("outcome") == generations.REFUSED and self.subject.manifest("report") != self._report_before:
+        if decision.get("outcome") == "refused" and self.chain.manifest("report") != self._report_before:
             exit_with(REFUSED)
         spare = generations.superfluous(self.chain, self.chain.config.schedule.keep)
         if spare:
             log.info("%d generations more than schedule.keep: `Prune` shows which, and moves them", len(spare))
 
-    @property
-    def by_date(self) -> bool:
-        """Whether the generation's name is that of its period, rather than one that was asked for by hand."""
-        return self.generation == generations.name(self.chain.config.schedule.every, self.date)
-
-    @property
-    def subject(self) -> Chain:
-        """The chain of the run that this generation is: its own, or one whose weights its training would only repeat.
-
-        One that was asked for by hand is trained in any case.
-        """
-        chain = self.chain
-        twin = generations.same_weights(chain) if self.by_date else None
-        return dataclasses.replace(chain, generation=twin.generation) if twin else chain
-
-    @property
-    def decision(self) -> dict[str, Any]:
-        """What the gate decided about it; empty when it has not."""
-        run = self.subject.run()
-        return (generations.decision(run) if run else None) or {}
-
     def _begin(self) -> None:
         """Say why the generation is due, the first time that Luigi asks what it requires."""
         if self._begun:
             return
-        subject = self.subject
-        self._begun, self._report_before = True, subject.manifest("report")
-        reasons = generations.why_due(subject)
-        if not reasons:
-            return
-        log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
-        twin = subject if subject.generation != self.generation else None
-        if twin or (same := generations.same_weights(self.chain)):
-            what = "that one is taken" if twin else "it is trained all the same, as it was asked for by name"
-            log.info("generation %s: %s", self.generation, f"{_same_as(twin.run() if twin else same)}; {what}")
-
-
-def _same_as(run: Run | None) -> str:
-    name = (run.generation or run.run_id) if run else ""
-    return f"same images, settings and seed, so the same weights as {name}"
+        self._begun, self._report_before = True, self.chain.manifest("report")
+        reasons = generations.why_due(self.chain)
+        if reasons:
+            log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
 
 
 @Retrain.event_handler("event.core.dependency.present")
 def _tell_nothing_due(task: Retrain) -> None:
-    every, subject, outcome = task.chain.config.schedule.every, task.subject, task.decision.get("outcome")
+    every = task.chain.config.schedule.every
+    run = task.chain.run()
+    decision = (generations.decision(run) if run else None) or {}
     then = ""
-    if task.by_date:
+    if task.generation == generations.name(every, task.date):
         then = f"; the next one is due on {generations.next_start(every, task.date)} (schedule.every: {every}, UTC)"
-    if subject.generation != task.generation:
-        ways = "schedule.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
-        log.info(
-            "nothing is due: generation %s: %s (%s)%s; %s",
-            task.generation, _same_as(subject.run()), outcome, then, ways,
-        )  # fmt: skip
-        return
-    done = f"generation {task.generation} is done ({outcome}) and data and architecture are the same"
+    done = f"generation {task.generation} is done ({decision.get('outcome')}) and data and architecture are the same"
     log.info("nothing is due: %s%s", done, then)
-    if changed := drift(subject.manifest("train"), subject.config):
-        log.warning("not in it: %s; the next generation has it, --generation NAME makes one now", "; ".join(changed))
 
 
 class Rollback(Command):
     """Make the model that was current before current again; with --to any finished generation."""
 
-    to = luigi.Parameter(default="", description="the generation to make current; default: the one before")
+    to = luigi.Parameter(
+        default="", description="the generation to make current, for example 2026-W47; default: the one before"
+    )
 
     def work(self) -> None:
         old, new = generations.roll_back(self.chain, self.to)
         path = self.chain.workspace.current(self.chain.config)
         tell(f"current was {old.run} (accuracy {old.accuracy:.2%})")
         tell(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
-        name = old.generation or Path(old.run).name
-        tell(f"{name} is not promoted again by itself; Rollback --to {name} undoes this")
-
-
-class Retire(Command):
-    """Show the current models, or let one be current no longer, as after a change of its architecture's name.
-
-    Only the pointer goes to the trash. A preview unless --confirm.
-    """
-
-    name = luigi.Parameter(default="", description="the model to retire, <data name>/<architecture name>")
-    confirm = luigi.BoolParameter(default=False, description="really do it; without it only a preview")
-
-    def work(self) -> None:
-        workspace = self.chain.workspace
-        for path in generations.retirable(workspace):
-            tell(f"{current.name_of(path)}: {workspace.shown(path)}")
-        if self.name and self.confirm:
-            target = generations.retire(workspace, self.name)
-            tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
-            tell(f"  Restore --item current/{self.name}.json --confirm brings it back")
-        else:
-            tell("nothing was done: --name NAME --confirm retires one")
+        tell(f"generation {old.generation} is not promoted again by itself; Rollback --to {old.generation} undoes this")
 
 
 class Prune(Command):
-    """Move old generations to the trash, never the current one or the one before it. A preview unless --confirm."""
+    """Move all but the newest generations to the trash; never the current one. A preview unless --confirm."""
 
     keep = luigi.IntParameter(
-        default=0, description="how many promoted ones to keep; default: schedule.keep of the configuration"
+        default=0, description="how many to keep, for example 5; default: schedule.keep of the configuration"
     )
-    confirm = luigi.BoolParameter(default=False, description="really move the files; without it only a preview")
+    confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
 
     def work(self) -> None:
         chain = self.chain
@@ -237,12 +163,9 @@ class Prune(Command):
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
             tell(f"{'moving' if self.confirm else 'would move'} generation {item.name} ({told})")
-        kept = f"besides the newest {keep} promoted ones, the current one, the one before it and the newest of all"
-        tell(f"{len(spare)} generations, {human_size(total)}, {kept}")
+        tell(f"{len(spare)} generations, {human_size(total)}, besides the newest {keep} and the current one")
         if self.confirm:
             moved, left = generations.prune(chain, spare)
             tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
-            if moved:
-                tell("  Restore --item NAME --confirm brings one back")
         elif spare:
             tell("nothing was done: add --confirm to do it")

@@ -66,6 +66,11 @@ def do_without(family: str) -> None:
         get_config().set("core", "local_scheduler", "true")
 
 
+def is_done_without() -> bool:
+    """Whether the `luigi` command runs a task that needs no scheduler."""
+    return _local is not None
+
+
 def address() -> str | None:
     """The scheduler that the user's commands talk to; None for `--local-scheduler`."""
     settings = core()  # as Luigi will read it: command line, luigi.cfg, defaults

@@ -9,8 +9,9 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import address
-from pipeline.chain import Chain
+import msgspec
+
+from pipeline.chain import Chain, shown_source
 from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Config
 from pipeline.dataset import archive, download, sample
 from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
@@ -58,10 +59,8 @@ def fetch(chain: Chain, reporter: Reporter, progress: Progress) -> Fetched:
             return _fetch_one(chain, location, reporter, progress)
         except Refused as refused:
             failures.append(refused)
-        except MemoryError:
-            failures.append(Refused(address.shown(location), "takes more memory than there is", "free some memory"))
-        if number < len(locations):
-            reporter.note(f"{failures[-1].found}; trying the next address")
+            if number < len(locations):
+                reporter.note(f"{refused.found}; trying the next address")
     raise _nothing_left(failures)
 
 
@@ -73,7 +72,7 @@ def downloaded(chain: Chain) -> Path:
 
 def _fetch_one(chain: Chain, location: str, reporter: Reporter, progress: Progress) -> Fetched:
     data = chain.config.data
-    name = address.shown(location)
+    name = shown_source(msgspec.structs.replace(data, source=location))
     local = _local_path(location)
     if local is not None:
         return _read(chain.config, local, str(local), progress, 0.0)
@@ -91,7 +90,7 @@ def _fetch_one(chain: Chain, location: str, reporter: Reporter, progress: Progre
 def _read_download(config: Config, target: Path, name: str, progress: Progress) -> Fetched:
     try:
         return _read(config, target, name, progress, 0.7)
-    except (Refused, MemoryError):
+    except Refused:
         download.set_aside(target, target)
         raise
 

@@ -11,7 +11,6 @@ from typing import Any
 from pipeline import __version__
 from pipeline.files import human_size
 from pipeline.report import drawing
-from pipeline.text import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -199,5 +198,5 @@ def _escape_markdown(value: Any) -> Any:
     """Keep a value from being read as Markdown or HTML."""
     if not isinstance(value, str):
         return value
-    text = printable(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(text.splitlines()))

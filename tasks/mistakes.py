@@ -1,0 +1,202 @@
+"""Mistakes on the command line and in luigi.cfg, each as one line: where, what was found, what was expected.
+
+Luigi shows a traceback for most of them. Looks before Luigi reads them, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from configparser import RawConfigParser
+from typing import Any
+
+import luigi
+from luigi.cmdline_parser import CmdlineParser
+from luigi.configuration import LuigiConfigParser, get_config
+from luigi.configuration.cfg_parser import InterpolationMissingEnvvarError
+from luigi.interface import core
+from luigi.parameter import Parameter, ParameterException
+from luigi.retcodes import retcode
+from luigi.scheduler import scheduler
+from luigi.task_register import Register, TaskClassAmbigiousException, TaskClassException, TaskClassNotFoundException
+from luigi.worker import worker
+
+from tasks.defaults import vgg
+
+#: Sections of luigi.cfg that are no task's.
+SECTIONS: dict[str, type[luigi.Task]] = {
+    "core": core,
+    "worker": worker,
+    "scheduler": scheduler,
+    "retcode": retcode,
+    "vgg": vgg,
+}
+
+#: What a parameter of a kind expects.
+_EXPECTED: dict[type[Parameter[Any]], str] = {
+    luigi.IntParameter: "a whole number",
+    luigi.FloatParameter: "a number",
+    luigi.BoolParameter: "true or false",
+    luigi.DateParameter: "a day as 2026-11-25",
+    luigi.DictParameter: "a JSON object",
+}
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+def on_command_line(parser: CmdlineParser) -> str | None:
+    """The first value on the command line that Luigi will not be able to read, in words."""
+    given, root = parser.known_args, parser._get_task_cls()
+    values = [(name, parameter, name) for name, parameter in root.get_params()]
+    for family, is_without_family, name, parameter in Register.get_all_params():
+        flag = name if is_without_family else f"{family}_{name}"
+        values.append((flag, parameter, parameter._parser_global_dest(name, family)))
+    for flag, parameter, place in values:
+        value = getattr(given, place, None)
+        try:
+            parameter._parse_or_no_value(value)
+        except Exception as error:  # whatever a parameter's own parser raises
+            return f"{_flag(flag)}: {_found(value, parameter, error)}"
+    lost = _no_file(given.core_logging_conf_file)
+    return f"--logging-conf-file: {lost}" if lost else None
+
+
+def told(error: TaskClassException | ParameterException) -> str:
+    """In words: the error that Luigi raises for a task that it does not know, or for a parameter."""
+    text = str(error)
+    if isinstance(error, TaskClassAmbigiousException):
+        return _ambiguous(text.split("'")[1])
+    if isinstance(error, TaskClassNotFoundException):
+        return _unknown_task(text.split()[2].rstrip("."))
+    if missing := re.match(r"([\w.]+)\[.*requires the '(\w+)' parameter", text):
+        family, name = missing.groups()
+        about = dict(Register.get_task_cls(family).get_params())[name].description
+        return f"{family}: {_flag(name)} is missing" + (f": {about}" if about else "")
+    return text
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _found(value: object, parameter: Parameter[Any] | None, error: Exception) -> str:
+    if isinstance(error, (TaskClassException, ParameterException)):
+        return told(error)
+    if isinstance(parameter, luigi.ChoiceParameter):
+        choices = sorted(map(str, parameter._choices))
+        expected = f"one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+    else:
+        expected = next((words for kind, words in _EXPECTED.items() if isinstance(parameter, kind)), "")
+    return f"found {str(value)!r}, expected {expected}" if expected else f"found {str(value)!r}: {error}"
+
+
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """`: did you mean …?`, or nothing when no known word is similar."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, 1, likeness)
+    return f": did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def _unknown_task(name: str) -> str:
+    known = sys.modules["tasks"].__all__
+    return f"no task {name}{did_you_mean(name, known)}; the tasks are {', '.join(known)}"
+
+
+def _ambiguous(name: str) -> str:
+    places = sorted({f"{cls.__module__}.{cls.__name__}" for cls in Register._reg if cls.get_task_family() == name})
+    return (
+        f"{name} is the name of several tasks ({', '.join(places)}): give yours a task_namespace = 'mine' and call it "
+        f"mine.{name}"
+    )
+
+
+# --- in luigi.cfg -----------------------------------------------------------------------------------------------------
+
+
+def contents() -> dict[str, dict[str, Any]]:
+    """What luigi.cfg (or luigi.toml) says, section by section, as it is written there."""
+    config: Any = get_config()
+    if isinstance(config, LuigiConfigParser):
+        common = config.defaults()
+        return {
+            section: {option: value for option, value in config.items(section, raw=True) if option not in common}
+            for section in config.sections()
+        }
+    return {section: dict(options) for section, options in config.data.items()}
+
+
+def files() -> list[str]:
+    """The files that Luigi read, the later one before the earlier."""
+    return list(dict.fromkeys(os.path.realpath(path) for path in get_config()._config_paths if os.path.isfile(path)))
+
+
+def parameters(cls: type[luigi.Task]) -> dict[str, Parameter[Any]]:
+    """A section's options, also by the names that they had before."""
+    found = {}
+    for name, parameter in cls.get_params():
+        old = getattr(parameter, "_config_path", None) or {}
+        found[name] = found[str(old.get("name", name)).replace("-", "_")] = parameter
+    return found
+
+
+def sections() -> dict[str, type[luigi.Task]]:
+    """The sections whose options are known: a few of Luigi's, and one for each of our tasks."""
+    package = sys.modules["tasks"]
+    return SECTIONS | {name: getattr(package, name) for name in package.__all__}
+
+
+def in_luigi_cfg() -> Iterator[str]:
+    """What in luigi.cfg Luigi or this plugin cannot read, or would not notice."""
+    bases = {cls.__name__ for cls in Register._reg if cls.__module__.startswith("tasks.")} - set(sections())
+    for section, options in contents().items():
+        if section in bases:
+            advice = "is no task's section: [vgg] has workspace and config for all tasks, [Report] all of one task"
+            yield f"{_file(section, None)}: [{section}] {advice}"
+        cls = sections().get(section)
+        known = parameters(cls) if cls else {}
+        for option, value in options.items() if cls or section == "resources" else ():
+            wrong = _wrong(section, option, value, known.get(option.replace("-", "_")))
+            if wrong:
+                yield f"{_file(section, option)}: [{section}] {option}: {wrong}"
+
+
+def _wrong(section: str, option: str, written: object, parameter: Parameter[Any] | None) -> str | None:
+    comment = "; a comment needs a line of its own" if re.search(r"\s[;#]", str(written)) else ""
+    try:
+        value = get_config().get(section, option)
+    except InterpolationMissingEnvvarError:
+        return f"found {written!r}, but there is no such environment variable"
+    except configparser.Error:
+        return f"found {written!r}: a % must be written %%"
+    try:
+        if parameter is not None:
+            parameter.parse(value)
+        if section == "retcode" and not 0 <= int(value) <= 255:
+            return f"found {value!r}, expected a whole number from 0 to 255"
+        if section == "resources":
+            int(value)
+    except Exception as error:  # whatever a parameter's own parser raises
+        return _found(value, luigi.IntParameter() if section == "resources" else parameter, error) + comment
+    return _no_file(value) if (section, option) == ("core", "logging_conf_file") else None
+
+
+def _no_file(path: str | None) -> str | None:
+    return f"found {path!r}, which is no file" if path and not os.path.isfile(path) else None
+
+
+def _file(section: str, option: str | None) -> str:
+    """The file that has the last word on an option."""
+    for path in reversed(files()):
+        if path.endswith(".toml"):
+            return path
+        parser = RawConfigParser(strict=False)
+        parser.optionxform = str  # type: ignore[assignment,method-assign]
+        parser.read(path)
+        if parser.has_section(section) and (option is None or parser.has_option(section, option)):
+            return path
+    return "luigi.cfg"

@@ -1,0 +1,257 @@
+"""A person's mistakes, on the command line and in luigi.cfg: one line says where, what was found, what to write."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import luigi
+import pytest
+from luigi.cmdline_parser import CmdlineParser
+from luigi.configuration import LuigiConfigParser
+from luigi.parameter import ParameterException
+from luigi.task_register import TaskClassException
+from luigi_runs import SmallChain, clean_environment, luigi_command, run
+
+import tasks
+from tasks import doctor, mistakes
+
+
+def _told(arguments: list[str]) -> str | None:
+    """What the command says of these arguments; None when it goes on."""
+    try:
+        with CmdlineParser.global_instance([*arguments, "--local-scheduler"]) as parser:
+            wrong = mistakes.on_command_line(parser)
+            if wrong is None:
+                parser.get_task_obj()
+            return wrong
+    except (ParameterException, TaskClassException) as error:
+        return mistakes.told(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("NoSuchTask", ["no task NoSuchTask; the tasks are Compare, Doctor"]),
+        ("report", ["no task report: did you mean Report?"]),
+        (
+            "SetAside --stage traain",
+            ["--stage: found 'traain'", "dataset, evaluate, export, report, train", "mean train?"],
+        ),
+        ("SetAside", ["SetAside: --stage is missing", "for example train"]),
+        ("Compare", ["Compare: --configs is missing", "for example config/vgg11.yaml,"]),
+        ("Prune --keep many", ["--keep: found 'many', expected a whole number"]),
+        ("Report --Prune-keep many", ["--Prune-keep: found 'many', expected a whole number"]),
+        ("Retrain --date tomorrow", ["--date: found 'tomorrow', expected a day as 2026-11-25"]),
+        ("Report --workers two", ["--workers: found 'two', expected a whole number"]),
+        ("Report --vgg-overlap never", ["--vgg-overlap: found 'never', expected one of leave, wait"]),
+        ("Report --vgg-stale-seconds long", ["--vgg-stale-seconds: found 'long', expected a number"]),
+        ("Report --logging-conf-file nowhere.conf", ["--logging-conf-file: found 'nowhere.conf', which is no file"]),
+        ("RangeDaily", ["RangeDaily: --of is missing"]),
+        ("RangeDaily --of Retrian", ["--of: no task Retrian: did you mean Retrain?"]),
+        ("RangeDaily --of Retrain --start May", ["--start: found 'May', expected a day"]),
+        ("RangeDaily --of Retrain --of-params config", ["--of-params: found 'config', expected a JSON object"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(arguments: str, words: list[str]) -> None:
+    told = _told(arguments.split())
+    assert told is not None
+    assert all(word in told for word in words), told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["NoSuchTask"], 2, "no task NoSuchTask"),
+        (["SetAside", "--stage", "traain"], 2, "--stage: found 'traain'"),
+        (["Compare"], 2, "--configs is missing"),
+        (["Compare", "--configs", ","], 2, "--configs: found ',', expected at least one path"),
+        (["Rollback"], 30, "nothing to roll back"),
+        (["Report", "--workspace", "$NO_SUCH_FOLDER/vgg"], 2, "no such environment variable as $NO_SUCH_FOLDER"),
+    ],
+)
+def test_the_command_ends_with_that_one_line(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    result = run([*luigi_command(), "--module", "tasks", *arguments], tmp_path)
+    assert (result.rc, result.output) == (code, ""), result.text
+    lines = result.log.splitlines()
+    assert len(lines) == 1, result.log
+    assert words in lines[0]
+
+
+def test_days_the_wrong_way_round_are_told_by_luigis_range_in_a_line(tmp_path: Path) -> None:
+    days = ["--start", "2026-11-02", "--stop", "2026-11-01"]
+    command = [*luigi_command(), "RangeDaily", "--module", "tasks", "--of", "Retrain", *days, "--local-scheduler"]
+    result = run(command, tmp_path)
+    assert result.rc == 35
+    assert "Can't have start > stop" in result.log
+    assert "Traceback" not in result.log
+
+
+def test_two_tasks_of_one_name_are_told_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import luigi, tasks\nclass Report(luigi.Task):\n    pass\n")
+    environment = clean_environment()
+    environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    result = run([*luigi_command(), "--module", "mine", "Report", "--local-scheduler"], tmp_path, environment)
+    assert result.rc == 2, result.text
+    assert "Report is the name of several tasks (mine.Report, tasks.stages.Report)" in result.log
+    assert "task_namespace" in result.log
+    assert "Traceback" not in result.log
+    assert len(result.log.splitlines()) == 1, result.log
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tasks.__all__)
+def test_help_gives_default_and_example_and_only_what_is_meant_to_be_given(family: str) -> None:
+    for name, parameter in getattr(tasks, family).get_params():
+        text = parameter.description
+        if name in ("architecture", "dataset", "settings"):
+            assert text == argparse.SUPPRESS
+        elif isinstance(parameter, luigi.BoolParameter):
+            assert "default: " in text, name
+        else:
+            assert "for example " in text, name
+            assert "default: " in text or "no default" in text, name
+
+
+def test_help_can_be_printed(tmp_path: Path) -> None:
+    result = run([*luigi_command(), "--module", "tasks", "Compare", "--help"], tmp_path)
+    assert result.rc == 0, result.text
+    assert "config/vgg1*-bn.yaml" in result.output
+
+
+# --- luigi.cfg --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def luigi_cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes the only luigi.cfg that there is, with the given text."""
+
+    def make(text: str) -> Path:
+        path = tmp_path / "luigi.cfg"
+        path.write_text(text)
+        parser = LuigiConfigParser()
+        parser.read([str(path)])
+        monkeypatch.setattr(LuigiConfigParser, "_config_paths", [str(path)])
+        monkeypatch.setattr(LuigiConfigParser, "_instance", parser)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[vgg]\nlauncher = srun --x=%j\n", ["[vgg] launcher: found 'srun --x=%j'", "a % must be written %%"]),
+        ("[retcode]\ntask_failed = 30%\n", ["[retcode] task_failed: found '30%'", "%%"]),
+        ("[core]\nlogging_conf_file = /etc/%h.conf\n", ["[core] logging_conf_file: found '/etc/%h.conf'", "%%"]),
+        ("[Report]\nworkspace = /data/%u\n", ["[Report] workspace: found '/data/%u'", "%%"]),
+        ("[vgg]\nworkspace = ${NO_SUCH}/vgg\n", ["[vgg] workspace: found '${NO_SUCH}/vgg'", "environment variable"]),
+        (
+            "[core]\nlogging_conf_file = nowhere.conf\n",
+            ["[core] logging_conf_file: found 'nowhere.conf', which is no file"],
+        ),
+        ("[retcode]\ntask_failed = 30 ; bad\n", ["[retcode] task_failed: found '30 ; bad'", "a line of its own"]),
+        (
+            "[retcode]\ntask_failed = 300\n",
+            ["[retcode] task_failed: found '300', expected a whole number from 0 to 255"],
+        ),
+        ("[worker]\nkeep_alive = yes\n", ["[worker] keep_alive: found 'yes', expected true or false"]),
+        ("[scheduler]\nretry_count = thrice\n", ["[scheduler] retry_count: found 'thrice', expected a whole number"]),
+        ("[resources]\ngpu-node1-0 = 2 # cards\n", ["[resources] gpu-node1-0: found '2 # cards'", "a line of its own"]),
+        ("[vgg]\noverlap = never\n", ["[vgg] overlap: found 'never', expected one of leave, wait"]),
+        ("[Prune]\nkeep = all\n", ["[Prune] keep: found 'all', expected a whole number"]),
+        ("[ChainTask]\nworkspace = /data/vgg\n", ["[ChainTask] is no task's section", "[vgg]"]),
+    ],
+)
+def test_what_luigi_cannot_read_in_luigi_cfg_is_told_with_its_place(
+    luigi_cfg: Callable[[str], Path], text: str, words: list[str]
+) -> None:
+    path = luigi_cfg(text)
+    (told,) = mistakes.in_luigi_cfg()
+    assert told.startswith(f"{path}: ")
+    assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[workers]\nkeep_alive = true\n", "unknown section [workers]: did you mean worker?"),
+        ("[Core]\nlog_level = INFO\n", "unknown section [Core]: did you mean core?"),
+        ("[report]\nworkspace = /data/vgg\n", "unknown section [report]: did you mean Report?"),
+        ("[Report]\nworkplace = /data/vgg\n", "unknown option workplace in [Report]: did you mean workspace?"),
+        ("[scheduler]\nstate_path = /nowhere/state.pickle\n", "the folder /nowhere does not exist"),
+        (
+            "[scheduler]\nrecord_task_history = true\n[task_history]\ndb_connection = sqlite:////nowhere/history.db\n",
+            "[task_history] db_connection: the folder /nowhere does not exist",
+        ),
+    ],
+)
+def test_what_luigi_does_not_notice_in_luigi_cfg_is_told_by_doctor(
+    luigi_cfg: Callable[[str], Path], text: str, words: str
+) -> None:
+    path = luigi_cfg(text)
+    told = [finding.text for finding in doctor.luigi_configuration() if not finding.ok]
+    assert any(words in line and str(path) in line for line in told), told
+    assert list(mistakes.in_luigi_cfg()) == []
+
+
+def test_folders_of_a_luigid_on_another_host_are_not_looked_for(luigi_cfg: Callable[[str], Path]) -> None:
+    luigi_cfg("[core]\nscheduler_host = elsewhere\n[scheduler]\nstate_path = /nowhere/state.pickle\n")
+    assert all(finding.ok for finding in doctor.luigi_configuration())
+
+
+@pytest.mark.parametrize("task", ["Report", "Doctor"])
+def test_every_command_ends_with_2_and_a_line_for_each_of_them(tmp_path: Path, task: str) -> None:
+    (tmp_path / "luigi.cfg").write_text("[vgg]\nlauncher = %j\n[retcode]\nnot_run = 1%\n[core]\nlog_level = %x\n")
+    result = run([*luigi_command(), "--module", "tasks", task, "--local-scheduler"], tmp_path)
+    assert (result.rc, result.output) == (2, ""), result.text
+    assert [line.split(" ")[1] for line in result.log.splitlines()] == [f"{tmp_path / 'luigi.cfg'}:"] * 3
+
+
+def test_numbers_in_luigi_toml_are_numbers(done: SmallChain) -> None:
+    (done.cwd / "luigi.toml").write_text(f'[retcode]\ntask_failed = 77\n[vgg]\nworkspace = "{done.workspace}"\n')
+    toml = {"LUIGI_CONFIG_PARSER": "toml"}
+    assert done.report(**toml).ran == []
+    command = [*luigi_command(), "--module", "tasks", "Rollback", "--config", str(done.config)]
+    assert run(command, done.cwd, clean_environment(**toml)).rc == 77
+    (done.cwd / "luigi.toml").write_text('[retcode]\ntask_failed = "many"\n[worker]\nkeep_alive = 3\n')
+    result = done.luigi("Doctor", **toml)
+    assert result.rc == 2, result.text
+    assert f"{done.cwd}/luigi.toml: [retcode] task_failed: found 'many', expected a whole number" in result.log
+    assert f"{done.cwd}/luigi.toml: [worker] keep_alive: found '3', expected true or false" in result.log
+
+
+# --- workspace and configuration in one place, and their names --------------------------------------------------------
+
+
+def test_luigi_cfg_gives_all_tasks_their_workspace_and_configuration(done: SmallChain) -> None:
+    """With `~` and `$NAME` in them."""
+    home = {"HOME": str(done.root), "PLACE": done.workspace.name}
+    (done.cwd / "luigi.cfg").write_text("[vgg]\nworkspace = ~/$PLACE\nconfig = $HOME/config.yaml\n")
+    for task in (["Report"], ["Verify"], ["Compare", "--configs", "~/config.yaml"]):
+        command = [*luigi_command(), "--module", "tasks", *task, "--local-scheduler"]
+        result = run(command, done.cwd, clean_environment(**home))
+        assert result.rc == 0, result.text
+        assert str(done.workspace) in result.text
+    assert [path.name for path in done.cwd.iterdir()] == ["luigi.cfg"]
+
+
+def test_the_command_line_wins_over_luigi_cfg_and_is_expanded_as_well(done: SmallChain) -> None:
+    (done.cwd / "luigi.cfg").write_text("[vgg]\nworkspace = /nowhere\nconfig = nowhere.yaml\n")
+    given = ["--workspace", "~/artifacts", "--config", "$HOME/config.yaml"]
+    command = [*luigi_command(), "--module", "tasks", "Status", *given]
+    result = run(command, done.cwd, clean_environment(HOME=str(done.root)))
+    assert result.rc == 0, result.text
+
+
+def test_compare_takes_commas_as_well_as_json() -> None:
+    from tasks.comparing import _listed, _seeds
+
+    both = ["a.yaml", "b*.yaml"]
+    assert _listed("a.yaml,b*.yaml") == _listed("a.yaml, b*.yaml") == _listed('["a.yaml", "b*.yaml"]') == both
+    assert _seeds("0,1") == _seeds("[0, 1]") == _seeds([0, 1]) == [0, 1]

@@ -10,9 +10,12 @@ import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pipeline import manifest
+import msgspec
+from msgspec import Meta, Struct
+
+from pipeline import address, manifest, sources
 from pipeline.config import Config, Data, differences, recorded_training, to_dict
 from pipeline.files import read_json
 from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, dataset_id, run_id
@@ -32,6 +35,16 @@ STAGES = ("dataset", *RUN_STAGES)
 OPERATIONAL_KEYS = ("checkpoint_seconds", "tensorboard")
 
 
+class _Source(Struct, frozen=True):
+    """The types that the record of a source must have. With others it counts as damaged, whoever wrote it."""
+
+    dataset: str
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    stat: dict[str, Any] | None = None
+    official: bool = False
+    label: str = ""
+
+
 @dataclass(frozen=True)
 class Chain:
     """One configuration in one workspace, in one generation."""
@@ -46,11 +59,17 @@ class Chain:
 
     def source_record(self) -> dict[str, Any] | None:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
-        record = read_json(self.workspace.source_pointer(self.config.data))
-        if not isinstance(record, dict) or not isinstance(record.get("digest"), str):
+        data = self.config.data
+        record = read_json(self.workspace.source_pointer(data)) or read_json(self.workspace.former_pointer(data))
+        return self.source_in(record)
+
+    def source_in(self, record: Any) -> dict[str, Any] | None:
+        """What a file's JSON value says of the configured source; None when it says nothing that can be meant."""
+        try:
+            known = msgspec.convert(record, _Source)
+        except msgspec.ValidationError:
             return None
-        known = dataset_id(self.config.data.name, record["digest"])
-        return record if record.get("dataset") == known else None
+        return {"stat": None, **record} if known.dataset == dataset_id(self.config.data.name, known.digest) else None
 
     def dataset_folder(self) -> Path | None:
         record = self.source_record()
@@ -137,19 +156,18 @@ class Chain:
         data, record = self.config.data, self.source_record()
         if record is None:
             return [f"nothing was made from {shown_source(data)} yet"]
-        present = source_stat(data)
-        if present is not None and record.get("stat") != present and self.seen_here() != (record["digest"], present):
+        present = sources.state(data)
+        if present is not None and not sources.same(present, self._states(record)):
             return [f"{shown_source(data)} changed since the data set was made from it"]
         pointer = self.workspace.source_pointer(data)
         return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
 
-    def seen_here(self) -> tuple[str, Any] | None:
-        """For a workspace in a store: the digest that the source on this host, in that state, was found to have.
-
-        Modification times are each host's own.
-        """
-        value = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
-        return (value.get("digest", ""), value.get("stat")) if isinstance(value, dict) else None
+    def _states(self, record: dict[str, Any]) -> list[Any]:
+        """The states in which the source was found to be this data set. Modification times are each copy's own."""
+        here = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
+        if not isinstance(here, dict) or here.get("digest") != record["digest"]:
+            here = {}
+        return [*sources.recorded(record), here.get("stat")]
 
     def _why_train(self, folder: Path) -> list[str]:
         reasons = self.problems("train", folder)
@@ -204,9 +222,13 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
     if train is None:
         return []
     recorded, now = train["details"].get("config", {}), to_dict(config)
-    then = {"training": recorded_training(recorded.get("training", {})), "device": recorded.get("device")}
+    then = {
+        "training": recorded_training(recorded.get("training", {})),
+        "device": recorded.get("device"),
+        "distributed": recorded.get("distributed", {"workers": 1}),
+    }
     lines = []
-    for part in ("training", "device"):
+    for part in then:
         for change in differences({part: then.get(part)}, {part: now[part]}):
             key, _, values = change.partition(": ")
             if key.rpartition(".")[2] in OPERATIONAL_KEYS:
@@ -218,34 +240,8 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
     return lines
 
 
-def source_stat(data: Data) -> dict[str, Any] | None:
-    """Size and modification time of a local source; None for a URL, the sample, or a source that is gone.
-
-    A source that was removed after its data set was made is no reason to make it again.
-    """
-    if data.is_sample or "://" in data.source:
-        return None
-    path = Path(data.source)
-    try:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            return {file.relative_to(path).as_posix(): _stat(file) for file in files}
-        return {path.name: _stat(path)}
-    except OSError:
-        return None
-
-
 def shown_source(data: Data) -> str:
-    """The source as it may be shown and logged: without a user name or password in a URL."""
+    """The source as it may be shown and logged."""
     if data.is_sample:
         return "the bundled sample"
-    if "://" not in data.source:
-        return data.source
-    scheme, _, rest = data.source.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
-
-
-def _stat(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return address.shown(data.source)

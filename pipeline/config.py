@@ -22,6 +22,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from pipeline import address
 from pipeline.errors import ConfigError
 from pipeline.files import expanded
 
@@ -132,6 +133,8 @@ class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     every: Literal["day", "week", "month"] = "week"
     #: Start from the current model's weights instead of from scratch.
     warm_start: bool = False
+    #: Train each generation with a seed of its own, made from `training.seed` and its name.
+    new_seed: bool = False
     #: How much less than the current model's the accuracy of a new one may be, as a share of the test images.
     tolerance: _Fraction = 0.005
     #: How many generations `Prune` keeps, apart from the current one.
@@ -175,6 +178,15 @@ def fingerprint(architecture: Architecture) -> str:
 def to_dict(config: Struct) -> dict[str, Any]:
     """The configuration as plain dicts, lists and scalars, every default spelled out."""
     return msgspec.to_builtins(config)
+
+
+def to_record(config: Config) -> dict[str, Any]:
+    """As `to_dict`, with addresses as they may be shown: what is written to files."""
+    data = config.data
+    shown = msgspec.structs.replace(
+        data, source=address.shown(data.source), mirrors=[address.shown(mirror) for mirror in data.mirrors]
+    )
+    return to_dict(msgspec.structs.replace(config, data=shown))
 
 
 def recorded_training(value: dict[str, Any]) -> dict[str, Any]:
@@ -431,7 +443,7 @@ def _check_meaning(config: Config, value: Any, where: str) -> None:
         raise ConfigError(f"{where}: training.schedule.milestones: found {schedule.milestones}, must be ascending")
     if config.data.name == "sample" and not config.data.is_sample:
         given = isinstance(value, dict) and "source" in (value.get("data") or {})
-        found = config.data.source if given else "nothing"
+        found = address.shown(config.data.source) if given else "nothing"
         raise ConfigError(f"{where}: data.source: found {found}, but data.name sample is the one with source bundled")
     if config.data.is_sample and config.data.name != "sample":
         raise ConfigError(f"{where}: data.name: found {config.data.name}, but source bundled is named sample")
@@ -483,7 +495,7 @@ def _shown(value: Any) -> str:
         return "nothing"
     text = ""
     for piece in json.JSONEncoder(default=str).iterencode(value):  # aliases can make a small file a huge value
-        text += piece
+        text += re.sub(r"\w+://[^\"]*", lambda found: address.shown(found[0]), piece)
         if len(text) > 60:
             return text[:57] + "..."
     return text

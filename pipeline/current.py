@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from pipeline import locks, manifest
+from pipeline import locks, manifest, names
 from pipeline.chain import Chain
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import write_json
@@ -49,21 +49,54 @@ class Pointer(Entry, frozen=True, kw_only=True):
 def read(path: Path) -> Pointer | None:
     """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Pointer)
+        pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
+        for entry in (pointer, *pointer.before):
+            _check(entry)
+        for run in pointer.rolled_back:
+            _check_run(run)
+        return pointer
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise from_os_error(error, "read which run is current") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WorkspaceError(
             f"{path}: damaged ({error}); restore it, or delete it, and the next generation becomes current"
         ) from error
 
 
+def ever(path: Path) -> set[str]:
+    """The runs that are, or were, current by the pointer in `path`; none when there is none, or it is damaged."""
+    try:
+        pointer = read(path)
+    except WorkspaceError:
+        return set()
+    return {pointer.run, *(entry.run for entry in pointer.before), *pointer.rolled_back} if pointer else set()
+
+
+def _check(entry: Entry) -> None:
+    """Raise `ValidationError` for an entry whose texts are not such as are written here."""
+    _check_run(entry.run)
+    for text in (entry.generation, entry.weights_sha256, entry.architecture, entry.since):
+        if text and not names.is_name(text):
+            raise msgspec.ValidationError(f"{entry.run}: found {text!a}")
+
+
+def _check_run(run: str) -> None:
+    place = run.split("/")
+    if len(place) != 3 or place[0] != "runs" or not names.is_place(run):
+        raise msgspec.ValidationError(f"run: found {run!a}, expected runs/DATASET/RUN")
+
+
 def run_of(workspace: Workspace, entry: Entry) -> Run:
     """The folders of the run that an entry names."""
-    place = Path(entry.run)
-    return workspace.run(place.parent.name, place.name)
+    return run_at(workspace, entry.run)
+
+
+def run_at(workspace: Workspace, place: str) -> Run:
+    """The folders of the run at `runs/<dataset>/<run>`."""
+    path = Path(place)
+    return workspace.run(path.parent.name, path.name)
 
 
 def problems(workspace: Workspace, entry: Entry) -> list[str]:
@@ -115,22 +148,36 @@ def entry_of(run: Run, generation: str) -> Entry | None:
     )
 
 
-def lock_name(chain: Chain) -> str:
-    """The name of the lock of the chain's pointer."""
-    return f"current.{chain.config.data.name}.{chain.config.architecture.name}"
+def name_of(path: Path) -> str:
+    """What people call a pointer: `<data name>/<architecture name>`."""
+    return f"{path.parent.name}/{path.stem}"
+
+
+def lock_name(path: Path) -> str:
+    """The name of the lock of a pointer."""
+    return f"current.{path.parent.name}.{path.stem}"
 
 
 @contextlib.contextmanager
-def held(chain: Chain, wait: bool) -> Iterator[None]:
-    """Hold the lock of the chain's pointer while it is read and replaced; of one in a store, publish it then."""
-    mirror, path = chain.workspace.mirror, chain.workspace.current(chain.config)
-    with locks.hold(chain.workspace.lock(lock_name(chain)), "the choice of the current model", wait, mirror=mirror):
+def held(workspace: Workspace, path: Path) -> Iterator[None]:
+    """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then."""
+    mirror = workspace.mirror
+    with locks.hold(workspace.lock(lock_name(path)), "the choice of the current model", True, mirror=mirror):
         if mirror is None:
             yield
             return
         mirror.know_folders([path.parent], since=time.monotonic())
+        before = _content(path)
         yield
-        mirror.publish_file(path)
+        if _content(path) not in (None, before):
+            mirror.publish_file(path)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def about(chain: Chain) -> dict[str, str]:

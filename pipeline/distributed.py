@@ -40,8 +40,8 @@ STALLED_SECONDS = 45.0
 #: The same before its first step: it loads MXNet and the data set, and may measure precisions.
 STARTING_SECONDS = 600.0
 
-#: How long the tasks of an `srun` wait for the address of the first one.
-MEETING_SECONDS = 120.0
+#: How long the tasks of an `srun` wait for a word of the first one, which may have to wait for its lock before.
+MEETING_SECONDS = stage.LOCK_SECONDS + 120.0
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,12 @@ def supervise(chain: Chain, reporter: stage.Reporter, options: dict[str, Any], w
     hangs. No role is left in any case.
     """
     team = Team(chain, reporter, where)
+    result: dict[str, Any] = {}
     try:
-        team.start(options, _meet(reporter, where))
-        result = team.follow()
+        address = _meet(reporter, where)
+        if address:
+            team.start(options, address)
+            result = team.follow()
     finally:
         team.end()
     if not where.leads:
@@ -285,8 +288,17 @@ def _error_of(role: Role) -> PipelineError:
 # --- where the processes meet -------------------------------------------------------------------------------------
 
 
-def _meet(reporter: stage.Reporter, where: Place) -> tuple[str, int]:
-    """Address and port of the scheduler. Of several supervisors the first chooses, and its parent tells the others."""
+def dismiss(reporter: stage.Reporter, where: Place) -> None:
+    """Tell the other supervisors that there is nothing to do."""
+    if where.supervisors > 1:
+        reporter.send("tell", line=json.dumps({"done": True}))
+
+
+def _meet(reporter: stage.Reporter, where: Place) -> tuple[str, int] | None:
+    """Address and port of the scheduler, or None when there is nothing to do.
+
+    Of several supervisors the first chooses, and its parent tells the others.
+    """
     if where.supervisors == 1:
         return "127.0.0.1", _free_port("127.0.0.1")
     if where.leads:
@@ -299,7 +311,7 @@ def _meet(reporter: stage.Reporter, where: Place) -> tuple[str, int]:
             raise Interrupted("stopped before the training began; run the same command again")
         with contextlib.suppress(queue.Empty):
             told = json.loads(reporter.told.get(timeout=0.2))
-            return told["scheduler"], told["port"]
+            return None if "done" in told else (told["scheduler"], told["port"])
     raise StageFailed(
         f"distributed training: no word from the first task within {MEETING_SECONDS:.0f} s; the launcher has to pass "
         "standard input to all tasks, as srun does by itself"

@@ -7,6 +7,7 @@ a process of its own (`python -m pipeline.doctor`), where it may crash. What con
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -48,7 +49,16 @@ class Finding:
 
 def examine(chain: Chain) -> list[Finding]:
     """All checks that do not concern Luigi."""
-    checks: tuple[Callable[[Chain], Finding], ...] = (threads, load, disk, workspace, locked, current_model, clock)
+    checks: tuple[Callable[[Chain], Finding], ...] = (
+        threads,
+        load,
+        semaphores,
+        disk,
+        workspace,
+        locked,
+        current_model,
+        clock,
+    )
     return [python(sys.version_info[:2]), *machine_learning(chain), *(check(chain) for check in checks)]
 
 
@@ -111,6 +121,17 @@ def load(chain: Chain) -> Finding:
     if others + usable_cores() > cores + TOLERATED:
         text += ": a training gets its share of them, and is slower than it could be"
     return Finding("load", True, text)
+
+
+def semaphores(chain: Chain | None = None) -> Finding:
+    """Whether Python can make what Luigi's workers need of the system, which Linux keeps in /dev/shm."""
+    try:
+        multiprocessing.Lock()
+    except (OSError, ImportError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        text = f"/dev/shm: cannot make a semaphore there ({why}), which Luigi needs to run anything: mount it writable"
+        return Finding("shared memory", False, text)
+    return Finding("shared memory", True, "semaphores can be made in /dev/shm")
 
 
 def disk(chain: Chain) -> Finding:

@@ -71,10 +71,10 @@ BY_NAME = {
 }
 
 
-def from_os_error(error: OSError, doing: str) -> PipelineError:
+def from_os_error(error: OSError, doing: str, instead: str = "choose another --workspace") -> WorkspaceError:
     """Turn an `OSError` of writing or reading into the one line that a user can act on.
 
-    `doing` completes "cannot …", for example "write the checkpoint".
+    `doing` completes "cannot …", for example "write the checkpoint"; `instead` says how to go elsewhere.
     """
     import errno
 
@@ -82,8 +82,8 @@ def from_os_error(error: OSError, doing: str) -> PipelineError:
     advice = {
         errno.ENOSPC: "the disk is full: free some space and run the same command again",
         errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
-        errno.EROFS: "the file system is read-only: choose another --workspace or remount it",
-        errno.EACCES: "permission denied: make it accessible to this user or choose another --workspace",
-        errno.EPERM: "operation not permitted: make it accessible to this user or choose another --workspace",
+        errno.EROFS: f"the file system is read-only: {instead} or remount it",
+        errno.EACCES: f"permission denied: make it accessible to this user or {instead}",
+        errno.EPERM: f"operation not permitted: make it accessible to this user or {instead}",
     }.get(error.errno or 0, error.strerror or str(error))
     return WorkspaceError(f"{where}: cannot {doing}: {advice}")

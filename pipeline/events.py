@@ -7,12 +7,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline import locks
 from pipeline.errors import PipelineError, from_os_error
-from pipeline.files import open_regular, read_regular
+from pipeline.files import open_regular, read_json, read_regular, write_json
 from pipeline.manifest import now
 from pipeline.workspace import Workspace
 
@@ -48,15 +50,31 @@ def read(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def publish(workspace: Workspace) -> None:
-    """Put this host's events of the present hour into the workspace's store, if it is in one: an object an hour."""
+    """Put this host's events into the workspace's store, if it is in one: an object an hour.
+
+    Those that could not be published before are published with the next ones.
+    """
     if workspace.mirror is None:
         return
-    hour = now()[:13]
-    who = hashlib.sha256(str(workspace.root).encode()).hexdigest()[:8]
-    with contextlib.suppress(OSError, PipelineError):
-        lines = read_regular(workspace.events).decode(errors="replace").splitlines(keepends=True)
-        recent = "".join(line for line in lines if f'"time": "{hour}' in line[:40])
-        workspace.mirror.store.write(f"events/{hour}-{socket.gethostname()}-{who}.jsonl", recent.encode())
+    with contextlib.suppress(OSError, PipelineError), locks.hold(workspace.lock("events"), "the event log", wait=True):
+        lines = read_regular(workspace.events).splitlines(keepends=True)
+        known = read_json(workspace.published_events)
+        done = known if isinstance(known, int) and 0 <= known <= len(lines) else 0
+        for hour in sorted({_hour(line) for line in lines[done:]} - {""}):
+            content = b"".join(line for line in lines if _hour(line) == hour)
+            workspace.mirror.store.write(f"events/{hour}-{_who(workspace)}.jsonl", content)
+        write_json(workspace.published_events, len(lines))
+
+
+def _hour(line: bytes) -> str:
+    """The hour that a line of the log is about, `2026-11-26T15`; "" when it is no line of the log."""
+    match = re.match(rb'\{"time": "(\d{4}-\d\d-\d\dT\d\d):', line)
+    return match[1].decode() if match else ""
+
+
+def _who(workspace: Workspace) -> str:
+    """This host and its folder: several may share a host name, or a host."""
+    return f"{socket.gethostname()}-{hashlib.sha256(str(workspace.root).encode()).hexdigest()[:8]}"
 
 
 def _parsed(lines: Iterable[str]) -> list[dict[str, Any]]:

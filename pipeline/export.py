@@ -274,7 +274,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise PipelineError(f"onnx cannot be imported ({error}): pip install 'onnx>=1.16,<1.18'") from error
+        raise PipelineError(f"onnx cannot be imported ({error}): pip install 'onnx>=1.17,<1.18'") from error
     return onnx
 
 

@@ -105,7 +105,10 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
         if not file.is_file():
             why = "a folder that cannot be listed" if file.is_dir() else "not a file"
             return Unreadable(file, why if file.exists() else "no such file")
-        with pil.open(file, formats=_formats(pil)) as opened:
+        opened = pil.open(file, formats=_formats(pil))
+        large = opened.size[0] * opened.size[1] >= LARGE
+        # It is closed before the next large one is decoded.
+        with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
             return _decoded(pil, opened, size)
     except pil.UnidentifiedImageError:
         kinds = ", ".join(_formats(pil))
@@ -133,11 +136,7 @@ def _decoded(pil: Any, opened: Any, size: tuple[int, int]) -> Picture:
     raw = _raw_mode(opened)
     if opened.format == "TIFF" and opened.tag_v2.get(262) == 6 and raw == "RGBX":
         raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow {pil.__version__} cannot read, version 13 can")
-    with _large if original[0] * original[1] >= LARGE else contextlib.nullcontext():
-        try:
-            return Picture(_pixels(pil, opened, ";16" in raw and not raw.endswith("S"), size), original)
-        finally:
-            opened.close()  # before the next large one is decoded
+    return Picture(_pixels(pil, opened, ";16" in raw and not raw.endswith("S"), size), original)
 
 
 def _pixels(pil: Any, opened: Any, sixteen: bool, size: tuple[int, int]) -> np.ndarray:

@@ -125,23 +125,25 @@ def _follow(
     received: list[tuple[int, float]],
     watch: Watch | None,
 ) -> dict[str, Any]:
-    _say(child, json.dumps(first_line))
+    pipe = _Pipe(child)
+    pipe.say(json.dumps(first_line))
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     asked_at: float | None = None
     for event in _events(child):
+        pipe.write()
         if received and asked_at is None:
             asked_at = time.monotonic()
-            _say(child, "stop")
+            pipe.say("stop")
             if watch:
                 watch.stop(child)
         if _in_a_hurry(received) or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
             _kill(child, watch)
         for word in take_commands():
-            _say(child, word)
+            pipe.say(word)
         if watch:
             if watch.due():
-                _say(child, "")
+                pipe.beat()
             event = watch.attend(event, child)
         if event is None:
             continue
@@ -150,7 +152,7 @@ def _follow(
         elif event.get("event") == "error":
             error = error or event  # of several processes the first one tells the cause
         elif event.get("event") == "tell":  # from one of several processes to all of them
-            _say(child, event["line"])
+            pipe.say(event["line"])
         else:
             on_event(event)
     status = child.wait()
@@ -207,11 +209,34 @@ def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
                         yield value
 
 
-def _say(child: subprocess.Popen[bytes], line: str) -> None:
-    assert child.stdin is not None
-    with contextlib.suppress(OSError, ValueError):  # it may have ended in the meantime
-        child.stdin.write(line.encode() + b"\n")
-        child.stdin.flush()
+class _Pipe:
+    """The child's standard input. Nobody is waited for: a launcher may pass nothing on while its job is queued."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdin is not None
+        self._descriptor = child.stdin.fileno()
+        os.set_blocking(self._descriptor, False)
+        self._rest = b""
+
+    def say(self, line: str) -> None:
+        """One line, now or as soon as there is room for it."""
+        self._rest += line.encode() + b"\n"
+        self.write()
+
+    def beat(self) -> None:
+        """An empty line, unless others are still to be read."""
+        if not self._rest:
+            self.say("")
+
+    def write(self) -> None:
+        """As much as there is room for."""
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it has ended in the meantime
+            self._rest = b""
 
 
 def _kill(child: subprocess.Popen[bytes], watch: Watch | None) -> None:

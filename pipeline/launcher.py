@@ -33,6 +33,12 @@ FOREIGN = ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "DMLC_ROLE")
 #: The rest of DMLC_* is set here for each role; by which address a host is reached is for the user to say.
 KEPT = ("DMLC_NODE_HOST", "DMLC_INTERFACE")
 
+#: Programs that start another one, which their first word that is a program names.
+STARTERS = ("chrt", "doas", "env", "ionice", "nice", "nohup", "setsid", "stdbuf", "sudo", "taskset", "time", "timeout")
+
+#: The options of ssh that have a value (OpenSSH 9).
+SSH_VALUES = "BbcDEeFIiJLlmOoPpQRSWw"
+
 #: How long a launcher may take to end what it started. Slurm gives a job its KillWait, 30 s by default.
 END_SECONDS = 45.0
 
@@ -59,22 +65,54 @@ def command_line(launcher: Sequence[str], command: Sequence[str], workspace: Pat
     (`python3`, `/opt/conda/bin/python`) brings its own interpreter and finds the package by its own means; else this
     interpreter is taken, from a file system that both sides share. Raises `StageFailed` for an unknown program.
     """
-    words = [word.replace("{workspace}", str(workspace)).replace("{package}", str(package)) for word in launcher]
+    host = _ssh_host(launcher)
+    folders = {"workspace": str(workspace), "package": str(package)}
+    words = [_filled(word, folders, far=host is not None and place > host) for place, word in enumerate(launcher)]
     if shutil.which(words[0]) is None:
         raise StageFailed(
             f"launcher: found {shown(launcher)!r}, but there is no program {words[0]!r} here: install it, "
             "or take launcher out of the configuration"
         )
     # An ssh or a container starts with an environment of its own. OMP_NUM_THREADS is for the node to decide.
-    setting = ["env", *(f"--unset={name}" for name in FOREIGN), "PYTHONUNBUFFERED=1"]
+    setting = ["env", *(word for name in FOREIGN for word in ("-u", name)), "PYTHONUNBUFFERED=1"]
     if re.fullmatch(r"python[\d.]*", os.path.basename(words[-1])) and len(words) > 1:
         command = [words.pop(), "-c", start.CODE, *command[2:]]
     elif "PYTHONPATH" in os.environ:
         setting.append(f"PYTHONPATH={os.environ['PYTHONPATH']}")
     command = [*setting, *command]
-    if os.path.basename(words[0]) == "ssh":
-        command = [shlex.quote(word) for word in command]  # ssh hands one string to a shell
+    if host is not None:
+        command = [shlex.quote(word) for word in command]
     return [sys.executable, "-I", "-S", str(package / "guard.py"), str(os.getpid()), *words, *command]
+
+
+def _ssh_host(words: Sequence[str]) -> int | None:
+    """The place of ssh's host in the launcher, or None; what comes after it, ssh hands to a shell as one string.
+
+    ssh may have programs in front of it that do nothing but start it (`env X=1`, `timeout 99`).
+    """
+    place = 0
+    while os.path.basename(words[place]) in STARTERS:
+        programs = (number for number in range(place + 1, len(words)) if shutil.which(words[number]))
+        place = next(programs, -1)
+        if place < 0:
+            return None
+    if os.path.basename(words[place]) != "ssh":
+        return None
+    place += 1
+    while place < len(words) and words[place].startswith("-"):
+        # The value of an option is in the same word, or else in the next one.
+        place += 2 if re.fullmatch(f"-[^{SSH_VALUES}]*[{SSH_VALUES}]", words[place]) else 1
+    return place
+
+
+def _filled(word: str, folders: Mapping[str, str], far: bool) -> str:
+    """The word with its folders, quoted where a shell at the `far` end reads it and they are not quoted already."""
+    for name, folder in folders.items():
+        if far:
+            quoted = shlex.quote(folder).replace("\\", r"\\")
+            word = re.sub(rf"(?<!['\"])\{{{name}\}}", quoted, word)
+        word = word.replace(f"{{{name}}}", folder)
+    return word
 
 
 class Watch:
@@ -113,9 +151,12 @@ class Watch:
         return None if event.get("event") in ("hello", "beat") else event
 
     def due(self) -> bool:
-        """True when it is time for a word to the child, so that it stays sure of its parent."""
+        """True when it is time for a word to the child, so that it stays sure of its parent.
+
+        Not before it has begun: what a queued job is told nobody reads, for days.
+        """
         moment = time.monotonic()
-        if moment - self._spoken < stage.BEAT_SECONDS:
+        if not self.running or moment - self._spoken < stage.BEAT_SECONDS:
             return False
         self._spoken = moment
         return True

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from pipeline import names
 from pipeline.files import human_size, read_json, sha256_file, write_json
 from pipeline.workspace import MANIFEST
 
@@ -105,7 +106,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         known = msgspec.convert(value, _Manifest)
     except msgspec.ValidationError:
         return None
-    return value if known.schema == SCHEMA else None
+    return value if known.schema == SCHEMA and all(map(names.is_place, known.files)) else None
 
 
 def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:

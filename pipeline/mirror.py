@@ -16,14 +16,15 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import locks, manifest
-from pipeline.errors import AlreadyRunning, ConfigError, WorkspaceError
-from pipeline.files import open_regular, read_json, sha256_file
+from pipeline import locks, manifest, names
+from pipeline.errors import AlreadyRunning, ConfigError, WorkspaceError, from_os_error
+from pipeline.files import open_regular, read_json, set_usual_mode, sha256_file
 from pipeline.object_locks import ObjectLock
 from pipeline.store import Store, Stored
 from pipeline.workspace import MANIFEST
@@ -44,6 +45,9 @@ FEW = 8
 AT_ONCE = 16
 
 MEMORY = ".mirror.json"
+
+#: What to do about a folder for copies that cannot be written.
+INSTEAD = "choose another folder for copies ([vgg] cache in luigi.cfg, or XDG_CACHE_HOME)"
 
 
 def shared_beginnings(places: Iterable[str], at_most: int) -> list[str]:
@@ -68,6 +72,14 @@ def _above(place: str) -> list[str]:
     """A folder and every folder that it is in, the workspace ("") first."""
     parts = place.split("/")
     return ["", *("/".join(parts[: number + 1]) for number in range(len(parts)))]
+
+
+class NotAsRecorded(WorkspaceError):
+    """A file in the store is not what its manifest recorded. Nothing else is this error, least of all a bad network."""
+
+
+class Lost(NotAsRecorded):
+    """A file that a manifest recorded is not in the store, or has another size: whoever looks sees that it is lost."""
 
 
 class Mirror:
@@ -97,11 +109,14 @@ class Mirror:
 
     def size(self, path: Path) -> int:
         """The size of the object that `path` mirrors. Raises `FileNotFoundError` when the store has none."""
-        folder, _, name = self.place(path).rpartition("/")
-        try:
-            return self._there[folder][name].size
-        except KeyError:
-            raise FileNotFoundError(f"{self.shown(path)}: not there") from None
+        stored = self._stored(self.place(path))
+        if stored is None:
+            raise FileNotFoundError(f"{self.shown(path)}: not there")
+        return stored.size
+
+    def _stored(self, path: str) -> Stored | None:
+        folder, _, name = path.rpartition("/")
+        return self._there.get(folder, {}).get(name)
 
     def names(self, folder: Path) -> list[str]:
         """The names of the objects directly in a folder."""
@@ -244,7 +259,7 @@ class Mirror:
         for path, content in contents.items():
             file = self.root / path
             if not (file.is_file() and file.read_bytes() == content):
-                _write(file, content)
+                self.write(path, content)
             self._unpublished.discard(path)
             news[path] = [wanted[path].version, *_state(file)]
         self._remember(news)
@@ -285,52 +300,98 @@ class Mirror:
         """Have the files of a finished stage here as its manifest recorded them.
 
         With `everything` also what the manifest does not count: logs, the trainer's state. A folder without a
-        manifest has nothing to fetch. Raises `WorkspaceError` when a file there is not what it should be.
+        manifest has nothing to fetch. Raises `NotAsRecorded` when a file there is not what it should be.
         """
         recorded = manifest.read(folder)
         if recorded is None:
             return
-        digests = manifest.digests(recorded)
         place = self.place(folder)
-        there = self._there.get(place, {})
-        names = [name for name in (there if everything else recorded["files"]) if name != MANIFEST]
-        news = self.store.each(
-            lambda name: self._fetch_one(f"{place}/{name}", there.get(name), digests.get(name)), names
-        )
+        files = {f"{place}/{name}": about for name, about in recorded["files"].items()}
+        digests = {f"{place}/{name}": digest for name, digest in manifest.digests(recorded).items()}
+        wanted = dict.fromkeys([*files, *(self.below(folder) if everything else ())])
+        wanted.pop(f"{place}/{MANIFEST}", None)
+        news = self.store.each(lambda path: self._fetch_one(path, digests.get(path, ""), files.get(path)), wanted)
         self._remember({path: memory for path, memory in news if memory is not None})
 
     def fetch_log(self, file: Path) -> None:
         """Have a log here as it is in the store, unless the one here has lines of its own: it is added to."""
-        folder, name = self.place(file.parent), file.name
-        if name in self._there.get(folder, {}):
-            path, memory = self._fetch_one(f"{folder}/{name}", self._there[folder][name], None)
+        if file.name in self._there.get(self.place(file.parent), {}):
+            path, memory = self._fetch_one(self.place(file), "", None)
             self._remember({path: memory} if memory else {})
 
-    def _fetch_one(self, path: str, stored: Stored | None, digest: str | None) -> tuple[str, list[Any] | None]:
-        file = self.root / path
-        memory = self._memory.get(path)
+    def _fetch_one(self, path: str, digest: str, counted: dict[str, Any] | None) -> tuple[str, list[Any] | None]:
+        """Have one file here: its path, and what to remember of it, or None where that has not changed.
+
+        One that is `counted` (what the manifest says of it) must have its `digest`. Of others, whoever needs them
+        judges: a training goes on without its momentum, for example.
+        """
+        file, stored, memory = self.root / path, self._stored(path), self._memory.get(path)
         if stored and memory and memory[0] == stored.version and file.is_file() and _state(file) == memory[1:]:
             return path, None
         if digest and file.is_file() and sha256_file(file) == digest:
             return path, [stored.version, *_state(file)] if stored else None
-        if digest is None and file.is_file() and (memory is None or _state(file) != memory[1:]):
+        if not digest and file.is_file() and (memory is None or _state(file) != memory[1:]):
             return path, None  # a log with lines that are only here
-        half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            self.store.get(path, half)
-            if digest and sha256_file(half) != digest:
-                raise WorkspaceError(
+
+        def check(half: Path) -> None:
+            if counted and half.stat().st_size != counted["size"]:
+                raise Lost(f"{self.store}/{path}: has {half.stat().st_size} bytes, not {counted['size']} as recorded")
+            if counted and sha256_file(half) != digest:
+                raise NotAsRecorded(
                     f"{self.store}/{path}: damaged, not what its manifest recorded; restore it, or set the stage aside "
                     "(luigi --module tasks SetAside) to have it made again"
                 )
-            os.replace(half, file)
+
+        try:
+            self.get(path, check)
         except FileNotFoundError:
-            if digest is None:
+            if not counted:
                 return path, None
-            raise WorkspaceError(f"{self.store}/{path}: is gone") from None
-        finally:
-            half.unlink(missing_ok=True)
+            raise Lost(f"{self.store}/{path}: is gone") from None
         return path, [stored.version, *_state(file)] if stored else None
+
+    def get(self, path: str, check: Callable[[Path], None] = lambda half: None) -> None:
+        """Have an object here, once `check` raised nothing about it. Raises `FileNotFoundError` when there is none."""
+        with self._arriving(path) as half:
+            self.store.get(path, half)
+            check(half)
+
+    @contextlib.contextmanager
+    def _arriving(self, path: str) -> Iterator[Path]:
+        """A file to be filled, which then takes its place below the mirror's root: all that comes in comes this way.
+
+        Refused where a name, or a link in the mirror, leads elsewhere. Not synced to the disk: it can be had
+        from the store again.
+        """
+        file = self.root / path
+        folder = os.path.join(os.path.realpath(self.root), os.path.dirname(path))
+        if not names.is_place(path) or os.path.realpath(file.parent) != os.path.normpath(folder):
+            raise WorkspaceError(f"{file}: leads out of {self.root}: nothing is written there; remove it")
+        with self._writing():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, half = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:100]}.", suffix=".tmp")
+        try:
+            set_usual_mode(descriptor)
+            os.close(descriptor)
+            yield Path(half)
+            with self._writing():
+                os.replace(half, file)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(half)
+
+    def write(self, path: str, content: bytes) -> None:
+        """Have a small file here."""
+        with self._arriving(path) as half, self._writing():
+            half.write_bytes(content)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what is written here: an error is one of this host's folder, not of the store."""
+        try:
+            yield
+        except OSError as error:
+            raise from_os_error(error, f"keep a copy of {self.store} here", INSTEAD) from error
 
     def publish(self, folder: Path, recorded_only: bool = False) -> None:
         """Upload a stage's folder, its manifest last, so that no other host ever takes a part for the whole.
@@ -360,6 +421,8 @@ class Mirror:
         self.store.delete([f"{place}/{MANIFEST}"] if MANIFEST in self._there.get(place, {}) else [])
         self.store.each(lambda path: self.store.put(files[path], path), new)
         self._take_in({place}, self.store.find(place))
+        if not recorded_only:
+            self._delete_gone(folder)
         self._agreed[place] = time.monotonic()
         self._check_sizes(place, recorded)
         self.check_locks()
@@ -369,6 +432,15 @@ class Mirror:
             self._there.setdefault(place, {})[MANIFEST] = stored
         self._unpublished.discard(f"{place}/{MANIFEST}")
         self._remember_published({**files, f"{place}/{MANIFEST}": folder / MANIFEST})
+
+    def _delete_gone(self, folder: Path) -> None:
+        """Delete the objects whose files were here and are not any more: the stage replaced them by others."""
+        gone = [path for path in self.below(folder) if path in self._memory and not (self.root / path).exists()]
+        self.store.delete(gone)
+        for path in gone:
+            above, _, name = path.rpartition("/")
+            del self._there[above][name]
+        self._remember(dict.fromkeys(gone))
 
     def publish_file(self, path: Path) -> None:
         """Upload a single small file, a pointer."""
@@ -384,8 +456,7 @@ class Mirror:
         self._remember_published({place: path})
 
     def _is_published(self, path: str, file: Path) -> bool:
-        folder, _, name = path.rpartition("/")
-        stored, memory = self._there.get(folder, {}).get(name), self._memory.get(path)
+        stored, memory = self._stored(path), self._memory.get(path)
         return stored is not None and memory is not None and memory == [stored.version, *_state(file)]
 
     def _check_sizes(self, place: str, recorded: dict[str, Any]) -> None:
@@ -398,8 +469,7 @@ class Mirror:
     def _remember_published(self, files: dict[str, Path]) -> None:
         news: dict[str, list[Any] | None] = {}
         for path, file in files.items():
-            folder, _, name = path.rpartition("/")
-            stored = self._there.get(folder, {}).get(name)
+            stored = self._stored(path)
             if stored is not None:
                 news[path] = [stored.version, *_state(file)]
         self._remember(news)
@@ -407,17 +477,24 @@ class Mirror:
     # --- moving and hashing -------------------------------------------------------------------------------------
 
     def move(self, folder: Path, target: Path) -> None:
-        """Move a folder within the workspace: all of it is copied, then what counts as finished stops to count."""
+        """Move a folder, or one file, within the workspace.
+
+        All is copied, manifests last; then what counts as finished stops to count where it was, then the rest goes.
+        """
         self.check_locks()
-        objects = self.below(folder)
         start, end = self.place(folder), self.place(target)
-        self.store.each(lambda path: self.store.copy(path, end + path[len(start) :]), objects)
+        inside = self.below(folder) or ([start] if folder.name in self.names(folder.parent) else [])
+        objects = sorted(inside, key=lambda path: path.endswith(f"/{MANIFEST}"))
         manifests = [path for path in objects if path.endswith(f"/{MANIFEST}")]
+        for part in (objects[: len(objects) - len(manifests)], manifests):
+            self.store.each(lambda path: self.store.copy(path, end + path[len(start) :]), part)
         self.store.delete(manifests)
-        self.store.delete(path for path in objects if path not in manifests)
+        self.store.delete(objects[: len(objects) - len(manifests)])
         self._take_in({start}, {})
+        for path in inside if inside == [start] else []:
+            self._there.get(path.rpartition("/")[0], {}).pop(folder.name, None)
         self._listed.pop("trash", None)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
         self._remember(dict.fromkeys(objects))
 
     def sha256(self, path: Path) -> str:
@@ -472,8 +549,10 @@ class Mirror:
         """Note which versions the files here are copies of (None: of none); other processes do the same."""
         if not news and objects is None:
             return
-        self.root.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(open_regular(self.root / f"{MEMORY}.lock", os.O_WRONLY | os.O_CREAT), "wb") as lock:
+        with self._writing():
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = open_regular(self.root / f"{MEMORY}.lock", os.O_WRONLY | os.O_CREAT)
+        with os.fdopen(descriptor, "wb") as lock:
             with contextlib.suppress(OSError):  # no locks: who works here is told so by `locks.hold`
                 fcntl.flock(lock, fcntl.LOCK_EX)
             file = self.root / MEMORY
@@ -487,7 +566,7 @@ class Mirror:
                     self._memory[path] = memory
             self._objects = self._objects if objects is None else objects
             value = {"url": str(self.store), "objects": self._objects, "files": self._memory}
-            _write(file, json.dumps(value).encode())
+            self.write(MEMORY, json.dumps(value).encode())
             self._memory_stat = (file.stat().st_mtime_ns, file.stat().st_ino)
 
 
@@ -501,21 +580,12 @@ def _state(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Not synced to the disk: it can be had from the store again."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with os.fdopen(open_regular(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as written:
-        written.write(content)
-    os.replace(half, file)
-
-
 # --- addresses ----------------------------------------------------------------------------------------------------
 
 _mirrors: dict[tuple[str, Path], Mirror] = {}
 
 
-def mirror_at(url: str, cache: Path, patience: float = 60.0, stale_seconds: float = 90.0) -> Mirror:
+def mirror_at(url: str, cache: Path, patience: float = 60.0, stale_seconds: float = 120.0) -> Mirror:
     """The mirror of an address (see `store.check_url`) in this process, in a folder of its own below `cache`."""
     scheme, _, rest = url.partition("://")
     name = f"{scheme}-{rest.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"

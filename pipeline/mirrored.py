@@ -10,10 +10,12 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from typing import Any
 from pipeline import current, generations, manifest
 from pipeline.chain import Chain
 from pipeline.errors import AlreadyRunning, PipelineError, WorkspaceError
-from pipeline.files import write_atomically, write_json
-from pipeline.mirror import Mirror
+from pipeline.files import write_json
+from pipeline.mirror import Lost, Mirror, NotAsRecorded
 from pipeline.workspace import MANIFEST, Run, Workspace
 
 #: Seconds between two looks for a new checkpoint.
@@ -95,7 +97,8 @@ def _gate_held(chain: Chain, mirror: Mirror, stage: str) -> Iterator[None]:
     if stage != "promote":
         yield
         return
-    with mirror.hold(current.lock_name(chain), "the choice of the current model", True, log.info):
+    lock = current.lock_name(chain.workspace.current(chain.config))
+    with mirror.hold(lock, "the choice of the current model", True, log.info):
         mirror.know([chain], since=time.monotonic())
         yield
 
@@ -109,13 +112,13 @@ def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) ->
     for before in upstream:
         if before != stage:
             mirror.fetch(run.stage(before))
-    own = run.stage(stage)
     if stage == "train":
         try:
-            mirror.fetch(own, everything=True)
-        except WorkspaceError as error:  # nothing to continue from
+            mirror.fetch(run.stage(stage), everything=True)
+        except Lost as error:  # as in a folder: nothing to continue from
             log.info("train: %s", error)
-            (own / MANIFEST).unlink(missing_ok=True)
+            (run.stage(stage) / MANIFEST).unlink(missing_ok=True)
+            mirror.fetch_log(run.log(stage))
         if "init_from" in options:
             mirror.fetch(Path(options["init_from"]).parent)
     else:
@@ -127,14 +130,19 @@ def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) ->
 
 
 def _fetch_opponents(chain: Chain, mirror: Mirror) -> None:
-    """The runs that the gate may compare with: the current one and the one before."""
-    pointer = current.read(chain.workspace.current(chain.config))
-    for entry in [pointer, *pointer.before[:1]] if pointer else []:
+    """The runs that the gate may compare with: the current one and the one before, or the one before all generations.
+
+    Of those that were rolled back the gate looks at the manifests.
+    """
+    pointer, before_all = current.read(chain.workspace.current(chain.config)), generations.first(chain)
+    if pointer:
+        mirror.know_folders(current.run_at(chain.workspace, place).stage("train") for place in pointer.rolled_back)
+    for entry in [pointer, *pointer.before[:1]] if pointer else [before_all] if before_all else []:
         other = current.run_of(chain.workspace, entry)
         folders = [other.stage("train"), other.stage("evaluate")]
         mirror.know_folders([*folders, chain.workspace.dataset(other.dataset_id)])
         for folder in folders:
-            with contextlib.suppress(WorkspaceError):  # the gate says what is wrong with it
+            with contextlib.suppress(NotAsRecorded):  # the gate says what is wrong with it
                 mirror.fetch(folder)
 
 
@@ -146,42 +154,39 @@ def _fetch_previous(chain: Chain, mirror: Mirror, run: Run) -> None:
     train = manifest.read(run.stage("train"))
     previous = generations.previous(run, train) if train else None
     if previous is not None:
-        with contextlib.suppress(WorkspaceError):
+        with contextlib.suppress(NotAsRecorded):  # the report does without it
             mirror.fetch(previous.stage("evaluate"))
 
 
 def _fetch_checkpoint(mirror: Mirror, run: Run) -> None:
     """Have the newest whole checkpoint of the store here, unless one here is as new."""
     here = max((path.name for path in run.checkpoints.glob("step-*.npz")), default="")
-    place = mirror.place(run.work)
-    there = sorted(mirror.store.find(place))
-    for path in there:
-        if path.endswith("/precision.json") and not (run.work / "precision.json").exists():
-            mirror.store.get(path, run.work / "precision.json")
-    for path in reversed(there):
-        file = mirror.root / path
-        if file.parent != run.checkpoints or not file.match("step-*.npz") or file.name <= here:
-            continue
-        half = file.with_name(f".{file.name}.tmp")
+    there = mirror.store.find(mirror.place(run.work))
+    precision = run.work / "precision.json"
+    if mirror.place(precision) in there and not precision.exists():
+        mirror.get(mirror.place(precision))
+    checkpoints = re.compile(re.escape(mirror.place(run.checkpoints)) + r"/(step-\d+\.npz)")
+    found = {match[1]: path for path in there if (match := checkpoints.fullmatch(path)) and match[1] > here}
+    for name in sorted(found, reverse=True):
+        file = run.checkpoints / name
         try:
-            mirror.store.get(path, half)
-            if _is_whole(half):
-                os.replace(half, file)
-                log.info("train: going on from %s, which another host published", mirror.shown(file))
-                return
+            mirror.get(found[name], _check_checkpoint)
+            log.info("train: going on from %s, which another host published", mirror.shown(file))
+            return
+        except NotAsRecorded:
             log.info("train: %s is damaged, taking the one before", mirror.shown(file))
         except FileNotFoundError:
             continue  # its host has a newer one by now
-        finally:
-            half.unlink(missing_ok=True)
 
 
-def _is_whole(file: Path) -> bool:
+def _check_checkpoint(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
-        return False
+            whole = archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error, ValueError):
+        whole = False
+    if not whole:
+        raise NotAsRecorded("damaged")
 
 
 # --- after --------------------------------------------------------------------------------------------------------
@@ -210,11 +215,16 @@ def _publish(chain: Chain, stage: str, recorded_only: bool = False) -> None:
 
 def _publish_source(chain: Chain, mirror: Mirror, pointer: Path) -> None:
     """Publish what a source turned out to be, unless another host found the same in its own copy of the source."""
-    mine: dict[str, Any] = json.loads(pointer.read_bytes())
+    mine = chain.source_record()
+    if mine is None or not pointer.is_file():
+        return
     write_json(chain.workspace.seen_source(chain.config.data), {"digest": mine["digest"], "stat": mine["stat"]})
-    content = mirror.store.read(mirror.place(pointer))
-    if content is not None and {**json.loads(content), "stat": None} == {**mine, "stat": None}:
-        write_atomically(pointer, content)
+    content, theirs = mirror.store.read(mirror.place(pointer)), None
+    with contextlib.suppress(ValueError, RecursionError):
+        theirs = chain.source_in(json.loads(content or b"null"))
+    own = {"stat": None, "copies": None}
+    if content is not None and theirs is not None and {**theirs, **own} == {**mine, **own}:
+        mirror.write(mirror.place(pointer), content)
         mirror.know([chain], since=time.monotonic())
         return
     mirror.publish_file(pointer)

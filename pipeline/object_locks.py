@@ -17,18 +17,36 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from pipeline.errors import AlreadyRunning, PipelineError
 from pipeline.locks import describe, is_gone
 from pipeline.manifest import now
-from pipeline.store import Store
+from pipeline.store import SETTLE_SECONDS, Store
 
-#: Seconds in which two that take over the same dead holder's lock see which of them was the last to write.
-SETTLE_SECONDS = 1.0
+#: Text that can be shown.
+_Text = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]
+
+#: Seconds after a failed heartbeat until the next one.
+AGAIN_SECONDS = 1.0
 
 #: Seconds between two looks at a lock that is waited for.
 POLL_SECONDS = 2.0
+
+
+class _Record(Struct, frozen=True):
+    """What a holder writes. One with other types was not written by a holder: it counts until it is stale."""
+
+    host: _Text = "unknown"
+    pid: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    since: _Text = "unknown"
+    machine: str = ""
+    token: str = ""
+    beat: float = 0
+    stale_after: float | None = None
 
 
 class ObjectLock:
@@ -61,11 +79,11 @@ class ObjectLock:
         content = self.store.read(self.path)
         if content is None:
             return None
-        with contextlib.suppress(ValueError):
-            value = json.loads(content)
-            if isinstance(value, dict):
-                return value
-        return {"host": "unknown", "pid": 0, "since": "unknown"}
+        try:
+            value = msgspec.json.decode(content, type=_Record)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = _Record()
+        return msgspec.structs.asdict(value)
 
     def still_ours(self) -> bool:
         """True unless another host has taken the lock over; asks the store."""
@@ -82,7 +100,8 @@ class ObjectLock:
             if other is None:
                 continue
             if self._is_dead(other):
-                if self._take_over():
+                # What was written meanwhile, by its holder or by who took it over, stands.
+                if self.record() == other and self._take_over():
                     return
                 continue
             who = describe(other)
@@ -94,15 +113,19 @@ class ObjectLock:
             time.sleep(POLL_SECONDS)
 
     def _is_dead(self, other: dict[str, Any]) -> bool:
-        if other.get("machine") == _machine() and is_gone(other.get("pid")):
+        if other["machine"] and other["machine"] == _machine() and is_gone(other["pid"]):
             return True
         age = self.store.age(self.path, f"{self.path}.{self.token}")
         if age is None:
-            age = time.time() - float(other.get("beat", 0))
-        return age > float(other.get("stale_after", self.store.stale_seconds))
+            age = time.time() - other["beat"]
+        return age > (self.store.stale_seconds if other["stale_after"] is None else other["stale_after"])
 
     def _take_over(self) -> bool:
-        """Write over a dead holder's record; of several that do so at once, the last one has the lock."""
+        """Write over a dead holder's record; of several that do so at once, the last one has the lock.
+
+        One whose write comes later than SETTLE_SECONDS after another's takes the lock from that one, which finds out
+        with its next heartbeat, and before it publishes anything.
+        """
         self.store.write(self.path, self._content())
         time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
         record = self.record()
@@ -121,11 +144,18 @@ class ObjectLock:
         return json.dumps(record).encode()
 
     def _beat(self) -> None:
-        while not self._ended.wait(self.store.stale_seconds / 4):
-            with self._written, contextlib.suppress(PipelineError):  # the store may be away for a while
-                if self._ended.is_set() or not self.still_ours():
-                    return
-                self.store.write(self.path, self._content())
+        """Write the lock anew, so often that an outage as long as the store's patience does not make it stale."""
+        regular = self.store.stale_seconds / 6
+        pause = regular
+        while not self._ended.wait(pause):
+            with self._written:
+                try:
+                    if self._ended.is_set() or not self.still_ours():
+                        return
+                    self.store.write(self.path, self._content())
+                    pause = regular
+                except PipelineError:  # the store is away: others must hear of this host as soon as it is back
+                    pause = min(regular, AGAIN_SECONDS)
 
 
 def _machine() -> str:

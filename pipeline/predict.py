@@ -82,7 +82,7 @@ def resolve_model(path: Path) -> Path:
     from, or when the file is not what was recorded.
     """
     if path == Path("current") and not path.exists():
-        return _current(Workspace(Path(DEFAULT_MODEL)))
+        return _current(Workspace(Path(default_model())))
     if path.is_file():
         return _promoted(path) if path.suffix == ".json" else path
     if not path.is_dir():
@@ -102,6 +102,11 @@ def resolve_model(path: Path) -> Path:
             os.listdir(workspace.runs)  # raises what kept it from being searched
         raise PipelineError(f"{path}: no exported model here: run the Export task first, or give --model an .onnx file")
     return resolve_model(newest)
+
+
+def default_model() -> str:
+    """The workspace of the tasks where none is named."""
+    return settings.read().get("workspace") or DEFAULT_MODEL
 
 
 def in_store(url: str) -> Path:
@@ -129,13 +134,14 @@ def in_store(url: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status: 0, or 1 when anything could not be read."""
     options = _parser().parse_args(arguments)
-    path = Path(options.model)
+    path = Path(options.model or DEFAULT_MODEL)
     try:
-        path = resolve_model(in_store(options.model) if is_url(options.model) else Path(options.model))
+        named = options.model or default_model()
+        path = resolve_model(in_store(named) if is_url(named) else Path(named))
         if arguments is None:  # not in a program that calls this function
             _limit_memory(path)
         model = inference.open_model(path)
-        _introduce(path, model, options.model)
+        _introduce(path, model, named)
         # What Pillow warns of, the limit on pixels decides.
         warnings.filterwarnings("ignore", category=image_files.bomb_warning())
         files, passed_over = image_files.find(options.paths)
@@ -195,8 +201,11 @@ def _current(workspace: Workspace) -> Path:
         )
     if len(pointers) > 1:
         choice = ", ".join(map(_address, pointers))
-        where = _address(workspace.root)
-        raise PipelineError(f"{where}: several models are current; choose with --model: {choice}")
+        old = _shown(Path(current.name_of(pointers[0])))
+        raise PipelineError(
+            f"{_address(workspace.root)}: several models are current; choose with --model: {choice}; or retire one "
+            f"that is no longer meant: luigi --module tasks Retire --name {old} --confirm"
+        )
     return _promoted(pointers[0])
 
 
@@ -251,10 +260,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders with images")
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
         help="a run's folder, an .onnx file, `current`, or a workspace: its current model, or else its newest run; "
         "a run or a workspace may also be in a store, s3://… "
-        "(default: %(default)s)",
+        f"(default: [vgg] workspace in luigi.cfg, else {DEFAULT_MODEL})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON with the probabilities of all classes")
     return parser

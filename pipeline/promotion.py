@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import batches, current, dataset, evaluation, events, manifest, runtime, stage
+from pipeline import batches, current, dataset, evaluation, events, generations, manifest, runtime, stage
 from pipeline.chain import Chain
 from pipeline.current import Entry, Pointer
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.files import sha256_file, write_json
+from pipeline.generations import PROMOTED, REFUSED
 from pipeline.report.statistics import compare_paired
 from pipeline.workspace import MANIFEST, Run
 
 SCHEMA = 1
-
-PROMOTED, REFUSED = "promoted", "refused"
 
 
 def promote(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -35,8 +34,8 @@ def promote(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | No
     inputs = chain.inputs("promote")
     labels, correct = _own(run)
     path = chain.workspace.current(chain.config)
-    with current.held(chain, wait=True):
-        pointer = current.read(path)
+    with current.held(chain.workspace, path):
+        pointer = current.read(path) or _adopt(chain, reporter)
         opponent = _opponent(pointer, run)
         compared = _compare(chain, run, opponent, labels, correct, reporter) if opponent else None
         decision = decide(run, pointer, float(correct.mean()), compared, chain.config.schedule.tolerance)
@@ -59,8 +58,8 @@ def decide(
 ) -> dict[str, Any]:
     """The decision as it is published: outcome, the reason in words, and the comparison that it rests on."""
     common = {"schema": SCHEMA, "run": run.place, "accuracy": accuracy, "tolerance": tolerance, "compared": compared}
-    if pointer is not None and run.place in pointer.rolled_back:
-        reason = "it was rolled back before; `Rollback --to` makes it current by hand"
+    if pointer is not None and (objection := _objection(run, pointer)):
+        reason = f"{objection}; `Rollback --to {run.generation or run.run_id}` makes it current by hand"
         return {**common, "outcome": REFUSED, "reason": reason, "decided": manifest.now()}
     if compared is None:
         outcome, reason = PROMOTED, f"accuracy {accuracy:.2%}, and there was no current model to compare with"
@@ -77,6 +76,34 @@ def decide(
             f"{high * 100:+.2f}, p = {compared['p']:.2g})"
         )
     return {**common, "outcome": outcome, "reason": reason, "decided": manifest.now()}
+
+
+def _objection(run: Run, pointer: Pointer) -> str:
+    """Why a run does not become current by itself, however good it is; empty when nothing is against it."""
+    if run.place in pointer.rolled_back:
+        return "it was rolled back before"
+    weights = manifest.digest(manifest.read(run.stage("train")), "model.params")
+    for place in pointer.rolled_back:
+        other = manifest.read(current.run_at(run.workspace, place).stage("train"))
+        if weights and manifest.digest(other, "model.params") == weights:
+            return f"it has the very same weights as {place}, which was rolled back before"
+    others = (entry for entry in (pointer.entry, *pointer.before) if entry.run != run.place)
+    newest = next((entry for entry in others if generations.period(entry.generation)), None)
+    if newest and generations.is_older(run.generation, newest.generation):
+        return f"it is of an earlier period than {newest.generation}, {newest.run}"
+    return ""
+
+
+def _adopt(chain: Chain, reporter: stage.Reporter) -> Pointer | None:
+    """Before the first decision, make current what was made before: to be compared with, and to go back to.
+
+    None when there is nothing of the kind. The caller holds the pointer's lock.
+    """
+    entry = generations.first(chain)
+    if entry is None:
+        return None
+    reporter.note(f"{entry.run}, made before any generation, counts as the current model so far")
+    return current.set_current(chain.workspace.current(chain.config), entry)
 
 
 def _opponent(pointer: Pointer | None, run: Run) -> Entry | None:

@@ -9,18 +9,20 @@ from pipeline.errors import ConfigError
 
 #: Where Luigi looks, the later file before the earlier one.
 _FILES = ("/etc/luigi/client.cfg", "/etc/luigi/luigi.cfg", "client.cfg", "luigi.cfg")
+_TOML_FILES = ("/etc/luigi/luigi.toml", "luigi.toml")
 
 
 def read() -> dict[str, str]:
     """What `[vgg]` says, with `~` and `$NAME` filled in. Raises `ConfigError` for a file that cannot be understood."""
-    parser = configparser.ConfigParser(interpolation=None)
-    named = os.environ.get("LUIGI_CONFIG_PATH")
-    try:
-        parser.read([*_FILES, *([named] if named else [])], encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"luigi.cfg: {error}") from error
-    section = parser["vgg"] if parser.has_section("vgg") else {}
-    return {key: os.path.expanduser(os.path.expandvars(value)) for key, value in section.items()}
+    toml = os.environ.get("LUIGI_CONFIG_PARSER") == "toml"
+    files = [*(_TOML_FILES if toml else _FILES), os.environ.get("LUIGI_CONFIG_PATH", "")]
+    found: dict[str, str] = {}
+    for file in filter(os.path.isfile, files):
+        try:
+            found |= _from_toml(file) if toml else _from_cfg(file)
+        except (configparser.Error, OSError, ValueError) as error:
+            raise ConfigError(f"{file}: cannot be read as Luigi's configuration: {error}") from error
+    return {key: os.path.expanduser(os.path.expandvars(value)) for key, value in found.items()}
 
 
 def seconds(settings: dict[str, str], key: str, default: float) -> float:
@@ -29,3 +31,17 @@ def seconds(settings: dict[str, str], key: str, default: float) -> float:
         return float(settings.get(key, default))
     except ValueError:
         raise ConfigError(f"luigi.cfg: [vgg] {key}: found {settings[key]}, expected a number of seconds") from None
+
+
+def _from_cfg(file: str) -> dict[str, str]:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(file, encoding="utf-8")
+    return dict(parser["vgg"]) if parser.has_section("vgg") else {}
+
+
+def _from_toml(file: str) -> dict[str, str]:
+    try:
+        import toml  # what Luigi reads it with
+    except ImportError:
+        return {}
+    return {key: str(value) for key, value in toml.load(file).get("vgg", {}).items()}

@@ -40,6 +40,9 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 #: after SILENCE_SECONDS.
 BEAT_SECONDS, LOST_SECONDS, SILENCE_SECONDS = 5.0, 45.0, 120.0
 
+#: How long a training waits for the last process of one that lost its parent.
+LOCK_SECONDS = SILENCE_SECONDS + GRACE_SECONDS + 15
+
 #: The activity of a process that has done its steps and may now take as long as its disk does.
 FINISHING = -1
 
@@ -196,17 +199,24 @@ def _fail(reporter: Reporter, error: PipelineError) -> int:
 
 
 def _install_signals(reporter: Reporter, graceful: bool) -> None:
+    asked, ask = os.pipe()
+
+    def end() -> None:
+        os.read(asked, 1)
+        time.sleep(GRACE_SECONDS)
+        os._exit(EXIT_INTERRUPTED)
+
     def stop(number: int, frame: Any) -> None:
         first = not reporter.stopping
         reporter.commands.add("stop")
         if first:
-            # Whatever blocks the main thread (a stuck device, a dead disk), the process ends.
-            timer = threading.Timer(GRACE_SECONDS, os._exit, (EXIT_INTERRUPTED,))
-            timer.daemon = True
-            timer.start()
+            # No thread is started in here: there may be no room for one, or a lock of threading's own may be held.
+            os.write(ask, b".")
             if not graceful:
                 raise Interrupted("stopped on request; run the same command again to go on")
 
+    # Whatever blocks the main thread (a stuck device, a dead disk), the process ends.
+    threading.Thread(target=end, daemon=True).start()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
 

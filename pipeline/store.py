@@ -9,9 +9,11 @@ back-end itself looks for them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
+import random
 import tempfile
 import threading
 import time
@@ -22,12 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import ConfigError, WorkspaceError
+from pipeline import names
+from pipeline.errors import ConfigError, WorkspaceError, from_os_error
+from pipeline.files import open_regular
 
 T = TypeVar("T")
 
+log = logging.getLogger("vgg")
+
 #: Seconds between two tries: each pause is twice the one before, up to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
+
+#: Seconds after which several that wrote the same object without a condition see which of them was the last.
+SETTLE_SECONDS = 1.0
+
+#: What the disk here answers when a download does not fit on it.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 #: Requests at a time where a back-end does not bundle them itself.
 THREADS = 8
@@ -67,7 +79,10 @@ def is_url(address: str) -> bool:
 def check_url(address: str) -> str:
     """The address of a store in the one form that it is known by; raises `ConfigError` for one that cannot work."""
     scheme, _, rest = address.partition("://")
-    parts = urllib.parse.urlsplit(f"x://{rest}")
+    try:
+        parts = urllib.parse.urlsplit(f"x://{rest}")
+    except ValueError as error:  # brackets where an IPv6 address would be
+        raise ConfigError(f"--workspace {shown(address)}: {error}; expected for example s3://bucket/prefix") from None
     if parts.password is not None or parts.query:
         raise ConfigError(
             f"--workspace {shown(address)}: an address with a password or a query would end up in logs; give the "
@@ -96,11 +111,13 @@ class Store:
     sign of life the holder of a lock counts as dead.
     """
 
-    def __init__(self, url: str, patience: float = 60.0, stale_seconds: float = 90.0) -> None:
+    def __init__(self, url: str, patience: float = 60.0, stale_seconds: float = 120.0) -> None:
         self.url, self.patience, self.stale_seconds = url, patience, stale_seconds
         #: The connection of this process that all its threads share, and those that belong to one thread.
         self._opened: tuple[int, Any, str] | None = None
         self._own = threading.local()
+        #: Objects that were told to be left out.
+        self._left_out: set[str] = set()
 
     def __str__(self) -> str:
         return shown(self.url)
@@ -128,7 +145,17 @@ class Store:
             cut = len(base) + 1
             return {path[cut:]: _stored(info) for path, info in found.items() if info.get("type") != "directory"}
 
-        return self._patiently("list", f"{folder}/{beginning}".strip("/"), ask)
+        listed = self._patiently("list", f"{folder}/{beginning}".strip("/"), ask)
+        return {path: stored for path, stored in listed.items() if self._is_ours(path)}
+
+    def _is_ours(self, path: str) -> bool:
+        """False for an object whose name cannot be that of a file below a folder; such are left out of everything."""
+        if names.is_place(path):
+            return True
+        if path and not path.endswith("/") and path not in self._left_out:  # those stand for folders
+            self._left_out.add(path)
+            log.warning("%s: left out an object whose name is no file's: %s; remove it", self, ascii(path))
+        return False
 
     def info(self, path: str) -> Stored | None:
         """Size and version of one object, or None when it is not there."""
@@ -178,15 +205,11 @@ class Store:
         found: dict[str, bytes] = {}
         if len(wanted) > 1:
 
-            def ask(fs: Any, base: str) -> dict[str, Any]:
-                answer = fs.cat([f"{base}/{path}" for path in wanted], on_error="return")
-                return {path[len(base) + 1 :]: content for path, content in answer.items()}
+            def ask(fs: Any, base: str) -> list[Any]:  # not `cat`, which takes brackets in a name for a pattern
+                return fs.cat_ranges([f"{base}/{path}" for path in wanted], None, None, on_error="return")
 
-            found = {
-                path: content
-                for path, content in self._patiently("read", "", ask).items()
-                if isinstance(content, bytes)
-            }
+            answers = zip(wanted, self._patiently("read", "", ask), strict=True)
+            found = {path: content for path, content in answers if isinstance(content, bytes)}
         for path in wanted:
             if path not in found and (content := self.read(path)) is not None:
                 found[path] = content
@@ -199,32 +222,51 @@ class Store:
     def create(self, path: str, content: bytes) -> bool:
         """Write a small object unless there is one; gives whether the one that is there now is this one.
 
-        Where the store has conditional writes, one of several writers succeeds. Elsewhere the last of them does,
-        which each finds out by reading it again.
+        One of several writers succeeds: object stores have conditional writes for that, file servers open a file that
+        must not be there. Where a back-end has neither, the last writer does; one that is slower than SETTLE_SECONDS
+        can then take it from another that already believes that it succeeded, and which has to look again.
         """
 
         def ask(fs: Any, base: str) -> bool:
+            """False when it may have been written over what another one wrote."""
+            target = _made(fs, f"{base}/{path}")
             try:
-                fs.pipe_file(_made(fs, f"{base}/{path}"), content, mode="create")
-            except (FileExistsError, NotImplementedError):
-                pass
+                if _is_shared(fs):
+                    fs.pipe_file(target, content, mode="create")
+                else:
+                    _create(fs, target, content)
+            except FileExistsError:
+                return True
+            except (NotImplementedError, ValueError):
+                fs.pipe_file(target, content)
+                return False
             except OSError as error:
                 if not _is_conflict(error):
                     raise
             return True
 
-        if self.read(path) is None:
-            self._patiently("write", path, ask)
+        if self.read(path) is None and not self._patiently("write", path, ask):
+            time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
         return self.read(path) == content
 
     def put(self, file: Path, path: str) -> None:
-        """Upload a file."""
+        """Upload a file. Raises `OSError` when it cannot be read."""
+        os.close(open_regular(file))
         self._patiently("upload", path, lambda fs, base: fs.put_file(str(file), _made(fs, f"{base}/{path}")))
 
     def get(self, path: str, file: Path) -> None:
         """Download an object into `file`. Raises `FileNotFoundError` when it is not there."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._patiently("download", path, lambda fs, base: fs.get_file(f"{base}/{path}", str(file)))
+
+        def ask(fs: Any, base: str) -> None:
+            try:
+                fs.get_file(f"{base}/{path}", str(file))
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                error.filename = str(file)
+                raise from_os_error(error, f"keep a copy of {self}/{path}") from error
+
+        self._patiently("download", path, ask)
 
     def copy(self, path: str, target: str) -> None:
         """Copy an object within the store."""
@@ -300,7 +342,7 @@ class Store:
                 hopeless = _hopeless(error)
                 if hopeless or time.monotonic() + pause > until:
                     raise WorkspaceError(f"{where}: cannot {doing}: {hopeless or _said(error)}") from error
-                logging.getLogger("vgg").debug("%s: %s failed (%s), trying again", where, doing, _said(error))
+                log.debug("%s: %s failed (%s), trying again", where, doing, _said(error))
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -311,14 +353,15 @@ def _connect(url: str) -> tuple[Any, str]:
     advice = f"pip install 'luigi-vgg[{extra}]'" if extra else "install the fsspec back-end for it"
     try:
         import fsspec
-        from fsspec.core import url_to_fs
 
         # The pauses between tries are ours; what a back-end adds to them would multiply.
-        options: dict[str, Any] = {}
+        backend = fsspec.get_filesystem_class(scheme)
+        options: dict[str, Any] = backend._get_kwargs_from_urls(url)
         if scheme in ("s3", "s3a"):
             own = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})  # the user's, from fsspec's own files
-            options = {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
-        fs, base = url_to_fs(url, **options)
+            options |= {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
+        # Not `url_to_fs`, which takes two colons in a name for two back-ends.
+        fs, base = fsspec.filesystem(scheme, **options), str(backend._strip_protocol(url))
     except ImportError as error:
         missing = f"needs a package that is not installed ({error}); {advice}"
         raise ConfigError(f"--workspace {shown(url)}: {missing}") from None
@@ -332,6 +375,19 @@ def _connect(url: str) -> tuple[Any, str]:
 def _is_shared(fs: Any) -> bool:
     """True for the back-end of an object store, False for that of a file server."""
     return bool(getattr(fs, "async_impl", False))
+
+
+def _create(fs: Any, path: str, content: bytes) -> None:
+    """Write a file on a file server; raises `FileExistsError` when there is one."""
+    # paramiko wants both letters; those that refuse them have `x` alone.
+    mode = "wxb" if "sftp" in fs.protocol else "xb"
+    try:
+        with fs.open(path, mode) as file:
+            file.write(content)
+    except OSError as error:
+        if fs.exists(path):  # SFTP has no error of its own for it
+            raise FileExistsError(path) from error
+        raise
 
 
 def _made(fs: Any, path: str) -> str:

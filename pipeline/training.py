@@ -38,7 +38,7 @@ from pipeline import (
 )
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
 from pipeline.checkpoint import Snapshot
-from pipeline.config import differences, recorded_training, to_dict
+from pipeline.config import differences, recorded_training, to_dict, to_record
 from pipeline.errors import ConfigError, Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
 from pipeline.exchange import Exchange, Share
 from pipeline.files import move, sha256_file, write_atomically
@@ -100,6 +100,7 @@ def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None
     with _alone(run, reporter):
         if not chain.why("train"):
             reporter.note("another process has finished this training meanwhile")
+            distributed.dismiss(reporter, place)
             return manifest.read(run.stage("train")) or {}
         if chain.config.distributed.workers > 1:
             return distributed.supervise(chain, reporter, options, place)
@@ -108,8 +109,7 @@ def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None
 
 def _alone(run: Run, reporter: stage.Reporter) -> contextlib.AbstractContextManager[int]:
     """Hold the run's own lock: a job of a Luigi that died may still be there until it has noticed and checkpointed."""
-    at_most = stage.SILENCE_SECONDS + stage.GRACE_SECONDS + 15
-    return locks.hold(run.job_lock, f"train {run.run_id}", True, reporter.note, at_most)
+    return locks.hold(run.job_lock, f"train {run.run_id}", True, reporter.note, stage.LOCK_SECONDS)
 
 
 def _train(chain: Chain, run: Run, reporter: stage.Reporter, options: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class Session:
         parameters, momenta = self.network.state()
         meta = {
             "identity": self.identity(),
-            "config": to_dict(self.chain.config),
+            "config": to_record(self.chain.config),
             "counters": asdict(self.counters),
             "step": self.counters.step,
             "learning_rate": self._learning_rate(),
@@ -399,7 +399,7 @@ class Session:
         return {
             "run": self.run.run_id,
             "generation": self.chain.generation,
-            "config": to_dict(self.chain.config),
+            "config": to_record(self.chain.config),
             "epochs": counters.epoch,
             "steps": counters.step,
             "seconds": round(counters.seconds, 3),
@@ -423,7 +423,7 @@ class Session:
 
     def _config_yaml(self) -> str:
         head = f"# The full configuration that {self.run.run_id} was trained with, every default spelled out.\n"
-        return head + yaml.safe_dump(_plain(to_dict(self.chain.config)), sort_keys=False)
+        return head + yaml.safe_dump(_plain(to_record(self.chain.config)), sort_keys=False)
 
     # --- helpers ------------------------------------------------------------------------------------------------
 

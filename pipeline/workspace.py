@@ -6,7 +6,7 @@ runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
 work/                                 checkpoints, partial downloads, locks: disposable
 comparisons/<name>/                   the ranking page of a comparison
 current/<data name>/<architecture name>.json   which run is the promoted one
-trash/                                what a user set aside
+trash/<when>/<path>                   what a user set aside, under the path that it had
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pipeline import address
 from pipeline.config import Architecture, Config, Data, fingerprint
 from pipeline.files import move, sha256_file
 
@@ -29,6 +30,9 @@ MANIFEST = "manifest.json"
 
 #: The stages of a run in order; the data set comes before them all.
 RUN_STAGES = ("train", "evaluate", "export", "report")
+
+#: The folders of a run: those of its stages, and that of the promotion gate.
+RUN_FOLDERS = (*RUN_STAGES, "promote")
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,21 @@ class Workspace:
         """One JSON object a line: what started, finished, failed."""
         return self.root / "events.jsonl"
 
+    @property
+    def published_events(self) -> Path:
+        """For a workspace in a store: the file that says how many of this host's events are in the store."""
+        return self.work / "events-published.json"
+
     def dataset(self, dataset_id: str) -> Path:
         return self.root / f"datasets/{dataset_id}"
 
     def source_pointer(self, data: Data) -> Path:
         """The file that says which data set came out of this source."""
         return self.root / f"datasets/sources/{data.name}-{source_key(data)}.json"
+
+    def former_pointer(self, data: Data) -> Path:
+        """The same as it was called when a password or token still counted."""
+        return self.root / f"datasets/sources/{data.name}-{_key(data, data.source)}.json"
 
     def seen_source(self, data: Data) -> Path:
         """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""
@@ -226,14 +239,23 @@ def generation_seed(generation: str) -> int | None:
 
 
 def with_generation_seed(config: Config, generation: str) -> Config:
-    """The configuration that a generation is trained with: itself, but for the seed of a generation `seed-N`."""
+    """The configuration that a generation is trained with.
+
+    It is the given one, but for the seed of a generation `seed-N`, and of any other with `schedule.new_seed`.
+    """
     seed = generation_seed(generation)
+    if seed is None and generation and config.schedule.new_seed:
+        seed = int(hashlib.sha256(f"{config.training.seed} {generation}".encode()).hexdigest()[:8], 16) % 2**31
     if seed is None or seed == config.training.seed:
         return config
     return msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, seed=seed))
 
 
 def source_key(data: Data) -> str:
-    """8 hex digits that name a source: its checksum where one is given, else its location."""
-    identity = data.sha256.lower() if data.sha256 else data.source
+    """8 hex digits that name a source: its checksum where one is given, else its location without secrets."""
+    return _key(data, address.identity(data.source))
+
+
+def _key(data: Data, location: str) -> str:
+    identity = data.sha256.lower() if data.sha256 else location
     return hashlib.sha256(f"{data.name} {identity}".encode()).hexdigest()[:8]

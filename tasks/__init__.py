@@ -3,8 +3,8 @@
 from tasks import command
 from tasks.comparing import Compare
 from tasks.doctor import Doctor
-from tasks.maintenance import SetAside, Status, Verify
-from tasks.retraining import GenerationReport, Promote, Prune, Retrain, Rollback
+from tasks.maintenance import Restore, SetAside, Status, Verify
+from tasks.retraining import GenerationReport, Promote, Prune, Retire, Retrain, Rollback
 from tasks.stages import DownloadCifar, Evaluate, Export, Report, TrainVGG
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Promote",
     "Prune",
     "Report",
+    "Restore",
+    "Retire",
     "Retrain",
     "Rollback",
     "SetAside",

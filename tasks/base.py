@@ -285,6 +285,11 @@ def workspace_at(address: str) -> Workspace:
         return Workspace(Path(address).absolute())
     if address not in _workspaces:
         settings = vgg()
+        if not 0 <= settings.patience_seconds <= settings.stale_seconds / 2:
+            raise ConfigError(
+                f"[vgg] patience_seconds: found {settings.patience_seconds:g}, expected at most half of stale_seconds "
+                f"({settings.stale_seconds:g}): a host that waits for the store longer than that could lose its locks"
+            )
         cache = Path(expanded(settings.cache, "[vgg] cache")) if settings.cache else default_cache()
         mirror = mirror_at(check_url(address), cache, settings.patience_seconds, settings.stale_seconds)
         _workspaces[address] = Workspace(mirror.root, mirror)
@@ -350,7 +355,7 @@ def _fill(values: dict[str, Any]) -> dict[str, str]:
 
 def remember(path: str, config: Config) -> str:
     """Keep a loaded configuration for the tasks of this process; gives their `settings`, which stand for it."""
-    text = json.dumps(configuration.to_dict(config), sort_keys=True)
+    text = json.dumps(configuration.to_record(config), sort_keys=True)
     settings = hashlib.sha256(text.encode()).hexdigest()[:16]
     _loaded[path, settings] = config
     return settings

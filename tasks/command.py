@@ -25,13 +25,23 @@ from luigi.configuration import get_config
 from luigi.parameter import ParameterException
 from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassAmbigiousException, TaskClassException
-from luigi.worker import TaskProcess
+from luigi.worker import TaskProcess, Worker
 
+from pipeline.doctor import semaphores
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.stage import GRACE_SECONDS
 from pipeline.text import printable
 from tasks import luigid, mistakes, scheduler
-from tasks.defaults import BAD_CONFIGURATION, RETURN_CODES, asked_for, exit_with, is_command, log, take_the_command
+from tasks.defaults import (
+    BAD_CONFIGURATION,
+    RETURN_CODES,
+    asked_for,
+    exit_with,
+    is_command,
+    log,
+    return_code,
+    take_the_command,
+)
 
 
 def begin() -> None:
@@ -59,6 +69,7 @@ def install() -> None:
     CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
     # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
     interface._WorkerSchedulerFactory.create_remote_scheduler = luigid.create_remote_scheduler  # type: ignore[method-assign]
+    interface._WorkerSchedulerFactory.create_worker = _create_worker  # type: ignore[method-assign]
     atexit.register(_leave)
 
 
@@ -83,6 +94,15 @@ def _module_of_the_command() -> str | None:
         elif frame.f_code is run_with_retcodes.__code__:
             return module or ""
     return None
+
+
+def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
+    """Luigi's own; ends the command with one line where the machine lacks what a worker needs."""
+    found = semaphores()
+    if not found.ok:
+        log.error("%s", found.text)
+        raise SystemExit(return_code("scheduling_error"))
+    return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
 
 
 # --- the end of the command -----------------------------------------------------------------------------------------

@@ -137,7 +137,9 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
         default=60.0, description="for how long a request that a store does not answer rightly is tried again"
     )
     stale_seconds = luigi.FloatParameter(
-        default=90.0, description="after how many silent seconds another host's lock in a store counts as left behind"
+        default=120.0,
+        description="after how many silent seconds another host's lock in a store counts as left behind; at "
+        "least twice patience_seconds",
     )
     report_seconds = luigi.FloatParameter(
         default=2.0, description="seconds between two progress reports to the scheduler"

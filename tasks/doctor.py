@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import luigi
 from luigi.configuration import get_config
@@ -26,7 +27,7 @@ from luigi.task_register import Register
 from pipeline import doctor
 from pipeline.doctor import Finding
 from tasks import mistakes, scheduler
-from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, vgg
+from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, is_command, vgg
 from tasks.maintenance import Command
 from tasks.mistakes import did_you_mean
 from tasks.progress import tell
@@ -39,6 +40,13 @@ class Doctor(Command):
     """Check everything that a run needs, one line each; exit code 6 when something is wrong."""
 
     json = luigi.BoolParameter(default=False, description="print the findings as JSON; default: one line each")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What Luigi lacks keeps it from running any task, this one too.
+        if is_command() and not doctor.semaphores().ok:
+            self.work()
+            raise SystemExit(UNHEALTHY)
 
     def work(self) -> None:
         findings = [*doctor.examine(self.chain), *luigi_configuration(), luigid()]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import current, events, locks, manifest, status
+from pipeline import current, events, locks, manifest, status, trash
 from pipeline.chain import STAGES, Chain, all_upstream
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
-from pipeline.workspace import MANIFEST, RUN_STAGES, Workspace
+from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace
 from tasks.base import ChainTask, PluginTask, workspace_at
 from tasks.defaults import DAMAGED, NOT_DONE, exit_with
 from tasks.progress import tell
@@ -63,8 +63,7 @@ class SetAside(Command):
         folder = chain.folder(self.stage)
         if folder is None or not folder.exists():
             raise WorkspaceError(f"there is no finished {self.stage} of {chain.run_id} to set aside")
-        trash = chain.workspace.trash
-        target = trash / f"{manifest.now().replace(':', '')}-{folder.parent.name}-{folder.name}"
+        target = trash.target(chain.workspace, folder)
         size, shown = chain.workspace.size_of(folder), chain.workspace.shown
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
@@ -94,8 +93,45 @@ class SetAside(Command):
         if run is None or self.stage == "dataset":
             source = chain.workspace.source_pointer(chain.config.data).stem
             return [chain.workspace.lock(source), chain.workspace.lock(folder.name)]
-        readers = [stage for stage in RUN_STAGES if self.stage in all_upstream(stage)]
+        readers = [stage for stage in RUN_FOLDERS if self.stage in all_upstream(stage)]
         return [run.lock(stage) for stage in (self.stage, *readers)]
+
+
+class Restore(Command):
+    """Show what is in the trash, or bring one thing back from there. A preview unless --confirm."""
+
+    item = luigi.Parameter(
+        default="",
+        description="what to bring back: a generation, run or data set, for example 2026-W47; default: nothing, what is "
+        "there is only shown",
+    )
+    confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
+
+    def work(self) -> None:
+        workspace = self.chain.workspace
+        known = trash.entries(workspace)
+        found = [entry for entry in known if not self.item or entry.is_named(self.item)]
+        for entry in found:
+            tell(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
+        if not self.item:
+            tell(f"{len(found)} things in {workspace.shown(workspace.trash)}: --item NAME brings one back")
+            return
+        if not found:
+            place = workspace.shown(workspace.trash)
+            raise WorkspaceError(
+                f"--item {self.item}: there is nothing of this name in {place}; without it all is shown"
+            )
+        if len({entry.place for entry in found}) > 1:
+            raise WorkspaceError(
+                f"--item {self.item}: several things have this name: give the whole path of one of them"
+            )
+        if not self.confirm:
+            tell(f"  would bring back {found[0].place}, the newest of them; nothing was done: add --confirm to do it")
+            return
+        for place in trash.restore(workspace, found[0]):
+            tell(f"  restored {place}")
+        events.record(workspace, "restored", place=found[0].place, since=found[0].when)
+        events.publish(workspace)
 
 
 class Verify(PluginTask):
@@ -151,7 +187,7 @@ def verify(workspace: Workspace) -> Verified:
             found.damaged += _damage(workspace, folder, found)
     for root in sorted(workspace.runs.glob("*/*")):
         run = workspace.run(root.parent.name, root.name)
-        for stage in (*RUN_STAGES, "promote"):
+        for stage in RUN_FOLDERS:
             folder, place = run.stage(stage), f"{run.place}/{stage}"
             if not folder.exists():
                 continue
@@ -194,4 +230,4 @@ def _damage(workspace: Workspace, folder: Path, found: Verified) -> list[str]:
             return [f"{place.parent / problem}" for problem in damage]
 
 
-__all__ = ["SetAside", "Status", "Verify", "verify"]
+__all__ = ["Restore", "SetAside", "Status", "Verify", "verify"]

@@ -6,16 +6,19 @@ configuration's `schedule`, the date (UTC) and what the workspace holds.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import luigi
 
-from pipeline import generations
+from pipeline import current, generations
+from pipeline.chain import Chain, drift
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
-from pipeline.workspace import generation_seed
-from tasks.base import ChainTask, StageTask, configuration_of
+from pipeline.workspace import Run, generation_seed, with_generation_seed
+from tasks.base import ChainTask, StageTask, configuration_of, remember
 from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling
 from tasks.maintenance import Command
 from tasks.progress import tell
@@ -69,6 +72,7 @@ class Retrain(ChainTask):
         if not values["generation"]:
             config = configuration_of(values["config"], values["settings"])
             values["generation"] = generations.name(config.schedule.every, values["date"])
+            values["settings"] = remember(values["config"], with_generation_seed(config, values["generation"]))
         return values
 
     @classmethod
@@ -84,46 +88,88 @@ class Retrain(ChainTask):
 
     def requires(self) -> GenerationReport:
         self._begin()
-        return self.clone(GenerationReport)
+        return self.clone(GenerationReport, generation=self.subject.generation)
 
     def complete(self) -> bool:
         with scheduling():
-            return not generations.unfinished(self.chain)
+            if not generations.unfinished(self.subject):
+                return True
+            # The gate cannot decide without it, and is asked after the training.
+            current.read(self.chain.workspace.current(self.chain.config))
+            return False
 
     def output(self) -> luigi.LocalTarget:
-        return self.clone(GenerationReport).output()
+        return self.clone(GenerationReport, generation=self.subject.generation).output()
 
     def run(self) -> None:
-        run = self.chain.run()
-        decision = (generations.decision(run) if run else None) or {}
+        decision = self.decision
         log.info("generation %s %s: %s", self.generation, decision.get("outcome"), decision.get("reason"))
         # Only the command that finishes a generation fails for it, not one that finds it finished.
-        if decision.get("outcome") == "refused" and self.chain.manifest("report") != self._report_before:
+        if decision.get("outcome") == generations.REFUSED and self.subject.manifest("report") != self._report_before:
             exit_with(REFUSED)
         spare = generations.superfluous(self.chain, self.chain.config.schedule.keep)
         if spare:
             log.info("%d generations more than schedule.keep: `Prune` shows which, and moves them", len(spare))
 
+    @property
+    def by_date(self) -> bool:
+        """Whether the generation's name is that of its period, rather than one that was asked for by hand."""
+        return self.generation == generations.name(self.chain.config.schedule.every, self.date)
+
+    @property
+    def subject(self) -> Chain:
+        """The chain of the run that this generation is: its own, or one whose weights its training would only repeat.
+
+        One that was asked for by hand is trained in any case.
+        """
+        chain = self.chain
+        twin = generations.same_weights(chain) if self.by_date else None
+        return dataclasses.replace(chain, generation=twin.generation) if twin else chain
+
+    @property
+    def decision(self) -> dict[str, Any]:
+        """What the gate decided about it; empty when it has not."""
+        run = self.subject.run()
+        return (generations.decision(run) if run else None) or {}
+
     def _begin(self) -> None:
         """Say why the generation is due, the first time that Luigi asks what it requires."""
         if self._begun:
             return
-        self._begun, self._report_before = True, self.chain.manifest("report")
-        reasons = generations.why_due(self.chain)
-        if reasons:
-            log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
+        subject = self.subject
+        self._begun, self._report_before = True, subject.manifest("report")
+        reasons = generations.why_due(subject)
+        if not reasons:
+            return
+        log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
+        twin = subject if subject.generation != self.generation else None
+        if twin or (same := generations.same_weights(self.chain)):
+            what = "that one is taken" if twin else "it is trained all the same, as it was asked for by name"
+            log.info("generation %s: %s", self.generation, f"{_same_as(twin.run() if twin else same)}; {what}")
+
+
+def _same_as(run: Run | None) -> str:
+    name = (run.generation or run.run_id) if run else ""
+    return f"same images, settings and seed, so the same weights as {name}"
 
 
 @Retrain.event_handler("event.core.dependency.present")
 def _tell_nothing_due(task: Retrain) -> None:
-    every = task.chain.config.schedule.every
-    run = task.chain.run()
-    decision = (generations.decision(run) if run else None) or {}
+    every, subject, outcome = task.chain.config.schedule.every, task.subject, task.decision.get("outcome")
     then = ""
-    if task.generation == generations.name(every, task.date):
+    if task.by_date:
         then = f"; the next one is due on {generations.next_start(every, task.date)} (schedule.every: {every}, UTC)"
-    done = f"generation {task.generation} is done ({decision.get('outcome')}) and data and architecture are the same"
+    if subject.generation != task.generation:
+        ways = "schedule.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
+        log.info(
+            "nothing is due: generation %s: %s (%s)%s; %s",
+            task.generation, _same_as(subject.run()), outcome, then, ways,
+        )  # fmt: skip
+        return
+    done = f"generation {task.generation} is done ({outcome}) and data and architecture are the same"
     log.info("nothing is due: %s%s", done, then)
+    if changed := drift(subject.manifest("train"), subject.config):
+        log.warning("not in it: %s; the next generation has it, --generation NAME makes one now", "; ".join(changed))
 
 
 class Rollback(Command):
@@ -138,14 +184,39 @@ class Rollback(Command):
         path = self.chain.workspace.current(self.chain.config)
         tell(f"current was {old.run} (accuracy {old.accuracy:.2%})")
         tell(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
-        tell(f"generation {old.generation} is not promoted again by itself; Rollback --to {old.generation} undoes this")
+        name = old.generation or Path(old.run).name
+        tell(f"{name} is not promoted again by itself; Rollback --to {name} undoes this")
+
+
+class Retire(Command):
+    """Show the current models, or let one be current no longer, as after a change of its architecture's name.
+
+    Only the pointer goes to the trash. A preview unless --confirm.
+    """
+
+    name = luigi.Parameter(
+        default="", description="the model to retire, for example cifar10/vgg11; default: none, they are only shown"
+    )
+    confirm = luigi.BoolParameter(default=False, description="really do it; default: only a preview")
+
+    def work(self) -> None:
+        workspace = self.chain.workspace
+        for path in generations.retirable(workspace):
+            tell(f"{current.name_of(path)}: {workspace.shown(path)}")
+        if self.name and self.confirm:
+            target = generations.retire(workspace, self.name)
+            tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
+            tell(f"  Restore --item current/{self.name}.json --confirm brings it back")
+        else:
+            tell("nothing was done: --name NAME --confirm retires one")
 
 
 class Prune(Command):
-    """Move all but the newest generations to the trash; never the current one. A preview unless --confirm."""
+    """Move old generations to the trash, never the current one or the one before it. A preview unless --confirm."""
 
     keep = luigi.IntParameter(
-        default=0, description="how many to keep, for example 5; default: schedule.keep of the configuration"
+        default=0,
+        description="how many promoted ones to keep, for example 5; default: schedule.keep of the configuration",
     )
     confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
 
@@ -163,9 +234,12 @@ class Prune(Command):
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
             tell(f"{'moving' if self.confirm else 'would move'} generation {item.name} ({told})")
-        tell(f"{len(spare)} generations, {human_size(total)}, besides the newest {keep} and the current one")
+        kept = f"besides the newest {keep} promoted ones, the current one, the one before it and the newest of all"
+        tell(f"{len(spare)} generations, {human_size(total)}, {kept}")
         if self.confirm:
             moved, left = generations.prune(chain, spare)
             tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
+            if moved:
+                tell("  Restore --item NAME --confirm brings one back")
         elif spare:
             tell("nothing was done: add --confirm to do it")

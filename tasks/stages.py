@@ -6,7 +6,7 @@ import html
 from typing import Any
 
 from pipeline import generations
-from pipeline.chain import Chain
+from pipeline.chain import Chain, drift
 from pipeline.files import read_json
 from tasks import cards
 from tasks.base import StageTask, launcher_of
@@ -89,6 +89,21 @@ class Report(StageTask):
             return f"test accuracy {accuracy:.2%} ({dataset.get('label', dataset['name'])}); report: {page}"
         except (KeyError, TypeError, ValueError, AttributeError):  # of the right size, so nobody looked into it
             return f"report.json is damaged (luigi --module tasks Verify); report: {page}"
+
+
+#: The runs whose changed configuration this command has told of.
+_told: set[str] = set()
+
+
+@StageTask.event_handler("event.core.dependency.present")
+def _tell_drift(task: StageTask) -> None:
+    """A finished training stays as it is: say, once, what the configuration asks for that it does not have."""
+    chain = task.chain
+    changed = drift(chain.manifest("train"), chain.config)
+    if changed and (place := f"{chain.workspace.root}/{chain.run_id}") not in _told:
+        _told.add(place)
+        ways = "--generation NAME (beside this one), another architecture.name, or SetAside --stage train --confirm"
+        log.warning("train %s: not trained again for this: %s; to do so: %s", chain.run_id, "; ".join(changed), ways)
 
 
 @Report.event_handler("event.core.success")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +123,12 @@ def expand(patterns: Iterable[str]) -> list[str]:
     """The configuration files that paths and globs mean, in order. Raises `ConfigError` when one means none."""
     found: list[str] = []
     for pattern in patterns:
-        if not glob.has_magic(pattern):
+        given = Path(pattern)
+        if not glob.has_magic(pattern) or given.is_file():
             found.append(pattern)
             continue
-        matches = sorted(glob.glob(pattern))
-        given = Path(pattern)
+        inside = os.path.join(glob.escape(str(given.parent)), given.name)  # the folder's name may hold brackets, too
+        matches = sorted(glob.glob(pattern)) or sorted(glob.glob(inside))
         if not matches and given.parent.as_posix() in (".", "config"):
             matches = [f"config/{file.name}" for file in sorted(configuration.ready_made_folder().glob(given.name))]
         if not matches:

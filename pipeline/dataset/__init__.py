@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import locks
-from pipeline.chain import Chain, shown_source, source_stat
+from pipeline import locks, sources
+from pipeline.chain import Chain, shown_source
 from pipeline.config import Data
 from pipeline.dataset import download, source, store
 from pipeline.dataset.messages import Progress, Reporter
@@ -24,6 +24,9 @@ __all__ = ["Dataset", "load", "prepare"]
 
 _POINTER_SCHEMA = 1
 
+#: Copies of a source, such as each host's own, of which a pointer remembers that they are the same data set.
+_COPIES = 100
+
 
 def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
     """Make the configured data set, or find that it is there already; returns its manifest.
@@ -36,7 +39,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
     try:
         _clean(pointer, half_written)
         # Taken before reading: a source that changes while it is read must be seen as changed afterwards.
-        stat = source_stat(data)
+        stat = sources.state(data)
         progress = Progress(reporter)
         fetched = source.fetch(chain, reporter, progress)
         progress.part(0.9, 1.0)(0.0, "writing the arrays")
@@ -46,7 +49,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
         # Another source may turn out to be the same data set, at this very moment.
         with locks.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
             manifest = _reuse(folder, details) or store.write(folder, fetched.content, half_written, details)
-            write_json(pointer, _pointer(data, folder.name, stat, details))
+            write_json(pointer, _pointer(data, folder.name, stat, details, chain.source_record()))
         download.remove(source.downloaded(chain))
     except OSError as error:
         raise from_os_error(error, "store the data set") from error
@@ -82,13 +85,17 @@ def _details(data: Data, fetched: Fetched, digest: str) -> dict[str, Any]:
     }
 
 
-def _pointer(data: Data, dataset: str, stat: dict[str, Any] | None, details: dict[str, Any]) -> dict[str, Any]:
+def _pointer(
+    data: Data, dataset: str, stat: sources.State | None, details: dict[str, Any], before: dict[str, Any] | None
+) -> dict[str, Any]:
+    known = sources.recorded(before) if before and before["digest"] == details["digest"] else []
     return {
         "schema": _POINTER_SCHEMA,
         "dataset": dataset,
         "digest": details["digest"],
         "source": shown_source(data),
         "stat": stat,
+        "copies": [state for state in known if state not in (None, stat)][:_COPIES],
         "official": details["official"],
         "sample": details["sample"],
         "label": details["label"],

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from pipeline.dataset.layouts import Collector
 from pipeline.dataset.messages import Refused, Tell, shown
 from pipeline.files import human_size
+from pipeline.sources import batch_folders, counted_files
 
 try:  # inflates about 1.4 times as fast as zlib
     from isal import isal_zlib as inflate  # type: ignore[import-not-found,unused-ignore]
@@ -332,29 +333,21 @@ def _sha256(descriptor: int, ended: threading.Event) -> str:
 
 def _read_folder(folder: Path, name: str, collector: Collector, tell: Tell) -> None:
     """Read an unpacked archive: the batches lie in `folder`, or in one folder inside it."""
-    place = _batch_folder(folder, name)
-    entries = sorted(place.iterdir())
-    for index, entry in enumerate(entries):
-        if not entry.is_file():
-            continue
-        with open(entry, "rb") as file:
+    places = batch_folders(folder)
+    if not places:
+        raise Refused(name, "no CIFAR-10 batches (data_batch_1.bin or data_batch_1, …) in this folder")
+    if len(places) > 1:
+        raise Refused(name, f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
+    files = counted_files(places[0])
+    for index, path in enumerate(files):
+        with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if not collector.wants(entry.name, size):
-                continue
             if size > TOTAL_LIMIT:
-                raise Refused(name, f"{entry.name} has {size} bytes, more than any batch")
-            tell(index / len(entries), f"reading {entry.name}")
+                raise Refused(name, f"{path.name} has {size} bytes, more than any batch")
+            if not collector.wants(path.name, size):
+                continue
+            tell(index / len(files), f"reading {path.name}")
             content = bytearray(size)
             if file.readinto(content) != size:
-                raise Refused(name, f"{entry.name} changed while it was being read")
-            collector.add(entry.name, content)
-
-
-def _batch_folder(folder: Path, name: str) -> Path:
-    candidates = [folder, *(entry for entry in sorted(folder.iterdir()) if entry.is_dir())]
-    found = [place for place in candidates if any(Collector.is_batch(entry.name) for entry in place.iterdir())]
-    if not found:
-        raise Refused(name, "no CIFAR-10 batches (data_batch_1.bin or data_batch_1, …) in this folder")
-    if len(found) > 1:
-        raise Refused(name, f"batches in more than one folder: {', '.join(shown(place.name) for place in found)}")
-    return found[0]
+                raise Refused(name, f"{path.name} changed while it was being read")
+            collector.add(path.name, content)

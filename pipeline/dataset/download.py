@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import address
 from pipeline.dataset.archive import looks_like_html
 from pipeline.dataset.messages import Refused, Tell, shown
 from pipeline.files import human_size, read_json, remove_debris, sha256_file, write_json
@@ -282,7 +283,7 @@ def _session() -> requests.Session:
 
 
 def _digest(url: str) -> str:
-    return hashlib.sha256(url.encode()).hexdigest()
+    return hashlib.sha256(address.identity(url).encode()).hexdigest()
 
 
 def _part(target: Path) -> Path:

@@ -8,7 +8,6 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html
 from __future__ import annotations
 
 import concurrent.futures
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import pickles
 from pipeline.dataset.messages import Refused, shown
+from pipeline.sources import BATCH, META
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_BATCHES, CIFAR10_BATCH_IMAGES = 5, 10_000
@@ -27,9 +27,6 @@ RECORD = 1 + PIXELS
 
 #: Bytes of one pickled batch and of the class names. CIFAR-10's have 31 MB and 158 bytes.
 PICKLE_LIMIT, META_LIMIT = 1 << 29, 1 << 16
-
-_BATCH = re.compile(r"(?:data_batch_([1-9]\d{0,2})|test_batch)(\.bin)?")
-_META = {"batches.meta.txt": "binary", "batches.meta": "python"}
 
 Bytes = NDArray[np.uint8]
 
@@ -74,14 +71,10 @@ class Collector:
     def __exit__(self, *exception: object) -> None:
         self._parser.shutdown(cancel_futures=True)
 
-    @staticmethod
-    def is_batch(name: str) -> bool:
-        return _BATCH.fullmatch(name) is not None
-
     def wants(self, name: str, size: int) -> bool:
         """Whether the file `name` belongs to the data set. Raises `Refused` when it cannot have `size` bytes."""
-        match = _BATCH.fullmatch(name)
-        if match is None and name not in _META:
+        match = BATCH.fullmatch(name)
+        if match is None and name not in META:
             self._others.append(name)
             return False
         if name in self._seen:
@@ -97,7 +90,7 @@ class Collector:
 
     def add(self, name: str, content: bytes | bytearray) -> None:
         """Take the content of a file that `wants` said yes to."""
-        if name in _META:
+        if name in META:
             self._meta = (name, bytes(content))
         else:
             self._batches[name] = self._parser.submit(self._parse, name, content)
@@ -179,7 +172,7 @@ class Collector:
         if len(suffixes) > 1:
             raise Refused(self._where, "holds batches of both the binary and the python layout")
         suffix = suffixes.pop()
-        present = [int(match[1]) for match in map(_BATCH.fullmatch, self._batches) if match and match[1]]
+        present = [int(match[1]) for match in map(BATCH.fullmatch, self._batches) if match and match[1]]
         last = CIFAR10_BATCHES if self._strict else max(present, default=1)
         names = [f"data_batch_{number}{suffix}" for number in range(1, last + 1)] + [f"test_batch{suffix}"]
         missing = [name for name in names if name not in self._batches]
@@ -199,9 +192,7 @@ class Collector:
             named = self._strict or highest < len(CIFAR10_CLASSES)
             return list(CIFAR10_CLASSES) if named else [f"class {label}" for label in range(highest + 1)]
         file, content = self._meta
-        read: Callable[[str, bytes], list[str]] = (
-            self._pickled_names if _META[file] == "python" else self._written_names
-        )
+        read: Callable[[str, bytes], list[str]] = self._pickled_names if META[file] == "python" else self._written_names
         names = read(file, content)
         if any(not name.isprintable() or len(name) > 64 for name in names) or len(set(names)) != len(names):
             raise Refused(self._where, f"{file}: a class name is given twice, too long or not printable")

@@ -9,9 +9,8 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from pipeline.chain import Chain, shown_source
+from pipeline import address
+from pipeline.chain import Chain
 from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Config
 from pipeline.dataset import archive, download, sample
 from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
@@ -59,8 +58,10 @@ def fetch(chain: Chain, reporter: Reporter, progress: Progress) -> Fetched:
             return _fetch_one(chain, location, reporter, progress)
         except Refused as refused:
             failures.append(refused)
-            if number < len(locations):
-                reporter.note(f"{refused.found}; trying the next address")
+        except MemoryError:
+            failures.append(Refused(address.shown(location), "takes more memory than there is", "free some memory"))
+        if number < len(locations):
+            reporter.note(f"{failures[-1].found}; trying the next address")
     raise _nothing_left(failures)
 
 
@@ -72,7 +73,7 @@ def downloaded(chain: Chain) -> Path:
 
 def _fetch_one(chain: Chain, location: str, reporter: Reporter, progress: Progress) -> Fetched:
     data = chain.config.data
-    name = shown_source(msgspec.structs.replace(data, source=location))
+    name = address.shown(location)
     local = _local_path(location)
     if local is not None:
         return _read(chain.config, local, str(local), progress, 0.0)
@@ -90,7 +91,7 @@ def _fetch_one(chain: Chain, location: str, reporter: Reporter, progress: Progre
 def _read_download(config: Config, target: Path, name: str, progress: Progress) -> Fetched:
     try:
         return _read(config, target, name, progress, 0.7)
-    except Refused:
+    except (Refused, MemoryError):
         download.set_aside(target, target)
         raise
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline import config as configuration
 from pipeline import current, dataset, generations, manifest, model, views
-from pipeline.chain import Chain, drift, shown_source
+from pipeline.chain import Chain, drift
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import read_json, sha256_file
@@ -362,7 +362,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
     return {
         "config": _config_rows(trained),
-        "drift": drift(sources.train, chain.config),
+        "drift": drift(sources.train, chain.config),  # as of `rendered`; later changes render nothing anew
         "versions": details["versions"],
         "stages": {
             name: {"version": value["version"], "created": value["created"], "files": value["files"]}
@@ -378,16 +378,7 @@ def _config_rows(trained: Config) -> list[dict[str, Any]]:
         "training": {"epochs": trained.training.epochs},
     }
     default = dict(_leaves(configuration.to_dict(configuration.from_dict(least))))
-    # The address may hold a password, and the mirrors with it.
-    shown = msgspec.structs.replace(
-        trained.data,
-        source=shown_source(trained.data),
-        mirrors=[
-            shown_source(msgspec.structs.replace(trained.data, name="mirror", source=mirror))
-            for mirror in trained.data.mirrors
-        ],
-    )
-    value = configuration.to_dict(msgspec.structs.replace(trained, data=shown))
+    value = configuration.to_record(trained)
     required = ("architecture.name", "architecture.conv_arch", "training.epochs")
     return [
         {

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.files import human_size
 from pipeline.report import drawing
+from pipeline.text import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -198,5 +199,5 @@ def _escape_markdown(value: Any) -> Any:
     """Keep a value from being read as Markdown or HTML."""
     if not isinstance(value, str):
         return value
-    text = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(text.splitlines()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ import pytest
 from cluster_runs import checkpoints, eventually, new_checkpoint, roles, start, weights
 from luigi_runs import SmallChain
 
-from pipeline import config, launch
+from pipeline import config, distributed, launch, stage, training
 from pipeline.errors import ConfigError, StageFailed
 
 
@@ -151,11 +153,32 @@ def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: S
 
 
 def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.MonkeyPatch, pair: SmallChain) -> None:
-    from pipeline import distributed
-
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
     monkeypatch.setenv("SLURM_PROCID", "0")
     wanted = config.load(pair.config)
     with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: give srun --ntasks=2"):
         distributed.place(wanted, launched=True)
     assert distributed.place(wanted, launched=False).ranks == (0, 1)
+
+
+def test_a_first_task_that_finds_the_work_done_tells_the_others(
+    chain: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.configure(training__epochs=1)
+    assert chain.luigi("TrainVGG").rc == 0
+    chain.configure(distributed={"workers": 2})
+    events = io.StringIO()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert training.train(chain.chain(), stage.Reporter(events), {"launched": True})["stage"] == "train"
+    (line,) = (json.loads(line)["line"] for line in events.getvalue().splitlines() if '"tell"' in line)
+
+    follower = stage.Reporter(io.StringIO())
+    follower.told.put(line)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert training.train(chain.chain(), follower, {"launched": True}) == {}
+    assert follower.events is None, "the result is for the first task to tell"
+
+
+def test_the_others_wait_longer_than_the_first_task_may_wait_for_its_lock() -> None:
+    assert distributed.MEETING_SECONDS > stage.LOCK_SECONDS

@@ -37,6 +37,36 @@ def test_ssh_gets_its_command_quoted_for_the_shell_at_the_other_end(chain: Small
     assert luigi.wait() == 0, luigi.log
 
 
+@pytest.mark.parametrize(
+    "front",
+    [
+        ["ssh", "host"],
+        ["env", "Z=1", "ssh", "-p", "22", "host"],
+        ["timeout", "--signal=KILL", "99", "ssh", "-tp22", "host"],
+        ["nice", "-n", "5", "env", "-i", "PATH=/usr/bin:/bin", "HERE/ssh", "-o", "A=b", "host"],
+        ["ssh", "-i", "{workspace}/key", "host", "echo {workspace} '{workspace}' >/dev/null;", "exec"],
+    ],
+)
+def test_a_shell_at_the_other_end_gets_words_however_ssh_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, front: list[str]
+) -> None:
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    ssh = bin / "ssh"
+    # takes its options off, as ssh does, and hands what comes after the host to a shell
+    ssh.write_text('#!/bin/sh\nwhile getopts "tp:i:o:" option; do :; done\nshift $OPTIND\nexec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    words = [word.replace("HERE", str(bin)) for word in front]
+    command = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "a $HOME 'word'"]
+    workspace = tmp_path / "two words; echo pwned"
+    line = launcher.command_line(words, command, workspace, Path(launcher.__file__).parent)
+    guard = line.index(words[0])
+    done = subprocess.run(line[guard:], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.stdout == "[\"a $HOME 'word'\"]\n", done.stderr
+
+
 def test_the_words_of_a_launcher_name_folders_and_its_own_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
     words = launcher.command_line(

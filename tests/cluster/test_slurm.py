@@ -178,6 +178,21 @@ def test_a_dying_worker_and_a_cancelled_job_leave_nobody_and_the_training_goes_o
     assert weights(pair) == undisturbed_pair
 
 
+def test_tasks_that_find_the_work_done_are_no_failure(pair: SmallChain) -> None:
+    pair.configure(training__epochs=1, distributed={"workers": 1}, launcher=[])
+    assert Luigi(pair).wait() == 0
+    pair.configure(distributed={"workers": 2}, launcher=[*SRUN, "--nodes=2", "--ntasks=2"])
+    chain, notes = pair.chain(), []
+    run = chain.run()
+    assert run is not None
+    # as when another host finishes it between the look and the lock
+    value = launch.run_stage(
+        "train", chain, log=run.log("train"), on_event=notes.append, launcher=chain.config.launcher
+    )
+    assert value["stage"] == "train"
+    assert any("another process has finished" in event.get("message", "") for event in notes)
+
+
 def test_a_wrong_number_of_tasks_is_one_line(pair: SmallChain) -> None:
     pair.configure(launcher=["srun", "--ntasks=3"])
     luigi = start(pair)

@@ -18,12 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from luigi_runs import Result, SmallChain
+from luigi_runs import Result, SmallChain, luigi_command, run
 
 from pipeline import current, doctor, events
 from pipeline.workspace import Workspace
 
-MACHINE = ["python", "numpy", "mxnet", "device", "threads", "load", "disk", "workspace", "locks", "current", "clock"]
+MACHINE = [
+    "python",
+    "numpy",
+    "mxnet",
+    "device",
+    "threads",
+    "load",
+    "shared memory",
+    "disk",
+    "workspace",
+    "locks",
+    "current",
+    "clock",
+]
 CHECKS = [*MACHINE, "luigi config", "luigid"]
 
 
@@ -99,6 +112,20 @@ def test_a_number_of_threads_that_hurts(prepared: SmallChain, value: str) -> Non
     problems = _examine(prepared, OMP_NUM_THREADS=value)
     assert list(problems) == ["threads"]
     assert value in problems["threads"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_shared_memory_that_cannot_be_written_is_told_by_every_command(prepared: SmallChain) -> None:
+    inside = ["unshare", "--mount", "sh", "-c", 'mount -o remount,bind,ro /dev/shm && exec "$@"', "sh"]
+    if run([*inside, "true"], prepared.cwd).rc:
+        pytest.skip("no mount namespaces here")
+    about = ["--config", str(prepared.config), "--workspace", str(prepared.workspace), "--local-scheduler"]
+    for task, rc in (("Doctor", 6), ("TrainVGG", 35)):
+        result = run([*inside, *luigi_command(), "--module", "tasks", task, *about], prepared.cwd)
+        (line,) = (line for line in result.text.splitlines() if "/dev/shm" in line)
+        assert "cannot make a semaphore there (Read-only file system), which Luigi needs to run anything" in line
+        assert result.rc == rc
+        assert "Traceback" not in result.text
 
 
 def test_a_disk_that_is_too_small(prepared: SmallChain) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,14 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     low, high = facts["comparison"]["previous"]["interval"]
     assert low < facts["comparison"]["previous"]["difference"] < high < 0
     assert ">Refused</strong>" in page
-    # The gate has decided: a second call that week is no failure again.
-    assert weeks.retrain("--date", "2026-11-10").ran == []
+    # The gate has decided: a second call that week is no failure again, and a change waits for the next week.
+    weeks.configure(training__weight_decay=1e-5)
+    again = weeks.retrain("--date", "2026-11-10")
+    assert again.ran == []
+    assert "not in it: training.weight_decay: trained with " in again.log
 
-    # The third week it is repaired.
-    weeks.configure(training__learning_rate=good)
+    # The third week it is repaired, to another value: with the first one it would be the model of the first week again.
+    weeks.configure(training__learning_rate=1.01 * good, schedule__tolerance=0.5)
     assert weeks.retrain("--date", "2026-11-18", "--workers", "3").ran == WHOLE[1:]
     assert weeks.current.generation == "2026-W47"
     assert [entry.generation for entry in weeks.current.before] == ["2026-W45"]
@@ -103,7 +107,7 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     assert weeks.made() == ["2026-W47", "2026-W46", "2026-W45"]
     assert weeks.luigi("Prune", "--confirm").rc == 0
     assert weeks.made() == ["2026-W47", "2026-W45"]
-    assert len(list((weeks.workspace / "trash").glob("*@2026-W46/train/model.params"))) == 1
+    assert len(list((weeks.workspace / "trash").glob("*/runs/*/*@2026-W46/train/model.params"))) == 1
 
     expected = [
         ("promoted", "2026-W45"),
@@ -168,13 +172,13 @@ def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_wee
 def test_two_models_are_compared_over_the_same_views(weeks: Weeks) -> None:
     weeks.configure(training__epochs=1, schedule__tolerance=0.9)
     weeks.retrain("--date", "2026-11-04")
-    weeks.configure(evaluation__views=2)
+    weeks.configure(evaluation__views=2, schedule__new_seed=True)
     assert "evaluating the current model" in weeks.retrain("--date", "2026-11-11").log
     assert "evaluating the current model" not in weeks.retrain("--date", "2026-11-18").log
 
 
 def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
-    weeks.configure(training__epochs=1, schedule__tolerance=0.9)
+    weeks.configure(training__epochs=1, schedule__tolerance=0.9, schedule__new_seed=True)
     given = json.dumps({"config": str(weeks.config), "workspace": str(weeks.workspace)})
     command = [*luigi_command(), "--module", "tasks", "RangeDaily", "--of", "Retrain", "--local-scheduler"]
     command += ["--of-params", given, "--start", "2026-11-06", "--stop", "2026-11-11", "--now", "1795600000"]
@@ -185,6 +189,56 @@ def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
     second = run(command, weeks.cwd)
     assert second.rc == 0, second.text
     assert len(weeks.history()) == 2
+
+
+def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: SmallChain) -> None:
+    weeks = Weeks(done.root / "weeks", done.archive, done.values)
+    shutil.copytree(done.workspace, weeks.workspace)
+    weeks.configure(schedule={"every": "week", "tolerance": 0.99})
+    plain = weeks.chain().run()
+    assert plain
+    # The gate decides about it, which is all that is new.
+    first = weeks.retrain("--date", "2026-11-04")
+    assert first.ran == ["promote", "report"]
+    assert f"same images, settings and seed, so the same weights as {plain.run_id}; that one is taken" in first.log
+    assert weeks.current
+    assert weeks.current.run == plain.place
+    assert weeks.report().ran == [], "its report is up to date, with the decision in it"
+    # A week later nothing has changed, so that there is nothing to gain; it is told how to train all the same.
+    again = weeks.retrain("--date", "2026-11-11")
+    assert again.ran == []
+    assert (
+        f"nothing is due: generation 2026-W46: same images, settings and seed, so the same weights as {plain.run_id}"
+        in (again.log)
+    )
+    assert "schedule.new_seed: true" in again.log
+    # With a seed of its own it is trained, and there is something to roll back to.
+    weeks.configure(schedule__new_seed=True)
+    assert weeks.retrain("--date", "2026-11-11").ran == WHOLE[1:]
+    assert weeks.current.generation == "2026-W46"
+    assert weeks.report_of("2026-W46")[0]["training"]["seed"] != 0
+    # A clock in 1970 makes a generation, which stays behind the current one.
+    older = weeks.retrain("--date", "1970-01-01", rc=5)
+    assert "it is of an earlier period than 2026-W46" in older.log
+    assert weeks.current.generation == "2026-W46"
+    back = weeks.luigi("Rollback")
+    assert back.rc == 0, back.text
+    assert weeks.current.run == plain.place
+    # What was set aside is shown, and brought back.
+    assert weeks.luigi("SetAside", "--generation", "2026-W46", "--stage", "evaluate", "--confirm").rc == 0
+    assert "@2026-W46 (evaluate; since 20" in weeks.luigi("Restore").output
+    assert weeks.luigi("Restore", "--item", "2026-W46", "--confirm").rc == 0
+    assert weeks.chain("2026-W46").complete("report")
+    # Without a pointer nothing is current, and a damaged one is told before anything is trained.
+    retired = weeks.luigi("Retire", "--name", "mini/tiny", "--confirm")
+    assert retired.rc == 0, retired.text
+    assert weeks.current is None
+    pointer = weeks.chain().workspace.current(weeks.chain().config)
+    pointer.write_text("{")
+    damaged = weeks.retrain("--date", "2026-11-25", rc=35)
+    assert damaged.ran == []
+    assert "tiny.json: damaged" in damaged.log
+    assert "Traceback" not in damaged.log
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from pipeline import files
-from pipeline.chain import Chain, drift, shown_source, source_stat
-from pipeline.config import Data, from_dict, to_dict
+from pipeline.chain import Chain, drift, shown_source
+from pipeline.config import from_dict, to_dict
 from pipeline.workspace import Workspace, run_id
 
 VALUE = {
@@ -83,26 +81,6 @@ def test_everything_waits_for_a_data_set_that_is_not_there(tmp_path):
         assert not chain.complete(stage)
     assert chain.run() is None
     assert not (tmp_path / "nowhere").exists(), "asking makes nothing"
-
-
-def test_a_source_is_known_by_size_and_time(tmp_path):
-    path = tmp_path / "mini.tar.gz"
-    data = Data(name="mini", source=str(path))
-    assert source_stat(data) is None, "a source that is gone is no change"
-    path.write_bytes(b"one")
-    first = source_stat(data)
-    assert source_stat(data) == first
-    os.utime(path, ns=(1, 1))
-    assert source_stat(data) != first
-    assert source_stat(Data(name="mini", source="https://host/x")) is None
-
-
-def test_a_folder_is_known_by_all_of_its_files(tmp_path):
-    data = Data(name="mini", source=str(tmp_path))
-    (tmp_path / "test_batch.bin").write_bytes(b"x")
-    first = source_stat(data)
-    (tmp_path / "data_batch_1.bin").write_bytes(b"x")
-    assert source_stat(data) != first
 
 
 def test_a_run_is_named_by_architecture_and_generation():

@@ -333,7 +333,7 @@ def edited(run: Path, folder: Path, **properties: str) -> Path:
     """The run's model with other metadata."""
     model = onnx.load(run / "export" / "model.onnx")
     known = {item.key: item.value for item in model.metadata_props}
-    model.metadata_props.clear()
+    del model.metadata_props[:]
     onnx.helper.set_model_props(model, {**known, **properties})
     onnx.save(model, folder / "edited.onnx")
     return folder / "edited.onnx"

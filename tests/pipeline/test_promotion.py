@@ -58,6 +58,34 @@ def test_the_first_generation_is_promoted_and_a_rolled_back_one_is_not() -> None
     assert "rolled back" in decision["reason"]
 
 
+def _current(name: str, *before: str) -> current.Pointer:
+    entry = {key: getattr(_entry(name), key) for key in current.Entry.__struct_fields__}
+    return current.Pointer(**entry, before=[_entry(former) for former in before])
+
+
+@pytest.mark.parametrize("pointer", [_current("2026-W48"), _current("by-hand", "2026-W48"), _current("2026-11-26")])
+@pytest.mark.parametrize("name", ["1970-W01", "2026-10", "2026-W46"])
+def test_an_older_generation_is_made_but_does_not_become_current_by_itself(pointer: current.Pointer, name: str) -> None:
+    decision = promotion.decide(_run(name), pointer, 1.0, _compared(1000, 700), 0.005)
+    assert decision["outcome"] == "refused"
+    assert "is of an earlier period than 2026-" in decision["reason"]
+    assert f"Rollback --to {name}" in decision["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pointer"),
+    [
+        ("2026-W49", _current("2026-W48")),
+        ("2026-W48", _current("2026-W48")),  # new images in the same week
+        ("2026-11", _current("2026-11-26")),
+        ("by-hand", _current("2026-W48")),
+        ("2026-W48", _current("by-hand")),
+    ],
+)
+def test_what_is_not_older_is_decided_by_its_accuracy(name: str, pointer: current.Pointer) -> None:
+    assert promotion.decide(_run(name), pointer, 1.0, _compared(1000, 700), 0.005)["outcome"] == "promoted"
+
+
 def test_the_interval_of_the_difference_holds_what_it_promises() -> None:
     random = np.random.RandomState(0)
     inside = 0

@@ -112,7 +112,7 @@ class Host:
 
     def settings(self, **settings: Any) -> None:
         """Write luigi.cfg."""
-        all_settings = {"cache": self.folder / "cache", "patience_seconds": 60, "stale_seconds": 30, **settings}
+        all_settings = {"cache": self.folder / "cache", "patience_seconds": 15, "stale_seconds": 30, **settings}
         lines = [f"{name} = {value}" for name, value in all_settings.items()]
         (self.folder / "luigi.cfg").write_text("\n".join(["[vgg]", *lines]) + "\n")
 

@@ -56,3 +56,23 @@ def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_lis
     place.know_folders([place.root / run for run in runs], since=time.monotonic())
     assert place.names(place.root / "runs/d/b7/train") == []
     assert place.names(place.root / "runs/d/b8/train") == ["manifest.json", "model.params"]
+
+
+@pytest.mark.parametrize("prefix", ["exp[lr=0.1]", "x::y", "what?*{a,b}", "exp#1 %20"])
+def test_a_prefix_is_taken_as_it_is_written(
+    proxy: Proxy, bucket: Bucket, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in environment(proxy.port).items():
+        monkeypatch.setenv(key, value)
+    place = Mirror(Store(f"{bucket.url}/{prefix}"), tmp_path / "mirror")
+    for run in ("a", "b"):
+        place.store.write(f"runs/d/{run}/train/manifest.json", run.encode())
+    (tmp_path / "upload").write_text("c")
+    place.store.put(tmp_path / "upload", "runs/d/c/train/manifest.json")
+    place.store.copy("runs/d/c/train/manifest.json", "trash/c.json")
+    assert {key.partition("/")[0] for key in bucket.objects()} == {prefix}
+    roots = place.know_runs("d", "?")
+    assert [root.name for root in roots] == ["a", "b", "c"]
+    assert [(root / "train" / "manifest.json").read_text() for root in roots] == ["a", "b", "c"]
+    place.move(roots[0], place.root / "trash" / "a")
+    assert [root.name for root in place.know_runs()] == ["b", "c"]

@@ -17,6 +17,7 @@ from luigi_runs import STAGES, Result, clean_environment, free_port, luigi_comma
 from store_hosts import TINY, told
 
 from pipeline.mirror import mirror_at
+from pipeline.store import Store
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 
@@ -85,6 +86,26 @@ def test_the_chain_is_made_recognised_elsewhere_verified_and_set_aside(
     assert luigi("two", "Report", *chosen).ran == []
     assert "all as recorded" in luigi("two", "Verify").output
     luigi("two", "SetAside", "--stage", "evaluate", "--confirm", *chosen)
-    assert list((tmp_path / "shared").glob("trash/*-evaluate/metrics.json"))
+    assert list((tmp_path / "shared").glob("trash/*/runs/*/*/evaluate/metrics.json"))
     assert luigi("one", "Report", *chosen).ran == ["evaluate"]  # to the same figures, so the report stands
     assert not list((tmp_path / "shared").glob("work/locks/*.lock"))
+
+
+def test_one_of_two_creators_is_first_and_names_are_taken_as_they_are_written(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    one, two = Store(f"{server}/exp[1]::x", patience=10), Store(f"{server}/exp[1]::x", patience=10)
+    assert one.create("locks/a", b"one")
+    # The other has looked before that, and writes only now.
+    fs = two._open()[0]
+    answers = iter([None, None])
+    monkeypatch.setattr(two, "read", lambda path: next(answers, one.read(path)))
+    looks = iter([False])
+    real = fs.exists
+    monkeypatch.setattr(fs, "exists", lambda path: next(looks, None) is not False and real(path))
+    assert not two.create("locks/a", b"two")
+    assert one.read("locks/a") == b"one"
+    assert (tmp_path / "shared" / "exp[1]::x" / "locks" / "a").read_bytes() == b"one"
+    one.write("locks/b", b"b")
+    assert one.read_many(["locks/a", "locks/b"]) == {"locks/a": b"one", "locks/b": b"b"}

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import Proxy
+from s3_server import Proxy, environment
 from store_hosts import Bucket, Host, Running, local_weights
 
+from pipeline import events, manifest
 from pipeline.chain import Chain
 from pipeline.config import load
+from pipeline.mirror import Mirror
+from pipeline.object_locks import ObjectLock
+from pipeline.store import Store
 from pipeline.workspace import Workspace
 
 Hosts = Callable[..., Host]
@@ -148,7 +153,7 @@ def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket
 @pytest.fixture
 def data(host: Hosts, bucket: Bucket) -> Host:
     """A host whose data set is in the store."""
-    one = host("one", stale_seconds=2)
+    one = host("one", patience_seconds=1, stale_seconds=2)
     one.good("DownloadCifar")
     return one
 
@@ -189,3 +194,129 @@ def test_who_lost_its_lock_stops_and_publishes_nothing(data: Host, bucket: Bucke
         assert "Traceback" not in running.text
     assert not bucket.objects("/train/manifest.json")
     assert json.loads(bucket.read(key))["host"] == "far"  # it left the other's lock alone
+
+
+def test_only_what_is_not_in_the_store_is_trained_anew(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
+    """A bad network, or a file of the right size with another content, is no reason to train from nothing."""
+    one, two = host("one"), host("two", patience_seconds=1)
+    one.good("TrainVGG")
+    two.configure(epochs=2)
+    key = bucket.key("/train/model.params")
+    weights, recorded = bucket.read(key), bucket.manifest("train")
+    proxy.trouble = lambda method, path: "500" if method == "GET" and path.endswith("model.params") else None
+    result = two.luigi("TrainVGG")
+    assert result.rc == 30
+    assert "train/model.params: cannot download" in result.log
+    proxy.quiet()
+    bucket.write(key, weights[:-1] + bytes([weights[-1] ^ 1]))
+    result = two.luigi("TrainVGG")
+    assert result.rc == 30
+    assert (
+        "train/model.params: damaged, not what its manifest recorded; restore it, or set the stage aside" in result.log
+    )
+    assert bucket.manifest("train") == recorded
+    bucket.delete(key)
+    result = two.good("TrainVGG")
+    assert "train/model.params is missing" in result.log
+    assert bucket.manifest("train")["details"]["epochs"] == 2
+    assert [segment["how"] for segment in bucket.manifest("train")["details"]["segments"]] == ["started"]
+
+
+def test_a_training_goes_on_without_its_momentum_as_in_a_folder(host: Hosts, bucket: Bucket) -> None:
+    one, two = host("one"), host("two")
+    one.good("TrainVGG")
+    two.configure(epochs=2)
+    key = bucket.key("/train/trainer.npz")
+    bucket.write(key, bucket.read(key)[:-100])
+    result = two.good("TrainVGG")
+    assert "going on from model.params with momentum zero" in result.log
+    assert "continued from 1 epochs" in result.log
+
+
+def test_a_host_is_heard_of_as_soon_as_the_store_is_back(
+    bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    lock = ObjectLock(Store(bucket.url, patience=0, stale_seconds=600), "work/locks/x.lock")
+    pauses: list[float] = []
+
+    class Ended(threading.Event):
+        """Ends after five heartbeats, of which the store answers but the last."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            if len(pauses) == 4:
+                proxy.quiet()
+            return len(pauses) > 5
+
+    assert lock.store.create(lock.path, lock._content())
+    proxy.trouble = lambda method, path: "500"
+    lock._ended = Ended()
+    lock._beat()
+    assert pauses == [100, 1, 1, 1, 100, 100]
+    assert not lock.lost
+
+
+@pytest.mark.parametrize(("patience", "stale"), [(60, 90), (-1, 90), ("nan", 90)])
+def test_patience_that_would_lose_a_lock_is_refused(host: Hosts, patience: float, stale: float) -> None:
+    result = host("one", patience_seconds=patience, stale_seconds=stale).luigi("Status")
+    assert result.rc == 2
+    (line,) = [line for line in result.text.splitlines() if "patience_seconds" in line]
+    assert f"found {patience}, expected at most half of stale_seconds (90)" in line
+
+
+def test_files_that_a_stage_replaced_are_gone_from_the_store(
+    bucket: Bucket, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+
+    def published(host: str, epochs: int) -> list[str]:
+        mirror = Mirror(Store(bucket.url), tmp_path / host)
+        folder = mirror.root / "runs/d/r/train"
+        mirror.know_folders([folder])
+        mirror.fetch(folder, everything=True)
+        curves = folder / "tensorboard"
+        curves.mkdir(parents=True, exist_ok=True)
+        for earlier in curves.iterdir():
+            earlier.unlink()
+        (curves / f"events.{epochs}").write_text(str(epochs))
+        (folder / "model.params").write_text(str(epochs))
+        manifest.write(folder, "train", ["model.params"], {}, {"epochs": epochs})
+        mirror.publish(folder)
+        assert sorted(mirror.below(folder)) == bucket.objects()
+        return [key.partition("/train/")[2] for key in bucket.objects() if not key.endswith("manifest.json")]
+
+    assert published("one", 10) == ["model.params", "tensorboard/events.10"]
+    assert published("one", 20) == ["model.params", "tensorboard/events.20"]
+    bucket.write("runs/d/r/train/notes.txt", b"another's")
+    assert published("two", 30) == ["model.params", "notes.txt", "tensorboard/events.30"]
+
+
+def test_events_of_every_hour_get_into_the_store(
+    bucket: Bucket, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    workspace = Workspace(tmp_path / "mirror", Mirror(Store(bucket.url, patience=0), tmp_path / "mirror"))
+
+    def tell(event: str, time: str) -> None:
+        monkeypatch.setattr(events, "now", lambda: time)
+        events.record(workspace, event)
+
+    tell("started", "2026-11-26T14:59:59Z")
+    tell("finished", "2026-11-26T16:00:01Z")
+    proxy.trouble = lambda method, path: "500" if method == "PUT" else None
+    events.publish(workspace)
+    assert bucket.events() == []
+    proxy.quiet()
+    tell("rolled back", "2026-11-26T17:00:00Z")
+    events.publish(workspace)
+    assert [event["event"] for event in bucket.events()] == ["started", "finished", "rolled back"]
+    assert len(bucket.objects("jsonl")) == 3
+    proxy.quiet()
+    tell("pruned", "2026-11-26T17:30:00Z")
+    events.publish(workspace)
+    assert [method for method, _ in proxy.seen] == ["PUT"]  # what is there already is not sent again
+    assert [event["event"] for event in events.read(workspace)] == ["started", "finished", "rolled back", "pruned"]

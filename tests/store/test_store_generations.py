@@ -37,7 +37,22 @@ def test_two_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host],
     pruned = two.good("Prune", "--keep", "1", "--confirm")
     assert "0 generations" in pruned.output  # the older one is the current one
     one.good("Rollback", "--to", "2026-11-21")
+    one.good("Retrain", "--date", "2026-11-22")
     pruned = two.good("Prune", "--keep", "1", "--confirm")
     assert "moving generation 2026-11-20" in pruned.output
     assert f"moved to {bucket.url}/trash/" in pruned.output
-    assert not [key for key in bucket.objects() if key.startswith("runs/") and "@2026-11-20" in key]
+
+    def pruned_objects() -> list[str]:
+        return [key for key in bucket.objects() if key.startswith("runs/") and "@2026-11-20" in key]
+
+    assert not pruned_objects()
+    # What is in the trash, a run or the pointer, comes back on the other host.
+    assert "@2026-11-20 (" in two.good("Restore").output
+    one.good("Restore", "--item", "2026-11-20", "--confirm")
+    assert any(key.endswith("train/model.params") for key in pruned_objects())
+    assert not [key for key in bucket.objects() if key.startswith("trash/")]
+    one.good("Rollback", "--to", "2026-11-20")
+    two.good("Retire", "--name", "mini/tiny", "--confirm")
+    assert [key.split("/")[0] for key in bucket.objects("current/mini/tiny.json")] == ["trash"]
+    one.good("Restore", "--item", "current/mini/tiny.json", "--confirm")
+    assert current() == "2026-11-20"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -9,6 +10,8 @@ import io
 import pickle
 import re
 import tarfile
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +32,17 @@ class Recorder:
     def note(self, message: str) -> None:
         assert "\n" not in message
         self.notes.append(message)
+
+
+@contextlib.contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    """Fails when this block ever holds more than `limit` bytes of Python's and numpy's memory."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 def records(count: int, seed: int, classes: int = len(NAMES)) -> bytes:

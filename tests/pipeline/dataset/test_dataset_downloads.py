@@ -150,6 +150,38 @@ def test_no_password_is_left_in_the_workspace(chain, site, reporter, monkeypatch
         assert "secret" not in path.read_text()
 
 
+def test_another_token_is_the_same_source_also_for_half_a_download(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 1)
+    site.cuts, site.answers = [150_000], [200, 503]
+    with pytest.raises(DataError, match="answered 503"):
+        dataset.prepare(chain(site.url("/mini.tar.gz?token=old")), reporter)
+    dataset.prepare(chain(site.url("/mini.tar.gz?token=new")), reporter)
+    assert site.requests[-1][2] == 206
+    made = chain(site.url().replace("//", "//me:secret@"))
+    assert made.why("dataset") == []
+    assert chain(site.url("/mini.tar.gz?id=2")).why("dataset") != []
+
+
+def test_a_data_set_of_an_earlier_version_is_still_known_under_its_full_address(chain, site, reporter):
+    plain, made = chain(site.url()), chain(site.url("/mini.tar.gz?token=secret"))
+    dataset.prepare(plain, reporter)
+    pointers = made.workspace
+    pointers.source_pointer(plain.config.data).rename(pointers.former_pointer(made.config.data))
+    assert made.why("dataset") == []
+
+
+def test_what_takes_more_memory_than_there_is_names_itself_and_mirrors_are_tried(chain, site, reporter, monkeypatch):
+    def read(path, name, *rest, real=dataset.source.archive.read):
+        if name.endswith("/large"):
+            raise MemoryError
+        return real(path, name, *rest)
+
+    monkeypatch.setattr(dataset.source.archive, "read", read)
+    site.pages["/large"] = CONTENT
+    dataset.prepare(chain(site.url("/large"), mirrors=[site.url()]), reporter)
+    assert any(f"{site.url('/large')}: takes more memory than there is; trying" in note for note in reporter.notes)
+
+
 def test_a_wrong_checksum_names_both_and_keeps_the_download_aside(chain, site, reporter):
     made = chain(site.url(), sha256="b" * 64)
     for _ in range(2):

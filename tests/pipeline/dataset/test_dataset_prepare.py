@@ -17,7 +17,7 @@ from small_cifar import NAMES, mini_files, plain, python_files, tar, tar_gz
 
 from pipeline import dataset, manifest
 from pipeline.errors import DataError, WorkspaceError
-from pipeline.files import read_json, sha256_file
+from pipeline.files import read_json, sha256_file, write_json
 
 
 def split(files, *names):
@@ -95,6 +95,35 @@ def test_a_source_that_changes_while_it_is_read_counts_as_changed(chain, archive
     monkeypatch.setattr(dataset.source.archive, "read", read_then_touch)
     dataset.prepare(made, reporter)
     assert "changed since" in made.why("dataset")[0]
+
+
+def test_each_host_s_own_copy_of_the_source_is_read_once(chain, archive, reporter, monkeypatch):
+    path = archive(tar_gz(mini_files()))
+    made = chain(path)
+    for time in (1, 2, 3):
+        os.utime(path, ns=(time, time))
+        assert made.why("dataset")
+        dataset.prepare(made, reporter)
+    for time in (1, 2, 3):
+        os.utime(path, ns=(time, time))
+        assert made.why("dataset") == []
+    archive(tar_gz(mini_files(batches=3)))
+    dataset.prepare(made, reporter)
+    os.utime(path, ns=(1, 1))
+    assert "changed since" in made.why("dataset")[0], "what was known of other images does not count"
+
+
+@pytest.mark.parametrize("copies", [None, 5, ["x", {}]])
+def test_a_pointer_of_another_version_or_hand_is_understood(chain, archive, reporter, copies):
+    path = archive(tar_gz(mini_files()))
+    made = chain(path)
+    dataset.prepare(made, reporter)
+    pointer = made.workspace.source_pointer(made.config.data)
+    write_json(pointer, {**read_json(pointer), "copies": copies})
+    assert made.why("dataset") == []
+    os.utime(path, ns=(1, 1))
+    dataset.prepare(made, reporter)
+    assert made.why("dataset") == []
 
 
 def test_every_way_to_the_same_images_gives_the_same_data_set(chain, archive, reporter, tmp_path):

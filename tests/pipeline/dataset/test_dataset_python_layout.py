@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from small_cifar import mini_files, python_files, tar_gz
+from small_cifar import memory_below, mini_files, python_files, tar_gz
 
 from pipeline import dataset
 from pipeline.errors import DataError
@@ -73,12 +73,33 @@ def test_a_pickle_that_would_run_a_command_is_refused_and_does_not(chain, archiv
         assert not proof.exists()
 
 
+#: numpy's own function, given how many bytes instead of the bytes.
+OF_A_SIZE = (
+    b"\x80\x04}(\x8c\x04data\x8c\x12numpy.core.numeric\x8c\x0b_frombuffer\x93(J\x00\x00\x00\x60"
+    b"cnumpy\ndtype\n\x8c\x02u1\x85RJ\x00\x00\x08\x00M\x00\x0c\x86\x8c\x01CtRu."
+)
+#: 24 kB of text, turned into bytes 5,000 times.
+ENCODED_AGAIN = (
+    b"\x80\x02c_codecs\nencode\nq\x00X\xc0\x5d\x00\x00" + b"x" * 24_000 + b"X\x06\x00\x00\x00latin1\x86q\x01"
+    b"](" + b"h\x00h\x01R" * 5_000 + b"e."
+)
+#: A pair of the same thing twice, of which there is a pair twice, and so on, 40 times.
+NESTED = b"".join(b"q%ch%c\x86" % (level, level) for level in range(40))
+
 HOSTILE = {
     "a nested name": (b"\x80\x04\x8c\x05numpy\x8c\x0bf2py.system\x93.", "wants numpy.f2py.system"),
     "builtins": (b"cbuiltins\neval\n(S'1'\ntR.", "wants builtins.eval"),
-    "a huge memory": (b"\x80\x02}r\xff\xff\xff\x7f.", "the operation LONG_BINPUT"),
+    "a huge memory": (b"\x80\x02}r\xff\xff\xff\x7f.", "data is missing"),
+    "an array of nothing but its size": (OF_A_SIZE, "data cannot be read .*something else than integers"),
+    "a text encoded again and again": (ENCODED_AGAIN, "not a readable pickle .*more bytes than the pickle has"),
+    "nothing but empty dicts": (b"\x80\x02" + b"}" * 500_000 + b".", "far more operations than its images need"),
+    "a key that takes years to hash": (
+        b"\x80\x02}K\x00\x85" + NESTED + b"K\x00s.",
+        "not a readable pickle .*key that is no text",
+    ),
+    "a call of many arguments": (b"\x80\x02cnumpy\ndtype\n(" + b"K\x00" * 9 + b"tR.", "not a readable pickle .*a call"),
     "a huge byte array": (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "not a readable pickle"),
-    "a changed function": (b"\x80\x02cnumpy\ndtype\n}b.", "not a readable pickle .*tries to change a function"),
+    "a changed function": (b"\x80\x02cnumpy\ndtype\n}b.", "not a readable pickle .*a state for something"),
     "no pickle": (b"hello", "not a readable pickle"),
     "a cut pickle": (batch()[:-100], "not a readable pickle"),
     "a list": (pickle.dumps([1]), "holds a list"),
@@ -101,7 +122,8 @@ HOSTILE = {
 def test_is_refused_with_its_own_line(case, chain, archive, reporter):
     content, message = HOSTILE[case]
     files = python_files(mini_files()) | {"data_batch_1": content}
-    with pytest.raises(DataError, match=message) as caught:
-        dataset.prepare(chain(archive(tar_gz(files))), reporter)
+    made = chain(archive(tar_gz(files)))
+    with memory_below(30_000_000), pytest.raises(DataError, match=message) as caught:
+        dataset.prepare(made, reporter)
     assert "\n" not in str(caught.value)
     assert "data_batch_1" in str(caught.value)

@@ -1,0 +1,87 @@
+"""What a look at a data set's source on this machine tells, without reading it: which files count, and their state.
+
+Reads names, sizes and modification times; leaves nothing behind. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Data
+
+#: The files of a data set by name: its batches (number, suffix), and its class names with their layout.
+BATCH = re.compile(r"(?:data_batch_([1-9]\d{0,2})|test_batch)(\.bin)?")
+META = {"batches.meta.txt": "binary", "batches.meta": "python"}
+
+#: Size and time of each file of a source, by its name there.
+State = dict[str, Any]
+
+
+def state(data: Data) -> State | None:
+    """The present state of a local source; None for a URL, the sample, or a source that is gone.
+
+    A source that was removed after its data set was made is no reason to make it again.
+    """
+    if data.is_sample or "://" in data.source:
+        return None
+    path = Path(data.source)
+    try:
+        if not path.is_dir():
+            return {path.name: _size_and_time(path)}
+        files = [file for place in batch_folders(path) for file in counted_files(place)]
+        return {file.relative_to(path).as_posix(): _size_and_time(file) for file in files} or None
+    except OSError:
+        return None
+
+
+def recorded(pointer: dict[str, Any]) -> list[Any]:
+    """The states of all copies of a source that are known to be the data set that a pointer names."""
+    copies = pointer.get("copies")
+    return [pointer.get("stat"), *(copies if isinstance(copies, list) else ())]
+
+
+def same(present: State, known: Iterable[Any]) -> bool:
+    """Whether a source is in one of the recorded states, as far as its files were read."""
+    return any(isinstance(one, dict) and _same(present, one) for one in known)
+
+
+def _same(present: State, recorded: State) -> bool:
+    # Records of earlier versions name every file below a folder.
+    counted = {name: value for name, value in recorded.items() if counts(posixpath.basename(name))}
+    places = {posixpath.dirname(name) for name in counted}
+    here = {name: value for name, value in present.items() if posixpath.dirname(name) in places}
+    return present == recorded or (bool(counted) and counted == here)
+
+
+def batch_folders(folder: Path) -> list[Path]:
+    """`folder` and the folders in it, those that hold batches. One inside that may not be listed is passed over."""
+    with os.scandir(folder) as entries:
+        inside = sorted(entry.name for entry in entries if entry.is_dir())
+    return [place for place in (folder, *(folder / name for name in inside)) if _holds_batches(place)]
+
+
+def _holds_batches(place: Path) -> bool:
+    try:
+        return any(BATCH.fullmatch(name) for name in os.listdir(place))
+    except OSError:
+        return False
+
+
+def counted_files(place: Path) -> list[Path]:
+    """The files in a folder of batches that belong to the data set, by name."""
+    return [file for file in sorted(place.iterdir()) if counts(file.name) and file.is_file()]
+
+
+def counts(name: str) -> bool:
+    """Whether a file of this name belongs to a data set."""
+    return name in META or BATCH.fullmatch(name) is not None
+
+
+def _size_and_time(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]

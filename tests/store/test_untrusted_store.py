@@ -1,0 +1,168 @@
+"""What somebody else wrote into the store: nothing of it gets out of the mirror, and whatever is wrong is one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_server import Proxy, environment
+from store_hosts import Bucket, Host
+
+from pipeline import manifest
+from pipeline.errors import AlreadyRunning, WorkspaceError
+from pipeline.files import sha256_file
+from pipeline.mirror import Mirror
+from pipeline.object_locks import ObjectLock
+from pipeline.store import Store
+
+RUN = "runs/mini-0123abcd/tiny-0123abcd"
+
+
+@pytest.fixture
+def mirror(proxy: Proxy, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    """An empty mirror of the test's bucket."""
+    for key, value in environment(proxy.port).items():
+        monkeypatch.setenv(key, value)
+    return Mirror(Store(bucket.url, patience=10), tmp_path / "cache" / "mirror")
+
+
+def put_stage(bucket: Bucket, tmp_path: Path, names: dict[str, str]) -> None:
+    """Put a finished stage with one file into the store, whose manifest calls the file otherwise as well."""
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "metrics.json").write_text("{}")
+    value = manifest.write(made, "evaluate", ["metrics.json"], {}, {})
+    value["files"] |= {name: {"size": 2, "sha256": sha256_file(made / "metrics.json")} for name in names}
+    for name, key in {"metrics.json": f"{RUN}/evaluate/metrics.json", **names}.items():
+        assert name
+        bucket.write(key, b"{}")
+    bucket.write(f"{RUN}/evaluate/manifest.json", json.dumps(value).encode())
+
+
+def everything_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_manifest_that_names_a_file_outside_has_nothing_written_there(
+    mirror: Mirror, bucket: Bucket, tmp_path: Path
+) -> None:
+    name = "../../../../../victim"
+    put_stage(bucket, tmp_path, {name: "victim"})
+    before = everything_in(tmp_path)
+    folder = mirror.root / RUN / "evaluate"
+    mirror.know_folders([folder])
+    assert manifest.problems(folder, "evaluate", {}, mirror.size) == ["evaluate/manifest.json is damaged"]
+    mirror.fetch(folder)
+    new = set(everything_in(tmp_path)) - set(before)
+    assert {path for path in new if not path.startswith("cache/mirror/")} == set()
+    with pytest.raises(WorkspaceError, match="leads out of"):
+        mirror.write(f"{RUN}/evaluate/{name}", b"")
+
+
+@pytest.mark.parametrize(
+    "key", [f"{RUN}/../../../../../current/x/manifest.json", f"{RUN}//manifest.json", "./current/x/a.json"]
+)
+def test_an_object_with_dots_for_folders_is_left_out_and_told(
+    mirror: Mirror, tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Straight to the back-end: clients and servers normalise such keys on their way, stores do not have to.
+    fs, base = mirror.store._open()
+    found = {f"{base}/{name}": {"size": 2, "type": "file"} for name in (key, f"{RUN}/train/a.json")}
+    monkeypatch.setattr(fs, "find", lambda *_, **__: found)
+    with caplog.at_level(logging.WARNING, "vgg"):
+        mirror.know_all()
+        mirror.know_all()
+    assert mirror.below(mirror.root / "runs").keys() == {f"{RUN}/train/a.json"}
+    (line,) = caplog.messages
+    assert f"left out an object whose name is no file's: {key!a}; remove it" in line
+    assert not (tmp_path / "current").exists()
+
+
+def test_what_stands_for_a_folder_is_left_out_silently(
+    mirror: Mirror, bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket.write("", b"")  # as consoles and file managers make them
+    bucket.write("runs/", b"")
+    with caplog.at_level(logging.WARNING, "vgg"):
+        assert mirror.store.find() == {}
+    assert caplog.messages == []
+
+
+def test_a_link_in_the_mirror_is_not_followed(mirror: Mirror, bucket: Bucket, tmp_path: Path) -> None:
+    put_stage(bucket, tmp_path, {})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (mirror.root / RUN).mkdir(parents=True)
+    (mirror.root / RUN / "evaluate").symlink_to(outside)
+    with pytest.raises(WorkspaceError, match="leads out of"):
+        mirror.know_folders([mirror.root / RUN / "evaluate"])
+    assert everything_in(outside) == []
+
+
+def test_a_file_that_is_a_link_is_replaced_by_what_comes_from_the_store(
+    mirror: Mirror, bucket: Bucket, tmp_path: Path
+) -> None:
+    put_stage(bucket, tmp_path, {})
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = mirror.root / RUN / "evaluate"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").symlink_to(victim)
+    mirror.know_folders([folder])
+    mirror.fetch(folder)
+    assert victim.read_text() == "precious"
+    assert (folder / "metrics.json").read_text() == "{}"
+    assert not (folder / "metrics.json").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"host": "far", "pid": 1, "since": "2026-11-25", "beat": "now", "stale_after": "soon"},
+        {"host": ["far"], "pid": "one"},
+        {"host": "\x1b[2J", "pid": 1},
+        {"host": "far", "pid": 10**400},
+        [1],
+        "x",
+        None,
+    ],
+)
+def test_a_lock_that_no_holder_wrote_counts_until_it_is_stale(mirror: Mirror, bucket: Bucket, content: Any) -> None:
+    def held(stale_seconds: float) -> None:
+        store = Store(bucket.url, patience=10, stale_seconds=stale_seconds)
+        with ObjectLock(store, "work/locks/x.lock").held("the stage", wait=False, waiting=print):
+            assert "token" in json.loads(bucket.read("work/locks/x.lock"))
+
+    bucket.write("work/locks/x.lock", b"" if content is None else json.dumps(content).encode())
+    with pytest.raises(AlreadyRunning, match="worked on by process 0 on unknown since unknown"):
+        held(3600)
+    held(-1)  # a store tells its time in whole seconds
+    assert "work/locks/x.lock" not in bucket.objects()
+
+
+def test_a_record_of_a_source_that_is_none_is_replaced(host: Callable[..., Host], bucket: Bucket) -> None:
+    one, two = host("one"), host("two")
+    one.good("DownloadCifar")
+    key = next(key for key in bucket.objects(".json") if key.startswith("datasets/sources/"))
+    bucket.write(key, b'["a pointer", "without its parts"]')
+    assert two.good("DownloadCifar").ran == ["dataset"]
+    assert json.loads(bucket.read(key))["digest"]
+    assert "dataset   done" in one.good("Status").output
+
+
+def test_a_folder_for_copies_that_cannot_be_written_is_told_as_such(
+    mirror: Mirror, bucket: Bucket, host: Callable[..., Host], tmp_path: Path
+) -> None:
+    bucket.write("current/mini/tiny.json", b"{}")
+    with pytest.raises(WorkspaceError, match=r"/dev/full: cannot keep a copy of s3://.*the disk is full"):
+        mirror.store.get("current/mini/tiny.json", Path("/dev/full"))
+    (tmp_path / "file").write_text("")
+    result = host("one", cache=tmp_path / "file").luigi("Status")
+    assert result.rc == 30
+    (line,) = [line for line in result.text.splitlines() if "cannot keep a copy" in line]
+    assert str(tmp_path / "file") in line
+    assert "Traceback" not in result.text

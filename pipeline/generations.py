@@ -152,7 +152,7 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
 
 
 def same_weights(chain: Chain) -> Run | None:
-    """The newest finished training that training this generation would only repeat, to the same weights.
+    """A finished training that training this generation would only repeat, to the same weights.
 
     Same images, architecture, settings and seed, from scratch and undisturbed. None when this generation is trained
     already.
@@ -167,8 +167,7 @@ def same_weights(chain: Chain) -> Run | None:
         return None
     if chain.workspace.mirror:
         chain.workspace.mirror.know_runs(run.dataset_id, f"{run_id(config.architecture)}*", RUN_FOLDERS)
-    found = []
-    for other in run.generations():
+    for other in reversed(run.generations()):
         if generation_seed(other.generation) is not None or chain.problems("train", other.stage("train")):
             continue
         train = manifest.read(other.stage("train"))
@@ -176,8 +175,8 @@ def same_weights(chain: Chain) -> Run | None:
         details, segments = train["details"], train["details"].get("segments") or [{}]
         fresh = segments[0].get("how") == "started" and details.get("exact") is True
         if fresh and trained_epochs(train) == config.training.epochs and not drift(train, config):
-            found.append((_begun(train), other.run_id, other))
-    return max(found)[2] if found else None
+            return other
+    return None
 
 
 def first(chain: Chain) -> Entry | None:

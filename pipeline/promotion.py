@@ -103,6 +103,8 @@ def _adopt(chain: Chain, reporter: stage.Reporter) -> Pointer | None:
     if entry is None:
         return None
     reporter.note(f"{entry.run}, made before any generation, counts as the current model so far")
+    told = {"run": entry.run, "generation": entry.generation, "accuracy": entry.accuracy}
+    events.record(chain.workspace, "adopted", **current.about(chain), **told)
     return current.set_current(chain.workspace.current(chain.config), entry)
 
 

@@ -46,6 +46,16 @@ def entries(workspace: Workspace) -> list[Entry]:
     return [Entry(place, when, workspace.trash / when / place) for when, place in sorted(found, reverse=True)]
 
 
+def strangers(workspace: Workspace) -> list[str]:
+    """What else is in the trash, by name: an earlier version did not note where things came from, people do not."""
+    if mirror := workspace.mirror:
+        mirror.know_folders([workspace.trash])
+        names = {path.split("/")[1] for path in mirror.below(workspace.trash)}
+    else:
+        names = {path.name for path in workspace.trash.glob("*")}
+    return sorted(name for name in names if not _WHEN.fullmatch(name))
+
+
 def hint(workspace: Workspace, name: str) -> str:
     """How to bring back what `name` means, for the end of a message; empty when that is not in the trash."""
     if not any(entry.is_named(name) for entry in entries(workspace)):

@@ -84,6 +84,8 @@ class SetAside(Command):
                 chain.workspace.move(folder, target)
         except OSError as error:
             raise from_os_error(error, "move the stage to the trash") from error
+        name = folder.name if self.stage == "dataset" else chain.run_id
+        tell(f"  Restore --item {name} --confirm brings it back")
         events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=shown(target))
         events.publish(chain.workspace)
 
@@ -115,6 +117,8 @@ class Restore(Command):
             tell(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
         if not self.item:
             tell(f"{len(found)} things in {workspace.shown(workspace.trash)}: --item NAME brings one back")
+            if others := trash.strangers(workspace):
+                tell(f"to be moved back by hand, as nothing tells where they were: {', '.join(others)}")
             return
         if not found:
             place = workspace.shown(workspace.trash)

@@ -180,6 +180,14 @@ def test_what_was_pruned_comes_back_and_a_roll_back_says_how(done: SmallChain) -
     assert _current(done) == "2026-W41"
 
 
+def test_what_an_earlier_version_moved_to_the_trash_is_named_but_not_guessed_about(done: SmallChain) -> None:
+    workspace = done.chain().workspace
+    for name in ("2026-11-01T101112Z-tiny-00000000-evaluate", "tiny-00000000-step-3.npz", "2026-11-01T101113Z"):
+        (workspace.trash / name).mkdir(parents=True)
+    assert trash.entries(workspace) == []
+    assert trash.strangers(workspace) == ["2026-11-01T101112Z-tiny-00000000-evaluate", "tiny-00000000-step-3.npz"]
+
+
 def test_nothing_that_is_there_again_is_replaced_by_what_is_in_the_trash(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.chain().run()
     assert run

@@ -104,8 +104,8 @@ class Restore(Command):
 
     item = luigi.Parameter(
         default="",
-        description="what to bring back: a generation, run or data set, for example 2026-W47; default: nothing, what is "
-        "there is only shown",
+        description="what to bring back: a generation, run or data set, for example 2026-W47; default: nothing, the "
+        "trash is only shown",
     )
     confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
 

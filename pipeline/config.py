@@ -35,13 +35,13 @@ ARCHITECTURE_KEY_VERSION = 1
 #: Side of the square input images, in pixels. Each block's pool halves it.
 IMAGE_SIZE = 32
 
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 _Count = Annotated[int, Meta(ge=1)]
 _Width = Annotated[int, Meta(ge=1, le=65536)]
 _Fraction = Annotated[float, Meta(ge=0, lt=1)]
 _NonNegative = Annotated[float, Meta(ge=0)]
 _Positive = Annotated[float, Meta(gt=0)]
-_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
+_Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 
 
 #: What people are told that the sample drawn by code is.
@@ -158,7 +158,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     architecture: Architecture
     training: Training
     evaluation: Evaluation = Evaluation()
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|gpu|(cpu|gpu):\d{1,3}(,\d{1,3})*)$")] = "auto"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|gpu|(cpu|gpu):\d{1,3}(,\d{1,3})*)\Z")] = "auto"
     schedule: Retraining = Retraining()
     launcher: list[str] | str = []
     distributed: Distributed = Distributed()
@@ -264,7 +264,7 @@ def load_launcher(name: str, where: str, folder: Path) -> list[str]:
     """
     ready_made = ready_made_folder() / "launchers"
     places = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
-    file = next((place for place in places if place.is_file()), None)
+    file = next((place for place in places if os.path.isfile(place)), None)
     if file is None:
         known = ", ".join(f"config/launchers/{found.name}" for found in sorted(ready_made.glob("*.yaml")))
         raise ConfigError(
@@ -288,11 +288,11 @@ def ready_made_folder() -> Path:
 def find(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means: itself, or the ready-made file of that name. Raises `ConfigError`."""
     given = Path(path)
-    if given.exists():
+    if os.path.exists(given):  # not pathlib's, which raises for a name that is too long
         return given.resolve()
     if not given.is_absolute() and given.parent.as_posix() in (".", "config"):
         ready_made = ready_made_folder() / given.name
-        if ready_made.is_file():
+        if os.path.isfile(ready_made):
             return ready_made
     known = ", ".join(f"config/{file.name}" for file in sorted(ready_made_folder().glob("*.yaml")))
     raise ConfigError(f"{path}: no such configuration file; give a path, or one of the ready-made {known}")
@@ -327,16 +327,40 @@ def differences(old: Any, new: Any) -> list[str]:
 # --- YAML ---------------------------------------------------------------------------------------------------------
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML that refuses duplicate keys and reads `1e-3` as the number that the user meant."""
-
-
-# PyYAML follows YAML 1.1, whose floats need a dot (yaml/pyyaml issue 173); this is the pattern of YAML 1.2.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
+_INT, _FLOAT, _DATE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp"))
+_INTEGER = re.compile(r"[-+]?(0|[1-9](_?[0-9]){0,17}|0x[0-9a-fA-F]{1,15})\Z")
+_REAL = re.compile(
+    r"([-+]?([0-9](_?[0-9])*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?|[-+]?[0-9]+[eE][-+]?[0-9]{1,3}"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
 )
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML that refuses duplicate keys and reads numbers as people do.
+
+    PyYAML follows YAML 1.1, where `1e-3` is text (yaml/pyyaml issue 173), `010` is 8, `1:30` is 90, and a day is no
+    text. Here numbers are those of YAML 1.2, with `_` between digits; all else, such as a number too long, is text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012, PyYAML's own
+        first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT, _DATE)]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _number(loader: Any, node: yaml.ScalarNode) -> int | float:
+    text = loader.construct_scalar(node)
+    if _INTEGER.match(text):
+        return int(text.replace("_", ""), 0)
+    if _REAL.match(text):
+        return loader.construct_yaml_float(node)
+    raise yaml.constructor.ConstructorError(None, None, f"{text[:30]!r} is no number", node.start_mark)
+
+
+_Loader.add_implicit_resolver(_INT, _INTEGER, list("-+0123456789"))
+_Loader.add_implicit_resolver(_FLOAT, _REAL, list("-+.0123456789"))
+_Loader.add_constructor(_INT, _number)
+_Loader.add_constructor(_FLOAT, _number)
 
 
 def _mapping_without_duplicates(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -375,8 +399,10 @@ def parse_yaml(file: Path, shown: str) -> Any:
         mark = error.problem_mark
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{shown}: not valid YAML{at}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # PyYAML meets a wrong value behind a tag, such as `!!bool 5`, with whatever its own code stumbles over.
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"{shown}: not valid YAML ({found})") from None
     if not isinstance(value, dict):
         found = "an empty file" if value is None else f"a {type(value).__name__}"
         raise ConfigError(f"{shown}: found {found}, expected the keys {', '.join(Config.__struct_fields__)}")
@@ -407,11 +433,14 @@ def _explain(message: str, value: Any) -> str:
     problem = re.sub(r"expected array of length 2.*|expected array\b", "expected a list", problem)
     if path.startswith("architecture.conv_arch"):
         problem += " (conv_arch is a list of [convolutions, channels])"
+    found = _value_at(value, path)
+    if isinstance(found, str) and re.fullmatch(r"[-+]?0[0-9]+", found):
+        problem += " without leading zeros"
     if path.startswith("launcher["):
         problem += "; each argument is text: put it in quotes"
     elif path == "launcher":
         problem = "expected a list of arguments, or the name of a file that holds one"
-    return f"{path or 'top level'}: found {_shown(_value_at(value, path))}, {problem}"
+    return f"{path or 'top level'}: found {_shown(found)}, {problem}"
 
 
 def _check_meaning(config: Config, value: Any, where: str) -> None:
@@ -419,6 +448,11 @@ def _check_meaning(config: Config, value: Any, where: str) -> None:
     for key, leaf in flatten(to_dict(config)):
         if isinstance(leaf, float) and not math.isfinite(leaf):
             raise ConfigError(f"{where}: {key}: found {leaf}, expected a finite number")
+    data, init_from = config.data, config.training.init_from
+    places = {"data": {"source": data.source, "mirrors": data.mirrors}, "training": {"init_from": init_from}}
+    for key, location in flatten(places):
+        if isinstance(location, str) and re.search(r"[\x00-\x1f\x7f]", location):
+            raise ConfigError(f"{where}: {key}: found {_shown(location)}, an address or path has no control characters")
     architecture, training = config.architecture, config.training
     pools = len(architecture.conv_arch)
     allowed = IMAGE_SIZE.bit_length() - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pipeline.config import differences, fingerprint, from_dict, load, ready_made_folder, to_dict
+from pipeline.config import differences, fingerprint, from_dict, load, ready_made_folder, to_dict, to_record
 from pipeline.errors import ConfigError
 
 TEXT = """\
@@ -92,6 +92,33 @@ def refused(path):
         ("mini.tar.gz", "mini.tar.gz, sha256: 123", "data.sha256: found 123, expected str"),
         ("{epochs: 2", "{epochs: 2}}", "not valid YAML at line 3"),
         ("[16]", "[*other]", "not valid YAML at line 2"),
+        ("epochs: 2", "epochs: 010", 'training.epochs: found "010", expected int without leading zeros'),
+        ("0.01", "1:30", 'training.learning_rate: found "1:30", expected float'),
+        ("epochs: 2", f"epochs: 2, seed: 0x{'f' * 4000}", 'training.seed: found "0xfff'),
+        ("epochs: 2", f"epochs: {':'.join(['1'] * 20_000)}", 'training.epochs: found "1:1:1'),
+        ("epochs: 2", f"epochs: !!int 0x{'f' * 5000}", "is no number"),
+        ("epochs: 2", f"epochs: !!int {'9' * 5000}", "is no number"),
+        ("0.01", "!!float 1:30", "not valid YAML at line 3, column 38: '1:30' is no number"),
+        ("batch_norm: true", "batch_norm: !!bool 5", "not valid YAML (KeyError: '5')"),
+        ("batch_norm: true", "batch_norm: !!timestamp x", "not valid YAML (AttributeError"),
+        ("name: tiny", 'name: "tiny\\n"', 'architecture.name: found "tiny\\n"'),
+        ("name: mini", 'name: "mini\\n"', 'data.name: found "mini\\n"'),
+        ("mini.tar.gz", f'mini.tar.gz, sha256: "{"0a" * 32}\\n"', "data.sha256: found"),
+        ("device: cpu", 'device: "cpu\\n"', 'device: found "cpu\\n"'),
+        ("mini.tar.gz", '"mini\\0.tar.gz"', "data.source: found "),
+        ("mini.tar.gz", '"mini.tar.gz", mirrors: [a, "b\\nc"]', "data.mirrors[1]: found "),
+        ("epochs: 2", 'epochs: 2, init_from: "a\\0"', "training.init_from: found "),
+        (
+            "source: mini.tar.gz",
+            "mirrors: https://me:hush@host/x",
+            'data.mirrors: found "https://host/x", expected a l',
+        ),
+        (
+            "name: mini, source: mini.tar.gz",
+            "name: sample, source: 's3://k:y@b/x?y'",
+            "data.source: found s3://b/x, but",
+        ),
+        ("device: cpu", f"launcher: {'a' * 300}.yaml", "which is no file"),
         ("device: cpu", "1: cpu", "not valid YAML at line 4, column 1: a key must be a plain word"),
     ],
 )
@@ -124,6 +151,36 @@ def test_a_missing_file_names_the_ready_made_ones():
 @pytest.mark.parametrize("spelling", ["1e-3", "1E-3", "0.001", "1.e-3", "+1e-3", ".1e-2"])
 def test_every_spelling_of_a_small_number_is_a_number(write, spelling):
     assert load(write(changed("0.01", spelling))).training.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(("spelling", "number"), [("1_000", 1000), ("0x10", 16), ("+7", 7), ("0", 0)])
+def test_every_spelling_of_an_integer_is_an_integer(write, spelling, number):
+    assert load(write(changed("epochs: 2", f"epochs: 2, seed: {spelling}"))).training.seed == number
+
+
+@pytest.mark.parametrize("name", ["010", "2026-11-26", "1e", "0x"])
+def test_what_is_no_number_is_text(write, name):
+    assert load(write(changed("tiny", name))).architecture.name == name
+
+
+def test_words_of_a_launcher_may_look_like_times(write):
+    assert load(write(TEXT + "launcher: [srun, --time, 1:30:00]")).launcher == ["srun", "--time", "1:30:00"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "config/" + "a" * 300, "/" + "a" * 300, "~no-such-user/x"])
+def test_a_name_that_no_file_can_have_is_a_missing_file(name):
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load(name)
+
+
+def test_what_is_written_of_a_configuration_holds_no_secret(write):
+    addresses = "https://me:hush@host/x?token=hush, mirrors: ['https://me:hu/sh@host/y', z]"
+    config = load(write(changed("mini.tar.gz", addresses)))
+    record = to_record(config)
+    assert record["data"]["source"] == "https://host/x"
+    assert record["data"]["mirrors"][0] == "https://…@host/y"
+    assert "hush" in str(to_dict(config)), "what runs still has it"
+    assert {**to_dict(config), "data": None} == {**record, "data": None}
 
 
 def test_yaml_anchors_and_merges_work(write):

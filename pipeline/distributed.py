@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline import errors, spinning, stage
@@ -39,6 +40,9 @@ STALLED_SECONDS = 45.0
 
 #: The same before its first step: it loads MXNet and the data set, and may measure precisions.
 STARTING_SECONDS = 600.0
+
+#: The folder in which ps-lite makes its sockets with DMLC_LOCAL.
+SOCKETS = Path("/tmp")
 
 #: How long the tasks of an `srun` wait for a word of the first one, which may have to wait for its lock before.
 MEETING_SECONDS = stage.LOCK_SECONDS + 120.0
@@ -162,6 +166,8 @@ class Team:
         self.events: queue.SimpleQueue[tuple[Role, dict[str, Any] | None]] = queue.SimpleQueue()
         #: Seconds of silence after which a role counts as hanging.
         self.patience = HANGING_SECONDS
+        #: Where the roles of one host listen.
+        self.sockets: list[Path] = []
         self._stopping = False
         self._spoken = 0.0
 
@@ -188,7 +194,10 @@ class Team:
     def _environment(self, address: tuple[str, int]) -> dict[str, str]:
         host, port = address
         share = max(1, usable_cores() // len(self.where.ranks))
+        # On one host they meet in the file system, where only this user may connect.
+        local = {"DMLC_LOCAL": "1"} if self.where.supervisors == 1 and os.access(SOCKETS, os.W_OK) else {}
         return {
+            **local,
             **own_environment(os.environ),
             **thread_environment(os.environ, share),
             "DMLC_PS_ROOT_URI": host,
@@ -200,6 +209,10 @@ class Team:
 
     def _start(self, kind: str, environment: dict[str, str], rank: int | None = None) -> Role:
         module = ["pipeline.training"] if rank is not None else ["pipeline.distributed", kind, str(os.getpid())]
+        if "DMLC_LOCAL" in environment:
+            port = environment["DMLC_PS_ROOT_PORT"] if kind == "scheduler" else str(_free_port("127.0.0.1"))
+            environment = {**environment, "PORT": port}
+            self.sockets.append(SOCKETS / port)
         process = subprocess.Popen(
             module_command(*module),
             env={**environment, "DMLC_ROLE": kind, **({} if rank is None else {"DMLC_WORKER_ID": str(rank)})},
@@ -237,6 +250,8 @@ class Team:
             self.reporter.activity += 1
             if role.rank == 0 and event.get("event") in ("progress", "note"):
                 self.reporter.send(**event)
+                if event["event"] == "progress":
+                    self._close()
         return self.workers[0].result or {}
 
     def _talk(self) -> None:
@@ -266,6 +281,12 @@ class Team:
                 "the last checkpoint"
             )
 
+    def _close(self) -> None:
+        """From the first step on all are connected, and nobody else is to be."""
+        for path in self.sockets:
+            path.unlink(missing_ok=True)
+        self.sockets.clear()
+
     def end(self) -> None:
         """Leave no process. A worker that is done ends by itself; nothing of the others is worth waiting for."""
         for worker in self.workers:
@@ -275,6 +296,7 @@ class Team:
         for role in self.roles:
             role.process.kill()
             role.process.wait()
+        self._close()
 
 
 def _error_of(role: Role) -> PipelineError:
@@ -333,9 +355,12 @@ def own_address(other: str) -> str:
 
 
 def _free_port(host: str) -> int:
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return int(listener.getsockname()[1])
+    while True:
+        with socket.socket() as listener:
+            listener.bind((host, 0))
+            port = int(listener.getsockname()[1])
+        if not (SOCKETS / str(port)).exists():  # another training's, on this host
+            return port
 
 
 # --- a role's own process -----------------------------------------------------------------------------------------
@@ -357,6 +382,7 @@ def follow_supervisor(supervisor: int, rank: int | None = None) -> None:
 def serve(kind: str, supervisor: int) -> None:
     """Be the scheduler or a server until killed, as `mxnet.kvstore_server` is, without loading the rest of MXNet."""
     follow_supervisor(supervisor)
+    os.umask(0o077)  # for its socket
     assert os.environ["DMLC_ROLE"] == kind
     reporter = stage.Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,11 @@ class Exchange:
         self._shapes: list[tuple[int, ...]] = []
         self._store: Any = None
         if share.workers > 1:
-            self._store = mx.kv.create("dist_device_sync" if devices.is_gpu else "dist_sync")
+            umask = os.umask(0o077)  # for its socket
+            try:
+                self._store = mx.kv.create("dist_device_sync" if devices.is_gpu else "dist_sync")
+            finally:
+                os.umask(umask)
             _kept.append(self._store)
         elif len(devices.contexts) > 1:
             self._store = mx.kv.create("device" if devices.is_gpu else "local")

@@ -112,6 +112,18 @@ def roles(chain: SmallChain) -> dict[str, int]:
     return found
 
 
+def listening(process: int) -> list[str]:
+    """Where a process takes connections: ports of TCP, and paths."""
+    inodes = set()
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(link).removeprefix("socket:[").rstrip("]"))
+    tcp = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    unix = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    ports = [str(int(line[1].partition(":")[2], 16)) for line in tcp if line[3] == "0A" and line[9] in inodes]
+    return ports + [line[7] for line in unix if len(line) > 7 and line[5] == "01" and line[6] in inodes]
+
+
 def checkpoints(chain: SmallChain) -> list[Path]:
     """The checkpoints of the unfinished training, newest first."""
     run = chain.chain().run()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster_runs import checkpoints, eventually, new_checkpoint, roles, start, weights
+from cluster_runs import checkpoints, eventually, listening, new_checkpoint, roles, start, weights
 from luigi_runs import SmallChain
 
 from pipeline import config, distributed, launch, stage, training
@@ -103,6 +103,10 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
         assert "Traceback" not in luigi.log
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
+    doors = [path for process in roles(pair).values() for path in listening(process)]
+    assert len(doors) == 4
+    assert all(path.startswith("/tmp/") for path in doors)
+    eventually(lambda: not any(Path(path).exists() for path in doors), "nobody else can connect")
     luigi.process.send_signal(signal.SIGINT)
     assert luigi.wait() == 130, luigi.log
     assert "checkpoint written at epoch" in luigi.log

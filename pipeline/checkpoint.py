@@ -9,23 +9,97 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Struct
 
+from pipeline.arrays import read_npz
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import atomic_writer, remove_debris
 
 SCHEMA = 1
 KEEP = 2
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
 
 class Damaged(WorkspaceError):
     """A checkpoint that cannot be read back as it was written."""
+
+
+@dataclass
+class Counters:
+    """Every counter that must survive an interruption. Saved in each checkpoint's `meta`."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    #: For each device, sum of the loss and number of correct predictions in the present epoch so far.
+    sums: list[list[float]] = field(default_factory=list)
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    images: int = 0
+    #: Of `seconds`, those in which a step waited for its batch.
+    input_seconds: float = 0.0
+    resumed: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    #: One entry for each time that training started or went on: from which step, how, with what.
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    #: Why the weights are not exactly those of an undisturbed run; empty when they are.
+    inexact: list[str] = field(default_factory=list)
+
+
+class _Row(Struct, frozen=True):
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+
+
+class _Segment(Struct, frozen=True):
+    step: int
+    epoch: int
+    epochs: int
+    started: str
+
+
+class _Counters(Struct, frozen=True, forbid_unknown_fields=True):
+    step: _Count = 0
+    epoch: _Count = 0
+    step_in_epoch: _Count = 0
+    sums: list[tuple[float, float]] = []
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    images: _Count = 0
+    input_seconds: float = 0.0
+    resumed: _Count = 0
+    history: list[_Row] = []
+    segments: list[_Segment] = []
+    inexact: list[str] = []
+
+
+class _Identity(Struct, frozen=True):
+    training: dict[str, Any]
+
+
+class _Meta(Struct, frozen=True):
+    """The types that `meta` must have. A checkpoint with others counts as damaged, whoever wrote it."""
+
+    step: _Count
+    identity: _Identity
+    counters: _Counters
+    versions: dict[str, str]
 
 
 @dataclass
@@ -64,11 +138,10 @@ def save(path: Path, snapshot: Snapshot) -> None:
 def load(path: Path) -> Snapshot:
     """Read a checkpoint and check it; raises `Damaged`, or `WorkspaceError` when it is of another schema."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_npz(path)
         meta = json.loads(arrays.pop("meta").tobytes())
-        schema = meta["schema"]
-    except Exception as error:  # a flipped bit can surface as almost anything in zipfile and numpy
+        schema = msgspec.convert(meta["schema"], int)
+    except Exception as error:  # whatever else than arrays and JSON is in there
         raise Damaged(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
     if schema != SCHEMA:
         raise WorkspaceError(
@@ -78,8 +151,22 @@ def load(path: Path) -> Snapshot:
     groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "momentum": {}}
     for name, value in arrays.items():
         group, _, structural_name = name.partition(":")
+        if group not in groups or value.dtype.kind != "f":
+            raise Damaged(f"{path}: damaged checkpoint (it holds {name} of type {value.dtype})")
         groups[group][structural_name] = value
+    _check_meta(meta, path)
     return Snapshot(groups["parameter"], groups["momentum"], meta)
+
+
+def _check_meta(meta: Any, path: Path) -> None:
+    try:
+        counters = msgspec.convert(meta, _Meta).counters
+    except msgspec.ValidationError as error:
+        raise Damaged(f"{path}: damaged checkpoint ({error})") from None
+    if [row.epoch for row in counters.history] != list(range(1, counters.epoch + 1)):
+        raise Damaged(f"{path}: damaged checkpoint (its history is not that of {counters.epoch} epochs)")
+    if not all(math.isfinite(value) for values in counters.sums for value in values):
+        raise Damaged(f"{path}: damaged checkpoint (its sums are not finite)")
 
 
 def paths(folder: Path) -> list[Path]:

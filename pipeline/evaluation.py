@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import batches, dataset, manifest, model, runtime, stage, views, weights
+from pipeline.arrays import read_npz
 from pipeline.chain import Chain
 from pipeline.config import Architecture, from_dict
-from pipeline.errors import PipelineError, from_os_error
+from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.files import write_atomically, write_json
 from pipeline.network import cross_entropy
 from pipeline.workspace import Run
@@ -172,6 +174,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """(n, classes) float32 probabilities of (n, classes) logits."""
     values = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return (values / values.sum(1, keepdims=True)).astype(np.float32)
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a `predictions.npz`; raises `WorkspaceError` when it is not one."""
+    try:
+        found = read_npz(path)
+    except (ValueError, OSError) as error:
+        raise WorkspaceError(f"{path}: cannot be read ({error}); delete evaluate/ and run it again") from error
+    shapes = [found[name].shape[:1] for name in ("labels", "predictions", "probabilities") if name in found]
+    if len(shapes) < 3 or len(set(shapes)) > 1:
+        raise WorkspaceError(f"{path}: no predictions of an evaluation; delete evaluate/ and run it again")
+    return found
 
 
 def _predictions(logits: np.ndarray, labels: np.ndarray) -> bytes:

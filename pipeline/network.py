@@ -117,6 +117,19 @@ class Network:
             self.scaler.scale, self.scaler.good_steps = map(float, momenta["loss scale"])
         mx.nd.waitall()
 
+    def misfit(self, parameters: Mapping[str, np.ndarray], momenta: Mapping[str, np.ndarray]) -> str:
+        """Why arrays are not what `state` gives, in words; empty when they are."""
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        if missing := [name for name in shapes if name not in parameters]:
+            return f"{missing[0]} is missing"
+        given = [(name, name.partition("@")[0], value.shape) for name, value in parameters.items()]
+        given += [(f"the momentum of {name}", name, value.shape) for name, value in momenta.items()]
+        shapes["loss scale"] = (2,)
+        for title, name, shape in given:
+            if shape != shapes.get(name):
+                return f"{title} has the shape {shape}, expected {shapes.get(name, 'no such array')}"
+        return ""
+
     def _reset_optimizer(self) -> None:
         self.momenta = [
             [self.optimizer.create_state(i, p.list_data()[d]) for i, p in enumerate(self.learned.values())]

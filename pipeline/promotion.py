@@ -189,8 +189,8 @@ def _evaluated(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter:
 
 
 def _read_predictions(path: Any) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return file["labels"], file["predictions"] == file["labels"]
+    arrays = evaluation.read_predictions(path)
+    return arrays["labels"], arrays["predictions"] == arrays["labels"]
 
 
 def _test_images(chain: Chain, run: Run) -> list[str | None]:

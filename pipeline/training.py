@@ -14,10 +14,11 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import yaml
 
@@ -37,8 +38,8 @@ from pipeline import (
     whitening,
 )
 from pipeline.chain import OPERATIONAL_KEYS, Chain, drift, trained_epochs
-from pipeline.checkpoint import Snapshot
-from pipeline.config import differences, recorded_training, to_dict, to_record
+from pipeline.checkpoint import Counters, Damaged, Snapshot
+from pipeline.config import Training, differences, recorded_training, to_dict, to_record
 from pipeline.errors import ConfigError, Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
 from pipeline.exchange import Exchange, Share
 from pipeline.files import move, sha256_file, write_atomically
@@ -56,28 +57,6 @@ HISTORY_COLUMNS = (
     "images_per_second",
     "seconds",
 )
-
-
-@dataclass
-class Counters:
-    """Every counter that must survive an interruption. Saved in each checkpoint's `meta`."""
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    #: For each device, sum of the loss and number of correct predictions in the present epoch so far.
-    sums: list[list[float]] = field(default_factory=list)
-    epoch_seconds: float = 0.0
-    seconds: float = 0.0
-    images: int = 0
-    #: Of `seconds`, those in which a step waited for its batch.
-    input_seconds: float = 0.0
-    resumed: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    #: One entry for each time that training started or went on: from which step, how, with what.
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    #: Why the weights are not exactly those of an undisturbed run; empty when they are.
-    inexact: list[str] = field(default_factory=list)
 
 
 def train(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -429,23 +408,45 @@ class Session:
 
     def _newest_checkpoint(self) -> tuple[Snapshot, str] | None:
         """The newest checkpoint that is whole and belongs to this training, and how to call going on from it."""
-        finished = manifest.read(self.run.stage("train"))
+        finished = self._result_epochs()
         for path in checkpoint.paths(self.run.checkpoints):
             try:
                 snapshot = checkpoint.load(path)
-            except checkpoint.Damaged as error:
+                why_not = self._why_not(snapshot)
+                if not why_not:
+                    self._check_fit(snapshot, path)
+            except Damaged as error:
                 self.reporter.note(f"{error}; falling back to the one before")
                 if self.share.leads:
                     checkpoint.set_damaged_aside(path)
                 continue
-            why_not = self._why_not(snapshot)
             if why_not:
                 self._set_aside(path, why_not)
-            elif finished and snapshot.meta["counters"]["epoch"] < trained_epochs(finished):
-                path.unlink()  # left over from before the finished run was published
+            elif snapshot.meta["counters"]["epoch"] < finished:
+                self.reporter.note(f"removed {path.name}: the finished training of {finished} epochs is newer")
+                path.unlink()
             else:
                 return snapshot, f"resumed from {path.name}"
         return None
+
+    def _result_epochs(self) -> int:
+        """Epochs of the published result, 0 when there is none that is whole."""
+        folder = self.run.stage("train")
+        finished = manifest.read(folder)
+        if finished is None or not checkpoint.paths(self.run.checkpoints):
+            return 0
+        whole = not manifest.problems(folder, "train", self.chain.inputs("train"))
+        return trained_epochs(finished) if whole and not manifest.damage(folder, finished) else 0
+
+    def _check_fit(self, snapshot: Snapshot, path: Path) -> None:
+        """Raise `Damaged` for a checkpoint of this training that is not what this training writes."""
+        why = self.network.misfit(snapshot.parameters, snapshot.momenta)
+        if not why and not snapshot.finite():
+            why = "its numbers are not all finite"
+        if not why and snapshot.meta["counters"]["step_in_epoch"] > self.batches.steps_per_epoch:
+            why = f"it is past the {self.batches.steps_per_epoch} steps of an epoch"
+        if why:
+            raise Damaged(f"{path}: damaged checkpoint ({why})")
 
     def _why_not(self, snapshot: Snapshot) -> str:
         saved = dict(snapshot.meta["identity"])
@@ -475,7 +476,6 @@ class Session:
         epochs = trained_epochs(finished)
         if epochs >= self.training.epochs:
             return None
-        changed = [line for line in drift(finished, self.chain.config) if line.startswith("training.")]
         weights.load_trusted(
             self.network.net,
             folder / "model.params",
@@ -485,20 +485,54 @@ class Session:
         parameters = self.network.state()[0]
         how = f"continued from {epochs} epochs of {folder.name}/model.params"
         try:
-            if sha256_file(folder / "trainer.npz") != finished["details"]["trainer"]["sha256"]:
+            recorded = manifest.digests(finished).get("trainer.npz", "none")
+            if sha256_file(folder / "trainer.npz") != recorded:
                 raise WorkspaceError(f"{folder / 'trainer.npz'}: its content is not what the manifest recorded")
             snapshot = checkpoint.load(folder / "trainer.npz")
+            snapshot.parameters.update(parameters)
+            self._check_fit(snapshot, folder / "trainer.npz")
         except (WorkspaceError, OSError) as error:
             self.reporter.note(f"{error}; going on from model.params with momentum zero")
-            last = Counters(step=finished["details"]["steps"], epoch=epochs, history=_read_history(folder))
-            last.seconds = finished["details"]["seconds"]
-            last.images = epochs * len(self.batches.indices)
-            last.inexact = ["the momentum was lost when the run was continued"]
-            meta = {"counters": asdict(last), "step": last.step, **self._conditions()}
-            return Snapshot(parameters, {}, meta), how
-        snapshot.parameters.update(parameters)
-        snapshot.meta["counters"]["inexact"] += changed
+            snapshot = Snapshot(parameters, {}, self._meta_without_trainer(finished))
+        snapshot.meta["counters"]["inexact"] += self._changed_since(finished)
         return snapshot, how
+
+    def _meta_without_trainer(self, finished: dict[str, Any]) -> dict[str, Any]:
+        """What `trainer.npz` says, from the other files of the finished run."""
+        folder, details = self.run.stage("train"), finished["details"]
+        if damaged := manifest.damage(folder, finished):
+            raise WorkspaceError(
+                f"{damaged[0]}; restore it from a backup, or set the stage aside "
+                "(luigi --module tasks SetAside --stage train) and train again"
+            )
+        seconds = details["seconds"]
+        counters = Counters(
+            step=details["steps"],
+            epoch=trained_epochs(finished),
+            seconds=seconds,
+            images=round((details.get("images_per_second") or 0) * seconds),
+            input_seconds=details.get("input_seconds", 0.0),
+            resumed=details.get("resumed", 0),
+            history=_read_history(folder),
+            segments=list(details.get("segments", [])),
+            inexact=[*details.get("inexact", []), "the momentum was lost when the run was continued"],
+        )
+        return {**details, "counters": asdict(counters), "step": counters.step}
+
+    def _changed_since(self, finished: dict[str, Any]) -> list[str]:
+        """What of the configuration changed since the run was finished, if it made another result of these epochs."""
+        changed = [line for line in drift(finished, self.chain.config) if line.startswith("training.")]
+        recorded = recorded_training(finished["details"]["config"]["training"])
+        with contextlib.suppress(msgspec.ValidationError):
+            then = msgspec.convert({**recorded, "epochs": self.training.epochs}, Training)
+            per_epoch = self.batches.steps_per_epoch
+            same = (
+                learning_rate(then, step, per_epoch) == learning_rate(self.training, step, per_epoch)
+                for step in range(finished["details"]["steps"])
+            )
+            if all(same):  # a milestone that is still to come, say
+                changed = [line for line in changed if not line.startswith("training.schedule.")]
+        return changed
 
     def _note_inexactness(self, meta: dict[str, Any]) -> None:
         then, now = (

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import model
-from pipeline.errors import WeightsError
-from pipeline.files import remove_debris, set_usual_mode, sha256_file, sync_directory
-from pipeline.runtime import mxnet
+import numpy as np
 
-#: First eight bytes of every file that MXNet's `save` writes (kMXAPINDArrayListMagic, little-endian).
-_MAGIC = (0x112).to_bytes(8, "little")
+from pipeline import arrays, model
+from pipeline.errors import WeightsError
+from pipeline.files import open_regular, remove_debris, set_usual_mode, sha256_file, sync_directory
+from pipeline.runtime import mxnet
 
 _FOREIGN = (
     (b"PK", "a ZIP archive (an .npz or a PyTorch file?)"),
@@ -49,21 +48,25 @@ def save(net: Any, path: Path) -> None:
 
 def load(net: Any, path: Path, contexts: list[Any]) -> None:
     """Load a `.params` file into `net` on `contexts`; raises `WeightsError` when it is damaged or does not fit."""
-    arrays = read(path)
+    found = {name: value.astype(np.float32) for name, value in read(path).items()}
     expected = model.parameters(net)
-    check_fit({name: value.shape for name, value in arrays.items()}, {n: p.shape for n, p in expected.items()}, path)
-    set_parameters(net, arrays, contexts)
+    check_fit({name: value.shape for name, value in found.items()}, {n: p.shape for n, p in expected.items()}, path)
+    for name, value in found.items():
+        if wrong := int(np.count_nonzero(~np.isfinite(value))):
+            raise WeightsError(
+                f"{path}: {wrong} of the {value.size} numbers of {name} are not finite (NaN or infinite): "
+                "use the file of a training that did not diverge"
+            )
+    set_parameters(net, found, contexts)
 
 
-def set_parameters(net: Any, arrays: Mapping[str, Any], contexts: list[Any]) -> None:
-    """Put arrays (NDArray or numpy, by structural name) into `net` on `contexts`."""
+def set_parameters(net: Any, values: Mapping[str, np.ndarray], contexts: list[Any]) -> None:
+    """Put float32 arrays (by structural name) into `net` on `contexts`."""
     mx = mxnet()
     for name, parameter in model.parameters(net).items():
-        value = arrays[name]
-        value = value if isinstance(value, mx.nd.NDArray) else mx.nd.array(value, dtype=value.dtype)
         if parameter._data is None:
             parameter.initialize(mx.init.Zero(), ctx=contexts, force_reinit=True)
-        parameter.set_data(value.astype("float32"))
+        parameter.set_data(mx.nd.array(values[name], dtype="float32"))
 
 
 def load_trusted(net: Any, path: Path, sha256: str, contexts: list[Any]) -> None:
@@ -80,30 +83,30 @@ def load_trusted(net: Any, path: Path, sha256: str, contexts: list[Any]) -> None
     load(net, path, contexts)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays in a `.params` file by name (`arg:` and `aux:` marks removed); raises `WeightsError`."""
-    mx = mxnet()
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path}: found a folder or a pipe, expected a Gluon .params file")
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(8)
+        with os.fdopen(open_regular(path), "rb") as file:
+            size, head = os.fstat(file.fileno()).st_size, file.read(8)
+        if size == 0:
+            raise WeightsError(f"{path}: an empty file, expected a Gluon .params file; copy it again from its source")
+        if head != arrays.PARAMS_MAGIC:
+            kind = next((kind for mark, kind in _FOREIGN if head.startswith(mark)), "not an MXNet file")
+            raise WeightsError(f"{path}: found {kind}, expected a .params file written by Gluon's save_parameters")
+        values, names = arrays.read_params(path)
     except OSError as error:
         raise WeightsError(
             f"{path}: cannot read it: {error.strerror}; give the path of a Gluon .params file"
         ) from error
-    if size == 0:
-        raise WeightsError(f"{path}: an empty file, expected a Gluon .params file; copy it again from its source")
-    if head != _MAGIC:
-        kind = next((kind for mark, kind in _FOREIGN if head.startswith(mark)), "not an MXNet file")
-        raise WeightsError(f"{path}: found {kind}, expected a .params file written by Gluon's save_parameters")
-    try:
-        loaded = mx.nd.load(str(path))
-    except (mx.MXNetError, ValueError, UnicodeDecodeError, MemoryError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{path}: damaged or truncated ({size} bytes): {first}; copy it again") from error
-    if not isinstance(loaded, dict):
-        raise WeightsError(f"{path}: its {len(loaded)} arrays have no names; write it with Gluon's save_parameters")
-    return {name.removeprefix("arg:").removeprefix("aux:"): value for name, value in loaded.items()}
+    except arrays.Sparse as error:
+        raise WeightsError(f"{path}: {error}, expected dense arrays; save it after tostype('default')") from None
+    except (ValueError, MemoryError) as error:
+        raise WeightsError(f"{path}: damaged or truncated ({size} bytes): {error}; copy it again") from error
+    if values and not names:
+        raise WeightsError(f"{path}: its {len(values)} arrays have no names; write it with Gluon's save_parameters")
+    return {name.removeprefix("arg:").removeprefix("aux:"): value for name, value in zip(names, values, strict=True)}
 
 
 def check_fit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:

@@ -144,6 +144,6 @@ def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> 
 
 def _open(path: Path) -> Any:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a flipped bit in its header can surface as almost anything
         raise WorkspaceError(f"{path}: cannot be read ({error}); run the dataset stage again") from None

@@ -21,6 +21,7 @@ from pipeline import current, dataset, generations, manifest, model, views
 from pipeline.chain import Chain, drift
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
+from pipeline.evaluation import read_predictions
 from pipeline.files import read_json, sha256_file
 from pipeline.inference import output_names
 from pipeline.report import examples, statistics
@@ -423,8 +424,8 @@ def _checked(run: Run, stage: str, recorded: dict[str, Any], name: str) -> Path:
 
 
 def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return file["labels"].astype(int), file["probabilities"]
+    arrays = read_predictions(path)
+    return arrays["labels"].astype(int), arrays["probabilities"]
 
 
 def _history(path: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def history(chain):
 
 def weights_of(chain):
     arrays = weights.read(chain.folder("train") / "model.params")
-    return {name: value.asnumpy().tobytes() for name, value in arrays.items()}
+    return {name: value.tobytes() for name, value in arrays.items()}
 
 
 def test_nothing_changed_nothing_runs(done):

@@ -128,7 +128,7 @@ def test_every_foreign_file_is_called_by_its_name(load: Callable[[Path], None], 
         "noise": "found not an MXNet file",
         "nothing": "an empty file",
         "no names": "its 1 arrays have no names",
-        "a folder": "cannot read it: Is a directory",
+        "a folder": "found a folder or a pipe",
         "not there": "cannot read it: No such file or directory",
     }
     for name, words in expected.items():

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import random
 import time
+import tracemalloc
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline import checkpoint, files
-from pipeline.checkpoint import Damaged, Snapshot
+from pipeline.checkpoint import Counters, Damaged, Snapshot
 from pipeline.errors import WorkspaceError
 
 
@@ -20,7 +25,8 @@ def snapshot(step: int = 1) -> Snapshot:
     generator = np.random.RandomState(step)
     parameters = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32), "0.1.running_mean@1": np.zeros(4)}
     momenta = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32)}
-    return Snapshot(parameters, momenta, {"step": step, "counters": {"history": [{"loss": 0.1}]}})
+    meta = {"step": step, "counters": asdict(Counters(step=step)), "identity": {"training": {}}, "versions": {}}
+    return Snapshot(parameters, momenta, meta)
 
 
 def same(one: Snapshot, other: Snapshot) -> bool:
@@ -144,3 +150,36 @@ def test_numbers_that_are_not_finite_are_seen_anywhere(tmp_path: Path) -> None:
     good = snapshot()
     good.parameters["0.0.weight"][3, 2, 2, 2] = np.nan
     assert not good.finite()
+
+
+def test_no_flipped_bit_makes_more_be_allocated_than_the_file_is_large(tmp_path: Path) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    content = path.read_bytes()
+    heads = [content.index(b"PK\x03\x04"), content.index(b"\x93NUMPY"), content.index(b"PK\x01\x02")]
+    places = [8 * start + bit for start in heads for bit in range(0, 8 * 128, 3)]
+    places += range(8 * (len(content) - 22), 8 * len(content), 3)
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        tracemalloc.start()
+        with contextlib.suppress(Damaged):
+            checkpoint.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000, place
+
+
+def test_an_array_that_declares_more_than_there_is_is_damaged_and_costs_nothing(tmp_path: Path) -> None:
+    path, header = tmp_path / "step-000000001.npz", io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**34,)})
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w", kind) as archive:
+            archive.writestr("parameter:0.0.weight.npy", header.getvalue() + bytes(100_000_000 * (kind > 0)))
+        tracemalloc.start()
+        with pytest.raises(Damaged, match=r"declared as|compressed"):
+            checkpoint.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000

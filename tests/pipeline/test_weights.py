@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import random
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -88,7 +92,7 @@ def test_a_training_starts_from_the_file_that_init_from_names(prepared, saved):
     assert manifest["details"]["segments"][0]["how"] == f"started from {path}"
     trained = weights.read(prepared.folder("train") / "model.params")
     for name, parameter in theirs._collect_params_with_prefix().items():
-        np.testing.assert_allclose(trained[name].asnumpy(), parameter.data().asnumpy(), atol=1e-6)
+        np.testing.assert_allclose(trained[name], parameter.data().asnumpy(), atol=1e-6)
 
 
 def test_saving_is_atomic_and_leaves_no_debris(architecture, tmp_path, monkeypatch):
@@ -170,3 +174,58 @@ def test_arrays_without_names_are_refused(tmp_path):
     mx.nd.save(str(path), [mx.nd.ones((2,))])
     with pytest.raises(WeightsError, match="its 1 arrays have no names"):
         weights.read(path)
+
+
+def test_every_file_of_arrays_that_mxnet_writes_is_read_as_mxnet_reads_it(tmp_path):
+    path, kinds = tmp_path / "kinds.params", ("float16", "float32", "float64", "uint8", "int32", "int8", "int64")
+    mx.nd.save(str(path), {kind: mx.nd.arange(6).reshape((2, 3)).astype(kind) for kind in kinds})
+    expected = mx.nd.load(str(path))
+    found = weights.read(path)
+    assert sorted(found) == sorted(kinds)
+    for kind in kinds:
+        assert found[kind].dtype == kind
+        np.testing.assert_array_equal(found[kind], expected[kind].asnumpy())
+    bfloat16 = struct.pack("<QQQIiiqiiiHH", 0x112, 0, 1, 0xF993FAC9, 0, 1, 2, 1, 0, 12, 0x3FC0, 0xC040)
+    path.write_bytes(bfloat16 + struct.pack("<QQ", 1, 1) + b"w")
+    np.testing.assert_array_equal(weights.read(path)["w"], [1.5, -3.0])
+
+
+def test_files_of_earlier_versions_of_mxnet_are_read(tmp_path):
+    path, numbers = tmp_path / "old.params", np.array([[1, 2, 3]], "<f4")
+    head = struct.pack("<QQQ", 0x112, 0, 1)
+    tail = struct.pack("<iii", 1, 0, 0) + numbers.tobytes() + struct.pack("<QQ", 1, 1) + b"w"
+    for start in (struct.pack("<III", 2, 1, 3), struct.pack("<Iiqq", 0xF993FAC8, 2, 1, 3)):
+        path.write_bytes(head + start + tail)
+        np.testing.assert_array_equal(mx.nd.load(str(path))["w"].asnumpy(), numbers)
+        np.testing.assert_array_equal(weights.read(path)["w"], numbers)
+
+
+def test_no_flipped_bit_makes_more_be_allocated_than_the_file_is_large(saved):
+    _, path = saved
+    content = path.read_bytes()
+    chance = random.Random(0)
+    places = [*range(24 * 8), *(chance.randrange(len(content) * 8) for _ in range(300))]
+    places += [8 * (len(content) - 1 - number) for number in range(100)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        tracemalloc.start()
+        with contextlib.suppress(WeightsError):
+            weights.read(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2 * len(content) + 200_000, place
+
+
+def test_weights_that_are_not_finite_or_not_dense_are_refused_before_they_are_used(architecture, saved):
+    theirs, path = saved
+    arrays = {name: parameter.data() for name, parameter in theirs._collect_params_with_prefix().items()}
+    arrays["0.0.weight"][0, 0, 0, 0] = np.nan
+    mx.nd.save(str(path), arrays)
+    with pytest.raises(WeightsError, match=r"1 of the 108 numbers of 0\.0\.weight are not finite"):
+        weights.load(model.build(architecture), path, [mx.cpu()])
+    arrays["5.weight"] = arrays["5.weight"].tostype("row_sparse")
+    mx.nd.save(str(path), arrays)
+    with pytest.raises(WeightsError, match=r"its array \d+ is row_sparse, expected dense arrays"):
+        weights.load(model.build(architecture), path, [mx.cpu()])

@@ -1,0 +1,150 @@
+"""Files of arrays, `.npz` and MXNet's `.params`, read without trust: nothing is allocated that is not in the file.
+
+The libraries' own readers allocate what a header declares, so that one flipped bit takes gigabytes. Neither reader runs
+code from the file, both raise `ValueError` for whatever is not as it should be.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.files import open_regular
+
+# --- .npz ---------------------------------------------------------------------------------------------------------
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a file of `np.savez`, read-only. Raises `ValueError`, or `OSError` when it cannot be read."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                    raise ValueError("its arrays are compressed")
+                if any(member.compress_size != member.file_size for member in members):
+                    raise ValueError("its arrays have two sizes")
+                if sum(member.file_size for member in members) > size:
+                    raise ValueError(f"it declares more than its {size} bytes")
+                return {member.filename.removesuffix(".npy"): _npy(archive.read(member)) for member in members}
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # a flipped bit can surface as almost anything in zipfile and numpy
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _npy(content: bytes) -> np.ndarray:
+    head = io.BytesIO(content[:16384])
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(head)
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content) - head.tell():
+        raise ValueError(f"an array is declared as {shape} of {dtype}, which is not what is there")
+    flat = np.frombuffer(content, dtype, math.prod(shape), head.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+# --- .params ------------------------------------------------------------------------------------------------------
+
+#: First eight bytes of every file that MXNet's `save` writes (kMXAPINDArrayListMagic, little-endian).
+PARAMS_MAGIC = (0x112).to_bytes(8, "little")
+
+#: First number of an array of MXNet 1.0, 1.2 and later, and of later with NumPy's shapes (src/ndarray/ndarray.cc).
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+
+#: mshadow's type flags; 12 is bfloat16, which numpy has not: the upper half of a float32.
+_TYPES = ("f4", "f8", "f2", "u1", "i4", "i1", "i8", "b1", "i2", "u2", "u4", "u8", "u2")
+_BFLOAT16 = 12
+
+_SPARSE = {1: "row_sparse", 2: "csr"}
+_MOST_DIMENSIONS = 32
+
+
+class Sparse(ValueError):
+    """A `.params` file holds an array that is not stored densely; the message says which kind."""
+
+
+def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
+    """The arrays of a `.params` file and their names, of which there may be none.
+
+    Raises `ValueError`, `Sparse` for arrays that are not dense, or `OSError` when it cannot be read.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        reader = _Reader(file)
+        if reader.bytes(8) != PARAMS_MAGIC:
+            raise ValueError("it does not begin as a .params file")
+        reader.numbers("Q")
+        (count,) = reader.numbers("Q")
+        arrays = list(_each(reader, count))
+        (count,) = reader.numbers("Q")
+        names = [reader.bytes(*reader.numbers("Q")).decode() for _ in _counted(count)]
+    if names and len(names) != len(arrays):
+        raise ValueError(f"{len(arrays)} arrays have {len(names)} names")
+    return arrays, names
+
+
+class _Reader:
+    """Reads no more than there is left."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.left = file, os.fstat(file.fileno()).st_size
+
+    def bytes(self, count: int) -> bytes:
+        if count > self.left:
+            raise ValueError(f"it declares {count} bytes where {self.left} are left")
+        self.left -= count
+        content = self.file.read(count)
+        if len(content) != count:
+            raise ValueError("it became shorter while it was read")
+        return content
+
+    def numbers(self, kinds: str) -> tuple[int, ...]:
+        return struct.unpack(f"<{kinds}", self.bytes(struct.calcsize(f"<{kinds}")))
+
+
+def _counted(count: int) -> Iterator[int]:
+    """As `range`, which does not take every 64-bit number."""
+    number = 0
+    while number < count:
+        yield number
+        number += 1
+
+
+def _each(reader: _Reader, count: int) -> Iterator[np.ndarray]:
+    for number in _counted(count):
+        try:
+            yield _array(reader)
+        except Sparse as error:
+            raise Sparse(f"its array {number} is {error}") from None
+
+
+def _array(reader: _Reader) -> np.ndarray:
+    (kind,) = reader.numbers("I")
+    if kind in (_V2, _V3):
+        (storage,) = reader.numbers("i")
+        if storage in _SPARSE:
+            raise Sparse(_SPARSE[storage])
+        if storage != 0:
+            raise ValueError(f"an array is stored in the unknown way {storage}")
+    # Before MXNet 1.0 an array began with its number of dimensions, and these had 32 bits.
+    (dimensions,) = reader.numbers("i") if kind in (_V1, _V2, _V3) else (kind,)
+    if not 0 <= dimensions <= _MOST_DIMENSIONS or (dimensions == 0 and kind != _V3):
+        raise ValueError(f"an array is declared to have {dimensions} dimensions")
+    shape = reader.numbers(("q" if kind in (_V1, _V2, _V3) else "I") * dimensions)
+    _, _, flag = reader.numbers("iii")  # the device's type and number
+    if not 0 <= flag < len(_TYPES) or min(shape, default=0) < 0:
+        raise ValueError(f"an array is declared as {shape} of type {flag}")
+    dtype = np.dtype(f"<{_TYPES[flag]}")
+    values = np.frombuffer(reader.bytes(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+    if flag == _BFLOAT16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.report import drawing
 from pipeline.report import page as report
 
@@ -36,6 +37,7 @@ def html(facts: dict[str, Any]) -> str:
     templates = report.environment(jinja2, _TEMPLATES, autoescape=True)
     return templates.get_template("comparison.html.j2").render(
         **facts,
+        version=__version__,
         style=report.style(),
         rows=rows,
         ends=ends,

@@ -14,6 +14,9 @@ class PipelineError(Exception):
     What a message quotes (a name, a library's words) may hold anything; none of it reaches a terminal as a command.
     """
 
+    #: Whether the same command may succeed later although nobody changed anything.
+    may_pass = True
+
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(str(message)))
 
@@ -21,17 +24,31 @@ class PipelineError(Exception):
 class ConfigError(PipelineError):
     """The configuration file cannot be read, parsed or validated."""
 
+    may_pass = False
+
 
 class DataError(PipelineError):
     """A data set's source cannot be reached, or is not the data set that it should be."""
+
+    may_pass = False
+
+
+class SourceUnreachable(DataError):
+    """A data set's source does not answer, or not rightly, now."""
+
+    may_pass = True
 
 
 class WeightsError(PipelineError):
     """A `.params` file is damaged, foreign, or does not fit the network."""
 
+    may_pass = False
+
 
 class DeviceError(PipelineError):
     """The requested device, MXNet itself, or something that it needs is not usable here."""
+
+    may_pass = False
 
 
 class WorkspaceError(PipelineError):
@@ -44,6 +61,8 @@ class AlreadyRunning(PipelineError):
 
 class TrainingDiverged(PipelineError):
     """The loss became NaN or infinite; more epochs cannot help."""
+
+    may_pass = False
 
 
 class Interrupted(PipelineError):
@@ -60,6 +79,7 @@ BY_NAME = {
         PipelineError,
         ConfigError,
         DataError,
+        SourceUnreachable,
         WeightsError,
         DeviceError,
         WorkspaceError,

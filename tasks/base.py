@@ -30,7 +30,6 @@ from pipeline.errors import (
     ConfigError,
     Interrupted,
     PipelineError,
-    TrainingDiverged,
     from_os_error,
 )
 from pipeline.files import expanded
@@ -45,19 +44,19 @@ from tasks.defaults import (
     exit_with,
     forked_for_a_task,
     log,
-    return_code,
     scheduling,
     take_signals,
     vgg,
 )
 from tasks.progress import SchedulerVoice, TerminalBar
+from tasks.worker import Failure, failure
 
 #: Configurations by path and content, so that a file that is edited while a chain runs does not change the chain.
 _loaded: dict[tuple[str, str], Config] = {}
 
 
 class PluginTask(luigi.Task):
-    """Base of all tasks here. One that has no other tasks to wait for does `without_scheduler`."""
+    """Base of all tasks here. One that has no other tasks to wait for does `without_scheduler`, and is tried once."""
 
     without_scheduler = False
 
@@ -87,6 +86,12 @@ class PluginTask(luigi.Task):
         """The values of the parameters with what was left out, in the same order; raises `ConfigError`."""
         workspace_at(values["workspace"])
         return values
+
+    def on_failure(self, exception: BaseException) -> Failure:
+        """The text that the scheduler shows: one line for an expected failure."""
+        expected = isinstance(exception, PipelineError)
+        text = str(exception) if expected else str(super().on_failure(exception))
+        return failure(exception, text, final=self.without_scheduler)
 
 
 class ChainTask(PluginTask):
@@ -148,6 +153,7 @@ class StageTask(ChainTask):
     accepts_messages = True
     disable_hard_timeout = None
     gave_up = False
+    told_to_stop = False
 
     def complete(self) -> bool:
         """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
@@ -183,16 +189,12 @@ class StageTask(ChainTask):
                     return
                 log.info("%s: runs because %s", self.what, "; ".join(reasons))
                 self._run_stage(chain, held, reasons)
-        except AlreadyRunning:
-            exit_with(return_code("already_running"))
-            raise
         except Interrupted as error:
-            if not self.gave_up:
-                raise
-            exit_with(return_code("already_running"))
-            raise AlreadyRunning(f"{self.what}: another host took it over, as this one could not be heard") from error
-        except TrainingDiverged:
-            ask_for_no_more_work()  # with keep_alive Luigi would try it again and again, to the same end
+            if self.gave_up:
+                lost = f"{self.what}: another host took it over, as this one could not be heard"
+                raise AlreadyRunning(lost) from error
+            if self.told_to_stop:
+                ask_for_no_more_work()  # with keep_alive Luigi would take it up again
             raise
         except OSError as error:
             raise from_os_error(error, "use the workspace") from error
@@ -204,10 +206,6 @@ class StageTask(ChainTask):
     def launcher(self, chain: Chain) -> list[str]:
         """What is put in front of the command of the stage's process."""
         return []
-
-    def on_failure(self, exception: BaseException) -> Any:
-        """The text that the scheduler shows: one line for an expected failure."""
-        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
 
     def _run_stage(self, chain: Chain, held: list[int], reasons: list[str]) -> None:
         voice, bar = SchedulerVoice(self, vgg().report_seconds), TerminalBar()
@@ -272,6 +270,7 @@ class StageTask(ChainTask):
                 message.respond(html.escape(reply, quote=False))  # the dashboard inserts it as HTML
             if word in known:
                 words.append(word)
+                self.told_to_stop |= word.startswith("stop")
         return words
 
 

@@ -25,7 +25,7 @@ from luigi.configuration import get_config
 from luigi.parameter import ParameterException
 from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassAmbigiousException, TaskClassException
-from luigi.worker import TaskProcess, Worker
+from luigi.worker import TaskProcess
 
 from pipeline.doctor import semaphores
 from pipeline.errors import ConfigError, PipelineError
@@ -42,6 +42,7 @@ from tasks.defaults import (
     return_code,
     take_the_command,
 )
+from tasks.worker import Worker
 
 
 def begin() -> None:
@@ -97,7 +98,7 @@ def _module_of_the_command() -> str | None:
 
 
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
-    """Luigi's own; ends the command with one line where the machine lacks what a worker needs."""
+    """In place of Luigi's own; ends the command with one line where the machine lacks what a worker needs."""
     found = semaphores()
     if not found.ok:
         log.error("%s", found.text)

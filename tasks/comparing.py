@@ -13,15 +13,13 @@ import luigi
 from pipeline import comparison, launch, locks, mirrored
 from pipeline.chain import Chain
 from pipeline.comparison import Comparison
-from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, from_os_error
+from pipeline.errors import ConfigError, from_os_error
 from pipeline.files import expanded, read_json
 from pipeline.workspace import MANIFEST
 from tasks.base import PluginTask, StageTask, check_name, looked_again, recorded, remember, workspace_at
 from tasks.defaults import (
-    exit_with,
     forked_for_a_task,
     log,
-    return_code,
     scheduling,
     take_signals,
     vgg,
@@ -105,9 +103,6 @@ class Compare(PluginTask):
                 reasons = compared.why()
                 if reasons:
                     self._write(compared, descriptor, reasons)
-        except AlreadyRunning:
-            exit_with(return_code("already_running"))
-            raise
         except OSError as error:
             raise from_os_error(error, "use the workspace") from error
 
@@ -135,9 +130,6 @@ class Compare(PluginTask):
         if compared.workspace.mirror:
             compared.workspace.mirror.know(self._chains(), since)
             compared.workspace.mirror.know_folders([compared.folder], since)
-
-    def on_failure(self, exception: BaseException) -> Any:
-        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
 
     def headline(self) -> str:
         """Who leads and where to read more, from the finished page."""

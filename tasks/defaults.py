@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import luigi
 from luigi.configuration import get_config
-from luigi.worker import TaskProcess, worker
+from luigi.worker import TaskProcess
 
 from pipeline.errors import from_os_error
 from pipeline.launch import Stopped
@@ -101,8 +101,8 @@ def _stop(number: int, frame: object) -> None:
 
 
 def ask_for_no_more_work() -> None:
-    """Under `[worker] keep_alive`: let this command end once what is running is done."""
-    if is_command() and worker().keep_alive and callable(signal.getsignal(signal.SIGUSR1)):
+    """Let this command end once what is running is done."""
+    if is_command() and callable(signal.getsignal(signal.SIGUSR1)):
         parent = multiprocessing.parent_process()
         os.kill(parent.pid if parent and parent.pid else os.getpid(), signal.SIGUSR1)  # Luigi's own way to ask
 

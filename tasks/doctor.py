@@ -5,12 +5,12 @@ The checks of the machine are in `pipeline.doctor`; here are those of Luigi's co
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import os
 import socket
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -22,12 +22,14 @@ from typing import Any
 import luigi
 from luigi.configuration import get_config
 from luigi.retcodes import retcode
+from luigi.rpc import RemoteScheduler
 from luigi.task_register import Register
 
 from pipeline import doctor
 from pipeline.doctor import Finding
 from tasks import mistakes, scheduler
 from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, is_command, vgg
+from tasks.luigid import disabled, what
 from tasks.maintenance import Command
 from tasks.mistakes import did_you_mean
 from tasks.progress import tell
@@ -49,7 +51,7 @@ class Doctor(Command):
             raise SystemExit(UNHEALTHY)
 
     def work(self) -> None:
-        findings = [*doctor.examine(self.chain), *luigi_configuration(), luigid()]
+        findings = [*doctor.examine(self.chain), *luigi_configuration(), *luigid()]
         wrong = [finding for finding in findings if not finding.ok]
         if self.json:
             tell(json.dumps({"ok": not wrong, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -74,34 +76,40 @@ def luigi_configuration() -> list[Finding]:
     return [Finding("luigi config", True, f"{read or 'no file, defaults'}; {settings}")]
 
 
-def luigid() -> Finding:
-    """Whether the scheduler that commands would use answers, belongs to this Luigi, and has the same time."""
+def luigid() -> list[Finding]:
+    """Whether the scheduler that commands would use answers, is of this version and time, and lets our tasks run."""
     address = scheduler.address()
     if address is None:
-        return Finding("luigid", True, "not used (--local-scheduler)")
-    shown = scheduler.shown(address)
+        return [Finding("luigid", True, "not used (--local-scheduler)")]
+    client, shown = RemoteScheduler(address), scheduler.shown(address)
     # luigid does not tell its version; a file that it serves, and that nearly every version changed, does.
     name = "static/visualiser/js/visualiserApp.js"
     own = (Path(luigi.__file__).parent / name).read_bytes()
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/{name}", timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(f"{client._url}/{name}", timeout=PATIENCE) as answer:
             served, date = answer.read(2_000_000), answer.headers.get("Date")
-    except urllib.error.HTTPError as error:
-        return Finding(
-            "luigid", False, f"what answers at {shown} is no luigid (HTTP {error.code}): see [core] in luigi.cfg"
-        )
     except (OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        return Finding(
-            "luigid", False, f"none answers at {shown} ({why}): start one with luigid, or add --local-scheduler"
-        )
+        wrong = scheduler.problem(client, (PATIENCE, PATIENCE)) or f"{shown}: {name} cannot be read ({error})"
+        return [Finding("luigid", False, wrong)]
     if served != own:
         text = f"{shown} is of another version than the luigi here ({luigi.__version__}): run the same on both sides"
-        return Finding("luigid", False, text)
+        return [Finding("luigid", False, text)]
     away = email.utils.parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
     if abs(away) > doctor.CLOCK_SECONDS:
-        return Finding("luigid", False, f"the clock of {shown} is {away:+.0f} s away from this machine's: set it (NTP)")
-    return Finding("luigid", True, f"{shown} answers, luigi {luigi.__version__} as here")
+        text = f"the clock of {shown} is {away:+.0f} s away from this machine's: set it (NTP)"
+        return [Finding("luigid", False, text)]
+    refused = [Finding("luigid", False, f"{line} ({scheduler.page(address)})") for line in _disabled(client)]
+    return refused or [Finding("luigid", True, f"{shown} answers, luigi {luigi.__version__} as here")]
+
+
+def _disabled(client: RemoteScheduler) -> Iterator[str]:
+    """The tasks of this plugin that luigid does not let run after their failures."""
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        asked = {"data": json.dumps({"status": "DISABLED"})}
+        tasks = json.loads(client._fetcher.fetch(f"{client._url}/api/task_list", asked, PATIENCE))["response"]
+        for task_id, task in tasks.items():
+            if task["re_enable_able"] and task["name"] in Register.task_names():
+                yield f"{what(task_id)}: {disabled(task)}"
 
 
 def _mistakes() -> Iterator[str]:

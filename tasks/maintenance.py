@@ -11,7 +11,7 @@ import luigi
 
 from pipeline import current, events, locks, manifest, status, trash
 from pipeline.chain import STAGES, Chain, all_upstream
-from pipeline.errors import PipelineError, WorkspaceError, from_os_error
+from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace
 from tasks.base import ChainTask, PluginTask, workspace_at
 from tasks.defaults import DAMAGED, NOT_DONE, exit_with
@@ -33,9 +33,6 @@ class Command(ChainTask):
 
     def work(self) -> None:
         raise NotImplementedError
-
-    def on_failure(self, exception: BaseException) -> object:
-        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
 
 
 class Status(Command):
@@ -164,9 +161,6 @@ class Verify(PluginTask):
             advice = "restore the files or set the stage aside"
             raise WorkspaceError(f"{place}: {len(found.damaged)} problems found; {advice}")
         self.done = True
-
-    def on_failure(self, exception: BaseException) -> object:
-        return str(exception) if isinstance(exception, PipelineError) else super().on_failure(exception)
 
 
 @dataclass

@@ -115,7 +115,7 @@ def _receive_all(
             futile = 0 if offset >= furthest + _PROGRESS else futile + 1
             furthest = max(furthest, offset)
             if futile >= TRIES:
-                raise Refused(shown_url, f"{reason} ({TRIES} tries)") from None
+                raise Refused(shown_url, f"{reason} ({TRIES} tries)", may_pass=True) from None
             pause = BACKOFF * 2 ** max(futile - 1, 0)
             note(f"{shown_url}: {reason}; at {human_size(offset)}, next try in {pause:g} s")
             time.sleep(pause)

@@ -31,8 +31,9 @@ class Refused(DataError):
     Stays inside this package: `source.fetch` turns it into a plain `DataError` once no other source is left.
     """
 
-    def __init__(self, where: str, found: str, advice: str = ADVICE) -> None:
+    def __init__(self, where: str, found: str, advice: str = ADVICE, may_pass: bool = False) -> None:
         super().__init__(f"{where}: {found}; {advice}")
+        self.may_pass = may_pass
         self.found, self.advice = f"{where}: {found}", advice
 
 

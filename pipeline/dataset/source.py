@@ -15,7 +15,7 @@ from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Config
 from pipeline.dataset import archive, download, sample
 from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
 from pipeline.dataset.messages import ADVICE, Progress, Refused, Reporter
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SourceUnreachable
 from pipeline.workspace import source_key
 
 
@@ -143,4 +143,5 @@ def _local_path(location: str) -> Path | None:
 def _nothing_left(failures: list[Refused]) -> DataError:
     found = "; ".join(failure.found for failure in failures)
     advice = failures[0].advice if len({failure.advice for failure in failures}) == 1 else ADVICE
-    return DataError(f"{found}; {advice}")
+    kind = SourceUnreachable if any(failure.may_pass for failure in failures) else DataError
+    return kind(f"{found}; {advice}")

@@ -47,10 +47,21 @@ class Luigid:
         self.log = folder / "luigid.txt"
         command = [str(Path(sys.executable).with_name("luigid")), "--address", "127.0.0.1", "--port", str(self.port)]
         command += [] if environment else ["--state-path", str(folder / "state.pickle")]
+        self._command, self._environment = command, clean_environment(**environment)
+        self._start()
+
+    def _start(self) -> None:
         with open(self.log, "ab") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=output, cwd=folder, env=clean_environment(**environment)
+                self._command, stdout=output, stderr=output, cwd=self.folder, env=self._environment
             )
+
+    def restart(self) -> None:
+        """Kill it, so that it forgets everything, and start it again at the same address."""
+        self.process.kill()
+        self.process.wait()
+        self._start()
+        wait_for(self.answers, "luigid")
 
     @property
     def scheduler(self) -> tuple[str, ...]:

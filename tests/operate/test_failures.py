@@ -69,10 +69,10 @@ def test_a_worker_that_is_killed_fails_its_task_and_leaves_nothing_running(prepa
 
 
 def test_a_task_is_left_alone_after_its_retries_and_the_code_says_so(prepared: SmallChain, tmp_path: Path) -> None:
-    prepared.configure(training__init_from="there-is-no-such.params")
+    broken = ("--vgg-launcher", "false")  # no training starts: as with a machine that is not there
     policy = ("--scheduler-retry-count", "2", "--scheduler-retry-delay", "0", "--worker-keep-alive")
     policy += ("--worker-wait-interval", "0.1")
-    result = prepared.luigi("Export", *policy)
+    result = prepared.luigi("Export", *policy, *broken)
     assert result.rc == 30, result.text
     assert result.ran == ["train", "train"]
     # Under a luigid that remembers it, a later command does not even try, and does not end with 0.
@@ -80,7 +80,7 @@ def test_a_task_is_left_alone_after_its_retries_and_the_code_says_so(prepared: S
     file = tmp_path / "luigi.cfg"
     file.write_text(f"[scheduler]\nretry_count = 1\nstate_path = {tmp_path}/state.pickle\n")
     with luigid(tmp_path / "luigid", LUIGI_CONFIG_PATH=str(file)) as central:
-        assert prepared.luigi("Export", scheduler=central.scheduler).rc == 30
+        assert prepared.luigi("Export", *broken, scheduler=central.scheduler).rc == 30
         later = prepared.luigi("Export", scheduler=central.scheduler)
         assert later.ran == []
         assert later.rc == 25, later.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import yaml
 from luigi_runs import SmallChain
 from luigid_process import Luigid, luigid, started, wait_for
+
+from pipeline.workspace import Workspace
 
 
 @pytest.fixture
@@ -46,3 +49,72 @@ def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
     assert command.output.count("refused") == 3  # once each, not whenever luigid asks
     assert not ran.exists()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared: SmallChain, central: Luigid) -> None:
+    prepared.configure(training__epochs=100_000)
+    with started(prepared, "Report", central) as command:
+        wait_for(lambda: central.running("TrainVGG"), "the training to run")
+        central.restart()
+        task = wait_for(lambda: central.running("TrainVGG"), "luigid to see it again")
+        assert task["accepts_messages"]
+        wait_for(lambda: "epoch" in central.message(task["task_id"]), "its progress")
+        assert central.tell(task, "stop-after-epoch") == "ok"
+        assert command.end() == 30, command.output
+    assert "luigid did not know of what runs here: told it again" in command.output
+    assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
+
+
+def test_a_command_that_luigid_took_for_dead_goes_on_to_its_end(prepared: SmallChain, tmp_path: Path) -> None:
+    """A laptop that was suspended, say."""
+    prepared.configure(training__epochs=50)
+    file = tmp_path / "luigi.cfg"
+    file.write_text(f"[scheduler]\nworker_disconnect_delay = 1\nstate_path = {tmp_path}/state.pickle\n")
+    with luigid(tmp_path / "luigid", LUIGI_CONFIG_PATH=str(file)) as central:
+        with started(prepared, "Export", central) as command:
+            wait_for(lambda: central.running("TrainVGG"), "the training to run")
+            command.process.send_signal(signal.SIGSTOP)
+            wait_for(lambda: not central.api("worker_list"), "luigid to forget it")
+            command.process.send_signal(signal.SIGCONT)
+            assert command.end() == 0, command.output
+        assert "told it again" in command.output or "telling it again" in command.output
+
+
+def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: SmallChain, tmp_path: Path) -> None:
+    prepared.configure(training__epochs=50)
+    file = tmp_path / "luigi.cfg"
+    file.write_text("[core]\nrpc_retry_wait = 1\nrpc_retry_attempts = 2\n")
+    with luigid(tmp_path / "luigid") as central:
+        with started(prepared, "Report", central, LUIGI_CONFIG_PATH=str(file)) as command:
+            wait_for(lambda: central.running("TrainVGG"), "the training to run")
+            central.process.kill()
+            central.process.wait()
+            assert command.end() == 35, command.output
+        central.restart()
+    assert prepared.manifest("train")["files"]
+    told = [line for line in command.output.splitlines() if central.url in line]
+    assert len(told) == 2, command.output
+    assert "does not answer: asking again every 1 s, 1 times" in told[0]
+    assert "no longer answers as luigid does (no connection): what is done stays" in told[1]
+    assert "Traceback" not in command.output
+
+
+@pytest.mark.parametrize("overlap", ["wait", "leave"])
+def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken(
+    fresh: SmallChain, central: Luigid, tmp_path: Path, overlap: str
+) -> None:
+    file = tmp_path / "luigi.cfg"
+    file.write_text(f"[vgg]\noverlap = {overlap}\n")
+    pointer = Workspace(fresh.workspace).source_pointer(fresh.chain().config.data)
+    other = {"worker": "other", "task_id": "Making", "family": "DownloadCifar", "resources": {f"data set {pointer}": 1}}
+    central.api("add_task", **other)
+    central.api("add_worker", worker="other", info=[["pid", 4711], ["host", "box"]])
+    assert central.api("get_work", worker="other")["task_id"] == "Making"
+    run = fresh.chain().run_id.replace("-", "_")
+    line = f"DownloadCifar_{run}: data set {pointer} is taken by DownloadCifar of process 4711 on box"
+    with started(fresh, "DownloadCifar", central, LUIGI_CONFIG_PATH=str(file)) as command:
+        if overlap == "wait":
+            wait_for(lambda: f"{line}; waiting for it" in command.output, "a line about waiting")
+            central.api("add_task", **other, status="DONE")
+        assert command.end() == (0 if overlap == "wait" else 10), command.output
+    assert command.output.count(line) == 1

@@ -1,0 +1,104 @@
+"""How the `luigi` command goes on after a failure: what cannot get better is not tried again, the rest says when.
+
+In place of Luigi's own worker, under luigid and with --local-scheduler alike. The exit code is that of each task's last
+attempt: a task that met another command's lock and was done later did not fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import luigi.worker
+from luigi.configuration import get_config
+from luigi.scheduler import DISABLED, DONE, FAILED, PENDING
+from luigi.scheduler import scheduler as scheduler_section
+
+from pipeline.errors import AlreadyRunning, Interrupted, PipelineError
+from tasks.defaults import exit_with, log, return_code
+from tasks.luigid import Scheduler, what
+
+
+class Failure(str):
+    """What a task's `on_failure` gives: the text for the scheduler, and what the worker makes of it.
+
+    A string, as Luigi hands it from the task's process to the worker and on to the scheduler.
+    """
+
+    final = False  # the same again would fail in the same way
+    blameless = False  # another command had the lock, or somebody asked it to stop
+    busy = False  # another command had the lock
+
+
+def failure(exception: BaseException, text: str, final: bool = False) -> Failure:
+    """What to make of an exception that a task raised; `final` when it is not tried again whatever it was."""
+    told = Failure(text)
+    told.final = final or (isinstance(exception, PipelineError) and not exception.may_pass)
+    told.busy = isinstance(exception, AlreadyRunning)
+    told.blameless = isinstance(exception, (AlreadyRunning, Interrupted))
+    return told
+
+
+class Worker(luigi.worker.Worker):
+    """Luigi's worker, which tells the scheduler a little more about failures."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._failures: dict[str, Failure] = {}  # of tasks whose last attempt failed
+
+    def run(self) -> bool:
+        done = super().run()
+        self._forgive()
+        failed = [told.busy for told in self._failures.values()]
+        held_up = isinstance(self._scheduler, Scheduler) and self._scheduler.held_up
+        if all(failed) and (failed or held_up):
+            exit_with(return_code("already_running"))
+        return done
+
+    def _email_task_failure(self, task: Any, formatted_traceback: Any) -> None:
+        # Luigi calls it for each failure, with what `on_failure` gave as it was.
+        known = isinstance(formatted_traceback, Failure)
+        self._failures[task.task_id] = formatted_traceback if known else Failure(formatted_traceback)
+        super()._email_task_failure(task, formatted_traceback)
+
+    def _add_task(self, *args: Any, **kwargs: Any) -> None:
+        super()._add_task(*args, **kwargs)
+        task_id, status = kwargs["task_id"], kwargs["status"]
+        if status == FAILED and task_id in self._failures:
+            self._settle(self._failures[task_id], kwargs)
+        elif status == DONE:
+            self._failures.pop(task_id, None)
+
+    def _settle(self, told: Failure, task: dict[str, Any]) -> None:
+        """After a failure: see to it that the scheduler does not try in vain, and say when it tries again."""
+        found = self._scheduler.task_search(task_str=task["task_id"])
+        disabled = task["task_id"] in found.get(DISABLED, {})
+        if told.final or (told.blameless and disabled):
+            # Disabled by its worker, a task is open for the next command; by the scheduler, it is closed for hours.
+            self._scheduler.add_task(**task | {"status": DISABLED})
+        elif disabled and isinstance(self._scheduler, Scheduler):
+            self._scheduler.explain_disabled(task["task_id"])
+        elif disabled:
+            log.info("%s: failed too often ([scheduler] retry_count), is not tried again", what(task["task_id"]))
+        elif self._config.keep_alive and not self._stop_requesting_work:
+            log.info("%s: is tried again %s", what(task["task_id"]), self._when())
+
+    def _when(self) -> str:
+        remote = isinstance(self._scheduler, Scheduler)
+        if remote and not get_config().has_option("scheduler", "retry_delay"):
+            return "when luigid allows it ([scheduler] retry_delay of its luigi.cfg)"
+        soon = " or up to a minute later" if remote else ""
+        return f"in {scheduler_section().retry_delay:.0f} s{soon} ([scheduler] retry_delay)"
+
+    def _forgive(self) -> None:
+        """What met another command's lock, and was done by that one meanwhile, is no failure."""
+        if not any(told.busy for told in self._failures.values()):
+            return
+        done = {task for task, status, _ in self._add_task_history if status == DONE}
+        left = {task for task, status, _ in self._add_task_history if status in (PENDING, FAILED)} - done
+        for task in left:
+            told = self._failures.get(task.task_id)
+            with contextlib.suppress(PipelineError):
+                if (told is None or told.busy) and task.complete():
+                    self._failures.pop(task.task_id, None)
+                    self._add_task_history.append((task, DONE, False))

@@ -1,0 +1,145 @@
+"""What the sample luigi.cfg makes of failures: what is tried again, what the exit code says, what luigid disables."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from luigi_runs import CHECKOUT, SmallChain
+from luigid_process import luigid, started, wait_for
+
+from pipeline import events, locks
+from pipeline.workspace import Workspace
+
+#: A launcher under which no training starts: as a machine that is not there.
+BROKEN = ("--vgg-launcher", "false")
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> str:
+    """The path of the sample luigi.cfg, with the minutes made short, and patient with a lock."""
+    return _sample(tmp_path / "luigi.cfg", retry_count="1000")
+
+
+def _sample(file: Path, **changes: str) -> str:
+    """The sample with the minutes made short and nothing that needs further packages."""
+    short = {"retry_delay": "0\nprune_on_get_work = true", "wait_interval": "0.2\nwait_jitter = 0"}
+    own = {"record_task_history": "false", "metrics_collector": "default", "state_path": f"{file.parent}/state.pickle"}
+    lines = []
+    for line in (CHECKOUT / "config" / "luigi.cfg").read_text().splitlines():
+        key = line.partition(" = ")[0]
+        lines.append(f"{key} = {value}" if (value := {**short, **own, **changes}.get(key)) else line)
+    file.write_text("\n".join(lines))
+    return str(file)
+
+
+def _trainings(chain: SmallChain) -> int:
+    told = [(event["event"], event["stage"]) for event in events.read(Workspace(chain.workspace))]
+    return told.count(("started", "train"))
+
+
+@contextlib.contextmanager
+def _somebody_trains(chain: SmallChain) -> Iterator[None]:
+    run = chain.chain().run()
+    assert run
+    with locks.hold(run.lock("train"), "train", wait=False):
+        yield
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_lock_that_was_met_and_waited_out_is_no_failure(prepared: SmallChain, sample: str, workers: str) -> None:
+    with contextlib.ExitStack() as other:
+        other.enter_context(_somebody_trains(prepared))
+        with started(prepared, "TrainVGG", None, "--workers", workers, LUIGI_CONFIG_PATH=sample) as command:
+            wait_for(lambda: ": is tried again in 0 s ([scheduler] retry_delay)" in command.output, "a retry")
+            other.close()
+            assert command.end() == 0, command.output
+    assert _trainings(prepared) == 1
+
+
+def test_a_real_failure_after_a_lock_is_a_failure_and_one_that_stays_is_tried_once(
+    prepared: SmallChain, sample: str
+) -> None:
+    prepared.configure(training__init_from="there-is-no-such.params")
+    with contextlib.ExitStack() as other:
+        other.enter_context(_somebody_trains(prepared))
+        with started(prepared, "Export", None, LUIGI_CONFIG_PATH=sample) as command:
+            wait_for(lambda: "is tried again" in command.output, "a retry")
+            other.close()
+            assert command.end() == 30, command.output
+    assert _trainings(prepared) == 1
+    assert command.output.count("there-is-no-such.params") == 1
+    assert "tried again" not in command.output.partition("there-is-no-such.params")[2]
+
+
+def test_a_lock_that_stays_ends_with_10(prepared: SmallChain, tmp_path: Path) -> None:
+    with _somebody_trains(prepared):
+        result = prepared.luigi("TrainVGG", LUIGI_CONFIG_PATH=_sample(tmp_path / "luigi.cfg"))
+    assert result.rc == 10, result.text
+    assert result.log.count("is already being worked on by") == 3
+
+
+@pytest.mark.parametrize("task", ["Verify", "Rollback", "SetAside"])
+def test_what_a_person_asks_for_is_tried_once(prepared: SmallChain, sample: str, task: str) -> None:
+    (dataset,) = prepared.workspace.glob("datasets/*/train_images.npy")
+    dataset.write_bytes(b"damaged")
+    about = ("--stage", "report") if task == "SetAside" else ()
+    result = prepared.luigi(task, *about, LUIGI_CONFIG_PATH=sample)
+    assert result.rc == {"Verify": 4}.get(task, 30), result.text
+    assert "tried again" not in result.log
+    errors = [line for line in result.log.splitlines() if line.startswith("ERROR")]
+    assert len(errors) <= 1
+
+
+def test_a_retry_takes_messages_too_and_a_stop_by_message_ends_the_command(
+    prepared: SmallChain, sample: str, tmp_path: Path
+) -> None:
+    prepared.configure(training__epochs=100_000)
+    script = tmp_path / "second-time.sh"
+    script.write_text(f'test -e {tmp_path}/once && exec "$@"\ntouch {tmp_path}/once; exit 1\n')
+    with luigid(tmp_path / "luigid", LUIGI_CONFIG_PATH=sample) as central:
+        launcher = ("--vgg-launcher", f"sh {script}")
+        with started(prepared, "Report", central, *launcher, LUIGI_CONFIG_PATH=sample) as command:
+            wait_for(lambda: _trainings(prepared) == 2, "the retry")
+            task = wait_for(lambda: central.running("TrainVGG"), "the training")
+            assert task["accepts_messages"], "the page has no button"
+            wait_for(lambda: central.message(task["task_id"]), "its first message")
+            assert central.tell(task, "stop") == "ok"
+            assert command.end() == 30, command.output
+        assert _trainings(prepared) == 2
+        assert command.output.count(": is tried again in 0 s or up to a minute later") == 1
+        # Stopped, it is open for the next command, however often it failed before.
+        assert prepared.luigi("Status").rc in (0, 3)
+        assert central.api("task_list", status="DISABLED", upstream_status="") == {}
+
+
+def test_a_task_that_luigid_disabled_is_told_by_the_command_and_by_doctor_with_the_way_out(
+    prepared: SmallChain, tmp_path: Path
+) -> None:
+    file = _sample(tmp_path / "luigi.cfg", retry_count="1")
+    place = {"LUIGI_CONFIG_PATH": file}
+    with luigid(tmp_path / "luigid", **place) as central:
+        failed = prepared.luigi("TrainVGG", *BROKEN, scheduler=central.scheduler, **place)
+        assert failed.rc == 30, failed.text
+        refused = prepared.luigi("TrainVGG", scheduler=central.scheduler, **place)
+        assert refused.rc == 25, refused.text
+        assert refused.ran == []
+        (task_id,) = central.api("task_list", status="DISABLED", upstream_status="")
+        line = ": luigid does not let it run after too many failures, until 20"
+        for log in (failed.log, refused.log):
+            assert log.count(line) == 1
+            assert f"press Re-enable beside it on luigid's page ({central.url}/" in log
+        found = prepared.luigi("Doctor", "--json", scheduler=central.scheduler, **place)
+        (problem,) = [item["text"] for item in json.loads(found.output)["findings"] if not item["ok"]]
+        assert ": luigid does not let it run after too many failures, until 20" in problem
+        assert "Re-enable" in problem
+        central.api("re_enable_task", task_id=task_id)  # what the button does
+        assert prepared.luigi("TrainVGG", scheduler=central.scheduler, **place).rc == 0
+
+
+def test_what_the_sample_disables_at_night_runs_in_the_next_one() -> None:
+    (line,) = [line for line in (CHECKOUT / "config/luigi.cfg").read_text().splitlines() if "disable_persist =" in line]
+    assert int(line.rpartition("=")[2]) <= 12 * 3600

@@ -29,7 +29,7 @@ from pipeline import doctor
 from pipeline.doctor import Finding
 from tasks import mistakes, scheduler
 from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, is_command, vgg
-from tasks.luigid import disabled, what
+from tasks.luigid import disabled, short_name
 from tasks.maintenance import Command
 from tasks.mistakes import did_you_mean
 from tasks.progress import tell
@@ -109,7 +109,7 @@ def _disabled(client: RemoteScheduler) -> Iterator[str]:
         tasks = json.loads(client._fetcher.fetch(f"{client._url}/api/task_list", asked, PATIENCE))["response"]
         for task_id, task in tasks.items():
             if task["re_enable_able"] and task["name"] in Register.task_names():
-                yield f"{what(task_id)}: {disabled(task)}"
+                yield f"{short_name(task_id)}: {disabled(task)}"
 
 
 def _mistakes() -> Iterator[str]:

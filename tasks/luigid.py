@@ -119,7 +119,7 @@ class Scheduler(_Client):
         found = self._find(task_id) or {}
         if found.get("status") != "DISABLED" or not found.get("re_enable_able"):
             return False
-        self._say_once(f"{what(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
+        self._say_once(f"{short_name(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
         return True
 
     # --- work that luigid hands out -----------------------------------------------------------------------------
@@ -180,9 +180,9 @@ class Scheduler(_Client):
                 for task_id in ready:
                     shared = sorted(set(held) & set(self._sent[task_id].get("resources") or ()))
                     if running == task_id:
-                        return f"{what(task_id)}: being run by {_who(worker)}, says luigid"
+                        return f"{short_name(task_id)}: being run by {_who(worker)}, says luigid"
                     if shared:
-                        return f"{what(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
+                        return f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
         return None
 
     def _made_up(self, left: list[str], own: str) -> bool:
@@ -240,12 +240,12 @@ class Scheduler(_Client):
             if other.get("host") == socket.gethostname() and (
                 other.get("pid") == os.getpid() or is_gone(other.get("pid"))
             ):
-                log.info("%s: luigid still had it as running in %s, which is gone", what(task_id), _who(other))
+                log.info("%s: luigid still had it as running in %s, which is gone", short_name(task_id), _who(other))
                 lost = json.dumps(f"{_who(other)} is gone")
                 super().add_task(worker=other["name"], task_id=task_id, status="FAILED", expl=lost)
                 return
             if not told:
-                log.info("%s: being run by %s, says luigid%s", what(task_id), _who(other), _advice())
+                log.info("%s: being run by %s, says luigid%s", short_name(task_id), _who(other), _advice())
                 told = True
             if vgg().overlap != "wait":
                 return
@@ -306,7 +306,7 @@ def _has_work(answer: dict[str, Any]) -> bool:
     return answer.get("task_id") is not None or "batch_id" in answer
 
 
-def what(task_id: str) -> str:
+def short_name(task_id: str) -> str:
     """A task's family and first parameters, out of its name at the scheduler."""
     return re.sub(r"__.*", "", task_id)
 

@@ -50,7 +50,7 @@ def begin() -> None:
     module = _module_of_the_command()
     if module is not None:
         tell_errors_in_one_line()
-        if module.partition(".")[0] == __package__:
+        if module.partition(".")[0] in (__package__, "luigi_vgg"):
             install()
 
 

@@ -15,7 +15,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from luigi_runs import LIMIT, SmallChain, clean_environment, free_port, luigi_command, run
+from luigi_runs import CHECKOUT, LIMIT, SmallChain, clean_environment, free_port, luigi_command, run
 
 from pipeline import locks
 from tasks.maintenance import verify
@@ -151,6 +151,38 @@ def test_a_folder_of_the_users_that_is_named_like_ours_does_no_harm(done):
         (done.cwd / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
     (done.folder("report") / "report.json").unlink()
     assert done.report().ran == ["report"]
+
+
+@pytest.mark.parametrize("foreign", ["pipeline/__init__.py", "tasks.py"])
+def test_another_package_in_front_of_ours_is_named_with_the_way_out(done, foreign):
+    other = done.root / "other" / foreign
+    other.parent.mkdir(parents=True)
+    other.write_text("")
+    (done.folder("report") / "report.json").unlink()
+    path = os.pathsep.join((str(done.root / "other"), clean_environment()["PYTHONPATH"]))
+    about = ["Report", "--config", str(done.config), "--workspace", str(done.workspace), "--local-scheduler"]
+    if foreign != "tasks.py":  # else nothing of ours is asked
+        result = run([*luigi_command(), "--module", "tasks", *about], done.cwd, clean_environment(PYTHONPATH=path))
+        assert result.rc == 2, result.text
+        (line,) = result.log.splitlines()
+        assert line.startswith(
+            f"{other} is not this plugin's pipeline, which is {CHECKOUT / 'pipeline'}, and comes first"
+        )
+        assert line.endswith("take its folder out of PYTHONPATH, or run luigi --module luigi_vgg")
+    result = run([*luigi_command(), "--module", "luigi_vgg", *about], done.cwd, clean_environment(PYTHONPATH=path))
+    assert result.rc == 0, result.text
+    name = foreign.partition("/")[0].removesuffix(".py")
+    assert f"{name}: {CHECKOUT / name} is taken, and not {other}, which comes first on the Python path" in result.log
+    assert (done.folder("report") / "report.json").exists()
+
+
+def test_two_packages_of_one_name_in_one_program_are_told_apart(tmp_path):
+    (tmp_path / "tasks.py").write_text("")
+    program = "import tasks\ntry: import luigi_vgg\nexcept ImportError as error: print(error)"
+    result = run([sys.executable, "-c", program], tmp_path)
+    assert (
+        f"{tmp_path / 'tasks.py'} is at work here as tasks, which {CHECKOUT / 'tasks'} is called, too" in result.output
+    )
 
 
 @pytest.mark.pythons

@@ -1,0 +1,31 @@
+"""The tasks under a name that nothing else has: `luigi --module luigi_vgg Report`.
+
+For whoever has another `tasks` or `pipeline` in front of ours: takes ours, and says where both lie.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def _take(name: str) -> None:
+    """Make `name` this plugin's package in this process; raises `ImportError` when another one is already at work."""
+    ours = Path(__file__).resolve().parent / name
+    found = importlib.util.find_spec(name)
+    other = Path(found.origin or name) if found else None
+    if other is None or other.resolve() == ours / "__init__.py":
+        return
+    if name in sys.modules:
+        raise ImportError(f"{other} is at work here as {name}, which {ours} is called, too: use them in two programs")
+    print(f"{name}: {ours} is taken, and not {other}, which comes first on the Python path", file=sys.stderr)
+    spec = importlib.util.spec_from_file_location(name, ours / "__init__.py", submodule_search_locations=[str(ours)])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+_take("pipeline")
+_take("tasks")
+
+from tasks import *  # noqa: E402, F403

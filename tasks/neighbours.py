@@ -1,0 +1,34 @@
+"""Is `pipeline` ours? With another one in front of it the imports would end in riddles.
+
+Asked by being imported, before anything of it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from luigi.retcodes import run_with_retcodes
+
+
+def check() -> None:
+    """Raise `ImportError` when it is not; the `luigi` command ends with one line and exit code 2."""
+    ours = Path(__file__).resolve().parents[1] / "pipeline"
+    found = importlib.util.find_spec("pipeline")
+    other = Path(found.origin or "pipeline") if found else None
+    if other is None or other.resolve() == ours / "__init__.py":
+        return
+    text = (
+        f"{other} is not this plugin's pipeline, which is {ours}, and comes first on the Python path: "
+        "take its folder out of PYTHONPATH, or run luigi --module luigi_vgg"
+    )
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code is run_with_retcodes.__code__:
+            print(text, file=sys.stderr)
+            raise SystemExit(2)
+    raise ImportError(text)
+
+
+check()

@@ -219,6 +219,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     """
     file = find(path)
     config = from_dict(parse_yaml(file, str(path)), str(path))
+    _check_schedule(config.training, f"{path}: training.schedule")
     launcher = config.launcher
     if isinstance(launcher, str):
         launcher = load_launcher(launcher, f"{path}: launcher", file.parent)
@@ -486,6 +487,47 @@ def _check_meaning(config: Config, value: Any, where: str) -> None:
     devices = config.device.partition(":")[2].split(",")
     if len(set(devices)) != len(devices):
         raise ConfigError(f"{where}: device: found {config.device}, the same device twice")
+
+
+#: Keys of the schedule and the kinds that heed them.
+_SCHEDULE_KEYS = {
+    "warmup_epochs": ("constant", "step", "cosine"),
+    "milestones": ("step",),
+    "factor": ("step",),
+    "peak": ("triangle",),
+    "final": ("cosine", "triangle"),
+}
+
+
+def _check_schedule(training: Training, where: str) -> None:
+    """Refuse a schedule of which something has no effect, or an effect that nobody can want.
+
+    Runs that were trained with such a one before are still read. Values that are the default may be spelled out.
+    """
+    schedule, epochs = training.schedule, training.epochs
+    for key, kinds in _SCHEDULE_KEYS.items():
+        found = getattr(schedule, key)
+        if schedule.kind not in kinds and found != getattr(Schedule(), key):
+            why = "rises to its peak by itself" if key == "warmup_epochs" else "does not heed it"
+            raise ConfigError(
+                f"{where}.{key}: found {_shown(found)}, but kind {schedule.kind} {why}: leave it out, or use kind "
+                + " or ".join(kinds)
+            )
+    if schedule.warmup_epochs >= epochs:
+        raise ConfigError(
+            f"{where}.warmup_epochs: found {schedule.warmup_epochs:g}, expected less than training.epochs, {epochs}"
+        )
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if late:
+        raise ConfigError(
+            f"{where}.milestones: found {late[0]}, but the training ends with epoch {epochs}: leave it out, and add it "
+            "when you raise training.epochs (the result is the same)"
+        )
+    if schedule.milestones and schedule.milestones[0] <= schedule.warmup_epochs:
+        raise ConfigError(
+            f"{where}.milestones: found {schedule.milestones[0]}, expected more than warmup_epochs, "
+            f"{schedule.warmup_epochs:g}"
+        )
 
 
 _STRUCTS: dict[str, type[Struct]] = {

@@ -137,8 +137,9 @@ def test_resumed_with_other_threads_and_another_device_it_goes_on_and_says_so_ev
 
 
 def test_raised_epochs_give_the_bytes_of_one_long_run(place: Place, undisturbed: Undisturbed) -> None:
-    schedule = {"schedule": {"kind": "step", "warmup_epochs": 2, "milestones": [3, 8], "factor": 0.3}}
-    place.configure(epochs=5, **schedule)
+    kept = {"kind": "step", "warmup_epochs": 2, "factor": 0.3}
+    schedule = {"schedule": {**kept, "milestones": [3, 8]}}
+    place.configure(epochs=5, schedule={**kept, "milestones": [3]})
     assert place.run().code == 0
     place.configure(**schedule)
     stop_gracefully(place)

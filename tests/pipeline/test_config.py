@@ -270,3 +270,33 @@ def test_the_ready_made_files_are_there():
     names = {path.stem for path in ready_made_folder().glob("*.yaml")}
     sizes = ("vgg11-bn", "vgg13-bn", "vgg16-bn", "vgg19-bn")
     assert names >= {"quickstart", "vgg11", "vgg11-origin", "vgg11-fast", *sizes}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("{kind: triangle, warmup_epochs: 1}", "warmup_epochs: found 1.0, but kind triangle rises to its peak by"),
+        ("{kind: cosine, peak: 0.5}", "peak: found 0.5, but kind cosine does not heed it: leave it out, or use"),
+        ("{kind: constant, final: 0.1}", "final: found 0.1, but kind constant does not heed it: leave it out, or use"),
+        ("{kind: step, milestones: [2], final: 0.1}", "final: found 0.1, but kind step does not heed it"),
+        ("{kind: cosine, factor: 0.5}", "factor: found 0.5, but kind cosine does not heed it: leave it out, or use"),
+        ("{kind: cosine, warmup_epochs: 5}", "warmup_epochs: found 5, expected less than training.epochs, 5"),
+        ("{warmup_epochs: 99}", "warmup_epochs: found 99, expected less than training.epochs, 5"),
+        ("{kind: step, milestones: [2, 5, 7]}", "milestones: found 5, but the training ends with epoch 5: leave"),
+        ("{kind: step, milestones: [2], warmup_epochs: 2.5}", "milestones: found 2, expected more than warmup_epochs"),
+    ],
+)
+def test_a_schedule_of_which_something_is_ignored_or_cannot_be_meant_is_refused(write, schedule, message):
+    path = write(changed("epochs: 2", "epochs: 5").replace("{kind: step, milestones: [1]}", schedule))
+    assert refused(path).startswith(f"training.schedule.{message}")
+
+
+@pytest.mark.parametrize("schedule", ["{kind: constant}", "{kind: triangle}", "{kind: cosine, warmup_epochs: 1}"])
+def test_the_full_configuration_that_a_training_leaves_can_be_loaded(write, schedule):
+    first = load(write(changed("{kind: step, milestones: [1]}", schedule)))
+    assert load(write(yaml.safe_dump(to_dict(first)))) == first
+
+
+def test_a_run_with_a_schedule_that_is_refused_today_is_still_read():
+    value = yaml.safe_load(changed("milestones: [1]", "milestones: [1, 9], final: 0.5"))
+    assert from_dict(value).training.schedule.milestones == [1, 9]

@@ -21,6 +21,7 @@ from pipeline.chain import Chain
 from pipeline.config import Architecture, from_dict
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.files import write_atomically, write_json
+from pipeline.inference import output_names
 from pipeline.network import cross_entropy
 from pipeline.workspace import Run
 
@@ -134,13 +135,15 @@ def view_logits(
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Everything that `metrics.json` says about (n, classes) logits and (n,) labels.
+    """Everything that `metrics.json` says about (n, outputs) logits and (n,) labels.
 
     `confusion[i][j]` counts images of class i that were taken for class j. A class that was never predicted has
-    precision None; F1 is then 0.
+    precision None; F1 is then 0. A network can have more outputs than there are classes: those that were predicted,
+    and those before them, are classes without images.
     """
     loss, correct = cross_entropy(logits, labels)
     predictions = logits.argmax(1)
+    classes = output_names(classes, max(len(classes), int(predictions.max()) + 1))
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (labels.astype(int), predictions), 1)
     per_class = []

@@ -26,6 +26,7 @@ from pipeline import batches, dataset, evaluation, inference, manifest, runtime,
 from pipeline.chain import Chain
 from pipeline.config import IMAGE_SIZE
 from pipeline.errors import PipelineError, from_os_error
+from pipeline.model import CHANNELS
 from pipeline.workspace import MANIFEST
 
 FILES = ("model.onnx", "model-symbol.json", "model-0000.params")
@@ -100,7 +101,8 @@ def _write_mxnet(net: Any, norm: batches.Normalisation, folder: Path) -> None:
     """Write `model-symbol.json` and `model-0000.params`: the network with the normalisation in front of it."""
     mx = runtime.mxnet()
     images = mx.sym.var(INPUT)
-    scale, shift = mx.sym.var("normalisation_scale"), mx.sym.var("normalisation_shift")
+    # Their shapes cannot be told from that of the images, which is all that `Module.bind` is given.
+    scale, shift = (mx.sym.var(f"normalisation_{name}", shape=(1, CHANNELS, 1, 1)) for name in ("scale", "shift"))
     values = mx.sym.broadcast_add(mx.sym.broadcast_mul(images, scale, name="scaled"), shift, name="normalised")
     logits = mx.sym.identity(net(values), name=OUTPUTS[0])
     symbol = mx.sym.Group([logits, mx.sym.softmax(logits, axis=-1, name=OUTPUTS[1])])
@@ -227,14 +229,29 @@ def _check(
 
 
 def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray, context: Any) -> float:
-    """Largest difference of a logit between the exported MXNet files and the trained network."""
+    """Largest difference of a logit between the exported MXNet files and the trained network.
+
+    Read both ways that programs have for such files: Gluon's `SymbolBlock` and the older `Module`.
+    """
     mx = runtime.mxnet()
-    block = mx.gluon.SymbolBlock.imports(
-        str(folder / "model-symbol.json"), [INPUT], str(folder / "model-0000.params"), ctx=context
-    )
-    values = np.asarray(images).astype(np.float32) / np.float32(255)
-    logits = block(mx.nd.array(values, ctx=context))[0].asnumpy()
-    return float(np.abs(logits - expected).max())
+    values = mx.nd.array(np.asarray(images).astype(np.float32) / np.float32(255), ctx=context)
+    try:
+        block = mx.gluon.SymbolBlock.imports(
+            str(folder / "model-symbol.json"), [INPUT], str(folder / "model-0000.params"), ctx=context
+        )
+        symbol, learned, running = mx.model.load_checkpoint(str(folder / "model"), 0)
+        module = mx.mod.Module(symbol, data_names=[INPUT], label_names=None, context=context)
+        module.bind([(INPUT, values.shape)], for_training=False)
+        module.set_params(learned, running)
+        module.forward(mx.io.DataBatch([values]), is_train=False)
+        found = [outputs[0].asnumpy() for outputs in (block(values), module.get_outputs())]
+    except RuntimeError as error:
+        raise PipelineError(f"model-symbol.json: MXNet cannot load what was exported: {_last_line(error)}") from error
+    return max(float(np.abs(logits - expected).max()) for logits in found)
+
+
+def _last_line(error: Exception) -> str:
+    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
 
 
 @contextlib.contextmanager

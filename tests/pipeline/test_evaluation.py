@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-from pipeline import batches, dataset, evaluation, runtime, stage
+from pipeline import batches, dataset, evaluation, model, runtime, stage, weights
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file
 
@@ -43,6 +43,31 @@ def test_a_class_without_test_images_is_no_division_by_zero():
         "support": 0,
         "predicted": 0,
     }
+
+
+def test_outputs_beyond_the_classes_that_are_predicted_are_mistakes(prepared, tmp_path):
+    found = evaluation.metrics(logits_for(np.array([0, 3]), 6), np.array([0, 1]), ["cat", "dog"])
+    assert (found["accuracy"], found["classes"]) == (0.5, ["cat", "dog", "unnamed class 2", "unnamed class 3"])
+    assert found["confusion"] == [[1, 0, 0, 0], [0, 0, 0, 1], [0] * 4, [0] * 4]
+    assert found["per_class"][3] == {
+        "class": "unnamed class 3",
+        "precision": 0.0,
+        "recall": None,
+        "f1": 0.0,
+        "support": 0,
+        "predicted": 1,
+    }
+    # The whole chain: a network of 12 outputs that takes everything for the last one.
+    prepared.configure(architecture__classes=12, training__learning_rate=1e-9)
+    net = model.build(prepared.chain().config.architecture)
+    net.initialize(runtime.mxnet().init.Xavier())
+    model.parameters(net)["2.bias"].data()[11] = 1000
+    weights.save(net, tmp_path / "start.params")
+    prepared.configure(training__init_from=str(tmp_path / "start.params"))
+    result = prepared.report()
+    assert result.rc == 0, result.text
+    assert read_json(prepared.folder("evaluate") / "metrics.json")["confusion"][3][11] == 6
+    assert "unnamed class 11" in (prepared.folder("report") / "index.html").read_text()
 
 
 def test_probabilities_add_up_even_for_extreme_logits():

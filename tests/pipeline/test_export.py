@@ -105,7 +105,11 @@ def test_the_check_against_mxnet_is_in_the_manifest(finished: SmallChain) -> Non
     assert check["accuracy"] == finished.manifest("evaluate")["details"]["accuracy"]
 
 
-def test_mxnets_own_files_give_the_same_logits(finished: SmallChain, model: Path, images: np.ndarray) -> None:
+def test_mxnets_own_files_give_the_same_logits_through_symbol_block_and_module(
+    finished: SmallChain, model: Path, images: np.ndarray
+) -> None:
+    finished: SmallChain, model: Path, images: np.ndarray
+) -> None:
     from pipeline import runtime
 
     mx = runtime.mxnet()
@@ -113,9 +117,14 @@ def test_mxnets_own_files_give_the_same_logits(finished: SmallChain, model: Path
     block = mx.gluon.SymbolBlock.imports(
         str(folder / "model-symbol.json"), ["images"], str(folder / "model-0000.params")
     )
-    logits = block(mx.nd.array(images))[0].asnumpy()
+    symbol, learned, running = mx.model.load_checkpoint(str(folder / "model"), 0)
+    module = mx.mod.Module(symbol, data_names=["images"], label_names=None)
+    module.bind([("images", images.shape)], for_training=False)
+    module.set_params(learned, running)
+    module.forward(mx.io.DataBatch([mx.nd.array(images)]), is_train=False)
     expected = session(model).run(["logits"], {"images": images})[0]
-    assert np.abs(logits - expected).max() < 1e-4
+    for outputs in (block(mx.nd.array(images)), module.get_outputs()):
+        assert np.abs(outputs[0].asnumpy() - expected).max() < 1e-4
 
 
 def test_it_runs_where_there_is_no_mxnet(

@@ -108,8 +108,6 @@ def test_the_check_against_mxnet_is_in_the_manifest(finished: SmallChain) -> Non
 def test_mxnets_own_files_give_the_same_logits_through_symbol_block_and_module(
     finished: SmallChain, model: Path, images: np.ndarray
 ) -> None:
-    finished: SmallChain, model: Path, images: np.ndarray
-) -> None:
     from pipeline import runtime
 
     mx = runtime.mxnet()

@@ -6,17 +6,19 @@ Leaves `<target>` once the whole content is there and has the expected SHA-256; 
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
 import os
 import re
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import address
 from pipeline.dataset.archive import looks_like_html
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 #: Seconds to wait for a connection, and for the next bytes.
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0
 
+#: A download that brings fewer bytes a second, over so many seconds, counts as cut; so do headers that take longer.
+LEAST_SPEED, WINDOW = 10_000, 60.0
+
 #: Tries in a row that bring nothing new before an address is given up; seconds before the second, doubled each time.
 TRIES, BACKOFF = 4, 1.0
 
@@ -38,11 +43,17 @@ DOWNLOAD_LIMIT = 2_000_000_000
 #: New bytes that make a try count as progress.
 _PROGRESS = 1 << 16
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 16
+
+_T = TypeVar("_T")
 
 
 class _TryAgain(Exception):
     """This try failed for a reason that may pass."""
+
+
+class _TooSlow(_TryAgain):
+    """Whatever it brought, a try like this one is none to make again and again."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,8 @@ def _receive_all(
             offset = _offset(target, url, checked)
             resumed = resumed or offset > 0
             # Only bytes beyond the furthest point so far count: a server that cannot continue ends after TRIES.
-            futile = 0 if offset >= furthest + _PROGRESS else futile + 1
+            progress = offset >= furthest + _PROGRESS and not isinstance(reason, _TooSlow)
+            futile = 0 if progress else futile + 1
             furthest = max(furthest, offset)
             if futile >= TRIES:
                 raise Refused(shown_url, f"{reason} ({TRIES} tries)", may_pass=True) from None
@@ -127,7 +139,7 @@ def _receive(session: requests.Session, url: str, shown_url: str, target: Path, 
     record = _read_record(target)
     if offset and record.length == offset:
         return  # killed between the last byte and the rename
-    with _get(session, url, shown_url, offset, record) as response:
+    with _closed(_get(session, url, shown_url, offset, record)) as response:
         content = _describe(response, url)
         if response.status_code == 416:
             _part(target).unlink(missing_ok=True)
@@ -151,7 +163,8 @@ def _get(session: requests.Session, url: str, shown_url: str, offset: int, recor
         if record.validator:
             headers["If-Range"] = record.validator
     try:
-        response = session.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
+        timeouts = (CONNECT_TIMEOUT, READ_TIMEOUT)
+        response = _in_time(lambda: session.get(url, headers=headers, stream=True, timeout=timeouts), "no answer")
     except (requests.exceptions.SSLError, requests.exceptions.TooManyRedirects) as error:
         raise Refused(shown_url, _reason(error)) from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
@@ -176,7 +189,8 @@ def _describe(response: requests.Response, url: str) -> _Content:
     validator = etag if etag.startswith('"') else headers.get("Last-Modified")
     whole = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("Content-Range", ""))
     length = whole[1] if whole else headers.get("Content-Length", "") if response.status_code == 200 else ""
-    return _Content(_digest(url), validator, int(length) if length.isdecimal() else None)
+    # Of a number of 5,000 digits the first ones say enough.
+    return _Content(_digest(url), validator, int(length[:16]) if length.isdecimal() else None)
 
 
 def _continues(response: requests.Response, content: _Content, record: _Content, offset: int) -> bool:
@@ -207,7 +221,7 @@ def _store(
         # In this order a kill at any point never leaves old bytes under the new content's name.
         _part(target).unlink(missing_ok=True)
         write_json(_record(target), asdict(content))
-    received = offset
+    received, pace = offset, _Pace(offset)
     with _writing(_part(target)), open(_part(target), "r+b" if offset else "wb") as file:
         file.seek(offset)
         try:
@@ -217,6 +231,7 @@ def _store(
                 if received > DOWNLOAD_LIMIT:
                     raise Refused(shown_url, f"is larger than {human_size(DOWNLOAD_LIMIT)}; stopped")
                 _tell_received(tell, received, content.length, shown_url)
+                pace.check(received)
                 block = _read(response)
         finally:
             file.flush()
@@ -232,9 +247,59 @@ def _read(response: requests.Response) -> bytes:
     from urllib3.exceptions import HTTPError
 
     try:
-        return response.raw.read(_BLOCK, decode_content=False) or b""
+        return _in_time(lambda: response.raw.read(_BLOCK, decode_content=False), f"fewer than {_BLOCK:,} bytes") or b""
     except (HTTPError, OSError) as error:
         raise _TryAgain(f"was cut off ({_reason(error)})") from None
+
+
+def _in_time(work: Callable[[], _T], otherwise: str) -> _T:
+    """What `work` gives, within `WINDOW` seconds; raises `_TooSlow` after that.
+
+    Timeouts of a socket start anew with each byte, and looking up a name has none at all. So `work` is done in a
+    thread, which is left to itself when it takes too long.
+    """
+    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="download", daemon=True).start()
+    if not concurrent.futures.wait([future], WINDOW).done:
+        raise _TooSlow(f"is too slow: {otherwise} within {WINDOW:g} s")
+    return future.result()
+
+
+@contextlib.contextmanager
+def _closed(response: requests.Response) -> Iterator[requests.Response]:
+    """Close the response after this block, unless a thread still waits for it: closing would wait for the thread."""
+    late = False
+    try:
+        yield response
+    except _TooSlow:
+        late = True
+        raise
+    finally:
+        if not late:
+            response.close()
+
+
+class _Pace:
+    """Watches how fast bytes come in."""
+
+    def __init__(self, received: int) -> None:
+        self._since, self._mark = time.monotonic(), received
+
+    def check(self, received: int) -> None:
+        """Raise `_TooSlow` when less than `LEAST_SPEED` came in over the last `WINDOW`."""
+        seconds = time.monotonic() - self._since
+        if seconds >= WINDOW:
+            if received - self._mark < LEAST_SPEED * seconds:
+                speed = human_size((received - self._mark) / seconds)
+                raise _TooSlow(f"is too slow: {speed} a second over {seconds:.0f} s")
+            self._since, self._mark = time.monotonic(), received
 
 
 def _tell_received(tell: Tell, received: int, length: int | None, shown_url: str) -> None:

@@ -61,5 +61,6 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     try:
         yield server.site  # type: ignore[attr-defined]
     finally:
+        server.site.over.set()  # type: ignore[attr-defined]
         server.shutdown()
         server.server_close()

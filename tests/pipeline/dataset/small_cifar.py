@@ -10,6 +10,7 @@ import io
 import pickle
 import re
 import tarfile
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -112,6 +113,10 @@ class Site:
     answers: list[int] = field(default_factory=list)
     ranges: bool = True
     etag: bool = True
+    #: What is said instead of the content's length.
+    length: str | None = None
+    #: Set when the test is over: whoever drips stops.
+    over: threading.Event = field(default_factory=threading.Event)
     #: (path, Range header, status) of every request so far.
     requests: list[tuple[str, str | None, int]] = field(default_factory=list)
 
@@ -122,6 +127,9 @@ class Site:
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site: Site = self.server.site  # type: ignore[attr-defined]
+        if self.path in ("/slow-headers", "/slow-body"):
+            site.requests.append((self.path, self.headers.get("Range"), 200))
+            return self._drip(site, b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if self.path == "/slow-body" else b"X-Long: "))
         content = site.pages.get(self.path.partition("?")[0])
         wanted = self.headers.get("Range")
         status = site.answers.pop(0) if site.answers else 404 if content is None else 200
@@ -134,7 +142,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         site.requests.append((self.path, wanted, status))
         body = (content or b"")[start:] if status in (200, 206) else b"sorry"
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", site.length or str(len(body)))
         if site.etag:
             self.send_header("ETag", etag)
         if status == 206:
@@ -144,5 +152,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = body[: site.cuts.pop(0)]
             self.close_connection = True
         self.wfile.write(body)
+
+    def _drip(self, site: Site, start: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self.wfile.write(start)
+            while not site.over.wait(0.02):
+                self.wfile.write(b"x")
 
     def log_message(self, *arguments: object) -> None: ...

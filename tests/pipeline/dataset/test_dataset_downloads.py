@@ -119,6 +119,40 @@ def test_mirrors_are_tried_in_turn(chain, site, reporter):
     assert leftovers(made) == []
 
 
+@pytest.mark.parametrize("path", ["/slow-headers", "/slow-body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(chain, archive, site, reporter, monkeypatch, path):
+    monkeypatch.setattr(download, "WINDOW", 0.3)
+    monkeypatch.setattr(download, "TRIES", 2)
+    made = chain(site.url(path), mirrors=[str(archive(CONTENT))])
+    assert dataset.prepare(made, reporter)["details"]["train_images"] == 120
+    assert f"{site.url(path)}: is too slow: " in reporter.notes[1]
+    assert "within 0.3 s (2 tries); trying the next address" in reporter.notes[2]
+
+
+def test_a_download_below_the_least_speed_is_too_slow(monkeypatch):
+    moments = iter([100.0, 130.0, 160.0, 160.0, 190.0, 220.0])
+    monkeypatch.setattr(download.time, "monotonic", lambda: next(moments))
+    pace = download._Pace(received=5_000_000)
+    pace.check(5_000_010)
+    pace.check(5_600_000)
+    pace.check(5_600_010)
+    with pytest.raises(download._TooSlow, match=r"is too slow: 9.2 kB a second over 60 s"):
+        pace.check(6_150_000)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "1" * 20])
+def test_a_length_that_no_file_has_is_refused(chain, site, reporter, length):
+    site.length = length
+    with pytest.raises(DataError, match="far more than CIFAR-10; not downloaded"):
+        dataset.prepare(chain(site.url()), reporter)
+
+
+@pytest.mark.parametrize("length", ["-5", "x", "²"])
+def test_a_length_that_is_no_number_is_unknown(chain, site, reporter, length):
+    site.length = length
+    assert dataset.prepare(chain(site.url()), reporter)["details"]["train_images"] == 120
+
+
 def test_a_mirror_may_be_a_local_file(chain, archive, site, reporter):
     made = chain(site.url("/gone"), mirrors=[str(archive(CONTENT))])
     assert dataset.prepare(made, reporter)["details"]["train_images"] == 120

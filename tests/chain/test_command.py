@@ -145,12 +145,15 @@ def test_it_runs_from_any_folder_with_relative_paths(done):
     assert "up to date" in result.log
 
 
+@pytest.mark.pythons
 def test_a_folder_of_the_users_that_is_named_like_ours_does_no_harm(done):
     for name in ("pipeline", "tasks"):
         (done.cwd / name).mkdir()
         (done.cwd / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
     (done.folder("report") / "report.json").unlink()
     assert done.report().ran == ["report"]
+    doctor = done.luigi("Doctor")
+    assert doctor.rc == 0, doctor.text
 
 
 @pytest.mark.parametrize("foreign", ["pipeline/__init__.py", "tasks.py"])

@@ -146,6 +146,8 @@ def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.Monkey
 
 @pytest.mark.pythons
 def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: SmallChain) -> None:
+    (pair.cwd / "pipeline").mkdir()
+    (pair.cwd / "pipeline" / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
     luigi = start(pair)
     new_checkpoint(pair, luigi, [])
     luigi.process.send_signal(signal.SIGINT)

@@ -25,7 +25,7 @@ from pipeline.config import SAMPLE_LABEL
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.evaluation import softmax
-from pipeline.files import sha256_file
+from pipeline.files import expanded, sha256_file
 from pipeline.image_files import Picture, Unreadable
 from pipeline.mirror import default_cache, mirror_at, mirror_of
 from pipeline.store import check_url, is_url
@@ -120,7 +120,7 @@ def in_store(url: str) -> Path:
     said = settings.read()
     cache = Path(said["cache"]) if said.get("cache") else default_cache()
     patience = settings.seconds(said, "patience_seconds", 60.0)
-    mirror = mirror_at(root, cache, patience, settings.seconds(said, "stale_seconds", 90.0))
+    mirror = mirror_at(root, cache, patience)
     if place:
         path = mirror.root / place
         mirror.know_folders([path.parent] if path.suffix == ".json" else [path, path / "export"])
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     path = Path(options.model or DEFAULT_MODEL)
     try:
-        named = options.model or default_model()
+        named = expanded(options.model, "--model") if options.model else default_model()
         path = resolve_model(in_store(named) if is_url(named) else Path(named))
         if arguments is None:  # not in a program that calls this function
             _limit_memory(path)

@@ -6,6 +6,7 @@ import configparser
 import os
 
 from pipeline.errors import ConfigError
+from pipeline.files import expanded
 
 #: Where Luigi looks, the later file before the earlier one.
 _FILES = ("/etc/luigi/client.cfg", "/etc/luigi/luigi.cfg", "client.cfg", "luigi.cfg")
@@ -13,7 +14,10 @@ _TOML_FILES = ("/etc/luigi/luigi.toml", "luigi.toml")
 
 
 def read() -> dict[str, str]:
-    """What `[vgg]` says, with `~` and `$NAME` filled in. Raises `ConfigError` for a file that cannot be understood."""
+    """What `[vgg]` says, with `~` and `$NAME` filled in where it names a place.
+
+    Raises `ConfigError` for a file that cannot be understood.
+    """
     toml = os.environ.get("LUIGI_CONFIG_PARSER") == "toml"
     files = [*(_TOML_FILES if toml else _FILES), os.environ.get("LUIGI_CONFIG_PATH", "")]
     found: dict[str, str] = {}
@@ -22,7 +26,8 @@ def read() -> dict[str, str]:
             found |= _from_toml(file) if toml else _from_cfg(file)
         except (configparser.Error, OSError, ValueError) as error:
             raise ConfigError(f"{file}: cannot be read as Luigi's configuration: {error}") from error
-    return {key: os.path.expanduser(os.path.expandvars(value)) for key, value in found.items()}
+    places = {key: expanded(found[key], f"[vgg] {key}") for key in ("workspace", "cache") if found.get(key)}
+    return {**found, **places}
 
 
 def seconds(settings: dict[str, str], key: str, default: float) -> float:

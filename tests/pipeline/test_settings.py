@@ -40,4 +40,4 @@ def test_a_number_that_is_none_is_named(cfg: Path) -> None:
     cfg.write_text("[vgg]\npatience_seconds = long\n")
     with pytest.raises(ConfigError, match=r"\[vgg\] patience_seconds: found long, expected a number of seconds"):
         settings.seconds(settings.read(), "patience_seconds", 60)
-    assert settings.seconds(settings.read(), "stale_seconds", 90) == 90
+    assert settings.seconds(settings.read(), "other_seconds", 90) == 90

@@ -132,11 +132,13 @@ def withdraw(path: Path, entry: Entry) -> Pointer:
 
 
 def entry_of(run: Run, generation: str) -> Entry | None:
-    """What the pointer would say of a run from now on; None when it is not trained and evaluated."""
+    """What the pointer would say of a run from now on; None when its weights are not evaluated."""
     train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
     weights = manifest.digest(train, "model.params")
     accuracy = evaluate["details"].get("accuracy") if evaluate else None
-    if train is None or weights is None or accuracy is None:
+    if train is None or evaluate is None or weights is None or accuracy is None:
+        return None
+    if evaluate["inputs"].get("model.params") != weights:
         return None
     return Entry(
         run=run.place,

@@ -221,7 +221,10 @@ def _promoted(pointer: Path) -> Path:
     if exported is None:
         raise PipelineError(f"{folder}: the current model is not exported there: run the Export task for it again")
     if exported["details"].get("weights_sha256") != entry.weights_sha256:
-        raise PipelineError(f"{folder}: exported from other weights than those that {pointer} names; export it again")
+        raise PipelineError(
+            f"{folder}: exported from other weights than those that {pointer} names: export it again, or let the gate "
+            "decide about the new ones (luigi --module tasks Retrain)"
+        )
     return _checked(folder, exported)
 
 

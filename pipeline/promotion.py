@@ -35,15 +35,16 @@ def promote(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | No
     labels, correct = _own(run)
     path = chain.workspace.current(chain.config)
     with current.held(chain.workspace, path):
-        pointer = current.read(path) or _adopt(chain, reporter)
+        pointer = _known(chain, reporter)
         opponent = _opponent(pointer, run)
         compared = _compare(chain, run, opponent, labels, correct, reporter) if opponent else None
         decision = decide(run, pointer, float(correct.mean()), compared, chain.config.schedule.tolerance)
         decision["generation"] = chain.generation
-        if decision["outcome"] == PROMOTED and (pointer is None or pointer.run != run.place):
+        if decision["outcome"] == PROMOTED:
             entry = current.entry_of(run, chain.generation)
             assert entry is not None
-            current.set_current(path, entry)
+            if pointer is None or (pointer.run, pointer.weights_sha256) != (entry.run, entry.weights_sha256):
+                current.set_current(path, entry)
         value = _publish(run, decision, inputs)
     seconds = round(time.monotonic() - started, 3)
     told = {key: decision[key] for key in ("run", "generation", "accuracy", "reason")}
@@ -94,18 +95,23 @@ def _objection(run: Run, pointer: Pointer) -> str:
     return ""
 
 
-def _adopt(chain: Chain, reporter: stage.Reporter) -> Pointer | None:
-    """Before the first decision, make current what was made before: to be compared with, and to go back to.
+def _known(chain: Chain, reporter: stage.Reporter) -> Pointer | None:
+    """What is current before the chain's run is decided about. The caller holds the pointer's lock.
 
-    None when there is nothing of the kind. The caller holds the pointer's lock.
+    Before the first decision that is the run without a generation, if there is one. It may be trained further when it
+    is current already: then its present weights count.
     """
-    entry = generations.first(chain)
-    if entry is None:
-        return None
-    reporter.note(f"{entry.run}, made before any generation, counts as the current model so far")
+    path = chain.workspace.current(chain.config)
+    pointer, entry = current.read(path), generations.first(chain)
+    if entry is None or (pointer and (pointer.run, pointer.weights_sha256) == (entry.run, entry.weights_sha256)):
+        return pointer
+    if pointer and pointer.run != entry.run:
+        return pointer
+    since = "was trained further since it became current" if pointer else "was made before any generation"
+    reporter.note(f"{entry.run} {since}: it counts as the current model as it is now")
     told = {"run": entry.run, "generation": entry.generation, "accuracy": entry.accuracy}
     events.record(chain.workspace, "adopted", **current.about(chain), **told)
-    return current.set_current(chain.workspace.current(chain.config), entry)
+    return current.set_current(path, entry)
 
 
 def _opponent(pointer: Pointer | None, run: Run) -> Entry | None:

@@ -93,10 +93,7 @@ def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str =
     assert run
     for folder in ("train", "evaluate", "export", "report"):
         shutil.copytree(plain.stage(folder), run.stage(folder))
-    train = manifest.read(run.stage("train"))
-    assert train
-    (run.stage("train") / "model.params").write_text(weights or name)
-    manifest.write(run.stage("train"), "train", train["files"], train["inputs"], train["details"])
+    _trained_anew(run, weights or name)
     made = len(generations.find(small.chain().workspace, small.chain().config))
     _change(run.stage("train"), created=f"2030-01-{made + 1:02}T00:00:00Z")
     if outcome:
@@ -108,6 +105,19 @@ def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str =
         assert entry
         current.set_current(_pointer(small), entry)
     return run
+
+
+def _trained_anew(run: Run, weights: str) -> None:
+    """Other weights in a finished run, measured (the same) and exported."""
+    train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
+    assert train
+    assert evaluate
+    (run.stage("train") / "model.params").write_text(weights)
+    manifest.write(run.stage("train"), "train", train["files"], train["inputs"], train["details"])
+    train = manifest.read(run.stage("train"))
+    assert train
+    inputs = {**evaluate["inputs"], "model.params": train["files"]["model.params"]["sha256"]}
+    manifest.write(run.stage("evaluate"), "evaluate", evaluate["files"], inputs, evaluate["details"])
 
 
 def _change(folder: Any, **values: Any) -> None:
@@ -286,12 +296,7 @@ def test_what_was_made_before_any_generation_is_compared_with_and_gone_back_to(d
     plain = done.chain().run()
     assert plain
     week = make(done, "2026-W48", outcome="")
-    train = manifest.read(week.stage("train"))
-    assert train
-    evaluate = manifest.read(week.stage("evaluate"))
-    assert evaluate
-    inputs = {**evaluate["inputs"], "model.params": train["files"]["model.params"]["sha256"]}
-    _change(week.stage("evaluate"), inputs=inputs)
+    _trained_anew(week, "a week later")
     promotion.promote(done.chain("2026-W48"), stage.Reporter())
     decision = generations.decision(week)
     assert decision
@@ -307,6 +312,30 @@ def test_what_was_made_before_any_generation_is_compared_with_and_gone_back_to(d
     generations.roll_back(done.chain(), "2026-W48")
     generations.roll_back(done.chain(), plain.run_id)
     assert _current(done) == ""
+
+
+def test_a_current_model_without_a_generation_may_be_trained_further(done: SmallChain) -> None:
+    plain = done.chain().run()
+    assert plain
+    promotion.promote(done.chain(), stage.Reporter())
+    first = current.read(_pointer(done))
+    _trained_anew(plain, "further")
+    promotion.promote(done.chain(), stage.Reporter())
+    second = current.read(_pointer(done))
+    assert first
+    assert second
+    assert second.run == first.run == plain.place
+    assert second.weights_sha256 != first.weights_sha256
+    # The next generation is compared with it as it is then, whether the gate had been asked about it or not.
+    _trained_anew(plain, "and further")
+    week = make(done, "2026-W48", outcome="")
+    _trained_anew(week, "a week later")
+    promotion.promote(done.chain("2026-W48"), stage.Reporter())
+    pointer = current.read(_pointer(done))
+    assert pointer
+    assert pointer.run == week.place
+    assert [entry.run for entry in pointer.before] == [plain.place]
+    assert current.problems(plain.workspace, pointer.before[0]) == []
 
 
 def test_a_warm_start_begins_with_what_was_made_before_any_generation(done: SmallChain) -> None:

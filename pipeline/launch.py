@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import errors
-from pipeline.chain import Chain
+from pipeline.chain import UPSTREAM, Chain
 from pipeline.cores import misread_threads, thread_environment
 from pipeline.files import open_regular
 from pipeline.launcher import Watch, command_line, own_environment
-from pipeline.stage import EXIT_INTERRUPTED, GRACE_SECONDS, request
+from pipeline.stage import EXIT_INTERRUPTED, GRACE_SECONDS, chain_of, request
 
 MODULES = {
     "dataset": "pipeline.dataset",
@@ -41,11 +41,14 @@ MODULES = {
 
 
 class Stopped(KeyboardInterrupt):
-    """This process was asked to stop, and the stage has ended; `signal` is the signal that asked."""
+    """This process was asked to stop, and the stage has ended; `signal` is the signal that asked.
 
-    def __init__(self, message: str, number: int) -> None:
+    `finished` when its result was there before it could stop.
+    """
+
+    def __init__(self, message: str, number: int, finished: bool = False) -> None:
         super().__init__(message)
-        self.signal = number
+        self.signal, self.finished = number, finished
 
 
 def run_stage(
@@ -157,13 +160,25 @@ def _follow(
             on_event(event)
     status = child.wait()
     if received:
-        in_time = "stopped at once" if _in_a_hurry(received) else "did not stop in time, its last checkpoint counts"
-        how = error["message"] if error else in_time
-        raise Stopped(f"{stage}: {how}", received[0][0])
+        finished = (status == 0 and result is not None) or _is_done(stage, first_line)
+        how = "finished before it could stop" if finished else _unfinished(stage, error, received)
+        raise Stopped(f"{stage}: {how}", received[0][0], finished)
     if status == 0 and result is not None:
         return result
     failure = watch.failure(stage, status) if watch and error is None else None
     raise failure or _failure(stage, status, error, log)
+
+
+def _is_done(stage: str, request: dict[str, Any]) -> bool:
+    """Whether the stage's result is there, whatever its process had time to say."""
+    return (stage == "dataset" or stage in UPSTREAM) and not chain_of(request).why(stage)
+
+
+def _unfinished(stage: str, error: dict[str, Any] | None, received: list[tuple[int, float]]) -> str:
+    if error:
+        return error["message"]
+    how = "stopped at once" if _in_a_hurry(received) else "did not stop in time"
+    return f"{how}, its last checkpoint counts" if stage == "train" else f"{how}, it starts anew next time"
 
 
 def _failure(stage: str, status: int, error: dict[str, Any] | None, log: Path) -> errors.PipelineError:

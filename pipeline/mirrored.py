@@ -24,6 +24,7 @@ from pipeline import current, generations, manifest
 from pipeline.chain import Chain
 from pipeline.errors import AlreadyRunning, PipelineError, WorkspaceError
 from pipeline.files import write_json
+from pipeline.launch import Stopped
 from pipeline.mirror import Lost, Mirror, NotAsRecorded
 from pipeline.workspace import MANIFEST, Run, Workspace
 
@@ -69,12 +70,17 @@ def at_work(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]
     with _gate_held(chain, mirror, stage):
         _fetch(chain, mirror, stage, options)
         run = chain.run()
-        if stage == "train" and run is not None:
-            _fetch_checkpoint(mirror, run)
-            with Checkpoints(mirror, run):
+        try:
+            if stage == "train" and run is not None:
+                _fetch_checkpoint(mirror, run)
+                with Checkpoints(mirror, run):
+                    yield
+            else:
                 yield
-        else:
-            yield
+        except Stopped as stopped:
+            if stopped.finished:
+                _publish(chain, stage)
+            raise
         _publish(chain, stage)
 
 

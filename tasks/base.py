@@ -314,6 +314,8 @@ def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator
         yield
     except BaseException as error:
         outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
+        if isinstance(error, launch.Stopped) and error.finished:
+            outcome = "finished"
         seconds = round(time.monotonic() - started, 3)
         events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
         events.publish(workspace)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,11 +37,11 @@ def chain(tmp_path):
 
 @pytest.fixture
 def run_child(chain, tmp_path, monkeypatch):
-    """Runs a few lines of Python as the process of the stage `train`."""
+    """Runs a few lines of Python as the process of a stage, of `train` unless another one is given."""
 
-    def run_child(lines, **how):
+    def run_child(lines, stage="train", chain=chain, **how):
         monkeypatch.setattr(launch, "command", lambda stage: [sys.executable, "-c", HEAD + SAY + lines])
-        return launch.run_stage("train", chain, log=tmp_path / "train.log", **how)
+        return launch.run_stage(stage, chain, log=tmp_path / "train.log", **how)
 
     return run_child
 
@@ -98,6 +99,41 @@ def test_a_death_without_a_word_is_told_with_the_last_line_of_the_log(run_child,
 def test_a_child_that_was_stopped_is_no_failure(run_child):
     with pytest.raises(Interrupted, match="run the same command again to go on"):
         run_child("sys.exit(3)")
+
+
+STOPPED = "say(event='note')\nassert sys.stdin.readline() == 'stop\\n'\n"
+
+
+@pytest.mark.parametrize(
+    ("stage", "lines", "message"),
+    [
+        ("train", "say(event='result', value={})", "train: finished before it could stop"),
+        ("train", "sys.exit(3)", "train: did not stop in time, its last checkpoint counts"),
+        ("evaluate", "sys.exit(3)", "evaluate: did not stop in time, it starts anew next time"),
+        ("evaluate", "say(event='error', type='Interrupted', message='as asked'); sys.exit(3)", "evaluate: as asked"),
+    ],
+)
+def test_a_signal_ends_a_stage_and_hides_no_result(run_child, stage, lines, message):
+    def signalled(event):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(launch.Stopped) as stopped:
+        run_child(STOPPED + lines, stage=stage, on_event=signalled)
+    assert (str(stopped.value), stopped.value.signal) == (message, signal.SIGTERM)
+    assert stopped.value.finished == ("result" in lines)
+
+
+def test_a_result_that_is_there_counts_whatever_its_process_had_time_to_say(finished, run_child):
+    chain, interrupted = finished.chain(), "say(event='error', type='Interrupted', message=''); sys.exit(3)"
+    for name in ("dataset", "train", "evaluate", "export", "report"):
+        with pytest.raises(launch.Stopped, match=f"{name}: finished before it could stop") as stopped:
+            run_child(
+                STOPPED + interrupted,
+                stage=name,
+                chain=chain,
+                on_event=lambda event: os.kill(os.getpid(), signal.SIGINT),
+            )
+        assert stopped.value.finished
 
 
 def test_words_reach_the_child(run_child):

@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from pipeline import names
-from pipeline.files import human_size, read_json, sha256_file, write_json
+from pipeline.errors import from_os_error
+from pipeline.files import human_size, read_json, read_regular, sha256_file, write_json
 from pipeline.workspace import MANIFEST
 
 SCHEMA = 1
@@ -133,16 +134,27 @@ def problems(
 ) -> list[str]:
     """Why the stage in `folder` does not count as complete for `inputs`; empty when it does.
 
+    Raises `WorkspaceError` when its manifest is there and cannot be read: what was made must not be made anew for that.
+
     `size` tells the size of a file: `Workspace.size`, unless it is known that the files are here.
     """
     manifest = read(folder)
     if manifest is None:
-        if (folder / MANIFEST).exists():
-            return [f"{folder.name}/{MANIFEST} is damaged"]
-        return ["not made yet"] if not folder.exists() else ["not finished yet"]
+        return [_without_manifest(folder)]
     if manifest.get("version") != STAGE_VERSIONS[stage]:
         return [f"made by version {manifest.get('version')} of this stage, now {STAGE_VERSIONS[stage]}"]
     return file_problems(folder, manifest, size) + _input_problems(manifest["inputs"], inputs)
+
+
+def _without_manifest(folder: Path) -> str:
+    try:
+        read_regular(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return "not finished yet" if folder.exists() else "not made yet"
+    except OSError as error:
+        error.filename = str(folder / MANIFEST)  # `read` leaves it out
+        raise from_os_error(error, "read it") from error
+    return f"{folder.name}/{MANIFEST} is damaged"
 
 
 def file_problems(folder: Path, manifest: Mapping[str, Any], size: Callable[[Path], int] = size_here) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from pipeline import manifest
+from pipeline.errors import WorkspaceError
 from pipeline.files import read_json, sha256_file, write_json
 
 INPUTS = {"dataset": "a" * 64, "model.params": "b" * 64}
@@ -41,6 +42,13 @@ def test_a_stage_that_was_never_started_and_one_that_never_finished_are_told_apa
     assert problems(tmp_path / "nowhere") == ["not made yet"]
     (folder / "manifest.json").unlink()
     assert problems(folder) == ["not finished yet"]
+
+
+def test_a_manifest_that_is_there_and_cannot_be_read_is_no_reason_to_make_it_anew(folder):
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").symlink_to("/proc/self/mem")  # whose first byte is an input/output error
+    with pytest.raises(WorkspaceError, match=r"manifest\.json: cannot read it: Input/output error"):
+        problems(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "files": {}}', "\x00" * 50])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from luigi_runs import run as run_command
 from s3_server import Proxy, environment
 from store_hosts import Bucket, Host
 
@@ -63,23 +66,45 @@ def test_a_manifest_that_names_a_file_outside_has_nothing_written_there(
         mirror.write(f"{RUN}/evaluate/{name}", b"")
 
 
-@pytest.mark.parametrize(
-    "key", [f"{RUN}/../../../../../current/x/manifest.json", f"{RUN}//manifest.json", "./current/x/a.json"]
-)
+@pytest.mark.parametrize("key", ["current/../../../victim/manifest.json", "current//manifest.json", "current/./a.json"])
 def test_an_object_with_dots_for_folders_is_left_out_and_told(
-    mirror: Mirror, tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    mirror: Mirror, bucket: Bucket, tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Straight to the back-end: clients and servers normalise such keys on their way, stores do not have to.
-    fs, base = mirror.store._open()
-    found = {f"{base}/{name}": {"size": 2, "type": "file"} for name in (key, f"{RUN}/train/a.json")}
-    monkeypatch.setattr(fs, "find", lambda *_, **__: found)
+    for name in (key, f"{RUN}/train/a.json"):
+        bucket.write(name, b"{}")
+    assert key in bucket.objects()
     with caplog.at_level(logging.WARNING, "vgg"):
         mirror.know_all()
         mirror.know_all()
+        mirror.know_currents()
     assert mirror.below(mirror.root / "runs").keys() == {f"{RUN}/train/a.json"}
+    assert [path for path in everything_in(tmp_path) if not path.startswith("cache/mirror/.mirror.json")] == []
     (line,) = caplog.messages
-    assert f"left out an object whose name is no file's: {key!a}; remove it" in line
-    assert not (tmp_path / "current").exists()
+    assert f"left out an object whose name is no file's: {key!r}; remove it" in line
+
+
+def test_whoever_can_write_to_the_store_can_write_no_file_of_a_host(
+    host: Callable[..., Host], bucket: Bucket, tmp_path: Path
+) -> None:
+    one = host("one")
+    one.good("TrainVGG")
+    run = bucket.key("/train/manifest.json").rpartition("/train")[0]
+    victim = "../" * 20 + f"{tmp_path}/victim"[1:]
+    for key in (f"{run}/train/{victim}/manifest.json", f"current/mini/{victim}/x.json"):
+        bucket.write(key, b"{}")
+    recorded = bucket.manifest("train")
+    recorded["files"][f"{victim}/.bashrc"] = {"size": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}
+    bucket.write(f"{run}/train/manifest.json", json.dumps(recorded).encode())
+    two = host("two")
+    status = two.good("Status")
+    assert "left out an object whose name is no file's" in status.text
+    assert "train     will run  train/manifest.json is damaged" in status.output
+    command = [sys.executable, "-m", "pipeline.predict", "--model", bucket.url, str(two.config)]
+    predicted = run_command(command, two.cwd, two.environment())
+    assert predicted.rc == 1
+    assert "left out an object whose name is no file's" in predicted.text
+    assert "Traceback" not in predicted.text
+    assert not (tmp_path / "victim").exists()
 
 
 def test_what_stands_for_a_folder_is_left_out_silently(

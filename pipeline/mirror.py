@@ -20,7 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from pipeline import locks, manifest, names
 from pipeline.errors import AlreadyRunning, ConfigError, WorkspaceError, from_os_error
@@ -72,6 +75,14 @@ def _above(place: str) -> list[str]:
     """A folder and every folder that it is in, the workspace ("") first."""
     parts = place.split("/")
     return ["", *("/".join(parts[: number + 1]) for number in range(len(parts)))]
+
+
+class _Memory(Struct, frozen=True):
+    """What is in `.mirror.json`: of each file here the version that it is a copy of, its size and its time."""
+
+    url: str
+    objects: int = 0
+    files: dict[str, Annotated[list[Any], Meta(min_length=3, max_length=3)]] = {}
 
 
 class NotAsRecorded(WorkspaceError):
@@ -347,7 +358,7 @@ class Mirror:
         except FileNotFoundError:
             if not counted:
                 return path, None
-            raise Lost(f"{self.store}/{path}: is gone") from None
+            raise Lost(f"{self.store}/{path}: is gone; run the same command again to have it made anew") from None
         return path, [stored.version, *_state(file)] if stored else None
 
     def get(self, path: str, check: Callable[[Path], None] = lambda half: None) -> None:
@@ -540,10 +551,12 @@ class Mirror:
         file = self.root / MEMORY
         with contextlib.suppress(OSError):
             self._memory_stat = (file.stat().st_mtime_ns, file.stat().st_ino)
-        value = read_json(file)
-        good = isinstance(value, dict) and value.get("url") == str(self.store) and isinstance(value.get("files"), dict)
-        self._memory = value["files"] if good and value else {}
-        self._objects = int(value.get("objects", 0)) if good and value else 0
+        try:
+            value = msgspec.convert(read_json(file), _Memory)
+        except msgspec.ValidationError:
+            value = _Memory("")
+        self._memory = value.files if value.url == str(self.store) else {}
+        self._objects = value.objects if value.url == str(self.store) else 0
 
     def _remember(self, news: dict[str, list[Any] | None], objects: int | None = None) -> None:
         """Note which versions the files here are copies of (None: of none); other processes do the same."""

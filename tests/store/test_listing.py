@@ -76,3 +76,9 @@ def test_a_prefix_is_taken_as_it_is_written(
     assert [(root / "train" / "manifest.json").read_text() for root in roots] == ["a", "b", "c"]
     place.move(roots[0], place.root / "trash" / "a")
     assert [root.name for root in place.know_runs()] == ["b", "c"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"url": "URL", "objects": "x"}', '{"url": "URL", "files": {"a": []}}'])
+def test_a_damaged_memory_is_forgotten(bucket: Bucket, tmp_path: Path, content: str) -> None:
+    (tmp_path / mirror.MEMORY).write_text(content.replace("URL", bucket.url))
+    assert Mirror(Store(bucket.url), tmp_path)._memory == {}

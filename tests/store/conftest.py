@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from luigi_runs import small_archive
-from s3_server import Proxy, s3_server
+from s3_server import Proxy, environment, s3_server
 from store_hosts import Bucket, Host
 
 _numbers = itertools.count()
@@ -28,6 +28,17 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_archive(tmp_path_factory.mktemp("archive") / "mini.tar.gz")
+
+
+@pytest.fixture
+def in_reach(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The proxy, to whose server this very process has access."""
+    import s3fs
+
+    for name, value in environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # fsspec keeps one for all servers, which are another for each module
+    return proxy
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from s3_server import Proxy, environment
+from s3_server import Proxy
 from store_hosts import Bucket
 
 from pipeline import mirror
@@ -37,18 +37,16 @@ def test_every_folder_begins_with_one_of_no_more_than_asked_for() -> None:
 
 
 def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_listing(
-    proxy: Proxy, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_reach: Proxy, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in environment(proxy.port).items():
-        monkeypatch.setenv(key, value)
     monkeypatch.setattr(mirror, "LIST_ALL", -1)
     runs = [f"runs/d/{name}{number}" for name in ("a", "b") for number in range(10)]
     for run in [*runs, "runs/d/a33", "runs/d/c"]:
         bucket.write(f"{run}/train/model.params", b"weights of " + run.encode())
     place = Mirror(Store(bucket.url), tmp_path / "mirror")
-    proxy.quiet()
+    in_reach.quiet()
     place.know_folders([place.root / run for run in runs])
-    assert len(proxy.seen) <= mirror.AT_ONCE
+    assert len(in_reach.seen) <= mirror.AT_ONCE
     assert {run for run in [*runs, "runs/d/a33", "runs/d/c"] if place.names(place.root / run / "train")} == set(runs)
     assert place.size(place.root / "runs/d/b7/train/model.params") == len("weights of runs/d/b7")
     bucket.delete("runs/d/b7/train/model.params")
@@ -59,11 +57,7 @@ def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_lis
 
 
 @pytest.mark.parametrize("prefix", ["exp[lr=0.1]", "x::y", "what?*{a,b}", "exp#1 %20"])
-def test_a_prefix_is_taken_as_it_is_written(
-    proxy: Proxy, bucket: Bucket, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for key, value in environment(proxy.port).items():
-        monkeypatch.setenv(key, value)
+def test_a_prefix_is_taken_as_it_is_written(in_reach: Proxy, bucket: Bucket, tmp_path: Path, prefix: str) -> None:
     place = Mirror(Store(f"{bucket.url}/{prefix}"), tmp_path / "mirror")
     for run in ("a", "b"):
         place.store.write(f"runs/d/{run}/train/manifest.json", run.encode())

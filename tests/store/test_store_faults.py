@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import Proxy, environment
+from s3_server import Proxy
 from store_hosts import Bucket, Host, Running, local_weights
 
 from pipeline import events, manifest
@@ -233,11 +233,7 @@ def test_a_training_goes_on_without_its_momentum_as_in_a_folder(host: Hosts, buc
     assert "continued from 1 epochs" in result.log
 
 
-def test_a_host_is_heard_of_as_soon_as_the_store_is_back(
-    bucket: Bucket, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment(proxy.port).items():
-        monkeypatch.setenv(name, value)
+def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reach: Proxy) -> None:
     lock = ObjectLock(Store(bucket.url, patience=0, stale_seconds=600), "work/locks/x.lock")
     pauses: list[float] = []
 
@@ -247,11 +243,11 @@ def test_a_host_is_heard_of_as_soon_as_the_store_is_back(
         def wait(self, timeout: float | None = None) -> bool:
             pauses.append(timeout or 0.0)
             if len(pauses) == 4:
-                proxy.quiet()
+                in_reach.quiet()
             return len(pauses) > 5
 
     assert lock.store.create(lock.path, lock._content())
-    proxy.trouble = lambda method, path: "500"
+    in_reach.trouble = lambda method, path: "500"
     lock._ended = Ended()
     lock._beat()
     assert pauses == [100, 1, 1, 1, 100, 100]
@@ -266,11 +262,7 @@ def test_patience_that_would_lose_a_lock_is_refused(host: Hosts, patience: float
     assert f"found {patience}, expected at most half of stale_seconds (90)" in line
 
 
-def test_files_that_a_stage_replaced_are_gone_from_the_store(
-    bucket: Bucket, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment(proxy.port).items():
-        monkeypatch.setenv(name, value)
+def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
 
     def published(host: str, epochs: int) -> list[str]:
         mirror = Mirror(Store(bucket.url), tmp_path / host)
@@ -295,10 +287,8 @@ def test_files_that_a_stage_replaced_are_gone_from_the_store(
 
 
 def test_events_of_every_hour_get_into_the_store(
-    bucket: Bucket, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, in_reach: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in environment(proxy.port).items():
-        monkeypatch.setenv(name, value)
     workspace = Workspace(tmp_path / "mirror", Mirror(Store(bucket.url, patience=0), tmp_path / "mirror"))
 
     def tell(event: str, time: str) -> None:
@@ -307,16 +297,16 @@ def test_events_of_every_hour_get_into_the_store(
 
     tell("started", "2026-11-26T14:59:59Z")
     tell("finished", "2026-11-26T16:00:01Z")
-    proxy.trouble = lambda method, path: "500" if method == "PUT" else None
+    in_reach.trouble = lambda method, path: "500" if method == "PUT" else None
     events.publish(workspace)
     assert bucket.events() == []
-    proxy.quiet()
+    in_reach.quiet()
     tell("rolled back", "2026-11-26T17:00:00Z")
     events.publish(workspace)
     assert [event["event"] for event in bucket.events()] == ["started", "finished", "rolled back"]
     assert len(bucket.objects("jsonl")) == 3
-    proxy.quiet()
+    in_reach.quiet()
     tell("pruned", "2026-11-26T17:30:00Z")
     events.publish(workspace)
-    assert [method for method, _ in proxy.seen] == ["PUT"]  # what is there already is not sent again
+    assert [method for method, _ in in_reach.seen] == ["PUT"]  # what is there already is not sent again
     assert [event["event"] for event in events.read(workspace)] == ["started", "finished", "rolled back", "pruned"]

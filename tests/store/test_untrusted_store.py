@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from luigi_runs import run as run_command
-from s3_server import Proxy, environment
+from s3_server import Proxy
 from store_hosts import Bucket, Host
 
 from pipeline import manifest
@@ -26,10 +26,8 @@ RUN = "runs/mini-0123abcd/tiny-0123abcd"
 
 
 @pytest.fixture
-def mirror(proxy: Proxy, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
+def mirror(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> Mirror:
     """An empty mirror of the test's bucket."""
-    for key, value in environment(proxy.port).items():
-        monkeypatch.setenv(key, value)
     return Mirror(Store(bucket.url, patience=10), tmp_path / "cache" / "mirror")
 
 

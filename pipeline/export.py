@@ -52,6 +52,7 @@ def export(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | Non
     onnx = _onnx()
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     context = runtime.devices("cpu").contexts[0]
+    runtime.adapt_to_load(reporter.write)
     net = evaluation.load_network(run, train, [context])
     norm = batches.unpack(train["details"]["normalisation"])
     facts = _facts(train, chain.config.evaluation.views)

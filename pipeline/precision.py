@@ -91,6 +91,7 @@ def main() -> None:
     """Measure both precisions; reads a JSON description on standard input, prints a line for each."""
     about = json.loads(sys.stdin.read())
     architecture = msgspec.convert(about["architecture"], Architecture)
+    runtime.adapt_to_load(lambda line: None)
     for precision in _CHOICES:  # AMP stays on once it is: float32 comes first
         print(precision, _speed(precision, architecture, about["batch_size"]), flush=True)
     os._exit(0)

@@ -122,7 +122,7 @@ def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) ->
         try:
             mirror.fetch(run.stage(stage), everything=True)
         except Lost as error:  # as in a folder: nothing to continue from
-            log.info("train: %s", error)
+            log.info("train %s: %s", run.run_id, error)
             (run.stage(stage) / MANIFEST).unlink(missing_ok=True)
             mirror.fetch_log(run.log(stage))
         if "init_from" in options:
@@ -177,10 +177,10 @@ def _fetch_checkpoint(mirror: Mirror, run: Run) -> None:
         file = run.checkpoints / name
         try:
             mirror.get(found[name], _check_checkpoint)
-            log.info("train: going on from %s, which another host published", mirror.shown(file))
+            log.info("train %s: going on from %s, which another host published", run.run_id, mirror.shown(file))
             return
         except NotAsRecorded:
-            log.info("train: %s is damaged, taking the one before", mirror.shown(file))
+            log.info("train %s: %s is damaged, taking the one before", run.run_id, mirror.shown(file))
         except FileNotFoundError:
             continue  # its host has a newer one by now
 
@@ -271,7 +271,8 @@ class Checkpoints:
                 pass
             except (PipelineError, OSError) as error:
                 if not failed:
-                    log.warning("train: a checkpoint could not be published, training goes on: %s", error)
+                    what = "a checkpoint could not be published, training goes on"
+                    log.warning("train %s: %s: %s", self.run.run_id, what, error)
                 failed = True
             if ended:
                 return

@@ -48,7 +48,7 @@ from tasks.defaults import (
     take_signals,
     vgg,
 )
-from tasks.progress import SchedulerVoice, TerminalBar
+from tasks.progress import SchedulerVoice, TerminalBar, speak_through_the_command
 from tasks.worker import Failure, failure
 
 #: Configurations by path and content, so that a file that is edited while a chain runs does not change the chain.
@@ -176,6 +176,7 @@ class StageTask(ChainTask):
         """Do the stage's work in its own process, unless another process has just done it."""
         if forked_for_a_task():
             launch.end_with_parent()
+            speak_through_the_command()
         chain = self.chain
         try:
             with self._locked(chain) as held:
@@ -208,16 +209,17 @@ class StageTask(ChainTask):
         return []
 
     def _run_stage(self, chain: Chain, held: list[int], reasons: list[str]) -> None:
-        voice, bar = SchedulerVoice(self, vgg().report_seconds), TerminalBar()
+        voice, bar = SchedulerVoice(self, vgg().report_seconds), TerminalBar(self.what)
         path = _log_path(chain, self.stage)
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "progress":
                 # The dashboard's box is narrow: one fact a line.
                 voice.say(event["fraction"], "\n".join([*event["message"].split(", "), f"log: {path}"]))
-                bar.say(event["fraction"], event["message"])
+                bar.say(event)
             elif event["event"] == "note":
-                log.info("%s: %s", self.stage, event["message"])
+                log.info("%s: %s", self.what, event["message"])
+                bar.say(event)
 
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
         try:

@@ -31,7 +31,8 @@ from pipeline.doctor import semaphores
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.stage import GRACE_SECONDS
 from pipeline.text import printable
-from tasks import luigid, mistakes, scheduler
+from tasks import luigid, mistakes, progress, scheduler
+from tasks.base import StageTask
 from tasks.defaults import (
     BAD_CONFIGURATION,
     RETURN_CODES,
@@ -64,6 +65,7 @@ def install() -> None:
     take_the_command()
     tell_errors_in_one_line()
     _set_up_logging()
+    progress.draw_bars()
     _refuse_luigi_cfg()
     _set_return_codes()
     _leave_locking_to_the_workspace()
@@ -113,6 +115,7 @@ def _leave() -> None:
     for process in multiprocessing.active_children():
         if isinstance(process, TaskProcess):
             process.join(timeout=GRACE_SECONDS + 5)  # it is writing its checkpoint
+    progress.settle()
     code = asked_for()
     if code is not None:
         logging.shutdown()
@@ -154,7 +157,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     if record.exc_info and error is None:  # Luigi asks for a traceback where there is none
         record.exc_info = record.exc_text = None
     if isinstance(error, PipelineError):
-        record.msg, record.args = "%s", (str(error),)
+        record.msg, record.args = "%s", (_with_run(str(error), record.args),)
         record.exc_info = record.exc_text = None
     elif str(record.msg).startswith("Will not run"):
         # Of an error in `complete` or `requires` Luigi logs the formatted traceback, which ends with the error.
@@ -163,6 +166,13 @@ def _without_traceback(record: logging.LogRecord) -> bool:
         if ours:
             record.msg, record.args = "%s", (ours[1],)
     return True
+
+
+def _with_run(text: str, about: object) -> str:
+    """An error's text with the run of the task that it ended, which is the last thing that Luigi's message is about."""
+    task = about[-1] if isinstance(about, tuple) and about else None
+    what = task.what if isinstance(task, StageTask) else ""
+    return f"{what}: {text.removeprefix(f'{what.split()[0]}: ')}" if what and what not in text else text
 
 
 def _quiet(record: logging.LogRecord) -> bool:

@@ -24,6 +24,7 @@ from tasks.defaults import (
     take_signals,
     vgg,
 )
+from tasks.progress import speak_through_the_command
 from tasks.stages import Evaluate, Report
 
 #: Plans by the parameters of their task, with what the files were like then: Luigi asks for the same task again and
@@ -94,6 +95,7 @@ class Compare(PluginTask):
         """Write the page in a process of its own, unless another process has just done it."""
         if forked_for_a_task():
             launch.end_with_parent()
+            speak_through_the_command()
         compared = self.comparison
         try:
             lock = compared.workspace.lock(f"comparison.{compared.name}")
@@ -115,7 +117,9 @@ class Compare(PluginTask):
                 "compare",
                 compared.entries[0].chain,
                 log=compared.folder / "compare.log",
-                on_event=lambda event: log.info("%s", event["message"]) if event["event"] == "note" else None,
+                on_event=lambda event: (
+                    log.info("comparison %s: %s", compared.name, event["message"]) if event["event"] == "note" else None
+                ),
                 inherit=[lock],
                 options=comparison.request(compared),
             )
@@ -144,6 +148,11 @@ class Compare(PluginTask):
         except (KeyError, IndexError, TypeError, ValueError):  # of the right size, so nobody looked into it
             return f"ranking.json is damaged (luigi --module tasks Verify); ranking: {page}"
         return f"{name} leads {count} configurations with {accuracy} ({data}); ranking: {page}"
+
+
+def _tell_note(compared: Comparison, event: dict[str, Any]) -> None:
+    if event["event"] == "note":
+        log.info("comparison %s: %s", compared.name, event["message"])
 
 
 def _plan(values: dict[str, Any]) -> Comparison:

@@ -40,7 +40,7 @@ class TrainVGG(StageTask):
     def options(self, chain: Chain) -> dict[str, Any]:
         path, why = generations.warm_start(chain)
         if why:
-            log.info("train: %s", why)
+            log.info("%s: %s", self.what, why)
         return {"init_from": str(path)} if path else {}
 
     def launcher(self, chain: Chain) -> list[str]:

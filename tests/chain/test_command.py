@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import struct
 import subprocess
@@ -295,13 +296,15 @@ def test_a_run_tells_in_plain_lines_what_it_does(finished, tmp_path):
     assert "\x1b" not in result.text, "control characters of a progress bar outside a terminal"
 
 
-def test_on_a_terminal_long_lines_are_not_wrapped_above_the_progress_bar(done):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_on_a_terminal_a_bar_stands_below_long_lines_that_are_not_wrapped(done, workers):
     (done.folder("report") / "report.json").unlink()
-    place = ["--config", str(done.config), "--workspace", str(done.workspace), "--local-scheduler"]
+    place = ["--config", str(done.config), "--workspace", str(done.workspace)]
+    way = ["--local-scheduler", "--workers", workers]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     process = subprocess.Popen(
-        [*luigi_command(), "--module", "tasks", "Report", *place],
+        [*luigi_command(), "--module", "tasks", "Report", *place, *way],
         cwd=done.cwd,
         env=clean_environment(TERM="xterm"),
         stdin=theirs,
@@ -317,8 +320,15 @@ def test_on_a_terminal_long_lines_are_not_wrapped_above_the_progress_bar(done):
     assert process.wait(LIMIT) == 0, screen.decode()
     page = str(done.folder("report") / "index.html").encode()
     assert len(page) > 60
-    assert any(b"report: report ready" in line and page in line for line in screen.splitlines()), screen.decode()
-    assert b"\xe2\x94\x81" in screen, "no progress bar"
+    whole = [line for line in screen.splitlines() if b"Z report tiny-" in line and b": report ready" in line]
+    assert any(page in line for line in whole), screen.decode()
+    bars = [line for line in re.split(r"[\r\n]+", screen.decode()) if "─" in line]
+    assert bars, "no progress bar"
+    for bar in bars:
+        shown = re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", bar)
+        assert re.match(r"[━─]{20} +\d+ % +\d+:\d\d (so far|left)  report: ", shown), shown
+        assert len(shown) <= 60
+    assert "report: starting" in bars[0]
 
 
 # --- maintenance ------------------------------------------------------------------------------------------------------
@@ -407,3 +417,16 @@ def test_verify_reads_the_pointers_too(done):
     pointer.write_text("{")
     (line,) = verify(done.chain().workspace).damaged
     assert f"{pointer}: damaged" in line
+
+
+def test_make_report_ends_with_how_to_have_the_commands(tmp_path):
+    environment = tmp_path / "environment"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "luigi").write_text("#!/bin/sh\nexit $CODE\n")
+    (environment / "bin" / "luigi").chmod(0o755)
+    (environment / ".installed").touch()
+    for code in (0, 30):
+        make = ["make", "--no-print-directory", "--directory", str(CHECKOUT), "report", f"VENV={environment}"]
+        result = run(make, tmp_path, clean_environment(CODE=str(code)))
+        told = f"for the commands luigi, luigid and vgg-predict in this shell: . {environment}/bin/activate"
+        assert (result.output.splitlines()[-1:] == [told]) is (code == 0), result.text

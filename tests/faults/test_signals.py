@@ -116,7 +116,8 @@ def test_kill_9_of_the_training_is_told_in_one_line_and_the_next_run_goes_on(pla
     os.kill(command.child(), signal.SIGKILL)
     command.finish(30)
     nothing_is_left(place, command)
-    assert "train: its process was killed (SIGKILL: by the out-of-memory killer or by hand)" in command.output
+    assert "train tiny-" in command.output
+    assert ": its process was killed (SIGKILL: by the out-of-memory killer or by hand)" in command.output
     place.configure(epochs=place.newest_step() // STEPS + 2)
     command = place.run()
     assert command.code == 0

@@ -1,10 +1,16 @@
-"""Progress on its way to the scheduler: the last word gets there, and nobody waits for the next turn."""
+"""Progress on its way: the last word gets to the scheduler, nobody waits for a turn, no terminal is too small."""
 
 from __future__ import annotations
 
+import logging
 import threading
 
-from tasks.progress import SchedulerVoice
+import pytest
+
+import tasks
+from pipeline.errors import StageFailed
+from tasks import command
+from tasks.progress import SchedulerVoice, line
 
 
 class Task:
@@ -34,6 +40,26 @@ def test_the_end_of_a_stage_sends_the_last_word_at_once_whatever_the_turn() -> N
     assert [message for _, message in task.said] == ["half &lt;way&gt;", "done"]
     assert {name for name, _ in task.said} == {"scheduler-voice"}
     assert task.shares == [1, 100]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+@pytest.mark.parametrize("left", [None, 0.4, 75, 7325])
+def test_the_text_gives_way_to_bar_per_cent_and_time(width: int, left: float | None) -> None:
+    text = "epoch 12/20, step 34/200, loss 1.234, validation accuracy 78.9%, 1,234 images/s"
+    shown = line(width, 0.456, 61.0, left, text)
+    assert len(shown) <= width
+    time_shown = {None: "1:01 so far", 0.4: "0:00 left", 75: "1:15 left", 7325: "2:02:05 left"}[left]
+    whole = f"{'━' * 9}{'─' * 11}  45 % {time_shown:>12}  {text}"
+    assert shown == (whole if len(whole) <= width else whole[: width - 1] + "…")
+
+
+def test_the_log_of_two_trainings_tells_them_apart() -> None:
+    task = tasks.TrainVGG(config="config/quickstart.yaml", workspace="nowhere")
+    for said in ("train: its process was killed", "the loss is no longer a finite number"):
+        about = ("[pid %s] Worker %s failed    %s", (1, "w", task), (StageFailed, StageFailed(said), None))
+        record = logging.LogRecord("luigi-interface", logging.ERROR, "", 0, *about)
+        assert command._without_traceback(record)
+        assert record.getMessage() == f"train vgg11-quick-4d872bc8: {said.removeprefix('train: ')}"
 
 
 def test_a_scheduler_that_is_gone_breaks_nothing() -> None:

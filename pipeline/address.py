@@ -1,4 +1,4 @@
-"""Addresses of data sets: what of them may be shown or written, and what names the content behind them.
+"""Addresses of data sets and stores: what of them may be shown or written, and what names the content behind them.
 
 An address can hold a password or a token. Imports nothing, leaves nothing behind.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 
 #: Parameters of a query that grant access. One that signs the address says that all others belong to the signature.
-_ACCESS = re.compile(r"(?i)token|secret|passw|credential|session|(api|access)[-_]?key|^auth(orization)?$")
-_SIGNATURE = re.compile(r"(?i)(^|-)sig(nature)?$")
+_ACCESS = re.compile(r"(?i)token|secret|passw|credential|session|(api|access)[-_]?key|^auth(orization)?\Z")
+_SIGNATURE = re.compile(r"(?i)(^|-)sig(nature)?\Z")
 
 
 def shown(address: str) -> str:
@@ -21,7 +21,12 @@ def shown(address: str) -> str:
     if not separator:
         return address
     host, after = _parts(rest)
-    if "@" in _without_query(after) or ("@" in after and ":" in host and "@" not in host):
+    password = ":" in host.partition("@")[0]
+    if "@" in _without_query(after):
+        unsure = password or scheme.startswith(("http", "ftp"))  # in a store @ is a letter of names like any other
+    else:
+        unsure = password and "@" in after and "@" not in host
+    if unsure:
         return f"{scheme}://…@{_without_query(rest.rpartition('@')[2])}"
     return f"{scheme}://{host.rpartition('@')[2]}{_without_query(after)}"
 

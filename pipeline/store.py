@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import names
+from pipeline.address import shown
 from pipeline.errors import ConfigError, WorkspaceError, from_os_error
 from pipeline.files import open_regular
 
@@ -83,7 +84,7 @@ def check_url(address: str) -> str:
         parts = urllib.parse.urlsplit(f"x://{rest}")
     except ValueError as error:  # brackets where an IPv6 address would be
         raise ConfigError(f"--workspace {shown(address)}: {error}; expected for example s3://bucket/prefix") from None
-    if parts.password is not None or parts.query:
+    if parts.password is not None or parts.query or "…@" in shown(address):
         raise ConfigError(
             f"--workspace {shown(address)}: an address with a password or a query would end up in logs; give the "
             "credentials where the store's own tools look for them (environment, profile, ~/.ssh)"
@@ -93,15 +94,6 @@ def check_url(address: str) -> str:
     if not rest.strip("/"):
         raise ConfigError(f"--workspace {address}: names no bucket or folder; expected for example s3://bucket/prefix")
     return f"{scheme}://{rest.rstrip('/')}"
-
-
-def shown(address: str) -> str:
-    """An address as it may be shown and logged: without user name, password and query."""
-    if not is_url(address):
-        return address
-    scheme, _, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".partition("?")[0]
 
 
 class Store:

@@ -283,7 +283,12 @@ _workspaces: dict[str, Workspace] = {}
 def workspace_at(address: str) -> Workspace:
     """The workspace in a folder, or in a store when `address` is a URL; raises `ConfigError` for one that cannot be."""
     if not is_url(address):
-        return Workspace(Path(address).absolute())
+        folder = Path(address).absolute()
+        try:
+            folder.exists()
+        except OSError as error:  # a name that is too long, for example
+            raise ConfigError(f"--workspace {address}: cannot be a folder: {error.strerror}") from None
+        return Workspace(folder)
     if address not in _workspaces:
         settings = vgg()
         if not 0 <= settings.patience_seconds <= settings.stale_seconds / 2:

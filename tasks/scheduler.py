@@ -15,6 +15,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.interface import core
 
+from pipeline.address import shown as without_secrets
 from tasks.defaults import is_command, log, return_code
 
 if TYPE_CHECKING:
@@ -80,9 +81,8 @@ def address() -> str | None:
 
 
 def shown(url: str) -> str:
-    """An address as it may be printed: without a user name or password."""
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    """luigid's address, or a proxy's, as it may be printed."""
+    return without_secrets(url).rstrip("/")
 
 
 def page(url: str) -> str:
@@ -112,8 +112,8 @@ def _proxies(url: str) -> dict[str, Any]:
 
 def _proxy(url: str) -> str:
     proxies = _proxies(url)
-    found = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all") or "nothing"
-    return f"the proxy {shown(found)}"
+    found = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all") or ""
+    return f"the proxy {shown(found if '://' in found else f'http://{found}')}"
 
 
 def _is_root_task(family: str) -> bool:

@@ -73,6 +73,13 @@ def test_a_missing_configuration_ends_with_code_2_and_names_the_ready_made_ones(
     assert_one_line(fresh.luigi("Report"), 2, str(fresh.config), "no such configuration file", "config/vgg11.yaml")
 
 
+def test_a_workspace_whose_name_is_too_long_ends_with_code_2_and_one_line(fresh):
+    result = fresh.luigi("Status", "--workspace", "a" * 300)
+    assert result.rc == 2
+    assert f"--workspace {'a' * 300}: cannot be a folder: File name too long" in result.text
+    assert "Traceback" not in result.text
+
+
 def test_a_generation_that_is_no_name_is_refused(fresh):
     assert_one_line(fresh.luigi("Report", "--generation", "../up"), 2, "--generation", "'../up'")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline import address
+from pipeline.errors import ConfigError
+from pipeline.store import check_url
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,9 @@ from pipeline import address
         ("https://me:hu#sh@host/x?token=hush", "https://…@host/x"),
         ("https://host/x?mail=me@hush.org", "https://host/x"),
         ("s3://key:hush@bucket/x", "s3://bucket/x"),
+        ("s3://bucket/me@home/x", "s3://bucket/me@home/x"),
+        ("sftp://me:hu/sh@host/x", "sftp://…@host/x"),
+        ("https://hu/sh@host/x", "https://…@host/x"),
         ("/data/me@home?/mini.tar.gz", "/data/me@home?/mini.tar.gz"),
     ],
 )
@@ -51,3 +56,10 @@ def test_another_file_is_another_content(other):
 def test_an_address_without_secrets_names_itself(plain):
     # Another value here makes every data set of every user unknown.
     assert address.identity(plain) == plain
+
+
+@pytest.mark.parametrize("given", ["sftp://me:hush@host/x", "sftp://me:hu/sh@host/x", "s3://bucket/x?token=hush"])
+def test_a_workspace_s_address_with_a_secret_is_refused_without_showing_it(given):
+    with pytest.raises(ConfigError, match="would end up in logs") as caught:
+        check_url(given)
+    assert "hu" not in str(caught.value).partition(": an address")[0]

@@ -1,0 +1,326 @@
+"""A process that reads hostile inputs, each in a fork of its own that is watched: `hostile_reader.py KIND SANDBOX`.
+
+On standard input: the length of an input as 8 bytes, then the input. On standard output: one JSON object an input, of
+how reading it ended, what it did, and what it took. The libraries that a kind needs are imported once, before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: Seconds of wall clock after which a reader counts as hanging. Generous: the machine may be busy.
+SECONDS = 60
+
+#: Address space beyond what the imports took: an allocation that the input did not pay for fails and is seen.
+ADDRESS_SPACE = 3 << 30
+
+#: Events of the interpreter that mean that code was run or something outside was touched.
+RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pickle.find_class")
+TOUCHES = ("os.remove", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate")
+
+
+class Recorder:
+    """A reporter that keeps nothing but looks at what it is told."""
+
+    def progress(self, fraction: float, message: str) -> None:
+        assert 0 <= fraction <= 1
+        plain(message)
+
+    def note(self, message: str) -> None:
+        plain(message)
+
+
+def plain(message: str) -> None:
+    """What people are told is one line that a terminal shows as it is."""
+    bad = [character for character in message if not character.isprintable()]
+    assert not bad, f"not printable in a message: {bad[:5]} in {message[:300]!r}"
+    assert len(message) < 3000, f"a message of {len(message)} characters: {message[:300]!r}"
+
+
+# --- what reads each kind ---------------------------------------------------------------------------------------------
+
+
+def archive(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline import dataset
+    from pipeline.chain import Chain
+    from pipeline.config import from_dict
+    from pipeline.workspace import Workspace
+
+    path = sandbox / "in.archive"
+    value = {
+        "data": {"name": "mini", "source": str(path)},
+        "architecture": {"name": "tiny", "conv_arch": [[1, 4]]},
+        "training": {"epochs": 1},
+    }
+    chain = Chain(Workspace(sandbox / "artifacts"), from_dict(value))
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        dataset.prepare(chain, Recorder())
+
+    return read
+
+
+def pickled(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline.dataset.layouts import Collector
+
+    def read(content: bytes) -> None:
+        with Collector("in", False, 10) as collector:
+            for name in ("data_batch_1", "test_batch", "batches.meta"):
+                if collector.wants(name, len(content)):
+                    collector.add(name, content)
+            collector.finish()
+
+    return read
+
+
+def weights(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline import runtime, weights
+
+    runtime.mxnet()
+    path = sandbox / "in.params"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        weights.read(path)
+
+    return read
+
+
+def checkpoint(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline import checkpoint
+
+    path = sandbox / "step-1.npz"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        checkpoint.load(path)
+
+    return read
+
+
+def onnx(sandbox: Path) -> Callable[[bytes], None]:
+    import numpy as np
+
+    from pipeline import inference
+
+    inference.onnxruntime()
+    path = sandbox / "model.onnx"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        model = inference.open_model(path)
+        for name in model.classes:
+            plain(name)
+        model.logits(np.zeros((2, 3, *model.size), np.uint8))
+
+    return read
+
+
+def image(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline import inference, predict
+
+    inference.onnxruntime()
+    path = sandbox / "in.png"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        for result in predict.classify(inference.open_model(sandbox / "good.onnx"), [path]):
+            if isinstance(result, predict.Unreadable):
+                plain(result.why)
+
+    return read
+
+
+def yaml(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline import config
+
+    path = sandbox / "in.yaml"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        config.load(path)
+
+    return read
+
+
+def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
+    """The first line of an input names the file of the finished workspace that the rest takes the place of."""
+    from pipeline.chain import STAGES, Chain
+    from pipeline.config import load
+    from pipeline.predict import resolve_model
+    from pipeline.workspace import Workspace
+    from tasks.maintenance import status_lines, verify
+
+    chain = Chain(Workspace(sandbox / "artifacts"), load(sandbox / "config.yaml"))
+
+    def read(content: bytes) -> None:
+        name, _, rest = content.partition(b"\n")
+        path = chain.workspace.root / name.decode()
+        before = path.read_bytes()
+        path.write_bytes(rest)
+        try:
+            for stage in STAGES:
+                for reason in chain.why(stage):
+                    plain(reason)
+            for line in verify(chain.workspace)[0]:
+                plain(line)
+            for line in status_lines(chain, "config.yaml"):
+                plain(line)
+            resolve_model(chain.workspace.root)
+        finally:
+            path.write_bytes(before)
+
+    return read
+
+
+def lock(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline.locks import describe
+    from pipeline.object_locks import ObjectLock
+    from pipeline.store import Store
+
+    store = Store(f"file://{sandbox}/store", 1.0)
+    store.write("work/locks/warm.lock", b"{}")
+
+    def read(content: bytes) -> None:
+        store.write("work/locks/x.lock", content)
+        found = ObjectLock(store, "work/locks/x.lock")
+        record = found.record()
+        assert record is not None
+        plain(describe(record))
+        with found.held("train x", False, plain):
+            pass
+
+    return read
+
+
+def http(sandbox: Path) -> Callable[[bytes], None]:
+    import requests  # noqa: F401 (imported before the fork)
+
+    from pipeline.dataset import download
+
+    for name, value in {"BACKOFF": 0.01, "TRIES": 2, "CONNECT_TIMEOUT": 2.0, "READ_TIMEOUT": 2.0}.items():
+        setattr(download, name, value)
+
+    def read(content: bytes) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def answer() -> None:
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(1 << 16)
+                    connection.sendall(content)
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mini.tar.gz"
+        download.download(url, url, sandbox / "downloads" / "in", None, lambda fraction, message: plain(message), plain)
+
+    return read
+
+
+KINDS = {
+    "archive": archive,
+    "pickle": pickled,
+    "weights": weights,
+    "checkpoint": checkpoint,
+    "onnx": onnx,
+    "image": image,
+    "yaml": yaml,
+    "workspace": workspace_file,
+    "lock": lock,
+    "http": http,
+}
+
+
+# --- the watch ------------------------------------------------------------------------------------------------------
+
+
+def watch(sandbox: Path, seen: list[str]) -> None:
+    """Note in `seen` whatever this process does that reading an input must not do."""
+    allowed = (str(sandbox), "/dev/null", "/dev/shm", "/proc/self")
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in RUNS:
+            seen.append(f"{event} {arguments!r:.200}")
+        elif event in TOUCHES or event == "open":
+            if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+                return
+            for path in arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]:
+                if isinstance(path, (str, bytes, os.PathLike)):
+                    whole = os.path.realpath(os.fsdecode(os.fspath(path)))
+                    if not whole.startswith(allowed):
+                        seen.append(f"{event} {whole:.300}")
+
+    sys.addaudithook(hook)
+
+
+def in_fork(read: Callable[[bytes], None], content: bytes, sandbox: Path) -> dict[str, Any]:
+    """Read one input in a fork; how that ended and what it took."""
+    out, into = os.pipe()
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os.close(out)
+        os._exit(watched(read, content, sandbox, into))
+    os.close(into)
+    with os.fdopen(out, "rb") as pipe:
+        told = pipe.read()
+    _, status, usage = os.wait4(child, 0)
+    outcome = json.loads(told) if told else {"end": "died", "signal": os.WTERMSIG(status), "seen": []}
+    return {**outcome, "seconds": time.monotonic() - started, "peak": usage.ru_maxrss * 1024}
+
+
+def watched(read: Callable[[bytes], None], content: bytes, sandbox: Path, into: int) -> int:
+    signal.alarm(SECONDS)
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESS_SPACE, size + ADDRESS_SPACE))
+    seen: list[str] = []
+    watch(sandbox, seen)
+    from pipeline.errors import PipelineError
+
+    outcome: dict[str, Any] = {"end": "success"}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            read(content)
+    except PipelineError as error:
+        outcome = {"end": "refused", "type": type(error).__name__, "message": str(error)}
+    except BaseException as error:
+        import traceback
+
+        outcome = {"end": "crashed", "type": type(error).__name__, "message": traceback.format_exc()[-3000:]}
+    seen += [f"on standard error: {line:.300}" for line in said.getvalue().splitlines() if not line.isprintable()]
+    os.write(into, json.dumps({**outcome, "seen": seen}).encode())
+    return 0
+
+
+def main() -> None:
+    kind, sandbox = sys.argv[1], Path(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no answer
+    read = KINDS[kind](sandbox)
+    answers.write(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}) + "\n")
+    answers.flush()
+    while header := sys.stdin.buffer.read(8):
+        content = sys.stdin.buffer.read(struct.unpack("<q", header)[0])
+        answers.write(json.dumps(in_fork(read, content, sandbox)) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Hostile inputs of every kind, made from good ones by Hypothesis, each read in a watched process of its own.
+
+Five rules hold for each: no code runs, nothing outside the sandbox is touched, memory and time stay within bounds,
+and the end is success or one line. `FUZZ_EXAMPLES=20000 pytest -n 0 tests/fuzz` goes on for hours, with new inputs in
+every run; by default each kind sees the same few.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from luigi_runs import CHECKOUT, SmallChain, clean_environment, small_archive
+from mutations import mutated, mutated_inside_gzip, mutated_json
+from PIL import Image
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+
+#: Bytes that reading one input may take beyond what the imports took: inputs here have at most 1 MB.
+MEMORY = 400_000_000
+
+quick = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Reader:
+    """The process that reads the inputs of one kind, and the rules that each must hold."""
+
+    def __init__(self, kind: str, sandbox: Path, *errors: str) -> None:
+        self.kind, self.errors = kind, errors
+        program = [sys.executable, str(Path(__file__).with_name("hostile_reader.py")), kind, str(sandbox)]
+        self.process = subprocess.Popen(
+            program, cwd=CHECKOUT, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.peak = self._answer()["peak"]
+
+    def read(self, content: bytes) -> dict[str, Any]:
+        """How reading an input ended; fails when a rule was broken."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(struct.pack("<q", len(content)) + content)
+        self.process.stdin.flush()
+        outcome = self._answer()
+        assert outcome["seen"] == [], "something was run, touched or told that must not be"
+        assert outcome["end"] in ("success", "refused"), outcome
+        assert outcome["peak"] - self.peak < MEMORY, outcome
+        if outcome["end"] == "refused":
+            said = outcome["message"].lower()
+            assert "memory" not in said, f"as much as it asked for was tried: {outcome}"
+            assert "alloc" not in said, f"as much as it asked for was tried: {outcome}"
+            assert outcome["type"] in self.errors, outcome
+            assert outcome["message"].isprintable(), outcome
+            assert 10 < len(outcome["message"]) < 3000, outcome
+        return outcome
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def made(finished: SmallChain) -> SmallChain:
+    return finished
+
+
+def reader(kind: str, *errors: str) -> Any:
+    """A fixture: the reader of one kind, in a sandbox of its own."""
+
+    @pytest.fixture(scope="module")
+    def started(tmp_path_factory: pytest.TempPathFactory, finished: SmallChain) -> Iterator[Reader]:
+        sandbox = tmp_path_factory.mktemp(kind)
+        shutil.copy(finished.folder("export") / "model.onnx", sandbox / "good.onnx")
+        shutil.copy(finished.config, sandbox / "config.yaml")
+        if kind == "workspace":
+            shutil.copytree(finished.workspace, sandbox / "artifacts")
+        found = Reader(kind, sandbox, *errors)
+        yield found
+        found.close()
+
+    return started
+
+
+archives = reader("archive", "Refused", "DataError")
+pickles = reader("pickle", "Refused", "DataError")
+params = reader("weights", "WeightsError")
+checkpoints = reader("checkpoint", "Damaged", "WorkspaceError")
+models = reader("onnx", "PipelineError")
+images = reader("image", "PipelineError")
+configurations = reader("yaml", "ConfigError")
+workspaces = reader("workspace", "PipelineError", "WorkspaceError", "ConfigError")
+object_locks = reader("lock", "AlreadyRunning")
+servers = reader("http", "Refused")
+
+
+def python_archive(root: Path) -> bytes:
+    """The same images in the python layout, whose files are pickles."""
+    out = io.BytesIO()
+    with tarfile.open(small_archive(root / "binary.tar.gz")) as binary, tarfile.open(fileobj=out, mode="w") as python:
+        for member in binary:
+            name, content = member.name, binary.extractfile(member).read()  # type: ignore[union-attr]
+            if name.endswith(".bin"):
+                rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+                value = {b"data": rows[:, 1:].copy(), b"labels": rows[:, 0].tolist()}
+            else:
+                value = {"label_names": content.decode().split()}
+            content = pickle.dumps(value, 2)
+            info = tarfile.TarInfo(name.removesuffix(".bin").removesuffix(".txt"))
+            info.size = len(content)
+            python.addfile(info, io.BytesIO(content))
+    return gzip.compress(out.getvalue(), 1, mtime=0)
+
+
+@pytest.fixture(scope="module")
+def good_archives(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    root = tmp_path_factory.mktemp("good")
+    small = small_archive(root / "small.tar.gz", train=20, test=10)
+    return [small.read_bytes(), python_archive(root)]
+
+
+def test_archives(archives: Reader, good_archives: list[bytes]) -> None:
+    for good in good_archives:
+        assert archives.read(good)["end"] == "success"
+
+    @quick
+    @given(st.sampled_from(good_archives).flatmap(lambda good: st.one_of(mutated(good), mutated_inside_gzip(good))))
+    def hostile(content: bytes) -> None:
+        archives.read(content)
+
+    hostile()
+
+
+def test_plain_tar_archives(archives: Reader, good_archives: list[bytes]) -> None:
+    @quick
+    @given(st.sampled_from(good_archives).map(gzip.decompress).flatmap(mutated))
+    def hostile(content: bytes) -> None:
+        archives.read(content)
+
+    hostile()
+
+
+def test_pickles(pickles: Reader) -> None:
+    rows = np.zeros((10, 3072), np.uint8)
+    goods = [pickle.dumps({b"data": rows, b"labels": list(range(10))}, protocol) for protocol in (0, 2, 4)]
+
+    @quick
+    @given(st.sampled_from(goods).flatmap(mutated))
+    def hostile(content: bytes) -> None:
+        pickles.read(content)
+
+    hostile()
+
+
+def test_weights(params: Reader, made: SmallChain) -> None:
+    good = (made.folder("train") / "model.params").read_bytes()
+    assert params.read(good)["end"] == "success"
+
+    @quick
+    @given(mutated(good))
+    def hostile(content: bytes) -> None:
+        params.read(content)
+
+    hostile()
+
+
+def test_checkpoints(checkpoints: Reader, made: SmallChain) -> None:
+    good = (made.folder("train") / "trainer.npz").read_bytes()
+    assert checkpoints.read(good)["end"] == "success"
+
+    @quick
+    @given(mutated(good))
+    def hostile(content: bytes) -> None:
+        checkpoints.read(content)
+
+    hostile()
+
+
+def test_onnx_models(models: Reader, made: SmallChain) -> None:
+    good = (made.folder("export") / "model.onnx").read_bytes()
+    assert models.read(good)["end"] == "success"
+
+    @quick
+    @given(mutated(good))
+    def hostile(content: bytes) -> None:
+        models.read(content)
+
+    hostile()
+
+
+def test_images(images: Reader) -> None:
+    goods = []
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        Image.fromarray(np.random.RandomState(0).randint(0, 255, (40, 40, 3)).astype(np.uint8)).save(file, kind)
+        goods.append(file.getvalue())
+        assert images.read(goods[-1])["end"] == "success"
+
+    @quick
+    @given(st.sampled_from(goods).flatmap(mutated))
+    def hostile(content: bytes) -> None:
+        images.read(content)
+
+    hostile()
+
+
+def test_configurations(configurations: Reader, made: SmallChain) -> None:
+    goods = [path.read_bytes() for path in sorted((CHECKOUT / "config").glob("*.yaml"))] + [made.config.read_bytes()]
+
+    @quick
+    @given(st.sampled_from(goods).flatmap(mutated))
+    def hostile(content: bytes) -> None:
+        configurations.read(content)
+
+    hostile()
+
+
+def test_manifests_and_pointers(workspaces: Reader, made: SmallChain) -> None:
+    root = made.workspace
+    run = made.folder("train").parent
+    names = [path.relative_to(root) for path in (*root.glob("datasets/**/*.json"), *run.glob("*/manifest.json"))]
+    pointer = root / "current" / "mini" / "tiny.json"
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+
+    @quick
+    @given(
+        st.sampled_from(sorted(names)).flatmap(
+            lambda name: mutated_json((root / name).read_bytes()).map(lambda text: f"{name}\n".encode() + text)
+        )
+    )
+    def hostile(content: bytes) -> None:
+        workspaces.read(content)
+
+    hostile()
+
+
+def test_lock_objects(object_locks: Reader) -> None:
+    record = {"host": "h", "pid": 1, "since": "2026-01-01T00:00:00Z", "machine": "m", "token": "t", "beat": 1.0}
+
+    @quick
+    @given(mutated_json(json.dumps({**record, "stale_after": 90.0}).encode()))
+    def hostile(content: bytes) -> None:
+        object_locks.read(content)
+
+    hostile()
+
+
+def test_http_answers(servers: Reader, good_archives: list[bytes]) -> None:
+    body = good_archives[0][:20_000]
+    head = f'HTTP/1.1 200 OK\r\nContent-Type: application/gzip\r\nContent-Length: {len(body)}\r\nETag: "x"\r\n\r\n'
+    assert servers.read(head.encode() + body)["end"] == "success"
+
+    @quick
+    @given(mutated(head.encode()).map(lambda answer: answer + body))
+    def hostile(content: bytes) -> None:
+        servers.read(content)
+
+    hostile()

@@ -159,11 +159,12 @@ def yaml(sandbox: Path) -> Callable[[bytes], None]:
 
 def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
     """The first line of an input names the file of the finished workspace that the rest takes the place of."""
+    from pipeline import status
     from pipeline.chain import STAGES, Chain
     from pipeline.config import load
     from pipeline.predict import resolve_model
     from pipeline.workspace import Workspace
-    from tasks.maintenance import status_lines, verify
+    from tasks.maintenance import verify
 
     chain = Chain(Workspace(sandbox / "artifacts"), load(sandbox / "config.yaml"))
 
@@ -176,9 +177,9 @@ def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
             for stage in STAGES:
                 for reason in chain.why(stage):
                     plain(reason)
-            for line in verify(chain.workspace)[0]:
+            for line in verify(chain.workspace).damaged:
                 plain(line)
-            for line in status_lines(chain, "config.yaml"):
+            for line in status.lines(status.gather(chain), "config.yaml"):
                 plain(line)
             resolve_model(chain.workspace.root)
         finally:

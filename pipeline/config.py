@@ -422,7 +422,8 @@ def _explain(message: str, value: Any) -> str:
         allowed = _fields_at(path)
         close = difflib.get_close_matches(unknown[1], allowed, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        return f"unknown key {_join(path, unknown[1])}{hint}; allowed here: {', '.join(allowed)}"
+        key = _join(path, unknown[1] if len(unknown[1]) <= 60 else f"{unknown[1][:57]}...")
+        return f"unknown key {key}{hint}; allowed here: {', '.join(allowed)}"
     missing = re.match(r"Object missing required field `(.*)`", problem)
     if missing:
         return f"missing key {_join(path, missing[1])}"

@@ -107,13 +107,17 @@ _read: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("
 
 
 def read_json(path: Path) -> Any | None:
-    """The JSON value in `path`, or None when the file is missing, unreadable or not JSON."""
+    """The JSON value in `path`, or None when the file is missing, unreadable, not JSON, or holds what no text can."""
     known = _read.get()
     if known is not None and path in known:
         return known[path]
     value = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        value = json.loads(read_regular(path))
+        content = read_regular(path)
+        read = json.loads(content)
+        if b"\\u" in content:  # half a pair of \u escapes is no character: it could be written nowhere
+            os.fsencode(json.dumps(read, ensure_ascii=False))
+        value = read
     if known is not None:
         known[path] = value
     return value

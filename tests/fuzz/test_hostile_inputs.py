@@ -29,7 +29,7 @@ from luigi_runs import CHECKOUT, SmallChain, clean_environment, small_archive
 from mutations import mutated, mutated_inside_gzip, mutated_json
 from PIL import Image
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 
 #: Bytes that reading one input may take beyond what the imports took: inputs here have at most 1 MB.
 MEMORY = 400_000_000

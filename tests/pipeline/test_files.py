@@ -94,6 +94,14 @@ def test_a_pipe_in_place_of_a_file_is_never_waited_for(tmp_path: Path) -> None:
         sha256_file(tmp_path / "manifest.json")
 
 
+def test_json_with_text_that_no_file_or_terminal_can_hold_is_none(tmp_path: Path) -> None:
+    half_a_pair, emoji = tmp_path / "half.json", tmp_path / "emoji.json"
+    half_a_pair.write_text(r'{"name": "\ud800"}')
+    emoji.write_text(r'{"name": "\ud83d\ude00"}')
+    assert read_json(half_a_pair) is None
+    assert read_json(emoji) == {"name": "😀"}
+
+
 def test_new_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:

@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 
 from pipeline import address
 from pipeline.errors import ConfigError
-from pipeline.files import expanded
+from pipeline.files import check_path, expanded
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -217,6 +217,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     installed plugin. Relative paths inside the file are taken from the file's own folder. The environment
     variable `CIFAR10_SOURCE` replaces the source of a `cifar10` data set.
     """
+    check_path(path, "--config")
     file = find(path)
     config = from_dict(parse_yaml(file, str(path)), str(path))
     _check_schedule(config.training, f"{path}: training.schedule")
@@ -450,6 +451,8 @@ def _check_meaning(config: Config, value: Any, where: str) -> None:
     for key, leaf in flatten(to_dict(config)):
         if isinstance(leaf, float) and not math.isfinite(leaf):
             raise ConfigError(f"{where}: {key}: found {leaf}, expected a finite number")
+        if isinstance(leaf, str) and re.search("[\ud800-\udfff]", leaf):
+            raise ConfigError(f"{where}: {key}: found {leaf!a}, which cannot be written as UTF-8")
     data, init_from = config.data, config.training.init_from
     places = {"data": {"source": data.source, "mirrors": data.mirrors}, "training": {"init_from": init_from}}
     for key, location in flatten(places):
@@ -581,4 +584,6 @@ def _shown(value: Any) -> str:
 def _absolute(location: str, folder: Path, where: str) -> str:
     if location == "bundled" or "://" in location:
         return location
-    return os.path.normpath(folder / expanded(location, where))
+    found = os.path.normpath(folder / expanded(location, where))
+    check_path(found, where)
+    return found

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,22 @@ def expanded(location: str, where: str) -> str:
         what = "home folder" if unknown[0].startswith("~") else "environment variable"
         raise ConfigError(f"{where}: found {location!r}, but there is no such {what} as {unknown[0]}")
     return found
+
+
+def check_path(path: str | os.PathLike[str], where: str) -> None:
+    """Refuse a path that libraries and files would not write as Python does: MXNet and JSON know UTF-8 alone.
+
+    Raises `ConfigError`, with `where` naming who wants it.
+    """
+    text = os.fspath(path)
+    with contextlib.suppress(UnicodeEncodeError):
+        if text.encode() == os.fsencode(text):
+            return
+    encoding = sys.getfilesystemencoding()
+    advice = "give a path whose folders have names in UTF-8"
+    if encoding != "utf-8":
+        advice = f"Python takes names here for {encoding}: unset PYTHONUTF8, or set LC_ALL=C.UTF-8"
+    raise ConfigError(f"{where}: found {text!a}, which is not UTF-8; {advice}")
 
 
 def read_regular(path: Path) -> bytes:

@@ -32,7 +32,7 @@ from pipeline.errors import (
     PipelineError,
     from_os_error,
 )
-from pipeline.files import expanded
+from pipeline.files import check_path, expanded
 from pipeline.mirror import default_cache, mirror_at
 from pipeline.stage import COMMANDS
 from pipeline.store import check_url, is_url
@@ -284,6 +284,7 @@ def workspace_at(address: str) -> Workspace:
     """The workspace in a folder, or in a store when `address` is a URL; raises `ConfigError` for one that cannot be."""
     if not is_url(address):
         folder = Path(address).absolute()
+        check_path(folder, "--workspace")
         try:
             folder.exists()
         except OSError as error:  # a name that is too long, for example
@@ -297,6 +298,7 @@ def workspace_at(address: str) -> Workspace:
                 f"({settings.stale_seconds:g}): a host that waits for the store longer than that could lose its locks"
             )
         cache = Path(expanded(settings.cache, "[vgg] cache")) if settings.cache else default_cache()
+        check_path(cache, "[vgg] cache")
         mirror = mirror_at(check_url(address), cache, settings.patience_seconds, settings.stale_seconds)
         _workspaces[address] = Workspace(mirror.root, mirror)
     return _workspaces[address]

@@ -437,3 +437,28 @@ def test_make_report_ends_with_how_to_have_the_commands(tmp_path):
         result = run(make, tmp_path, clean_environment(CODE=str(code)))
         told = f"for the commands luigi, luigid and vgg-predict in this shell: . {environment}/bin/activate"
         assert (result.output.splitlines()[-1:] == [told]) is (code == 0), result.text
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        (
+            b"caf\xe9",
+            {},
+            "'{}/caf\\udce9/artifacts', which is not UTF-8; give a path whose folders have names in UTF-8",
+        ),
+        (
+            "café".encode(),
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+            "'{}/caf\\udcc3\\udca9/artifacts', which is not UTF-8; Python takes names here for ascii: unset PYTHONUTF8",
+        ),
+    ],
+)
+def test_a_workspace_whose_path_is_not_utf_8_is_refused_before_anything_runs(tmp_path, name, more, words):
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    (folder / "run.yaml").write_text(CONFIG)
+    command = [*luigi_command(), "--module", "tasks", "Report", "--config", "run.yaml", "--local-scheduler"]
+    result = run(command, folder, clean_environment(**more))
+    assert_fails_clearly(result, 2, "--workspace: found " + words.format(tmp_path))
+    assert [path.name for path in folder.iterdir()] == ["run.yaml"]

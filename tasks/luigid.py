@@ -14,6 +14,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import luigi.scheduler
@@ -48,11 +49,16 @@ class Scheduler(_Client):
         super().__init__(*args, **kwargs)
         #: Whether at the last look others had what this command's next task needs.
         self.held_up = False
+        #: Tells whether a task of this command is complete; the worker knows how.
+        self.is_complete: Callable[[str], bool] = lambda task_id: False
+        #: Tasks that another command did while this one ran.
+        self.done_elsewhere: set[str] = set()
         self._sent: dict[str, dict[str, Any]] = {}  # what luigid was told of each task, the latest wins
         self._running: set[str] = set()
         self._worker: dict[str, Any] = {}
         self._telling = threading.RLock()  # the heartbeat tells what runs from a thread of its own
         self._next_look = 0.0
+        self._hears = True
         self._told: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,7 +92,8 @@ class Scheduler(_Client):
             self.held_up = False
             for mirror in all_mirrors():
                 mirror.doubtful_before = time.monotonic()  # what others finished may be why there is work now
-            left = [task_id for task_id, task in self._sent.items() if task["status"] == "PENDING"]
+            left = [name for name, task in self._sent.items() if task["status"] == "PENDING"]
+            left = [name for name in left if name not in self.done_elsewhere]
             if _has_work(answer) or not left or about.get("current_tasks"):
                 return answer
             if answer["n_pending_tasks"] or answer["running_tasks"]:
@@ -95,7 +102,7 @@ class Scheduler(_Client):
                 if who is None:
                     return answer
                 waits = vgg().overlap == "wait"
-                self._say_once(who + ("; waiting for it" if waits else ""))
+                self._say_once(who, "; waiting for it" if waits else "")
                 if not waits:
                     return answer
                 time.sleep(POLL_SECONDS)
@@ -104,7 +111,14 @@ class Scheduler(_Client):
 
     def ping(self, **about: Any) -> Any:
         """Luigi's heartbeat; now and then it looks whether luigid still knows of what runs here."""
-        answer = super().ping(**about)
+        try:
+            answer = super().ping(**about)
+        except (RPCError, OSError, ValueError, LookupError):
+            if self._hears:
+                log.info("%s does not answer; what runs here goes on", scheduler.shown(self._url))
+            self._hears = False
+            return None
+        self._hears = True
         if self._running and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             with self._telling:
@@ -188,14 +202,14 @@ class Scheduler(_Client):
     def _made_up(self, left: list[str], own: str) -> bool:
         """Make up for what luigid forgot or has just seen done; False when asking again is of no use."""
         found = {task_id: self._find(task_id) for task_id in left}
-        states = {task_id: (task or {}).get("status") for task_id, task in found.items()}
-        done = [task_id for task_id, state in states.items() if state == "DONE"]
-        if None in states.values():
+        known = {task_id: task for task_id, task in found.items() if task}
+        done = [task_id for task_id, task in known.items() if task["status"] == "DONE"]
+        self.done_elsewhere.update(task_id for task_id in done if self.is_complete(task_id))
+        done = [task_id for task_id in done if task_id not in self.done_elsewhere]
+        if len(known) < len(found):
             log.info("luigid was restarted: telling it again what is left to do")
             self._announce()
-        elif any(
-            state == "PENDING" and own not in (found[task_id] or {})["workers"] for task_id, state in states.items()
-        ):
+        elif any(task["status"] == "PENDING" and own not in task["workers"] for task in known.values()):
             log.info("luigid took this command for dead: telling it again what is left to do")
             self._announce()
         elif done:
@@ -234,7 +248,6 @@ class Scheduler(_Client):
 
     def _see_to_others(self, task_id: str, own: str) -> None:
         """Report a killed command's task as failed; wait for a living command, or say who it is."""
-        told = False
         while other := self._runner(task_id, own):
             # A container's next command can have the very process number of the one before.
             if other.get("host") == socket.gethostname() and (
@@ -244,9 +257,7 @@ class Scheduler(_Client):
                 lost = json.dumps(f"{_who(other)} is gone")
                 super().add_task(worker=other["name"], task_id=task_id, status="FAILED", expl=lost)
                 return
-            if not told:
-                log.info("%s: being run by %s, says luigid%s", short_name(task_id), _who(other), _advice())
-                told = True
+            self._say_once(f"{short_name(task_id)}: being run by {_who(other)}, says luigid", _advice())
             if vgg().overlap != "wait":
                 return
             time.sleep(POLL_SECONDS)
@@ -256,10 +267,10 @@ class Scheduler(_Client):
         workers = self.worker_list()
         return next((w for w in workers if w["name"] != own and task_id in w.get("running", ())), None)
 
-    def _say_once(self, line: str) -> None:
+    def _say_once(self, line: str, more: str = "") -> None:
         if line not in self._told:
             self._told.add(line)
-            log.info("%s", line)
+            log.info("%s%s", line, more)
 
     # --- a luigid that does not answer ----------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ class Worker(luigi.worker.Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._failures: dict[str, Failure] = {}  # of tasks whose last attempt failed
+        if isinstance(self._scheduler, Scheduler):
+            self._scheduler.is_complete = lambda task_id: self._is_complete(self._scheduled_tasks[task_id])
 
     def run(self) -> bool:
         done = super().run()
@@ -91,14 +93,26 @@ class Worker(luigi.worker.Worker):
         return f"in {scheduler_section().retry_delay:.0f} s{soon} ([scheduler] retry_delay)"
 
     def _forgive(self) -> None:
-        """What met another command's lock, and was done by that one meanwhile, is no failure."""
-        if not any(told.busy for told in self._failures.values()):
+        """What met another command's lock, or was run by one, and was done by that one meanwhile, is no failure."""
+        met = any(told.busy for told in self._failures.values())
+        met = met or any(answer["running_tasks"] for answer in self._get_work_response_history)
+        if not met and not getattr(self._scheduler, "done_elsewhere", None):
             return
         done = {task for task, status, _ in self._add_task_history if status == DONE}
-        left = {task for task, status, _ in self._add_task_history if status in (PENDING, FAILED)} - done
-        for task in left:
+        for task in {task for task, status, _ in self._add_task_history if status in (PENDING, FAILED)} - done:
             told = self._failures.get(task.task_id)
-            with contextlib.suppress(PipelineError):
-                if (told is None or told.busy) and task.complete():
-                    self._failures.pop(task.task_id, None)
-                    self._add_task_history.append((task, DONE, False))
+            if (told is None or told.busy) and self._is_complete(task):
+                self._failures.pop(task.task_id, None)
+                self._add_task_history.append((task, DONE, False))
+                done.add(task)
+                if task.task_id == self._first_task:
+                    log.info("%s: done by another command", short_name(task.task_id))
+        names = {task.task_id for task in done}
+        for answer in self._get_work_response_history:  # from which Luigi makes "already running"
+            running = answer["running_tasks"] or []
+            answer["running_tasks"] = [task for task in running if task["task_id"] not in names]
+
+    def _is_complete(self, task: Any) -> bool:
+        with contextlib.suppress(PipelineError):
+            return bool(task.complete())
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from luigi_runs import SmallChain
 from luigid_process import Luigid, luigid, started, wait_for
 
+import tasks
 from pipeline.workspace import Workspace
 
 
@@ -92,10 +94,11 @@ def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: S
             assert command.end() == 35, command.output
         central.restart()
     assert prepared.manifest("train")["files"]
-    told = [line for line in command.output.splitlines() if central.url in line]
-    assert len(told) == 2, command.output
-    assert "does not answer: asking again every 1 s, 1 times" in told[0]
-    assert "no longer answers as luigid does (no connection): what is done stays" in told[1]
+    heard, asked, left = [line for line in command.output.splitlines() if central.url in line]
+    assert "does not answer; what runs here goes on" in heard
+    assert "does not answer: asking again every 1 s, 1 times" in asked
+    assert "no longer answers as luigid does (no connection): what is done stays" in left
+    assert "Failed pinging" not in command.output
     assert "Traceback" not in command.output
 
 
@@ -118,3 +121,32 @@ def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken
             central.api("add_task", **other, status="DONE")
         assert command.end() == (0 if overlap == "wait" else 10), command.output
     assert command.output.count(line) == 1
+
+
+@pytest.mark.parametrize("overlap", ["wait", "leave"])
+def test_what_another_command_did_while_this_one_stayed_is_done_and_the_code_says_so(
+    done: SmallChain, central: Luigid, tmp_path: Path, overlap: str
+) -> None:
+    file = tmp_path / "luigi.cfg"
+    file.write_text(f"[vgg]\noverlap = {overlap}\n[worker]\nkeep_alive = true\nwait_interval = 0.2\nwait_jitter = 0\n")
+    task = tasks.Report if overlap == "wait" else tasks.Evaluate
+    name = task(config=str(done.config), workspace=str(done.workspace)).task_id
+    run, away = done.folder("report").parent, tmp_path / "away"
+    away.mkdir()
+    for stage in ("report", task.stage):
+        if (run / stage).exists():
+            shutil.move(run / stage, away)
+    other = {"worker": "other", "task_id": name, "family": task.__name__}
+    central.api("add_task", **other)
+    central.api("add_worker", worker="other", info=[["pid", 4711], ["host", "box"]])
+    assert central.api("get_work", worker="other")["task_id"] == name
+    with started(done, "Report", central, LUIGI_CONFIG_PATH=str(file)) as command:
+        wait_for(lambda: "being run by process 4711 on box, says luigid" in command.output, "a line about the other")
+        if overlap == "leave":  # the report is left to do, so it stays
+            wait_for(lambda: "'first_task':" in str(central.api("worker_list")), "the command to ask for work")
+        for folder in away.iterdir():
+            shutil.move(folder, run)
+        central.api("add_task", **other, status="DONE")
+        assert command.end() == 0, command.output
+    assert ("done by another command" if overlap == "wait" else "done meanwhile") in command.output
+    assert command.output.count("being run by process 4711") == 1

@@ -401,7 +401,10 @@ class Session:
         }
 
     def _config_yaml(self) -> str:
-        head = f"# The full configuration that {self.run.run_id} was trained with, every default spelled out.\n"
+        head = (
+            f"# The full configuration that {self.run.run_id} was trained with, every default spelled out.\n"
+            "# Of addresses, user, password and query are left out.\n"
+        )
         return head + yaml.safe_dump(_plain(to_record(self.chain.config)), sort_keys=False)
 
     # --- helpers ------------------------------------------------------------------------------------------------

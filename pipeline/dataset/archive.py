@@ -90,6 +90,8 @@ def read(path: Path, name: str, collector: Collector, tell: Tell) -> str | None:
         raise Refused(name, "no such file or folder") from None
     except OSError as error:
         raise Refused(name, f"cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a path that no file can have
+        raise Refused(name, f"cannot be read: {shown(str(error))}") from None
 
 
 def looks_like_html(head: bytes) -> bool:
@@ -339,11 +341,11 @@ def _read_folder(folder: Path, name: str, collector: Collector, tell: Tell) -> N
     if len(places) > 1:
         raise Refused(name, f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
     files = counted_files(places[0])
+    if sum(path.stat().st_size for path in files) > TOTAL_LIMIT:
+        raise Refused(name, f"its batches have more than {human_size(TOTAL_LIMIT)}, CIFAR-10's have 184 MB")
     for index, path in enumerate(files):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > TOTAL_LIMIT:
-                raise Refused(name, f"{path.name} has {size} bytes, more than any batch")
             if not collector.wants(path.name, size):
                 continue
             tell(index / len(files), f"reading {path.name}")

@@ -5,6 +5,7 @@ Reads archives and folders where they lie; leaves downloads in the workspace unt
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +137,10 @@ def _local_path(location: str) -> Path | None:
     """The path that `location` means, or None for an address to download from."""
     if "://" not in location:
         return Path(location)
-    parts = urllib.parse.urlsplit(location)
-    return Path(urllib.parse.unquote(parts.path)) if parts.scheme == "file" else None
+    scheme, _, rest = location.partition("://")
+    if scheme.lower() != "file":
+        return None
+    return Path(urllib.parse.unquote("/" + re.split(r"[?#]", rest)[0].partition("/")[2]))
 
 
 def _nothing_left(failures: list[Refused]) -> DataError:

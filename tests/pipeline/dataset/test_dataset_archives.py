@@ -262,6 +262,14 @@ def test_a_folder_that_lacks_a_batch_says_which(chain, reporter, tmp_path):
         dataset.prepare(chain(tmp_path / "folder"), reporter)
 
 
+def test_a_folder_of_files_that_only_claim_a_size_is_refused(chain, reporter, tmp_path):
+    for number in range(1, 4):
+        with open(tmp_path / f"data_batch_{number}.bin", "wb") as file:
+            file.truncate(3073 * 150_000)
+    with memory_below(10_000_000), pytest.raises(DataError, match=r"its batches have more than 1.1 GB"):
+        dataset.prepare(chain(tmp_path), reporter)
+
+
 def test_class_names_default_to_cifar10s_own_or_to_numbers(chain, archive, reporter):
     files = without("batches.meta.txt")
     assert dataset.prepare(chain(archive(tar_gz(files))), reporter)["details"]["classes"][3] == "cat"

@@ -173,6 +173,13 @@ def test_when_all_fail_one_line_names_each_address_without_its_password(chain, s
     assert "secret" not in line + "".join(reporter.notes)
 
 
+@pytest.mark.parametrize("address", ["http://[host/x", "http://", "http://host:99999/x", "file:///%00", "x://host/y"])
+def test_what_is_no_address_is_told_in_one_line(chain, reporter, address):
+    with pytest.raises(DataError, match=r"is not an address that can be down|embedded null") as caught:
+        dataset.prepare(chain(address), reporter)
+    assert "\n" not in str(caught.value)
+
+
 def test_no_password_is_left_in_the_workspace(chain, site, reporter, monkeypatch):
     monkeypatch.setattr(download, "TRIES", 1)
     made = chain(site.url("/mini.tar.gz?token=secret").replace("//", "//me:secret@"))

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import current, image_files, inference, manifest, settings
+from pipeline import current, image_files, inference, manifest, settings, streams
 from pipeline.config import SAMPLE_LABEL
 from pipeline.cores import usable_cores
 from pipeline.errors import PipelineError
@@ -133,12 +133,14 @@ def in_store(url: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status: 0, or 1 when anything could not be read."""
+    if arguments is None:  # not in a program that calls this function
+        streams.forgive()
     options = _parser().parse_args(arguments)
     path = Path(options.model or DEFAULT_MODEL)
     try:
         named = expanded(options.model, "--model") if options.model else default_model()
         path = resolve_model(in_store(named) if is_url(named) else Path(named))
-        if arguments is None:  # not in a program that calls this function
+        if arguments is None:
             _limit_memory(path)
         model = inference.open_model(path)
         _introduce(path, model, named)
@@ -156,10 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predictions = [result for result in results if isinstance(result, Prediction)]
     unreadable = [result for result in results if isinstance(result, Unreadable)]
     shown = _json(path, model, predictions, unreadable, passed_over) if options.json else _table(predictions)
-    try:
-        print(shown, flush=True)
-    except BrokenPipeError:  # the reader has seen enough (`vgg-predict … | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    print(shown, flush=True)
     _warn_resized(predictions, model.size)
     if passed_over:
         print(f"vgg-predict: {image_files.passed_over(passed_over)}", file=sys.stderr)

@@ -27,6 +27,7 @@ from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassAmbigiousException, TaskClassException
 from luigi.worker import TaskProcess
 
+from pipeline import streams
 from pipeline.doctor import semaphores
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.stage import GRACE_SECONDS
@@ -63,6 +64,7 @@ def install() -> None:
     if is_command():
         return
     take_the_command()
+    streams.forgive()
     tell_errors_in_one_line()
     _set_up_logging()
     progress.draw_bars()

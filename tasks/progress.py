@@ -184,8 +184,7 @@ class _Terminal:
             _write_to(cast(TextIO, _AboveTheBars(self)))
         if self._bars:
             now = time.monotonic()
-            # Asked of the terminal itself each time: it may be made smaller, and COLUMNS be of another one.
-            width = self._live.console.width = os.get_terminal_size(stderr.fileno()).columns or 80
+            width = self._live.console.width = _columns(stderr)
             lines = []
             for bar in self._bars.values():
                 what = bar["what"] if len(self._bars) > 1 else bar["what"].split()[0]  # a run's name takes much room
@@ -195,6 +194,14 @@ class _Terminal:
             self._live.stop()
             self._live = None
             _write_to(stderr)
+
+
+def _columns(stderr: TextIO) -> int:
+    """The width of the terminal, asked each time: it may be made smaller, or be gone."""
+    try:
+        return os.get_terminal_size(stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 def _live(stderr: TextIO) -> Any:

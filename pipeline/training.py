@@ -112,8 +112,8 @@ class Session:
     def __init__(self, chain: Chain, run: Run, reporter: stage.Reporter, share: Share) -> None:
         self.chain, self.run, self.reporter, self.share = chain, run, reporter, share
         self.training = chain.config.training
-        if self.training.tensorboard:
-            tensorboard.check()  # now rather than after the first epoch
+        # Made now rather than after the first epoch: it says when what it needs is not installed.
+        self.curves = tensorboard.Curves(run.curves) if self.training.tensorboard else None
         self.devices = runtime.devices(chain.config.device)
         runtime.adapt_to_load(reporter.write if share.leads else lambda line: None)
         self.exchange = Exchange(runtime.mxnet(), self.devices, share)
@@ -293,14 +293,14 @@ class Session:
         counters.step_in_epoch, counters.epoch_seconds = 0, 0.0
         counters.sums = []
         self.reporter.note(_readable(row, self.training.epochs))
-        if self.training.tensorboard and self.share.leads:
-            self._write_curves()
+        if self.curves is not None and self.share.leads:
+            self._write_curves(self.curves)
 
-    def _write_curves(self) -> None:
-        """Bring the TensorBoard files up to date, every few seconds and after the last epoch."""
+    def _write_curves(self, curves: tensorboard.Curves) -> None:
+        """Bring the TensorBoard file up to date, every few seconds and after the last epoch."""
         last = self.counters.epoch >= self.training.epochs
         if last or time.monotonic() - self.last_curves >= tensorboard.WRITE_SECONDS:
-            tensorboard.write(self.run.curves, self.counters.history)
+            curves.write(self.counters.history)
             self.last_curves = time.monotonic()
 
     # --- telling ------------------------------------------------------------------------------------------------

@@ -394,7 +394,7 @@ def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(run: Path, folder: Path) -> None:
-    code = "import sys; from pipeline import predict; sys.exit(predict.main(sys.argv[1:]))"
+    code = "import sys; from pipeline import predict; sys.exit(predict.main())"
     command = [sys.executable, "-c", code, "--model", str(run), *[str(folder)] * 200]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
     assert process.stdout is not None

@@ -248,17 +248,7 @@ class Store:
 
     def get(self, path: str, file: Path) -> None:
         """Download an object into `file`. Raises `FileNotFoundError` when it is not there."""
-
-        def ask(fs: Any, base: str) -> None:
-            try:
-                fs.get_file(f"{base}/{path}", str(file))
-            except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                error.filename = str(file)
-                raise from_os_error(error, f"keep a copy of {self}/{path}") from error
-
-        self._patiently("download", path, ask)
+        self._patiently("download", path, lambda fs, base: _download(fs, f"{base}/{path}", str(file)))
 
     def copy(self, path: str, target: str) -> None:
         """Copy an object within the store."""
@@ -269,7 +259,7 @@ class Store:
                 fs.cp_file(old, new)
             except NotImplementedError:  # SFTP has no such request
                 with tempfile.TemporaryDirectory() as folder:
-                    fs.get_file(old, f"{folder}/copy")
+                    _download(fs, old, f"{folder}/copy")
                     fs.put_file(f"{folder}/copy", new)
 
         self._patiently("copy", path, ask)
@@ -367,6 +357,17 @@ def _connect(url: str) -> tuple[Any, str]:
 def _is_shared(fs: Any) -> bool:
     """True for the back-end of an object store, False for that of a file server."""
     return bool(getattr(fs, "async_impl", False))
+
+
+def _download(fs: Any, path: str, file: str) -> None:
+    """Download a file; raises `WorkspaceError` at once when the disk here is full, which is no fault of the store."""
+    try:
+        fs.get_file(path, file)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        error.filename = file
+        raise from_os_error(error, f"keep a copy of {path} here") from error
 
 
 def _create(fs: Any, path: str, content: bytes) -> None:

@@ -109,3 +109,4 @@ def test_one_of_two_creators_is_first_and_names_are_taken_as_they_are_written(
     assert (tmp_path / "shared" / "exp[1]::x" / "locks" / "a").read_bytes() == b"one"
     one.write("locks/b", b"b")
     assert one.read_many(["locks/a", "locks/b"]) == {"locks/a": b"one", "locks/b": b"b"}
+    assert set(one.find("locks")) == {"locks/a", "locks/b"}

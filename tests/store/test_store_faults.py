@@ -17,6 +17,7 @@ from store_hosts import Bucket, Host, Running, local_weights
 from pipeline import events, manifest
 from pipeline.chain import Chain
 from pipeline.config import load
+from pipeline.errors import AlreadyRunning
 from pipeline.mirror import Mirror
 from pipeline.object_locks import ObjectLock
 from pipeline.store import Store
@@ -252,6 +253,25 @@ def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reac
     lock._beat()
     assert pauses == [100, 1, 1, 1, 100, 100]
     assert not lock.lost
+
+
+def test_a_lock_that_its_holder_renews_at_the_last_moment_is_left_to_it(
+    bucket: Bucket, in_reach: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign_lock(bucket, "work/locks/x.lock", stale_after=-1)
+    lock = ObjectLock(Store(bucket.url, patience=10), "work/locks/x.lock")
+    looks: list[float] = []
+
+    def age(path: str, beside: str) -> float:
+        looks.append(0.0)
+        if len(looks) == 1:
+            foreign_lock(bucket, "work/locks/x.lock", stale_after=3600)
+        return 1.0
+
+    monkeypatch.setattr(lock.store, "age", age)
+    with pytest.raises(AlreadyRunning), lock.held("the stage", wait=False, waiting=print):
+        pass
+    assert json.loads(bucket.read("work/locks/x.lock"))["host"] == "far"
 
 
 @pytest.mark.parametrize(("patience", "stale"), [(60, 90), (-1, 90), ("nan", 90)])

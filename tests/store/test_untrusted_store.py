@@ -181,7 +181,7 @@ def test_a_folder_for_copies_that_cannot_be_written_is_told_as_such(
     mirror: Mirror, bucket: Bucket, host: Callable[..., Host], tmp_path: Path
 ) -> None:
     bucket.write("current/mini/tiny.json", b"{}")
-    with pytest.raises(WorkspaceError, match=r"/dev/full: cannot keep a copy of s3://.*the disk is full"):
+    with pytest.raises(WorkspaceError, match=r"/dev/full: cannot keep a copy of .*tiny.json here: the disk is full"):
         mirror.store.get("current/mini/tiny.json", Path("/dev/full"))
     (tmp_path / "file").write_text("")
     result = host("one", cache=tmp_path / "file").luigi("Status")

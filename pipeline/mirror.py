@@ -380,7 +380,7 @@ class Mirror:
             raise WorkspaceError(f"{file}: leads out of {self.root}: nothing is written there; remove it")
         with self._writing():
             file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, half = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name[:100]}.", suffix=".tmp")
+            descriptor, half = tempfile.mkstemp(dir=file.parent, prefix=".arriving.", suffix=".tmp")
         try:
             set_usual_mode(descriptor)
             os.close(descriptor)
@@ -402,6 +402,7 @@ class Mirror:
         try:
             yield
         except OSError as error:
+            error.filename = error.filename or str(self.root)  # `write` leaves it out
             raise from_os_error(error, f"keep a copy of {self.store} here", INSTEAD) from error
 
     def publish(self, folder: Path, recorded_only: bool = False) -> None:

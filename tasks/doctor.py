@@ -104,7 +104,7 @@ def luigid() -> list[Finding]:
 
 def _disabled(client: RemoteScheduler) -> Iterator[str]:
     """The tasks of this plugin that luigid does not let run after their failures."""
-    with contextlib.suppress(OSError, ValueError, LookupError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever answers there
         asked = {"data": json.dumps({"status": "DISABLED"})}
         tasks = json.loads(client._fetcher.fetch(f"{client._url}/api/task_list", asked, PATIENCE))["response"]
         for task_id, task in tasks.items():

@@ -5,6 +5,8 @@ Reads one file. Used by the export to check what it wrote, and by `predict`.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -138,7 +140,9 @@ def _session(path: Path, severity: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = severity
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Before its own second try it prints to standard output, among predictions, what is in the file.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base of their own
         raise PipelineError(f"{path}: not a usable ONNX model ({_first_line(error)}); export it again") from error
 

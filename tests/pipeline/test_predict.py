@@ -299,6 +299,17 @@ def test_a_model_that_gives_no_numbers_is_one_clear_line(
     assert "gives logits that are no finite numbers" in line
 
 
+def test_a_name_that_is_no_text_is_one_clear_line(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bytes.onnx").write_bytes((run / "export" / "model.onnx").read_bytes().replace(b"Conv", b"Con\xff"))
+    assert predict.main(["--model", str(tmp_path / "bytes.onnx"), str(folder), "--json"]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"vgg-predict: {tmp_path / 'bytes.onnx'}: ")
+
+
 @pytest.mark.parametrize("location", ["/etc/passwd", "../secret", "inside.bin"])
 @pytest.mark.parametrize("where", ["initializer", "attribute", "branch"])
 def test_a_model_cannot_read_other_files(

@@ -234,7 +234,7 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
             if key.rpartition(".")[2] in OPERATIONAL_KEYS:
                 continue
             old, _, new = values.partition(" -> ")
-            if key == "training.epochs" and int(new) > int(old):
+            if key == "training.epochs" and config.training.epochs > trained_epochs(train):
                 continue  # not drift: the training goes on
             lines.append(f"{key}: trained with {old}, config now says {new}")
     return lines

@@ -64,6 +64,12 @@ def test_a_key_that_an_upgrade_took_away_is_shown():
     assert drift(before, config()) == ["training.mystery: trained with 7, config now says (gone)"]
 
 
+def test_a_manifest_without_its_configuration_is_compared_all_the_same():
+    before = {"details": {"config": {"training": {"mystery": 7}}, "epochs": 4}}
+    assert "training.mystery: trained with 7, config now says (gone)" in drift(before, config())
+    assert "training.learning_rate: trained with (none), config now says 0.01" in drift(before, config())
+
+
 def test_what_was_never_trained_has_not_drifted():
     assert drift(None, config()) == []
 

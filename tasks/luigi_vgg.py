@@ -1,6 +1,7 @@
 """The tasks under a name that nothing else has: `luigi --module luigi_vgg Report`.
 
-For whoever has another `tasks` or `pipeline` in front of ours: takes ours, and says where both lie.
+For whoever has another `tasks` or `pipeline` in front of ours: takes ours, and says where both lie. Installed, it is a
+module of its own, beside the two packages or, of a checkout, on the same Python path.
 """
 
 import importlib.util
@@ -8,9 +9,16 @@ import sys
 from pathlib import Path
 
 
+def _home() -> Path:
+    """The folder that holds this plugin's packages."""
+    places = (Path(__file__).resolve().parent, *map(Path, sys.path))
+    marks = ("pipeline/start.py", "tasks/neighbours.py")
+    return next(place for place in places if all((place / mark).is_file() for mark in marks))
+
+
 def _take(name: str) -> None:
     """Make `name` this plugin's package in this process; raises `ImportError` when another one is already at work."""
-    ours = Path(__file__).resolve().parent / name
+    ours = _home() / name
     found = importlib.util.find_spec(name)
     other = Path(found.origin or name) if found else None
     if other is None or other.resolve() == ours / "__init__.py":

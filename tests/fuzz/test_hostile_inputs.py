@@ -241,8 +241,6 @@ def test_manifests_and_pointers(workspaces: Reader, made: SmallChain) -> None:
     root = made.workspace
     run = made.folder("train").parent
     names = [path.relative_to(root) for path in (*root.glob("datasets/**/*.json"), *run.glob("*/manifest.json"))]
-    pointer = root / "current" / "mini" / "tiny.json"
-    pointer.parent.mkdir(parents=True, exist_ok=True)
 
     @quick
     @given(

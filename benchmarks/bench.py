@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import runtime
+from pipeline.process import cores
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 sys.path.insert(0, str(ROOT))
-
-from pipeline import cores, runtime  # noqa: E402 (needs the path above)
 
 
 def machine() -> dict[str, Any]:

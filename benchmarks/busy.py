@@ -23,11 +23,12 @@ from typing import Any
 
 import msgspec
 
-from pipeline import config, launch, spinning
-from pipeline.chain import Chain
-from pipeline.cores import usable_cores
+from pipeline import config
 from pipeline.errors import Interrupted
+from pipeline.process import parent, spinning
+from pipeline.process.cores import usable_cores
 from pipeline.workspace import Workspace
+from pipeline.workspace.freshness import Chain
 
 BUSY = "while True: pass"
 PHASES = ("idle", "busy", "idle again")
@@ -57,7 +58,7 @@ def prepared(folder: Path) -> Chain:
     quickstart = config.load("config/quickstart.yaml")
     training = msgspec.structs.replace(quickstart.training, epochs=10_000)
     chain = Chain(Workspace(folder / "artifacts"), msgspec.structs.replace(quickstart, training=training))
-    launch.run_stage("dataset", chain, log=folder / "dataset.log")
+    parent.run_stage("dataset", chain, log=folder / "dataset.log")
     return chain
 
 
@@ -87,7 +88,7 @@ def speeds(chain: Chain, busy: int, seconds: float, environment: dict[str, str])
         run = chain.run()
         assert run is not None
         with contextlib.suppress(Interrupted):
-            launch.run_stage("train", chain, log=run.log("train"), on_event=on_event, take_commands=commands)
+            parent.run_stage("train", chain, log=run.log("train"), on_event=on_event, take_commands=commands)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     return found
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import bench
 
-from pipeline import config, launch, model
-from pipeline.chain import Chain
+from pipeline import config, model
 from pipeline.files import human_size
+from pipeline.process import parent
 from pipeline.workspace import Workspace
+from pipeline.workspace.freshness import Chain
 
 NEVER = 1e9
 
@@ -65,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as name:
         folder = Path(name)
         chain = chain_of(options, folder, "data", NEVER)
-        launch.run_stage("dataset", chain, log=folder / "dataset.log")
+        parent.run_stage("dataset", chain, log=folder / "dataset.log")
         without, with_, watches = [], [], []
         for number in range(options.rounds):
             # The machine's own drift must not count for one of the two: each goes first in every other round.
@@ -129,7 +130,7 @@ def train(chain: Chain, folder: Path, watch: Watch) -> float:
     thread = threading.Thread(target=watch.run)
     thread.start()
     try:
-        result = launch.run_stage("train", chain, log=folder / "train.log")
+        result = parent.run_stage("train", chain, log=folder / "train.log")
     finally:
         watch.done = True
         thread.join()
@@ -158,7 +159,7 @@ def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> f
                 raise _Enough
 
         with contextlib.suppress(_Enough):
-            launch.run_stage("train", chain, log=folder / f"restart{number}.log", on_event=on_event)
+            parent.run_stage("train", chain, log=folder / f"restart{number}.log", on_event=on_event)
         assert moment, "the training ended too early"
         return moment - started
 

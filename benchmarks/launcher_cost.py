@@ -16,7 +16,7 @@ from pathlib import Path
 
 import bench
 
-from pipeline import cores
+from pipeline.process import cores
 
 SRUN = ["srun", "--job-name=launcher-cost", "--ntasks=1", "--exclusive"]
 CONFIG = {

@@ -21,10 +21,10 @@ from typing import Any
 import bench
 import psutil
 
-from pipeline.chain import Chain
 from pipeline.config import load, to_dict
 from pipeline.files import write_json
 from pipeline.workspace import RUN_STAGES, Workspace
+from pipeline.workspace.freshness import Chain
 
 sys.path[:0] = [str(bench.ROOT / "tests"), str(bench.ROOT / "tests" / "store")]
 

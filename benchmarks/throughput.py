@@ -18,6 +18,7 @@ from typing import Any
 import bench
 
 from pipeline import config as configuration
+from pipeline.process import cores
 
 LOOPS = Path(__file__).resolve().parent / "loops"
 
@@ -52,7 +53,7 @@ def _options() -> argparse.Namespace:
 def _contestants(options: argparse.Namespace, config: dict[str, Any], waited: list[float]) -> dict[str, Any]:
     """Name -> a function that measures once."""
     found: dict[str, Any] = {}
-    threads = str(bench.cores.usable_cores())
+    threads = str(cores.usable_cores())
     for precision in options.precisions.split(","):
         found[f"ours, {precision}"] = lambda p=precision: _ours(config, p, waited)
         found[f"bare MXNet loop, {precision}"] = lambda p=precision: _loop("bare", config, options, p, threads)

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import bench
 
-from pipeline import config, launch
-from pipeline.chain import Chain
+from pipeline import config
+from pipeline.process import parent
 from pipeline.workspace import Workspace
+from pipeline.workspace.freshness import Chain
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def prepare(archive: Path) -> float:
         }
         chain = Chain(Workspace(Path(name) / "artifacts"), config.from_dict(value))
         started = time.monotonic()
-        launch.run_stage("dataset", chain, log=Path(name) / "dataset.log")
+        parent.run_stage("dataset", chain, log=Path(name) / "dataset.log")
         return time.monotonic() - started
 
 

@@ -20,13 +20,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline import current, events, launch, locks, manifest, model
-from pipeline.chain import Chain
-from pipeline.cores import cgroup_quota, given_threads, misread_threads, usable_cores
+from pipeline import model
 from pipeline.errors import PipelineError
 from pipeline.files import human_size
-from pipeline.spinning import TOLERATED, Load
-from pipeline.workspace import Workspace
+from pipeline.process import parent
+from pipeline.process.cores import cgroup_quota, given_threads, misread_threads, usable_cores
+from pipeline.process.spinning import TOLERATED, Load
+from pipeline.retraining import registry
+from pipeline.storage import locks
+from pipeline.workspace import Workspace, events, manifest
+from pipeline.workspace.freshness import Chain
 
 #: Seconds that MXNet has to be imported and to compute something; a cold disk can need half a minute.
 PROBE_SECONDS = 60
@@ -72,10 +75,10 @@ def python(version: tuple[int, int]) -> Finding:
 
 def machine_learning(chain: Chain) -> list[Finding]:
     """numpy, MXNet and the configured device, tried in a process of their own."""
-    command = launch.module_command("pipeline.doctor", chain.config.device, chain.config.training.precision)
+    command = parent.module_command("pipeline.doctor", chain.config.device, chain.config.training.precision)
     names = ["numpy", "mxnet", "device"]
     # One thread is enough, and starts in a moment whatever OMP_NUM_THREADS says.
-    environment = {**launch.environment(), "OMP_NUM_THREADS": "1"}
+    environment = {**parent.environment(), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, timeout=PROBE_SECONDS, text=True, check=False
@@ -200,15 +203,15 @@ def locked(chain: Chain) -> Finding:
 def current_model(chain: Chain) -> Finding:
     """Whether the promoted model is still there as it was promoted."""
     try:
-        pointer = current.read(chain.workspace.current(chain.config))
+        pointer = registry.read(chain.workspace.current(chain.config))
     except PipelineError as error:
         return Finding("current", False, str(error))
     if pointer is None:
         return Finding("current", True, "no model was promoted yet")
-    problems = current.problems(chain.workspace, pointer)
+    problems = registry.problems(chain.workspace, pointer)
     if problems:
         return Finding("current", False, f"{'; '.join(problems)}: restore it, or run Rollback")
-    folder = current.run_of(chain.workspace, pointer).stage("export")
+    folder = registry.run_of(chain.workspace, pointer).stage("export")
     if chain.workspace.mirror:
         chain.workspace.mirror.know_folders([folder])
     exported = manifest.read(folder)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import current, generations, locks
-from pipeline.chain import STAGES, UPSTREAM, Chain, drift, shown_source
 from pipeline.errors import WorkspaceError
+from pipeline.retraining import generations, registry
+from pipeline.storage import locks
 from pipeline.workspace import Run
+from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, drift, shown_source
 
 SCHEMA = 1
 
@@ -116,7 +117,7 @@ def _stages(chain: Chain) -> list[dict[str, Any]]:
 def _current(chain: Chain) -> tuple[dict[str, Any] | None, str | None]:
     """The current model, and why it is not known."""
     try:
-        pointer = current.read(chain.workspace.current(chain.config))
+        pointer = registry.read(chain.workspace.current(chain.config))
     except WorkspaceError as error:
         return None, str(error)
     keys = ("run", "generation", "accuracy", "since")

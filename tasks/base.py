@@ -22,8 +22,7 @@ import luigi
 from luigi.parameter import ParameterVisibility
 
 from pipeline import config as configuration
-from pipeline import events, launch, locks, mirrored
-from pipeline.chain import Chain, shown_source
+from pipeline import stage_sync
 from pipeline.config import Config
 from pipeline.errors import (
     AlreadyRunning,
@@ -33,10 +32,13 @@ from pipeline.errors import (
     from_os_error,
 )
 from pipeline.files import check_path, expanded
-from pipeline.mirror import default_cache, mirror_at
-from pipeline.stage import COMMANDS
-from pipeline.store import check_url, is_url
-from pipeline.workspace import MANIFEST, Workspace, run_id, with_generation_seed
+from pipeline.process import parent
+from pipeline.process.child import COMMANDS
+from pipeline.storage import locks
+from pipeline.storage.mirror import default_cache, mirror_at
+from pipeline.storage.store import check_url, is_url
+from pipeline.workspace import MANIFEST, Workspace, events, run_id, with_generation_seed
+from pipeline.workspace.freshness import Chain, shown_source
 from tasks import scheduler
 from tasks.defaults import (
     BAD_CONFIGURATION,
@@ -175,14 +177,14 @@ class StageTask(ChainTask):
     def run(self) -> None:
         """Do the stage's work in its own process, unless another process has just done it."""
         if forked_for_a_task():
-            launch.end_with_parent()
+            parent.end_with_parent()
             speak_through_the_command()
         chain = self.chain
         try:
             with self._locked(chain) as held:
-                mirrored.refresh(chain)
+                stage_sync.refresh(chain)
                 reasons = chain.why(self.stage)
-                if reasons and mirrored.publish_finished(chain, self.stage):
+                if reasons and stage_sync.publish_finished(chain, self.stage):
                     log.info("%s: was made here before, is published now", self.what)
                     return
                 if not reasons:
@@ -224,8 +226,8 @@ class StageTask(ChainTask):
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
         try:
             options = self.options(chain)
-            with recorded(chain.workspace, reasons, **about), mirrored.at_work(chain, self.stage, options):
-                launch.run_stage(
+            with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
+                parent.run_stage(
                     self.stage,
                     chain,
                     log=path,
@@ -323,12 +325,12 @@ def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator
         yield
     except BaseException as error:
         outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
-        if isinstance(error, launch.Stopped) and error.finished:
+        if isinstance(error, parent.Stopped) and error.finished:
             outcome = "finished"
         seconds = round(time.monotonic() - started, 3)
         events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
         events.publish(workspace)
-        if isinstance(error, launch.Stopped):
+        if isinstance(error, parent.Stopped):
             exit_with(128 + error.signal)
             if forked_for_a_task():  # it ends like any other failure
                 raise Interrupted(str(error)) from None

@@ -30,7 +30,7 @@ from luigi.worker import TaskProcess
 from pipeline import streams
 from pipeline.doctor import semaphores
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.stage import GRACE_SECONDS
+from pipeline.process.child import GRACE_SECONDS
 from pipeline.text import printable
 from tasks import luigid, mistakes, progress, scheduler
 from tasks.base import StageTask

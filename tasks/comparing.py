@@ -10,12 +10,14 @@ from typing import Any
 
 import luigi
 
-from pipeline import comparison, launch, locks, mirrored
-from pipeline.chain import Chain
+from pipeline import comparison, stage_sync
 from pipeline.comparison import Comparison
 from pipeline.errors import ConfigError, from_os_error
 from pipeline.files import expanded, read_json
+from pipeline.process import parent
+from pipeline.storage import locks
 from pipeline.workspace import MANIFEST
+from pipeline.workspace.freshness import Chain
 from tasks.base import PluginTask, StageTask, check_name, looked_again, recorded, remember, workspace_at
 from tasks.defaults import (
     forked_for_a_task,
@@ -94,7 +96,7 @@ class Compare(PluginTask):
     def run(self) -> None:
         """Write the page in a process of its own, unless another process has just done it."""
         if forked_for_a_task():
-            launch.end_with_parent()
+            parent.end_with_parent()
             speak_through_the_command()
         compared = self.comparison
         try:
@@ -113,7 +115,7 @@ class Compare(PluginTask):
         with recorded(compared.workspace, reasons, stage="compare", run=compared.name):
             if mirror is not None and data is not None:
                 mirror.fetch(data)
-            launch.run_stage(
+            parent.run_stage(
                 "compare",
                 compared.entries[0].chain,
                 log=compared.folder / "compare.log",
@@ -123,7 +125,7 @@ class Compare(PluginTask):
                 inherit=[lock],
                 options=comparison.request(compared),
             )
-            mirrored.publish_folder(compared.workspace, compared.folder)
+            stage_sync.publish_folder(compared.workspace, compared.folder)
 
     def _chains(self) -> list[Chain]:
         return [entry.chain for entry in self.comparison.entries]

@@ -19,7 +19,7 @@ from luigi.configuration import get_config
 from luigi.worker import TaskProcess
 
 from pipeline.errors import from_os_error
-from pipeline.launch import Stopped
+from pipeline.process.parent import Stopped
 
 #: Luigi's own defaults are 0 for all of these, even for a failed task.
 RETURN_CODES = {

@@ -21,8 +21,8 @@ import luigi.scheduler
 from luigi.rpc import RemoteScheduler, RPCError
 from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_fixed
 
-from pipeline.locks import is_gone
-from pipeline.mirror import all_mirrors
+from pipeline.storage.locks import is_gone
+from pipeline.storage.mirror import all_mirrors
 from tasks import scheduler
 from tasks.defaults import log, return_code, vgg
 

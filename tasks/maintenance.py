@@ -9,10 +9,12 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import current, events, locks, manifest, status, trash
-from pipeline.chain import STAGES, Chain, all_upstream
+from pipeline import status
 from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace
+from pipeline.retraining import registry, trash
+from pipeline.storage import locks
+from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace, events, manifest
+from pipeline.workspace.freshness import STAGES, Chain, all_upstream
 from tasks.base import ChainTask, PluginTask, workspace_at
 from tasks.defaults import DAMAGED, NOT_DONE, exit_with
 from tasks.progress import tell
@@ -204,7 +206,7 @@ def verify(workspace: Workspace) -> Verified:
                 found.unfinished.append(f"{place}: the next run makes it")
     for pointer in workspace.currents():
         try:
-            current.read(pointer)
+            registry.read(pointer)
         except WorkspaceError as error:
             found.damaged.append(str(error))
     return found

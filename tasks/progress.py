@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
-from pipeline.locks import is_gone
+from pipeline.storage.locks import is_gone
 from pipeline.text import printable
 
 

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import luigi
 
-from pipeline import current, generations
-from pipeline.chain import Chain, drift
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
+from pipeline.retraining import generations, registry
 from pipeline.workspace import Run, generation_seed, with_generation_seed
+from pipeline.workspace.freshness import Chain, drift
 from tasks.base import ChainTask, StageTask, configuration_of, remember
 from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling
 from tasks.maintenance import Command
@@ -95,7 +95,7 @@ class Retrain(ChainTask):
             if not generations.unfinished(self.subject):
                 return True
             # The gate cannot decide without it, and is asked after the training.
-            current.read(self.chain.workspace.current(self.chain.config))
+            registry.read(self.chain.workspace.current(self.chain.config))
             return False
 
     def output(self) -> luigi.LocalTarget:
@@ -202,7 +202,7 @@ class Retire(Command):
     def work(self) -> None:
         workspace = self.chain.workspace
         for path in generations.retirable(workspace):
-            tell(f"{current.name_of(path)}: {workspace.shown(path)}")
+            tell(f"{registry.name_of(path)}: {workspace.shown(path)}")
         if self.name and self.confirm:
             target = generations.retire(workspace, self.name)
             tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")

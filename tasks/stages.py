@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from pipeline import generations
-from pipeline.chain import Chain, drift
 from pipeline.files import read_json
+from pipeline.retraining import generations
+from pipeline.workspace.freshness import Chain, drift
 from tasks import cards
 from tasks.base import StageTask, launcher_of
 from tasks.defaults import log

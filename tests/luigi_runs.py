@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import events
-from pipeline.chain import Chain
 from pipeline.config import load
-from pipeline.generations import STAGES
-from pipeline.workspace import Workspace
+from pipeline.retraining.generations import STAGES
+from pipeline.workspace import Workspace, events
+from pipeline.workspace.freshness import Chain
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

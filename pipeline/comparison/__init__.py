@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config as configuration
-from pipeline import manifest
-from pipeline.chain import Chain, shown_source
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.files import each_read_once
-from pipeline.workspace import MANIFEST, Workspace, seed_generation, source_key, with_generation_seed
+from pipeline.workspace import MANIFEST, Workspace, manifest, seed_generation, source_key, with_generation_seed
+from pipeline.workspace.freshness import Chain, shown_source
 
 FILES = ("index.html", "ranking.csv", "runs.csv", "ranking.json")
 

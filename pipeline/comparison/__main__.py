@@ -1,7 +1,7 @@
 """`python -m pipeline.comparison`, started by `launch.run_stage`."""
 
-from pipeline import stage
 from pipeline.comparison.ranking import render
+from pipeline.process import child
 
 if __name__ == "__main__":
-    stage.exit_with(stage.main(render))
+    child.exit_with(child.main(render))

@@ -15,14 +15,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import comparison, config, dataset, manifest, model, stage, views
-from pipeline.chain import Chain, drift
+from pipeline import comparison, config, dataset, model
 from pipeline.comparison import Comparison, Entry, page
 from pipeline.errors import PipelineError, from_os_error
+from pipeline.evaluation import tta
+from pipeline.evaluation.statistics import mean_intervals, wilson_interval
 from pipeline.files import human_size, write_atomically, write_json
+from pipeline.process import child
 from pipeline.report.facts import ORIGIN_ACCURACY
-from pipeline.report.statistics import mean_intervals, wilson_interval
-from pipeline.workspace import MANIFEST
+from pipeline.workspace import MANIFEST, manifest
+from pipeline.workspace.freshness import Chain, drift
 
 SCHEMA = 1
 
@@ -63,7 +65,7 @@ _RUN_COLUMNS = (
 )
 
 
-def render(chain: Chain, reporter: stage.Reporter, options: dict[str, Any]) -> dict[str, Any]:
+def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> dict[str, Any]:
     """Make the page of a comparison whose runs are done, and publish it; gives the manifest.
 
     `options` are those of `comparison.request`; `chain` says which workspace. Raises `PipelineError` when a run is
@@ -116,7 +118,7 @@ def gather(compared: Comparison) -> dict[str, Any]:
         "conditions": _distinct({key: run[key] for key in _CONDITIONS} for run in runs),
         "drift": [f"{run['run']}: {line}" for run in runs for line in run["drift"]],
         "views": sorted({run["views"] for run in runs}),
-        "averaged": [f"{run['run']}: {views.described(run['views'])}" for run in runs if run["views"] > 1],
+        "averaged": [f"{run['run']}: {tta.described(run['views'])}" for run in runs if run["views"] > 1],
         "inexact": [f"{run['run']}: {line}" for run in runs for line in run["inexact"]],
     }
 

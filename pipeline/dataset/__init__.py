@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import locks, sources
-from pipeline.chain import Chain, shown_source
 from pipeline.config import Data
 from pipeline.dataset import download, source, store
 from pipeline.dataset.messages import Progress, Reporter
@@ -18,7 +16,9 @@ from pipeline.dataset.source import Fetched
 from pipeline.dataset.store import Dataset, load
 from pipeline.errors import from_os_error
 from pipeline.files import remove_debris, write_json
-from pipeline.workspace import dataset_id
+from pipeline.storage import locks
+from pipeline.workspace import dataset_id, sources
+from pipeline.workspace.freshness import Chain, shown_source
 
 __all__ = ["Dataset", "load", "prepare"]
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from pipeline.dataset.layouts import Collector
 from pipeline.dataset.messages import Refused, Tell, shown
 from pipeline.files import human_size
-from pipeline.sources import batch_folders, counted_files
+from pipeline.workspace.sources import batch_folders, counted_files
 
 try:  # inflates about 1.4 times as fast as zlib
     from isal import isal_zlib as inflate  # type: ignore[import-not-found,unused-ignore]

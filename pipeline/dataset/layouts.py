@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import pickles
 from pipeline.dataset.messages import Refused, shown
-from pipeline.sources import BATCH, META
+from pipeline.workspace.sources import BATCH, META
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_BATCHES, CIFAR10_BATCH_IMAGES = 5, 10_000

@@ -18,7 +18,7 @@ Tell = Callable[[float, str], None]
 
 
 class Reporter(Protocol):
-    """Where the stage tells what it does; `pipeline.stage.Reporter` is the real one."""
+    """Where the stage tells what it does; `pipeline.process.child.Reporter` is the real one."""
 
     def progress(self, fraction: float, message: str) -> None: ...
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import address
-from pipeline.chain import Chain
 from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Config
 from pipeline.dataset import archive, download, sample
 from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
 from pipeline.dataset.messages import ADVICE, Progress, Refused, Reporter
 from pipeline.errors import DataError, SourceUnreachable
 from pipeline.workspace import source_key
+from pipeline.workspace.freshness import Chain
 
 
 @dataclass(frozen=True)

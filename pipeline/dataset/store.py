@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import manifest
 from pipeline.dataset.layouts import Batch, Bytes, Content
 from pipeline.errors import WorkspaceError
 from pipeline.files import move, remove_debris, sync_directory
+from pipeline.workspace import manifest
 
 FILES = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipeline import manifest, stage
-from pipeline.chain import Chain
 from pipeline.errors import from_os_error
 from pipeline.files import human_size, write_atomically, write_json
+from pipeline.process import child
 from pipeline.report import examples, facts, page
-from pipeline.workspace import MANIFEST
+from pipeline.workspace import MANIFEST, manifest
+from pipeline.workspace.freshness import Chain
 
 FILES = ("index.html", "report.json", "report.md")
 
 
-def render(chain: Chain, reporter: stage.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Render the report of the chain's run and publish it; gives the manifest.
 
     `options["previous"]` may name an earlier run on the same data set to compare with,

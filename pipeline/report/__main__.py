@@ -1,7 +1,7 @@
 """`python -m pipeline.report`, started by `launch.run_stage`."""
 
-from pipeline import stage
+from pipeline.process import child
 from pipeline.report import render
 
 if __name__ == "__main__":
-    stage.exit_with(stage.main(render))
+    child.exit_with(child.main(render))

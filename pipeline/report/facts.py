@@ -17,15 +17,16 @@ import msgspec
 import numpy as np
 
 from pipeline import config as configuration
-from pipeline import current, dataset, generations, manifest, model, views
-from pipeline.chain import Chain, drift
+from pipeline import dataset, model
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
-from pipeline.evaluation import read_predictions
+from pipeline.evaluation import read_predictions, statistics, tta
+from pipeline.export.onnx_runner import output_names
 from pipeline.files import read_json, sha256_file
-from pipeline.inference import output_names
-from pipeline.report import examples, statistics
-from pipeline.workspace import Run
+from pipeline.report import examples
+from pipeline.retraining import generations, registry
+from pipeline.workspace import Run, manifest
+from pipeline.workspace.freshness import Chain, drift
 
 SCHEMA = 1
 
@@ -225,7 +226,7 @@ def _evaluation(sources: Sources) -> dict[str, Any]:
     return {
         "accuracy": metrics["accuracy"],
         "views": sources.views,
-        "views_described": views.described(sources.views),
+        "views_described": tta.described(sources.views),
         "single_view_accuracy": metrics.get("single_view_accuracy", metrics["accuracy"]),
         "interval": list(statistics.wilson_interval(correct, len(sources.labels))),
         "interval_method": "Wilson, 95 %",
@@ -286,7 +287,7 @@ def _opponent(decision: dict[str, Any] | None) -> dict[str, Any] | None:
 def _generations(chain: Chain) -> list[dict[str, Any]]:
     """The generations of this architecture and data set, newest first, as far as they are now."""
     try:
-        pointer = current.read(chain.workspace.current(chain.config))
+        pointer = registry.read(chain.workspace.current(chain.config))
     except WorkspaceError:
         pointer = None  # the gate's business, see Status and Doctor; it must not keep this one from being reported
     standing = {run: "rolled back" for run in pointer.rolled_back} if pointer else {}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from luigi_runs import CHECKOUT, LIMIT, SmallChain, clean_environment, free_port, luigi_command, run
 
-from pipeline import locks
+from pipeline.storage import locks
 from tasks.maintenance import verify
 
 CONFIG = """\

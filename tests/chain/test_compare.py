@@ -15,9 +15,9 @@ import pytest
 import yaml
 from luigi_runs import Result, clean_environment, luigi_command, run, small_archive
 
-from pipeline import comparison, events
+from pipeline import comparison
 from pipeline.errors import ConfigError
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, events
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "narrow": {"conv_arch": [[1, 2], [1, 4]], "batch_norm": True, "dense": []},

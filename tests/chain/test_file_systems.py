@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from luigi_runs import SmallChain, luigi_command, run
 
-from pipeline import events, locks
-from pipeline.workspace import Workspace
+from pipeline.storage import locks
+from pipeline.workspace import Workspace, events
 
 #: In place of libc's: what CIFS, FAT and Lustre answer. $VGG_TEST_REFUSE says which calls are refused.
 REFUSING = r"""
@@ -166,7 +166,7 @@ def test_a_user_without_a_home_folder_is_told_so(done: SmallChain) -> None:
         "import os, pwd\n"
         "def nobody(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = nobody\n"
-        "from pipeline.mirror import default_cache\n"
+        "from pipeline.storage.mirror import default_cache\n"
         "default_cache()"
     )
     result = subprocess.run(

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from luigi_runs import SmallChain, small_archive
 
-from pipeline import weights
-from pipeline.chain import STAGES
 from pipeline.files import read_json, sha256_file, write_json
-from pipeline.manifest import STAGE_VERSIONS
+from pipeline.model import weights
+from pipeline.workspace.freshness import STAGES
+from pipeline.workspace.manifest import STAGE_VERSIONS
 
 AFTER_DATASET = ["train", "evaluate", "export", "report"]
 AFTER_TRAIN = ["evaluate", "export", "report"]

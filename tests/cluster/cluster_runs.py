@@ -15,7 +15,7 @@ from typing import Any
 
 from luigi_runs import SmallChain, clean_environment, luigi_command
 
-from pipeline import checkpoint
+from pipeline.training import checkpoint
 
 #: For whatever is waited for: generous, because the machine may be busy with something else.
 LIMIT = 120.0
@@ -99,7 +99,7 @@ def roles(chain: SmallChain) -> dict[str, int]:
     for folder in Path("/proc").iterdir():
         try:
             command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
-            if b"pipeline.training" not in command and b"pipeline.distributed" not in command:
+            if b"pipeline.training" not in command and b"pipeline.training.distributed" not in command:
                 continue
             environment = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if item)
         except OSError:

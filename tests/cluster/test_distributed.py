@@ -18,8 +18,10 @@ import pytest
 from cluster_runs import checkpoints, eventually, listening, new_checkpoint, roles, start, weights
 from luigi_runs import SmallChain
 
-from pipeline import config, distributed, launch, stage, training
+from pipeline import config, training
 from pipeline.errors import ConfigError, StageFailed
+from pipeline.process import child, parent
+from pipeline.training import distributed
 
 
 def arrays(chain: SmallChain) -> dict[str, np.ndarray]:
@@ -140,7 +142,7 @@ def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.Monkey
             os.kill(frozen[0], signal.SIGSTOP)
 
     with pytest.raises(StageFailed, match=f"distributed training: {name} .* hangs: no sign of life"):
-        launch.run_stage("train", chain, log=run.log("train"), on_event=freeze, options={"hanging_seconds": 10})
+        parent.run_stage("train", chain, log=run.log("train"), on_event=freeze, options={"hanging_seconds": 10})
     assert not roles(pair)
 
 
@@ -176,10 +178,10 @@ def test_a_first_task_that_finds_the_work_done_tells_the_others(
     events = io.StringIO()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert training.train(chain.chain(), stage.Reporter(events), {"launched": True})["stage"] == "train"
+    assert training.train(chain.chain(), child.Reporter(events), {"launched": True})["stage"] == "train"
     (line,) = (json.loads(line)["line"] for line in events.getvalue().splitlines() if '"tell"' in line)
 
-    follower = stage.Reporter(io.StringIO())
+    follower = child.Reporter(io.StringIO())
     follower.told.put(line)
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert training.train(chain.chain(), follower, {"launched": True}) == {}
@@ -187,4 +189,4 @@ def test_a_first_task_that_finds_the_work_done_tells_the_others(
 
 
 def test_the_others_wait_longer_than_the_first_task_may_wait_for_its_lock() -> None:
-    assert distributed.MEETING_SECONDS > stage.LOCK_SECONDS
+    assert distributed.MEETING_SECONDS > child.LOCK_SECONDS

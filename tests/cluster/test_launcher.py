@@ -12,8 +12,9 @@ import pytest
 from cluster_runs import LIMIT, Luigi, weights
 from luigi_runs import SmallChain, clean_environment
 
-from pipeline import config, launcher, stage, start
+from pipeline import config, start
 from pipeline.errors import ConfigError
+from pipeline.process import child, launcher
 
 #: What an ssh or a container starts with.
 BARE = ["env", "-i", "PATH=/usr/bin:/bin"]
@@ -61,7 +62,7 @@ def test_a_shell_at_the_other_end_gets_words_however_ssh_is_started(
     words = [word.replace("HERE", str(bin)) for word in front]
     command = [sys.executable, "-c", "import sys; print(sys.argv[1:])", "a $HOME 'word'"]
     workspace = tmp_path / "two words; echo pwned"
-    line = launcher.command_line(words, command, workspace, Path(launcher.__file__).parent)
+    line = launcher.command_line(words, command, workspace, Path(launcher.__file__).parents[1])
     guard = line.index(words[0])
     done = subprocess.run(line[guard:], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.stdout == "[\"a $HOME 'word'\"]\n", done.stderr
@@ -107,8 +108,8 @@ def test_a_launcher_that_starts_nothing_is_one_line(chain: SmallChain, words: li
 
 def test_a_training_whose_parent_fell_silent_checkpoints_and_ends(chain: SmallChain) -> None:
     chain.configure(training__epochs=100_000)
-    request = {**stage.request(chain.chain()), "silence_seconds": 3, "beat_seconds": 1}
-    child = subprocess.Popen(
+    request = {**child.request(chain.chain()), "silence_seconds": 3, "beat_seconds": 1}
+    process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.training"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -116,12 +117,12 @@ def test_a_training_whose_parent_fell_silent_checkpoints_and_ends(chain: SmallCh
         env=clean_environment(),
         text=True,
     )
-    assert child.stdin is not None
-    assert child.stdout is not None
-    child.stdin.write(json.dumps(request) + "\n")
-    child.stdin.flush()
-    said = child.stdout.read()  # and its standard input stays open
-    assert child.wait(timeout=LIMIT) == stage.EXIT_INTERRUPTED
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    said = process.stdout.read()  # and its standard input stays open
+    assert process.wait(timeout=LIMIT) == child.EXIT_INTERRUPTED
     assert "Interrupted" in said
     assert '"event": "hello"' in said.splitlines()[0]
 

@@ -15,8 +15,8 @@ import pytest
 from cluster_runs import CONFIG, Luigi, Slurm, checkpoints, eventually, listening, new_checkpoint, roles, start, weights
 from luigi_runs import SmallChain
 
-from pipeline import cores, launch, stage
 from pipeline.errors import StageFailed
+from pipeline.process import child, cores, parent
 
 SRUN = ["srun", "--job-name=vgg", "--ntasks=1", "--kill-on-bad-exit=1"]
 
@@ -213,7 +213,7 @@ def test_tasks_that_find_the_work_done_are_no_failure(pair: SmallChain) -> None:
     run = chain.run()
     assert run is not None
     # as when another host finishes it between the look and the lock
-    value = launch.run_stage(
+    value = parent.run_stage(
         "train", chain, log=run.log("train"), on_event=notes.append, launcher=chain.config.launcher
     )
     assert value["stage"] == "train"
@@ -232,8 +232,8 @@ def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
     chain: SmallChain, cluster: Slurm, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.wait_until_ready()
-    monkeypatch.setattr(stage, "BEAT_SECONDS", 0.5)
-    monkeypatch.setattr(stage, "LOST_SECONDS", 15.0)
+    monkeypatch.setattr(child, "BEAT_SECONDS", 0.5)
+    monkeypatch.setattr(child, "LOST_SECONDS", 15.0)
     chain.configure(launcher=SRUN, training__checkpoint_seconds=0.1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     nodes: list[str] = []
@@ -249,7 +249,7 @@ def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
     assert run is not None
     try:
         with pytest.raises(StageFailed, match=r"no sign of life from its process on n\d"):
-            launch.run_stage("train", chain.chain(), log=run.log("train"), on_event=kill_node, launcher=SRUN)
+            parent.run_stage("train", chain.chain(), log=run.log("train"), on_event=kill_node, launcher=SRUN)
         goes_on_to_the_same_weights(chain, undisturbed)
     finally:
         cluster.start_node(nodes[0])

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from fault_runs import EPOCHS, STEPS, Place, flip_a_bit_of_the_momentum, marked
 
-from pipeline import checkpoint, training
+from pipeline import training
+from pipeline.training import checkpoint
 
 Undisturbed = Callable[..., str]
 
@@ -89,10 +90,11 @@ STOPPED_WHILE_VALIDATING = """
 import sys
 from pathlib import Path
 
-from pipeline import stage, training
-from pipeline.chain import Chain
+from pipeline.process import child as stage
+from pipeline import training
+from pipeline.workspace.freshness import Chain
 from pipeline.config import load
-from pipeline.network import Network
+from pipeline.training.network import Network
 from pipeline.workspace import Workspace
 
 reporter, real = stage.Reporter(), Network.evaluate
@@ -109,7 +111,7 @@ training.train(Chain(Workspace(Path(sys.argv[1])), load(sys.argv[2])), reporter)
 def test_stopped_while_validating_the_row_of_that_epoch_is_written_once(place: Place, undisturbed: Undisturbed) -> None:
     stopped = subprocess.run(
         [sys.executable, "-c", STOPPED_WHILE_VALIDATING, str(place.workspace), str(place.folder / "run.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(training.__file__).parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(training.__file__).parents[2])},
         capture_output=True,
         text=True,
     )

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from fault_runs import Place
 
-from pipeline import model, runtime, weights
+from pipeline import model, runtime
 from pipeline.config import Architecture
 from pipeline.errors import WeightsError
+from pipeline.model import weights
 
 PLAIN = Architecture(name="plain", conv_arch=[(1, 4), (2, 6)], dense=[12, 8], classes=4)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from fault_runs import Luigid, Place, another_host, copy_of, patient_client
 
-from pipeline import locks
 from pipeline.errors import AlreadyRunning
+from pipeline.storage import locks
 
 Undisturbed = Callable[..., str]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fault_runs import STEPS, Command, Place
 
-from pipeline import locks
+from pipeline.storage import locks
 
 Undisturbed = Callable[..., str]
 

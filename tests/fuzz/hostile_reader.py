@@ -55,9 +55,9 @@ def plain(message: str) -> None:
 
 def archive(sandbox: Path) -> Callable[[bytes], None]:
     from pipeline import dataset
-    from pipeline.chain import Chain
     from pipeline.config import from_dict
     from pipeline.workspace import Workspace
+    from pipeline.workspace.freshness import Chain
 
     path = sandbox / "in.archive"
     value = {
@@ -88,7 +88,8 @@ def pickled(sandbox: Path) -> Callable[[bytes], None]:
 
 
 def weights(sandbox: Path) -> Callable[[bytes], None]:
-    from pipeline import runtime, weights
+    from pipeline import runtime
+    from pipeline.model import weights
 
     runtime.mxnet()
     path = sandbox / "in.params"
@@ -101,7 +102,7 @@ def weights(sandbox: Path) -> Callable[[bytes], None]:
 
 
 def checkpoint(sandbox: Path) -> Callable[[bytes], None]:
-    from pipeline import checkpoint
+    from pipeline.training import checkpoint
 
     path = sandbox / "step-1.npz"
 
@@ -115,14 +116,14 @@ def checkpoint(sandbox: Path) -> Callable[[bytes], None]:
 def onnx(sandbox: Path) -> Callable[[bytes], None]:
     import numpy as np
 
-    from pipeline import inference
+    from pipeline.export import onnx_runner
 
-    inference.onnxruntime()
+    onnx_runner.onnxruntime()
     path = sandbox / "model.onnx"
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        model = inference.open_model(path)
+        model = onnx_runner.open_model(path)
         for name in model.classes:
             plain(name)
         model.logits(np.zeros((2, 3, *model.size), np.uint8))
@@ -131,14 +132,15 @@ def onnx(sandbox: Path) -> Callable[[bytes], None]:
 
 
 def image(sandbox: Path) -> Callable[[bytes], None]:
-    from pipeline import inference, predict
+    from pipeline import predict
+    from pipeline.export import onnx_runner
 
-    inference.onnxruntime()
+    onnx_runner.onnxruntime()
     path = sandbox / "in.png"
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
-        for result in predict.classify(inference.open_model(sandbox / "good.onnx"), [path]):
+        for result in predict.classify(onnx_runner.open_model(sandbox / "good.onnx"), [path]):
             if isinstance(result, predict.Unreadable):
                 plain(result.why)
 
@@ -160,10 +162,10 @@ def yaml(sandbox: Path) -> Callable[[bytes], None]:
 def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
     """The first line of an input names the file of the finished workspace that the rest takes the place of."""
     from pipeline import status
-    from pipeline.chain import STAGES, Chain
     from pipeline.config import load
     from pipeline.predict import resolve_model
     from pipeline.workspace import Workspace
+    from pipeline.workspace.freshness import STAGES, Chain
     from tasks.maintenance import verify
 
     chain = Chain(Workspace(sandbox / "artifacts"), load(sandbox / "config.yaml"))
@@ -189,9 +191,9 @@ def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
 
 
 def lock(sandbox: Path) -> Callable[[bytes], None]:
-    from pipeline.locks import describe
-    from pipeline.object_locks import ObjectLock
-    from pipeline.store import Store
+    from pipeline.storage.locks import describe
+    from pipeline.storage.object_locks import ObjectLock
+    from pipeline.storage.store import Store
 
     store = Store(f"file://{sandbox}/store", 1.0)
     store.write("work/locks/warm.lock", b"{}")

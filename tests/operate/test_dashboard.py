@@ -17,8 +17,7 @@ import pytest
 from luigi_runs import SmallChain, clean_environment, luigi_command
 from luigid_process import Luigid, luigid, wait_for
 
-from pipeline import events
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, events
 from tasks import cards
 
 _CHROMIUM = Path(__file__).parents[1] / "pipeline" / "report" / "chromium.py"

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from luigi_runs import Result, SmallChain, luigi_command, run
 
-from pipeline import current, doctor, events
-from pipeline.workspace import Workspace
+from pipeline import doctor
+from pipeline.retraining import registry
+from pipeline.workspace import Workspace, events
 
 MACHINE = [
     "python",
@@ -154,7 +155,7 @@ def test_a_lock_that_was_left_behind(prepared: SmallChain) -> None:
     lock.parent.mkdir(parents=True, exist_ok=True)
     # The holder starts a process that inherits the lock, and dies.
     code = (
-        "import os, subprocess, sys; from pathlib import Path; from pipeline import locks\n"
+        "import os, subprocess, sys; from pathlib import Path; from pipeline.storage import locks\n"
         "with locks.hold(Path(sys.argv[1]), 'x', False) as held:\n"
         "    quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}\n"
         "    child = subprocess.Popen(['sleep', '600'], pass_fds=[held], **quiet)\n"
@@ -183,9 +184,9 @@ def test_a_current_model_whose_export_is_gone_or_damaged(done: SmallChain) -> No
     chain = done.chain()
     run = chain.run()
     assert run is not None
-    entry = current.entry_of(run, "2026-W48")
+    entry = registry.entry_of(run, "2026-W48")
     assert entry is not None
-    current.set_current(chain.workspace.current(chain.config), entry)
+    registry.set_current(chain.workspace.current(chain.config), entry)
     assert doctor.current_model(chain).ok
     exported = run.stage("export") / "model.onnx"
     exported.write_bytes(exported.read_bytes()[:100])

@@ -11,8 +11,8 @@ import pytest
 from luigi_runs import CHECKOUT, SmallChain
 from luigid_process import luigid, started, wait_for
 
-from pipeline import events, locks
-from pipeline.workspace import Workspace
+from pipeline.storage import locks
+from pipeline.workspace import Workspace, events
 
 #: A launcher under which no training starts: as a machine that is not there.
 BROKEN = ("--vgg-launcher", "false")

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from luigi_runs import Result, SmallChain, luigi_command, run, small_archive
 
-from pipeline import current, events, generations, predict
+from pipeline import predict
 from pipeline.files import write_json
-from pipeline.workspace import Workspace
+from pipeline.retraining import generations, registry
+from pipeline.workspace import Workspace, events
 
 WHOLE = ["dataset", "train", "evaluate", "export", "promote", "report"]
 
@@ -26,8 +27,8 @@ class Weeks(SmallChain):
         return result
 
     @property
-    def current(self) -> current.Pointer | None:
-        return current.read(Workspace(self.workspace).current(self.chain().config))
+    def current(self) -> registry.Pointer | None:
+        return registry.read(Workspace(self.workspace).current(self.chain().config))
 
     def history(self) -> list[tuple[str, str]]:
         """What the event log says of promotions, as (event, generation)."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import current, manifest, names
-from pipeline.chain import Chain
+from pipeline import names
 from pipeline.config import load
 from pipeline.errors import WorkspaceError
-from pipeline.workspace import Workspace
+from pipeline.retraining import registry
+from pipeline.workspace import Workspace, manifest
+from pipeline.workspace.freshness import Chain
 
 LEADING_ELSEWHERE = [
     "",
@@ -80,12 +81,12 @@ ENTRY = {
 def test_a_pointer_to_anything_but_a_run_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
     pointer = tmp_path / "tiny.json"
     pointer.write_text(json.dumps({**ENTRY, "before": [ENTRY]}))
-    found = current.read(pointer)
+    found = registry.read(pointer)
     assert found is not None
     assert found.run == ENTRY["run"]
     pointer.write_text(json.dumps({**ENTRY, **change}))
     with pytest.raises(WorkspaceError, match=r"tiny\.json: damaged \(.*\); restore it, or delete it"):
-        current.read(pointer)
+        registry.read(pointer)
 
 
 DIGEST = "0123abcd" * 8

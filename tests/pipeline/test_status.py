@@ -7,16 +7,17 @@ import json
 import pytest
 from luigi_runs import SmallChain
 
-from pipeline import current, status
-from pipeline.chain import Chain
+from pipeline import status
+from pipeline.retraining import registry
+from pipeline.workspace.freshness import Chain
 
 
-def _promoted(chain: Chain) -> current.Entry:
+def _promoted(chain: Chain) -> registry.Entry:
     run = chain.run()
     assert run
-    entry = current.entry_of(run, chain.generation)
+    entry = registry.entry_of(run, chain.generation)
     assert entry
-    current.set_current(chain.workspace.current(chain.config), entry)
+    registry.set_current(chain.workspace.current(chain.config), entry)
     return entry
 
 

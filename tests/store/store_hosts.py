@@ -17,10 +17,10 @@ import yaml
 from luigi_runs import Result, clean_environment, luigi_command, run
 from s3_server import Proxy, environment
 
-from pipeline.chain import Chain
 from pipeline.config import load
-from pipeline.mirror import mirror_at
+from pipeline.storage.mirror import mirror_at
 from pipeline.workspace import Workspace
+from pipeline.workspace.freshness import Chain
 
 #: Far more than anything here takes on a busy machine.
 PATIENCE = 120.0

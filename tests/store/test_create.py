@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import store
-from pipeline.store import Store
+from pipeline.storage import store
+from pipeline.storage.store import Store
 
 
 def test_of_several_creators_at_once_exactly_one_is_first(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from s3_server import Proxy
 from store_hosts import Bucket
 
-from pipeline import mirror
-from pipeline.mirror import Mirror, shared_beginnings
-from pipeline.store import Store
+from pipeline.storage import mirror
+from pipeline.storage.mirror import Mirror, shared_beginnings
+from pipeline.storage.store import Store
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import yaml
 from luigi_runs import STAGES, Result, clean_environment, free_port, luigi_command, run
 from store_hosts import TINY, told
 
-from pipeline.mirror import mirror_at
-from pipeline.store import Store
+from pipeline.storage.mirror import mirror_at
+from pipeline.storage.store import Store
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 

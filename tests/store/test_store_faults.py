@@ -14,14 +14,13 @@ import pytest
 from s3_server import Proxy
 from store_hosts import Bucket, Host, Running, local_weights
 
-from pipeline import events, manifest
-from pipeline.chain import Chain
 from pipeline.config import load
 from pipeline.errors import AlreadyRunning
-from pipeline.mirror import Mirror
-from pipeline.object_locks import ObjectLock
-from pipeline.store import Store
-from pipeline.workspace import Workspace
+from pipeline.storage.mirror import Mirror
+from pipeline.storage.object_locks import ObjectLock
+from pipeline.storage.store import Store
+from pipeline.workspace import Workspace, events, manifest
+from pipeline.workspace.freshness import Chain
 
 Hosts = Callable[..., Host]
 

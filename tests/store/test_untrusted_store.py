@@ -15,12 +15,12 @@ from luigi_runs import run as run_command
 from s3_server import Proxy
 from store_hosts import Bucket, Host
 
-from pipeline import manifest
 from pipeline.errors import AlreadyRunning, WorkspaceError
 from pipeline.files import sha256_file
-from pipeline.mirror import Mirror
-from pipeline.object_locks import ObjectLock
-from pipeline.store import Store
+from pipeline.storage.mirror import Mirror
+from pipeline.storage.object_locks import ObjectLock
+from pipeline.storage.store import Store
+from pipeline.workspace import manifest
 
 RUN = "runs/mini-0123abcd/tiny-0123abcd"
 

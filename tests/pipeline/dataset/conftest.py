@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from small_cifar import Handler, Recorder, Site
 
-from pipeline.chain import Chain
 from pipeline.config import from_dict
 from pipeline.dataset import download
 from pipeline.workspace import Workspace
+from pipeline.workspace.freshness import Chain
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from small_cifar import NAMES, mini_files, plain, python_files, tar, tar_gz
 
-from pipeline import dataset, manifest
+from pipeline import dataset
 from pipeline.errors import DataError, WorkspaceError
 from pipeline.files import read_json, sha256_file, write_json
+from pipeline.workspace import manifest
 
 
 def split(files, *names):
@@ -209,8 +210,11 @@ def test_a_kill_while_writing_leaves_nothing_that_counts_and_the_next_try_cleans
     script = f"""
         import os, signal, sys
         from small_cifar import Recorder
-        from pipeline import config, dataset, files, manifest
-        from pipeline.chain import Chain
+        from pipeline import config
+from pipeline import dataset
+from pipeline import files
+from pipeline.workspace import manifest
+        from pipeline.workspace.freshness import Chain
         from pipeline.workspace import Workspace
         from pathlib import Path
 

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from luigi_runs import CLASSES, SmallChain
 
-from pipeline import __version__, config, manifest
-from pipeline.chain import Chain
+from pipeline import __version__, config
 from pipeline.errors import WorkspaceError
+from pipeline.evaluation import statistics
 from pipeline.files import sha256_file
-from pipeline.report import examples, facts, page, statistics
-from pipeline.stage import Reporter
+from pipeline.process.child import Reporter
+from pipeline.report import examples, facts, page
+from pipeline.workspace import manifest
+from pipeline.workspace.freshness import Chain
 
 # --- statistics ---------------------------------------------------------------------------------------------------
 

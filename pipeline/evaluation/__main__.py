@@ -1,0 +1,7 @@
+"""`python -m pipeline.evaluation`: the evaluation in a process of its own, see `pipeline.process.child`."""
+
+from pipeline.evaluation import evaluate
+from pipeline.process.child import exit_with, main
+
+if __name__ == "__main__":
+    exit_with(main(evaluate))

@@ -1,0 +1,307 @@
+"""Export: `train/` of a run in, `export/` out: a model that runs without this pipeline.
+
+Leaves `model.onnx` (runs anywhere, without MXNet) and MXNet's own `model-symbol.json` and `model-0000.params`. All of
+them take RGB images as (N, 3, 32, 32) float32 in 0..1 and normalise them inside. Run as `python -m pipeline.export`
+by `launch.run_stage`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import dataset, evaluation, runtime
+from pipeline.config import IMAGE_SIZE
+from pipeline.dataset import batches
+from pipeline.errors import PipelineError, from_os_error
+from pipeline.export import onnx_runner
+from pipeline.model import CHANNELS
+from pipeline.process import child
+from pipeline.workspace import MANIFEST, manifest
+from pipeline.workspace.freshness import Chain
+
+FILES = ("model.onnx", "model-symbol.json", "model-0000.params")
+
+INPUT, OUTPUTS = "images", ("logits", "probabilities")
+LAYOUT = "NCHW float32, RGB, values 0 to 1 (a pixel's 0..255 divided by 255)"
+
+#: The operators that MXNet's converter writes are those of this ONNX version; any onnxruntime since 1.8 knows it.
+_OPSET, _IR_VERSION = 13, 7
+
+#: Largest difference of a logit, relative to the largest logit, that rounding in another order may cause.
+_TOLERANCE = 1e-3
+
+
+def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Export the run's weights, check the result on all test images, publish it; gives the manifest.
+
+    Raises `WeightsError` when the weights do not have the digest that the training recorded, `PipelineError` when a
+    library is missing or the exported model does not agree with the trained one.
+    """
+    run, train = evaluation.trained_run(chain)
+    inputs = chain.inputs("export")
+    onnx = _onnx()
+    data = dataset.load(run.workspace.dataset(run.dataset_id))
+    context = runtime.devices("cpu").contexts[0]
+    runtime.adapt_to_load(reporter.write)
+    net = evaluation.load_network(run, train, [context])
+    norm = batches.unpack(train["details"]["normalisation"])
+    facts = _facts(train, chain.config.evaluation.views)
+    folder = run.stage("export")
+    started = time.monotonic()
+    try:
+        with _staging(folder) as half_done:
+            _write_mxnet(net, norm, half_done)
+            _write_onnx(onnx, half_done, facts)
+            reporter.note(f"written in {time.monotonic() - started:.1f} s; comparing with MXNet on the test images")
+            check = _check(half_done, net, norm, context, data, reporter)
+            # From here until the new manifest is there the stage is not complete.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for name in FILES:
+                os.replace(half_done / name, folder / name)
+        details = {"run": run.run_id, **facts, "check": check, "versions": _versions()}
+        value = manifest.write(folder, "export", FILES, inputs, details)  # type: ignore[arg-type]
+    except OSError as error:
+        raise from_os_error(error, "publish the exported model") from error
+    reporter.note(
+        f"model.onnx agrees with MXNet on {check['images']:,} images: {check['top1_identical']:,} identical "
+        f"predictions, largest difference of a logit {check['max_difference']:.2g}"
+    )
+    return value
+
+
+def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
+    """What a user of the exported model has to know, for the manifest and for the metadata of the ONNX file."""
+    details = train["details"]
+    architecture = details["config"]["architecture"]
+    return {
+        "classes": onnx_runner.output_names(details["dataset"]["classes"], architecture["classes"]),
+        "input": {"name": INPUT, "shape": ["N", 3, IMAGE_SIZE, IMAGE_SIZE], "layout": LAYOUT},
+        "outputs": list(OUTPUTS),
+        "normalisation": {**details["normalisation"], "where": "inside the graph: (images - mean) / std"},
+        "views": views,
+        "trained_on": details["dataset"]["label"],
+        "architecture": architecture,
+        "weights_sha256": train["files"]["model.params"]["sha256"],
+    }
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def _write_mxnet(net: Any, norm: batches.Normalisation, folder: Path) -> None:
+    """Write `model-symbol.json` and `model-0000.params`: the network with the normalisation in front of it."""
+    mx = runtime.mxnet()
+    images = mx.sym.var(INPUT)
+    # Their shapes cannot be told from that of the images, which is all that `Module.bind` is given.
+    scale, shift = (mx.sym.var(f"normalisation_{name}", shape=(1, CHANNELS, 1, 1)) for name in ("scale", "shift"))
+    values = mx.sym.broadcast_add(mx.sym.broadcast_mul(images, scale, name="scaled"), shift, name="normalised")
+    logits = mx.sym.identity(net(values), name=OUTPUTS[0])
+    symbol = mx.sym.Group([logits, mx.sym.softmax(logits, axis=-1, name=OUTPUTS[1])])
+    arrays = {name: parameter.data().as_in_context(mx.cpu()) for name, parameter in net.collect_params().items()}
+    mean, std = (np.array(value, np.float64).reshape(1, 3, 1, 1) for value in (norm.mean, norm.std))
+    # (x - mean) / std, with the same rounding as in training: one multiplication, one addition.
+    arrays["normalisation_scale"] = mx.nd.array(1 / std)
+    arrays["normalisation_shift"] = mx.nd.array(-mean / std)
+    learned = {name: arrays[name] for name in symbol.list_arguments() if name != INPUT}
+    running = {name: arrays[name] for name in symbol.list_auxiliary_states()}
+    mx.model.save_checkpoint(str(folder / "model"), 0, symbol, learned, running)
+
+
+def _write_onnx(onnx: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Convert the MXNet files in `folder` to `model.onnx` there."""
+    mx = runtime.mxnet()
+    import mxnet.onnx  # noqa: F401  (registers the converters)
+
+    path = folder / "model.onnx"
+    shape = (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    try:
+        mx.onnx.export_model(
+            str(folder / "model-symbol.json"),
+            str(folder / "model-0000.params"),
+            [shape],
+            np.float32,
+            str(path),
+            dynamic=True,
+            dynamic_input_shapes=[("N", *shape[1:])],
+        )
+        model = onnx.load(str(path))
+    except ValueError as error:  # protocol buffers end at 2 GiB
+        raise PipelineError(f"the network is too large for one ONNX file: {error}") from error
+    _tidy(onnx, model.graph, len(facts["classes"]))
+    model.ir_version = _IR_VERSION
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", _OPSET))
+    model.producer_name, model.producer_version = "mxnet", mx.__version__
+    model.graph.name = facts["architecture"]["name"]
+    model.doc_string = f"{facts['architecture']['name']}, trained on {facts['trained_on']}. Input: {LAYOUT}."
+    onnx.helper.set_model_props(model, {key: _text(value) for key, value in facts.items()})
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _tidy(onnx: Any, graph: Any, classes: int) -> None:
+    """Leave one input (the images), named dimensions, and no operators that do nothing."""
+    weights = {tensor.name for tensor in graph.initializer}
+    # Weights listed as inputs may be overridden by a caller: onnxruntime warns and cannot fold them.
+    images = [value for value in graph.input if value.name not in weights]
+    del graph.input[:]
+    graph.input.extend(images)
+    _drop_identities(graph)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    float32 = onnx.TensorProto.FLOAT
+    del graph.output[:]
+    graph.output.extend(onnx.helper.make_tensor_value_info(name, float32, ["N", classes]) for name in OUTPUTS)
+
+
+def _drop_identities(graph: Any) -> None:
+    """Remove Identity nodes (dropout at inference); what produced their input produces their output instead."""
+    nodes: list[Any] = []
+    renamed: dict[str, str] = {}
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        source = renamed.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type == "Identity" and node.output[0] not in outputs:
+            renamed[node.output[0]] = source
+        elif node.op_type == "Identity":
+            producer = next(other for other in nodes if source in other.output)
+            producer.output[list(producer.output).index(source)] = node.output[0]
+            renamed[source] = node.output[0]
+        else:
+            for index, name in enumerate(node.input):
+                node.input[index] = renamed.get(name, name)
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+# --- checking -----------------------------------------------------------------------------------------------------
+
+
+def _check(
+    folder: Path, net: Any, norm: batches.Normalisation, context: Any, data: dataset.Dataset, reporter: child.Reporter
+) -> dict[str, Any]:
+    """Compare what was written with the trained network on all test images, one view of each.
+
+    Raises `PipelineError` when they do not agree.
+    """
+    images, labels = data.test_images, np.asarray(data.test_labels)
+    expected = evaluation.predict_logits(net, images, norm, context)
+    onnx_runner.onnxruntime()  # what its import has to say is about the machine, not about the model
+    with _standard_error() as said:
+        model = dataclasses.replace(onnx_runner.open_model(folder / "model.onnx", onnx_runner.WARNINGS), views=1)
+    started = time.monotonic()
+    found = model.logits(
+        images, lambda done: reporter.progress(done / len(images), f"{done:,} of {len(images):,} images checked")
+    )
+    seconds = time.monotonic() - started
+    check: dict[str, Any] = {
+        "images": len(labels),
+        "max_difference": float(np.abs(found - expected).max()),
+        "largest_logit": float(np.abs(expected).max()),
+        "top1_identical": int((found.argmax(1) == expected.argmax(1)).sum()),
+        "accuracy": float((found.argmax(1) == labels).mean()),
+        "onnxruntime_warnings": said,
+        "mxnet_max_difference": _check_mxnet(folder, images[:250], expected[:250], context),
+        "onnxruntime_images_per_second": round(len(labels) / seconds, 1),
+    }
+    tolerance = _TOLERANCE * max(1.0, check["largest_logit"])
+    for name, key in (("model.onnx", "max_difference"), ("model-symbol.json", "mxnet_max_difference")):
+        if not check[key] <= tolerance:
+            raise PipelineError(
+                f"{name}: its logits differ from the trained network's by up to {check[key]:.3g}, "
+                f"allowed {tolerance:.3g}"
+            )
+    if said:
+        reporter.note(f"onnxruntime warns when it loads model.onnx: {said[0]}")
+    return check
+
+
+def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray, context: Any) -> float:
+    """Largest difference of a logit between the exported MXNet files and the trained network.
+
+    Read both ways that programs have for such files: Gluon's `SymbolBlock` and the older `Module`.
+    """
+    mx = runtime.mxnet()
+    values = mx.nd.array(np.asarray(images).astype(np.float32) / np.float32(255), ctx=context)
+    try:
+        block = mx.gluon.SymbolBlock.imports(
+            str(folder / "model-symbol.json"), [INPUT], str(folder / "model-0000.params"), ctx=context
+        )
+        symbol, learned, running = mx.model.load_checkpoint(str(folder / "model"), 0)
+        module = mx.mod.Module(symbol, data_names=[INPUT], label_names=None, context=context)
+        module.bind([(INPUT, values.shape)], for_training=False)
+        module.set_params(learned, running)
+        module.forward(mx.io.DataBatch([values]), is_train=False)
+        found = [outputs[0].asnumpy() for outputs in (block(values), module.get_outputs())]
+    except RuntimeError as error:
+        raise PipelineError(f"model-symbol.json: MXNet cannot load what was exported: {_last_line(error)}") from error
+    return max(float(np.abs(logits - expected).max()) for logits in found)
+
+
+def _last_line(error: Exception) -> str:
+    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+
+
+@contextlib.contextmanager
+def _standard_error() -> Iterator[list[str]]:
+    """Collect the lines that C++ code writes to file descriptor 2 meanwhile; they are passed on at the end."""
+    lines: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            text = file.read()
+            os.write(2, text)
+            plain = re.sub(r"\x1b\[[\d;]*m", "", text.decode(errors="replace"))
+            lines.extend(line for line in plain.splitlines() if line.strip())
+
+
+# --- helpers ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` for files that are not finished; it is removed, and so are those of killed exports."""
+    prefix = ".export-"
+    folder.mkdir(parents=True, exist_ok=True)
+    for debris in folder.glob(f"{prefix}*"):
+        shutil.rmtree(debris, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
+        yield Path(name)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise PipelineError(f"onnx cannot be imported ({error}): pip install 'onnx>=1.17,<1.18'") from error
+    return onnx
+
+
+def _versions() -> dict[str, str]:
+    return {**runtime.versions(), **{name: metadata.version(name) for name in ("onnx", "onnxruntime")}}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,152 @@
+"""A model that left the house: an exported `.onnx` file, run by onnxruntime. Neither MXNet nor a run is needed.
+
+Reads one file. Used by the export to check what it wrote, and by `predict`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation import tta
+from pipeline.export import onnx_file
+from pipeline.process.cores import usable_cores
+
+BATCH_SIZE = 250
+
+#: Pixels that a side of a model's images has at most.
+MOST_PIXELS = 1024
+
+#: onnxruntime's severities: 2 prints warnings and errors, 4 nothing that its exceptions do not say too. What it prints
+#: goes past Python to the terminal, with whatever names are in the file.
+WARNINGS, SILENT = 2, 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened `.onnx` file: image classes, image size (height, width) in pixels, and the metadata it carries.
+
+    `views` is the number of views over which its predictions are averaged, see `pipeline.evaluation.tta`.
+    """
+
+    path: Path
+    session: Any
+    classes: list[str]
+    size: tuple[int, int]
+    metadata: dict[str, str]
+    views: int
+
+    def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
+        """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.
+
+        `tell` hears how many images are done. Raises `PipelineError` when onnxruntime cannot run the model on them.
+        """
+        if not len(images):
+            return np.zeros((0, len(self.classes)), np.float32)
+        name = self.session.get_inputs()[0].name
+        parts = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = np.asarray(images[start : start + BATCH_SIZE]).astype(np.float32) / np.float32(255)
+            outputs = [self._run(name, view) for view in tta.views(batch, self.views)]
+            parts.append(tta.average(outputs))
+            tell(start + len(batch))
+        return np.concatenate(parts)
+
+    def _run(self, name: str, batch: np.ndarray) -> np.ndarray:
+        try:
+            logits = self.session.run(["logits"], {name: batch})[0]
+        except Exception as error:  # onnxruntime's errors have no common base of their own
+            raise PipelineError(f"{self.path}: cannot be run on these images ({_first_line(error)})") from error
+        if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
+            found = getattr(logits, "dtype", type(logits).__name__)
+            raise PipelineError(f"{self.path}: gives logits of type {found}, expected float32; export it again")
+        if logits.shape != (len(batch), len(self.classes)):
+            raise PipelineError(
+                f"{self.path}: gives logits of shape {logits.shape} for {len(batch)} images and "
+                f"{len(self.classes)} class names; it is not as this pipeline exported it"
+            )
+        if not np.isfinite(logits).all():
+            raise PipelineError(f"{self.path}: gives logits that are no finite numbers; train and export it again")
+        return logits
+
+
+def open_model(path: Path, severity: int = SILENT) -> Model:
+    """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
+
+    Raises `PipelineError` when onnxruntime is missing, or the file is missing, damaged or of other origin.
+    """
+    session = _session(path, severity)
+    try:
+        metadata = dict(session.get_modelmeta().custom_metadata_map)
+        inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+        classes = _classes(metadata["classes"])
+        _, channels, height, width = inputs[0].shape
+        if len(inputs) != 1 or channels != 3 or "logits" not in outputs:
+            raise ValueError(f"inputs {[item.name for item in inputs]}, outputs {outputs}"[:300])
+        if not 0 < min(int(height), int(width)) <= max(int(height), int(width)) <= MOST_PIXELS:
+            raise ValueError(f"images of {height} x {width} pixels")
+        count = int(metadata.get("views", "1"))
+        if count not in tta.WEIGHTS:
+            raise ValueError(f"views {count}")
+        return Model(path, session, classes, (int(height), int(width)), metadata, count)
+    except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
+        raise PipelineError(
+            f"{path}: an ONNX model, but not one that this pipeline exported ({error}); "
+            "expected one NCHW input of RGB images, the output `logits` and the metadata `classes`"
+        ) from None
+
+
+def _classes(text: str) -> list[str]:
+    """The class names in the metadata; raises `ValueError` for what is none, and for one that comes twice."""
+    names = json.loads(text)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes: expected a list of names")
+    if len(set(names)) < len(names):
+        raise ValueError("classes: a name comes twice")
+    return names
+
+
+def output_names(classes: list[str], outputs: int) -> list[str]:
+    """A name for each output of a network that may have more of them than its data set has classes."""
+    return [*classes, *(f"unnamed class {number}" for number in range(len(classes), outputs))]
+
+
+def onnxruntime() -> Any:
+    """The imported `onnxruntime` module; raises `PipelineError` when it is not installed or not usable."""
+    try:
+        import onnxruntime as module
+    except ImportError as error:
+        raise PipelineError(
+            f"onnxruntime cannot be imported ({error}): pip install onnxruntime, and run it again"
+        ) from error
+    return module
+
+
+def _session(path: Path, severity: int) -> Any:
+    ort = onnxruntime()
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file; give the path of an .onnx file or of a run's folder")
+    onnx_file.check(path)
+    options = ort.SessionOptions()
+    # By default onnxruntime takes a thread for each core of the machine and pins it, container or not.
+    options.intra_op_num_threads = usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = severity
+    try:
+        # Before its own second try it prints to standard output, among predictions, what is in the file.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        raise PipelineError(f"{path}: not a usable ONNX model ({_first_line(error)}); export it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

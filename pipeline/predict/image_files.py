@@ -1,0 +1,244 @@
+"""Image files in, pixels for a network out: which files of a folder are images, and what is in them.
+
+Reads raster formats from a list, one picture of each file, and says of every other file why it is not read. A file
+cannot take more memory than the number of pixels that is allowed; large pictures are decoded one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import PipelineError
+from pipeline.process.cores import usable_cores
+from pipeline.text import printable
+
+#: Formats by Pillow's names: what holds pixels, never what is a program for another one to run (EPS: Ghostscript).
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+#: Pixels that are decoded at most. A JPEG may have twice as many: most of them are skipped while it is decoded.
+MOST_PIXELS = 1 << 26
+
+#: Pixels from which on only one picture is decoded at a time.
+LARGE = 1 << 22
+
+#: Rows that are converted at a time.
+_BAND = 256
+
+_large = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """(3, H, W) uint8 RGB pixels, and the (width, height) that they had in the file."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that cannot be used, and why."""
+
+    file: Path
+    why: str
+
+
+def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The files named in `paths` with the image files below every folder among them, and what was passed over there.
+
+    Passed over are files without an image's ending; what is hidden does not count at all. Raises `PipelineError` for
+    a path that does not exist and for a folder without images.
+    """
+    endings = _endings()
+    found: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            if not path.exists():
+                raise PipelineError(f"{path}: no such file or folder")
+            found.append(path)
+            continue
+        files, unlisted = _below(path)
+        images = [file for file in files if file.suffix.lower() in endings]
+        passed = [file for file in files if file.suffix.lower() not in endings]
+        if not images and not unlisted:
+            besides = f" ({passed_over(passed)})" if passed else ""
+            raise PipelineError(
+                f"{path}: no image files in this folder{besides}; give a folder with images, or the files"
+            )
+        found += images + unlisted
+        others += passed
+    return found, others
+
+
+def passed_over(files: Sequence[Path]) -> str:
+    """In words, how many files were passed over, and of which kinds: `3 files passed over: 2 .heic, 1 .txt`."""
+    kinds = Counter(file.suffix.lower() or "without an ending" for file in files).most_common()
+    named = ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:5])
+    more = f", {sum(count for _, count in kinds[5:]):,} of other kinds" if kinds[5:] else ""
+    return f"{len(files):,} file{'s' if len(files) != 1 else ''} passed over: {named}{more}"
+
+
+def read_all(files: Sequence[Path], size: tuple[int, int]) -> list[Picture | Unreadable]:
+    """Each file as a picture of `size` (height, width), in their order, on all cores."""
+    with ThreadPoolExecutor(usable_cores()) as threads:  # decoding releases the interpreter lock
+        return list(threads.map(lambda file: read(file, size), files))
+
+
+def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
+    """The first picture in a file, upright, of this size (height, width).
+
+    Another size is scaled until the shorter side fits, and the middle is cut out: nothing is squashed.
+    """
+    pil = _pillow()
+    try:
+        if not file.is_file():
+            why = "a folder that cannot be listed" if file.is_dir() else "not a file"
+            return Unreadable(file, why if file.exists() else "no such file")
+        opened = pil.open(file, formats=_formats(pil))
+        large = opened.size[0] * opened.size[1] >= LARGE
+        # It is closed before the next large one is decoded.
+        with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
+            return _decoded(pil, opened, size)
+    except pil.UnidentifiedImageError:
+        kinds = ", ".join(_formats(pil))
+        return Unreadable(file, f"not an image, or of a kind that cannot be read here (only {kinds})")
+    except _Refused as refused:
+        return Unreadable(file, str(refused))
+    except Exception as error:  # each decoder of Pillow has errors of its own for damaged files
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return Unreadable(file, f"cannot be read: {printable(' '.join(said.split())) or type(error).__name__}")
+
+
+# --- one picture --------------------------------------------------------------------------------------------------
+
+
+class _Refused(Exception):
+    """Pixels that could be decoded, but not rightly, or not in the memory that is allowed."""
+
+
+def _decoded(pil: Any, opened: Any, size: tuple[int, int]) -> Picture:
+    height, width = size
+    original = opened.size
+    _check_size(original, 2 * MOST_PIXELS if opened.format in ("JPEG", "MPO") else MOST_PIXELS)
+    opened.draft("RGB", (4 * width, 4 * height))  # lets JPEG skip detail that scaling would throw away
+    _check_size(opened.size, MOST_PIXELS)
+    raw = _raw_mode(opened)
+    if opened.format == "TIFF" and opened.tag_v2.get(262) == 6 and raw == "RGBX":
+        raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow {pil.__version__} cannot read, version 13 can")
+    return Picture(_pixels(pil, opened, ";16" in raw and not raw.endswith("S"), size), original)
+
+
+def _pixels(pil: Any, opened: Any, sixteen: bool, size: tuple[int, int]) -> np.ndarray:
+    from PIL import ImageOps
+
+    height, width = size
+    small = max(opened.size) < 64
+    opened.load()
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = _eight_bits(pil, opened, sixteen)
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), pil.Resampling.BOX if small else pil.Resampling.LANCZOS)
+    if image.mode == "RGBA":  # what is transparent becomes white
+        image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def _check_size(size: tuple[int, int], most: int) -> None:
+    if size[0] * size[1] > most:
+        found = f"{size[0]:,} x {size[1]:,} pixels, {size[0] * size[1] / 1e6:,.0f} million"
+        raise _Refused(f"{found}; at most {most / 1e6:.0f} million are read: scale it down first")
+
+
+def _raw_mode(opened: Any) -> str:
+    """How the values lie in the file, in Pillow's words: `RGB;16B` are 16 bits, `I;16S` signed ones."""
+    arguments = opened.tile[0][3] if opened.tile else ""
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return raw if isinstance(raw, str) else ""
+
+
+def _eight_bits(pil: Any, image: Any, sixteen: bool) -> Any:
+    """Any mode as L, RGB or RGBA, 8 bits each. Raises `_Refused` where the file does not say which value is white."""
+    scaled = image.format == "PPM"  # it names its range, and Pillow scales by that
+    if image.mode == "F":
+        image = _by_bands(pil, image, _from_floats)
+    elif image.mode.startswith("I"):
+        if not (sixteen or scaled):
+            raise _Refused("does not say which of its integers is white; save it with 8 bits a channel")
+        image = _by_bands(pil, image, lambda values: values >> 8)
+    if sixteen and not scaled and max(image.convert("L").getextrema()) < 64:
+        raise _Refused(
+            "its 16-bit pixels fill less than a quarter of their range: 10, 12 or 14 bits in 16? "
+            "Scale them to the whole range, or save it with 8 bits a channel"
+        )
+    if image.has_transparency_data:
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _by_bands(pil: Any, image: Any, eight_bits: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """An L image of what a function makes of the values, a few rows at a time: copies of everything take memory."""
+    made = pil.new("L", image.size)
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        made.paste(pil.fromarray(eight_bits(np.asarray(band)).astype(np.uint8)), (0, top))
+    return made
+
+
+def _from_floats(values: np.ndarray) -> np.ndarray:
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 1):
+        raise _Refused(
+            f"its floating-point pixels go from {low:g} to {high:g}, expected 0 to 1; "
+            "scale them, or save it with 8 bits a channel"
+        )
+    return np.round(values * np.float32(255))
+
+
+# --- Pillow -------------------------------------------------------------------------------------------------------
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise PipelineError(f"Pillow cannot be imported ({error}): pip install pillow") from error
+    return Image
+
+
+def bomb_warning() -> type[Warning]:
+    """Pillow's warning of a picture of many pixels."""
+    warning: type[Warning] = _pillow().DecompressionBombWarning
+    return warning
+
+
+def _formats(pil: Any) -> list[str]:
+    """Those of `FORMATS` that this Pillow can read."""
+    pil.init()
+    return [name for name in FORMATS if name in pil.OPEN]
+
+
+def _endings() -> set[str]:
+    pil = _pillow()
+    known = _formats(pil)
+    return {ending for ending, name in pil.registered_extensions().items() if name in known}
+
+
+def _below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files below a folder that are not hidden, and the folders there that cannot be listed."""
+    files: list[Path] = []
+    unlisted: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if file.is_file()), unlisted

@@ -1,0 +1,106 @@
+"""How many threads a stage may use, decided before MXNet is loaded. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.process import spinning
+
+#: More threads than this, or than the machine has cores, are a mistake: MXNet would not start. A training of a large
+#: machine can be gone on with exactly on a small one.
+MOST_THREADS = 256
+
+
+def usable_cores() -> int:
+    """Cores that this process may really use: its affinity mask, capped by the cgroup's CPU quota and by Slurm's grant.
+
+    A Slurm without the affinity or cgroup plugin grants cores without enforcing it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [math.ceil(limit) for limit in (cgroup_quota(), slurm_grant(os.environ)) if limit]
+    return max(1, min([cores, *limits]))
+
+
+def slurm_grant(environment: Mapping[str, str]) -> int | None:
+    """Cores that Slurm granted to this task, or None outside of a job and where it does not tell."""
+    if "SLURM_STEP_ID" not in environment:
+        return None
+    alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"
+    told = environment.get("SLURM_CPUS_PER_TASK") or (environment.get("SLURM_CPUS_ON_NODE") if alone else None)
+    return int(told) if told and told.isdigit() else None
+
+
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> float | None:
+    """CPUs granted by the cgroup (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None when there is no limit.
+
+    The tightest limit between this process's group and the root holds.
+    """
+    limits = []
+    for folder in _cgroup_folders(root, process):
+        limit = _read_v2(folder / "cpu.max") or _read_v1(folder)
+        if limit:
+            limits.append(limit)
+    return min(limits) if limits else None
+
+
+def given_threads(environment: Mapping[str, str]) -> int | None:
+    """What the user says with OMP_NUM_THREADS, or None where that says nothing or cannot be meant.
+
+    Of a list, one number for each level of nesting, the first counts; MXNet has one level and understands no list.
+    """
+    first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    number = int(first) if first.isascii() and first.isdecimal() and len(first) < 6 else 0
+    return number if 1 <= number <= max(MOST_THREADS, os.cpu_count() or 1) else None
+
+
+def misread_threads(environment: Mapping[str, str]) -> str | None:
+    """What to say when OMP_NUM_THREADS is set and not obeyed."""
+    given = environment.get("OMP_NUM_THREADS")
+    if not given or given_threads(environment):
+        return None
+    return f"OMP_NUM_THREADS is {given!r}, no number of threads: unset it; {usable_cores()} are taken"
+
+
+def thread_environment(environment: Mapping[str, str], cores: int | None = None) -> dict[str, str]:
+    """What OpenMP is told in a stage's process: how many threads, and how they wait; what the user set wins.
+
+    MXNet takes half of the logical cores by default, which halves the speed on small machines. As many as there are
+    usable `cores`, and always as many: results depend on the number.
+    """
+    threads = given_threads(environment) or cores or usable_cores()
+    return {"OMP_NUM_THREADS": str(threads), "OMP_DYNAMIC": "false", **spinning.environment(environment)}
+
+
+def _cgroup_folders(root: Path, process: Path) -> list[Path]:
+    folders = [root, root / "cpu"]
+    try:
+        lines = process.read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "cpu" if controllers else root
+        parts = Path(path.lstrip("/")).parts
+        folders += [base.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
+    return folders
+
+
+def _read_v2(file: Path) -> float | None:
+    try:
+        quota, period = file.read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _read_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

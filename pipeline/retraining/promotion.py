@@ -1,0 +1,226 @@
+"""The promotion gate: a finished generation becomes the current model only if it is not worse than that one.
+
+Reads the generation's predictions and those of the current run on the same test images (which it computes when the
+test images have changed). Leaves `promote/decision.json` and its manifest in the run, and moves the pointer (see
+`registry`) when the generation is promoted. Run as `python -m pipeline.retraining.promotion` by `parent.run_stage`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from pipeline import dataset, evaluation, runtime
+from pipeline.dataset import batches
+from pipeline.errors import PipelineError, WorkspaceError, from_os_error
+from pipeline.evaluation.statistics import compare_paired
+from pipeline.files import sha256_file, write_json
+from pipeline.process import child
+from pipeline.retraining import generations, registry
+from pipeline.retraining.generations import PROMOTED, REFUSED
+from pipeline.retraining.registry import Entry, Pointer
+from pipeline.workspace import MANIFEST, Run, events, manifest
+from pipeline.workspace.freshness import Chain
+
+SCHEMA = 1
+
+
+def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Decide about the chain's run, move the pointer if it is promoted, and publish the decision; gives the manifest.
+
+    Raises `PipelineError` when the run is not evaluated, or the current one can no longer be compared with.
+    """
+    started = time.monotonic()
+    run, _ = evaluation.trained_run(chain)
+    inputs = chain.inputs("promote")
+    labels, correct = _own(run)
+    path = chain.workspace.current(chain.config)
+    with registry.held(chain.workspace, path):
+        pointer = _known(chain, reporter)
+        opponent = _opponent(pointer, run)
+        compared = _compare(chain, run, opponent, labels, correct, reporter) if opponent else None
+        decision = decide(run, pointer, float(correct.mean()), compared, chain.config.schedule.tolerance)
+        decision["generation"] = chain.generation
+        if decision["outcome"] == PROMOTED:
+            entry = registry.entry_of(run, chain.generation)
+            assert entry is not None
+            if pointer is None or (pointer.run, pointer.weights_sha256) != (entry.run, entry.weights_sha256):
+                registry.set_current(path, entry)
+        value = _publish(run, decision, inputs)
+    seconds = round(time.monotonic() - started, 3)
+    told = {key: decision[key] for key in ("run", "generation", "accuracy", "reason")}
+    before = compared["run"] if compared else None
+    events.record(chain.workspace, decision["outcome"], **registry.about(chain), **told, before=before, seconds=seconds)
+    reporter.note(f"{decision['outcome']}: {decision['reason']}")
+    return value
+
+
+def decide(
+    run: Run, pointer: Pointer | None, accuracy: float, compared: dict[str, Any] | None, tolerance: float
+) -> dict[str, Any]:
+    """The decision as it is published: outcome, the reason in words, and the comparison that it rests on."""
+    common = {"schema": SCHEMA, "run": run.place, "accuracy": accuracy, "tolerance": tolerance, "compared": compared}
+    if pointer is not None and (objection := _objection(run, pointer)):
+        reason = f"{objection}; `Rollback --to {run.generation or run.run_id}` makes it current by hand"
+        return {**common, "outcome": REFUSED, "reason": reason, "decided": manifest.now()}
+    if compared is None:
+        outcome, reason = PROMOTED, f"accuracy {accuracy:.2%}, and there was no current model to compare with"
+    else:
+        # Shares of whole images: a rounding error of the difference must not decide.
+        short = round(-compared["difference"] * compared["images"])
+        outcome = PROMOTED if short <= tolerance * compared["images"] + 1e-6 else REFUSED
+        verdict = "not worse by more than" if outcome == PROMOTED else "worse by more than"
+        low, high = compared["interval"]
+        reason = (
+            f"accuracy {accuracy:.2%} against {compared['accuracy']:.2%} of {compared['run']} on the same "
+            f"{compared['images']:,} test images, {verdict} the tolerance of {tolerance * 100:g} points "
+            f"(difference {compared['difference'] * 100:+.2f} points, 95 % interval {low * 100:+.2f} to "
+            f"{high * 100:+.2f}, p = {compared['p']:.2g})"
+        )
+    return {**common, "outcome": outcome, "reason": reason, "decided": manifest.now()}
+
+
+def _objection(run: Run, pointer: Pointer) -> str:
+    """Why a run does not become current by itself, however good it is; empty when nothing is against it."""
+    if run.place in pointer.rolled_back:
+        return "it was rolled back before"
+    weights = manifest.digest(manifest.read(run.stage("train")), "model.params")
+    for place in pointer.rolled_back:
+        other = manifest.read(registry.run_at(run.workspace, place).stage("train"))
+        if weights and manifest.digest(other, "model.params") == weights:
+            return f"it has the very same weights as {place}, which was rolled back before"
+    others = (entry for entry in (pointer.entry, *pointer.before) if entry.run != run.place)
+    newest = next((entry for entry in others if generations.period(entry.generation)), None)
+    if newest and generations.is_older(run.generation, newest.generation):
+        return f"it is of an earlier period than {newest.generation}, {newest.run}"
+    return ""
+
+
+def _known(chain: Chain, reporter: child.Reporter) -> Pointer | None:
+    """What is current before the chain's run is decided about. The caller holds the pointer's lock.
+
+    Before the first decision that is the run without a generation, if there is one. It may be trained further when it
+    is current already: then its present weights count.
+    """
+    path = chain.workspace.current(chain.config)
+    pointer, entry = registry.read(path), generations.first(chain)
+    if entry is None or (pointer and (pointer.run, pointer.weights_sha256) == (entry.run, entry.weights_sha256)):
+        return pointer
+    if pointer and pointer.run != entry.run:
+        return pointer
+    since = "was trained further since it became current" if pointer else "was made before any generation"
+    reporter.note(f"{entry.run} {since}: it counts as the current model as it is now")
+    told = {"run": entry.run, "generation": entry.generation, "accuracy": entry.accuracy}
+    events.record(chain.workspace, "adopted", **registry.about(chain), **told)
+    return registry.set_current(path, entry)
+
+
+def _opponent(pointer: Pointer | None, run: Run) -> Entry | None:
+    """Whom the run is compared with: the current one, or the one before when a killed gate had promoted this run."""
+    if pointer is None or pointer.run != run.place:
+        return pointer
+    return pointer.before[0] if pointer.before else None
+
+
+def _compare(
+    chain: Chain, run: Run, entry: Entry, labels: np.ndarray, correct: np.ndarray, reporter: child.Reporter
+) -> dict[str, Any]:
+    other = registry.run_of(chain.workspace, entry)
+    problems = registry.problems(chain.workspace, entry)
+    if problems:
+        raise WorkspaceError(
+            f"the current model cannot be compared with: {'; '.join(problems)}; restore it, go back to an earlier one "
+            f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
+        )
+    same = _test_images(chain, run) == _test_images(chain, other)
+    before = _saved(other, labels, chain.config.evaluation.views) if same else None
+    if before is None:
+        reporter.note(f"evaluating the current model, {entry.run}, on the same images and views as the new one")
+        before = _evaluated(chain, run, other, labels, reporter)
+    return {
+        "run": entry.run,
+        "generation": entry.generation,
+        "accuracy": float(before.mean()),
+        "accuracy_when_promoted": entry.accuracy,
+        "same_images": same,
+        "images": len(labels),
+        "difference": float(correct.mean() - before.mean()),
+        **compare_paired(correct, before),
+    }
+
+
+def _own(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (n,) of the test images, and which of them the run predicted right, (n,) booleans."""
+    path = run.stage("evaluate") / "predictions.npz"
+    recorded = manifest.read(run.stage("evaluate"))
+    if recorded is None:
+        raise PipelineError("the generation is not evaluated yet: run the Evaluate task first")
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise from_os_error(error, "read the predictions") from error
+    if found != manifest.digest(recorded, path.name):
+        raise WorkspaceError(f"{path}: damaged, not what its manifest recorded; delete evaluate/ and run it again")
+    return _read_predictions(path)
+
+
+def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
+    """Which test images the run got right by its saved predictions.
+
+    None when they are gone, of other weights, or averaged over other views than those of the run that it is compared
+    with.
+    """
+    path = run.stage("evaluate") / "predictions.npz"
+    recorded, train = manifest.read(run.stage("evaluate")), manifest.read(run.stage("train"))
+    if recorded is None or recorded["inputs"].get("model.params") != manifest.digest(train, "model.params"):
+        return None
+    if recorded["inputs"].get(manifest.VIEWS, "1") != str(views):
+        return None
+    if not path.is_file() or sha256_file(path) != manifest.digest(recorded, path.name):
+        return None
+    saved_labels, correct = _read_predictions(path)
+    return correct if np.array_equal(saved_labels, labels) else None
+
+
+def _evaluated(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter: child.Reporter) -> np.ndarray:
+    """Which of the present test images the other run's weights get right."""
+    train = manifest.read(other.stage("train"))
+    assert train is not None
+    devices = runtime.devices(chain.config.device)
+    runtime.adapt_to_load(reporter.write)
+    net = evaluation.load_network(other, train, devices.contexts[:1])
+    norm = batches.unpack(train["details"]["normalisation"])
+    images = dataset.load(chain.workspace.dataset(run.dataset_id)).test_images
+    views = chain.config.evaluation.views
+    return evaluation.predict_logits(net, images, norm, devices.contexts[0], views, reporter).argmax(1) == labels
+
+
+def _read_predictions(path: Any) -> tuple[np.ndarray, np.ndarray]:
+    arrays = evaluation.read_predictions(path)
+    return arrays["labels"], arrays["predictions"] == arrays["labels"]
+
+
+def _test_images(chain: Chain, run: Run) -> list[str | None]:
+    """Digests of the test images and labels of a run's data set; of one that is gone, its name."""
+    recorded = manifest.read(chain.workspace.dataset(run.dataset_id))
+    if recorded is None:
+        return [run.dataset_id]
+    return [manifest.digest(recorded, name) for name in ("test_images.npy", "test_labels.npy")]
+
+
+def _publish(run: Run, decision: dict[str, Any], inputs: dict[str, str | None]) -> dict[str, Any]:
+    folder = run.stage("promote")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        write_json(folder / "decision.json", decision)
+        details = {"run": run.run_id, "outcome": decision["outcome"]}
+        return manifest.write(folder, "promote", ("decision.json",), inputs, details)  # type: ignore[arg-type]
+    except OSError as error:
+        raise from_os_error(error, "publish the decision") from error
+
+
+if __name__ == "__main__":
+    child.exit_with(child.main(promote))

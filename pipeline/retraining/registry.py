@@ -1,0 +1,197 @@
+"""Which run is the promoted one: a small file for each data set and architecture name, replaced atomically.
+
+`current/<data name>/<architecture name>.json` names the run, the digest of its weights, its accuracy and since when,
+and the runs that were current before it, so that a roll back finds its way. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from pipeline import names
+from pipeline.errors import WorkspaceError, from_os_error
+from pipeline.files import write_json
+from pipeline.storage import locks
+from pipeline.workspace import Run, Workspace, manifest
+from pipeline.workspace.freshness import Chain
+
+#: How many former current runs the pointer remembers.
+REMEMBERED = 50
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One run that is or was current. `run` is its folder, as seen from the workspace."""
+
+    run: str
+    generation: str
+    weights_sha256: str
+    architecture: str
+    accuracy: float
+    since: str
+
+
+class Pointer(Entry, frozen=True, kw_only=True):
+    """The content of the file: the current run, those before it (newest first), and those that were rolled back."""
+
+    before: list[Entry] = []
+    rolled_back: list[str] = []
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(**{name: getattr(self, name) for name in Entry.__struct_fields__})
+
+
+def read(path: Path) -> Pointer | None:
+    """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
+    try:
+        pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
+        for entry in (pointer, *pointer.before):
+            _check(entry)
+        for run in pointer.rolled_back:
+            _check_run(run)
+        return pointer
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise from_os_error(error, "read which run is current") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WorkspaceError(
+            f"{path}: damaged ({error}); restore it, or delete it, and the next generation becomes current"
+        ) from error
+
+
+def ever(path: Path) -> set[str]:
+    """The runs that are, or were, current by the pointer in `path`; none when there is none, or it is damaged."""
+    try:
+        pointer = read(path)
+    except WorkspaceError:
+        return set()
+    return {pointer.run, *(entry.run for entry in pointer.before), *pointer.rolled_back} if pointer else set()
+
+
+def _check(entry: Entry) -> None:
+    """Raise `ValidationError` for an entry whose texts are not such as are written here."""
+    _check_run(entry.run)
+    for text in (entry.generation, entry.weights_sha256, entry.architecture, entry.since):
+        if text and not names.is_name(text):
+            raise msgspec.ValidationError(f"{entry.run}: found {text!a}")
+
+
+def _check_run(run: str) -> None:
+    place = run.split("/")
+    if len(place) != 3 or place[0] != "runs" or not names.is_place(run):
+        raise msgspec.ValidationError(f"run: found {run!a}, expected runs/DATASET/RUN")
+
+
+def run_of(workspace: Workspace, entry: Entry) -> Run:
+    """The folders of the run that an entry names."""
+    return run_at(workspace, entry.run)
+
+
+def run_at(workspace: Workspace, place: str) -> Run:
+    """The folders of the run at `runs/<dataset>/<run>`."""
+    path = Path(place)
+    return workspace.run(path.parent.name, path.name)
+
+
+def problems(workspace: Workspace, entry: Entry) -> list[str]:
+    """Why the run of `entry` cannot be used as it was when it was promoted; empty when it can."""
+    folder = run_of(workspace, entry).stage("train")
+    if workspace.mirror:
+        workspace.mirror.know_folders([folder, folder.parent / "evaluate"])
+    train = manifest.read(folder)
+    if train is None:
+        return [f"{entry.run}/train is gone or not finished"]
+    if manifest.digest(train, "model.params") != entry.weights_sha256:
+        return [f"the weights in {entry.run}/train are other ones now than those that were promoted"]
+    return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.size)]
+
+
+def set_current(path: Path, entry: Entry) -> Pointer:
+    """Make `entry` the current one; what was current goes on top of those before. The caller holds the lock."""
+    old = read(path)
+    before = [former for former in ([old.entry, *old.before] if old else []) if former.run != entry.run]
+    pardoned = [run for run in (old.rolled_back if old else []) if run != entry.run]
+    return _write(path, entry, before, pardoned)
+
+
+def withdraw(path: Path, entry: Entry) -> Pointer:
+    """Make `entry` current instead of what is; that is remembered as rolled back, and the gate does not promote it
+    again. The caller holds the lock.
+    """
+    old = read(path)
+    assert old is not None
+    before = [former for former in old.before if former.run != entry.run]
+    rejected = [run for run in [*old.rolled_back, old.run] if run != entry.run]
+    return _write(path, entry, before, list(dict.fromkeys(rejected)))
+
+
+def entry_of(run: Run, generation: str) -> Entry | None:
+    """What the pointer would say of a run from now on; None when its weights are not evaluated."""
+    train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
+    weights = manifest.digest(train, "model.params")
+    accuracy = evaluate["details"].get("accuracy") if evaluate else None
+    if train is None or evaluate is None or weights is None or accuracy is None:
+        return None
+    if evaluate["inputs"].get("model.params") != weights:
+        return None
+    return Entry(
+        run=run.place,
+        generation=generation,
+        weights_sha256=weights,
+        architecture=train["inputs"].get("architecture", ""),
+        accuracy=accuracy,
+        since=manifest.now(),
+    )
+
+
+def name_of(path: Path) -> str:
+    """What people call a pointer: `<data name>/<architecture name>`."""
+    return f"{path.parent.name}/{path.stem}"
+
+
+def lock_name(path: Path) -> str:
+    """The name of the lock of a pointer."""
+    return f"current.{path.parent.name}.{path.stem}"
+
+
+@contextlib.contextmanager
+def held(workspace: Workspace, path: Path) -> Iterator[None]:
+    """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then."""
+    mirror = workspace.mirror
+    with locks.hold(workspace.lock(lock_name(path)), "the choice of the current model", True, mirror=mirror):
+        if mirror is None:
+            yield
+            return
+        mirror.know_folders([path.parent], since=time.monotonic())
+        before = _content(path)
+        yield
+        if _content(path) not in (None, before):
+            mirror.publish_file(path)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def about(chain: Chain) -> dict[str, str]:
+    """What tells one pointer's events from another's in the event log."""
+    return {"dataset": chain.config.data.name, "architecture": chain.config.architecture.name}
+
+
+def _write(path: Path, entry: Entry, before: list[Entry], rolled_back: list[str]) -> Pointer:
+    pointer = Pointer(**msgspec.structs.asdict(entry), before=before[:REMEMBERED], rolled_back=rolled_back)
+    try:
+        write_json(path, msgspec.to_builtins(pointer))
+    except OSError as error:
+        raise from_os_error(error, "write which run is current") from error
+    return pointer

@@ -1,0 +1,168 @@
+"""One worker at a time on one stage of one run: advisory file locks that die with their holder.
+
+Leaves a small file under `work/locks` that names the holder. The kernel drops the lock when the last process that
+inherited it ends, so a lock file left by a dead process is no obstacle. `flock` works across hosts on NFSv4 (Linux
+2.6.12 and later hand it to the server); there, too, the lock of a host that is gone ends with its lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import AlreadyRunning, WorkspaceError
+from pipeline.files import open_regular, read_json
+from pipeline.workspace.manifest import now
+
+if TYPE_CHECKING:
+    from pipeline.storage.mirror import Mirror
+
+#: Seconds to wait for the last process of a command that was killed: it still writes its checkpoint.
+ENDING_SECONDS = 30.0
+
+#: For how long a lock that is only shared is tried again: who looks at it with `holder` shares it for a moment.
+LOOKING_SECONDS = 1.0
+
+#: What `flock` answers on a file system that has none.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def holder(path: Path) -> dict[str, object] | None:
+    """Who holds the lock now (`host`, `pid`, `since`), or None when it is free or this file system has no locks.
+
+    Looks by sharing the lock for a moment, which `hold` tells from holding it.
+    """
+    try:
+        descriptor = open_regular(path)
+    except OSError:
+        return None
+    try:
+        if try_lock(descriptor, path, fcntl.LOCK_SH):
+            return None
+    except WorkspaceError:
+        return None
+    finally:
+        os.close(descriptor)
+    value = read_json(path)
+    return value if isinstance(value, dict) else {"host": "unknown", "pid": 0, "since": "unknown"}
+
+
+def try_lock(descriptor: int, path: Path, operation: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file if that is possible now. Raises `WorkspaceError` when its file system has no locks."""
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise WorkspaceError(
+            f"{path}: this file system does not lock files ({error.strerror}): mount it with locks (Lustre: -o flock; "
+            "NFS: version 4), or choose another --workspace"
+        ) from None
+    return True
+
+
+def describe(value: dict[str, object]) -> str:
+    return f"process {value.get('pid')} on {value.get('host')} since {value.get('since')}"
+
+
+@contextlib.contextmanager
+def hold(
+    path: Path,
+    what: str,
+    wait: bool,
+    waiting: Callable[[str], None] | None = None,
+    at_most: float = math.inf,
+    mirror: Mirror | None = None,
+) -> Iterator[int]:
+    """Hold the lock at `path`; gives its file descriptor, to be inherited by the processes that do the work.
+
+    When another live process has it: with `wait` call `waiting` once with a line about who has it and wait
+    `at_most` so many seconds, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its
+    child ends by itself. With a `mirror` the lock of the same name in its store is held as well: other hosts have
+    other files.
+    """
+    descriptor = _open(path)
+    try:
+        _acquire(descriptor, path, what, at_most if wait else 0, waiting or (lambda line: None))
+        record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(record).encode(), 0)
+        if mirror is None:
+            yield descriptor
+            return
+        with mirror.hold(path.stem, what, wait, waiting or (lambda line: None)):
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def share(path: Path, what: str) -> Iterator[int]:
+    """Hold the lock at `path` beside others that share it; gives its file descriptor.
+
+    For what is read for a while and must not be moved meanwhile: `hold` gets the lock when nobody shares it any more.
+    """
+    descriptor = _open(path)
+    try:
+        _acquire(descriptor, path, what, ENDING_SECONDS, lambda line: None, fcntl.LOCK_SH)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open_regular(path, os.O_RDWR | os.O_CREAT)
+
+
+def _acquire(
+    descriptor: int,
+    path: Path,
+    what: str,
+    at_most: float,
+    waiting: Callable[[str], None],
+    operation: int = fcntl.LOCK_EX,
+) -> None:
+    told, started = "", time.monotonic()
+    while not try_lock(descriptor, path, operation):
+        waited = time.monotonic() - started
+        if try_lock(descriptor, path, fcntl.LOCK_SH):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            if waited >= max(at_most, LOOKING_SECONDS):
+                raise AlreadyRunning(f"{what} is being read by a stage that is running; nothing was done")
+            time.sleep(random.uniform(0.001, 0.02))  # two that try at once must not meet again and again
+            continue
+        other = read_json(path)
+        other = other if isinstance(other, dict) else {}
+        who = describe(other) if other else "another process"
+        # Without a record its holder has got the lock this very moment and will say so in the next one.
+        ending = not other or (other.get("host") == socket.gethostname() and is_gone(other.get("pid")))
+        if waited >= at_most and not (ending and waited < ENDING_SECONDS):
+            raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
+        line = f"{what}: {who} is gone, waiting for its last process to end" if ending else f"{what}: waiting for {who}"
+        if other and line != told:
+            waiting(line)
+            told = line
+        time.sleep(0.2 if ending else 0.5)
+
+
+def is_gone(pid: object) -> bool:
+    """True when no process of this number is alive on this host (one that nobody has waited for counts as gone)."""
+    try:
+        with open(f"/proc/{int(str(pid))}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
+    except (OSError, ValueError, IndexError):
+        return True

@@ -1,0 +1,375 @@
+"""The network in training: one step over one or several devices, its optimizer, and its whole state as arrays.
+
+Owns what lives on the devices. Gluon's `Trainer` is not used: it pickles its state, keys momentum by position, and
+loading it overwrites the learning rate (apache/mxnet issues 10910, 15918, 17056); the optimizers and the kvstore
+below are MXNet's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline import model
+from pipeline.config import Architecture, Training
+from pipeline.dataset import batches
+from pipeline.dataset.device_images import DeviceImages
+from pipeline.runtime import Devices, mxnet
+from pipeline.training import muon
+from pipeline.training.gradient_sync import Exchange, Share
+
+#: Weights that one operator updates at once. MXNet's kernel takes at most 60.
+_AGGREGATE = 32
+
+
+class Network:
+    """A VGG with its optimizer on one or several devices.
+
+    `step` runs one update; `state` and `set_state` are mirror images. Precision `bfloat16` and `float16` compute the
+    layers in that type and keep the weights in float32.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        training: Training,
+        devices: Devices,
+        precision: str,
+        exchange: Exchange | None = None,
+    ) -> None:
+        self.mx = mx = mxnet()
+        if precision != "float32":
+            from mxnet.contrib import amp
+
+            amp.init(precision)  # before the network is built: it replaces the operators that layers call
+        self.training, self.devices, self.precision = training, devices, precision
+        self.net = model.build(architecture, precision)
+        self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
+        self.loss = _Loss(mx, training.label_smoothing, architecture.classes)
+        for block in (self.net, self.loss.block):
+            block.hybridize(static_alloc=True, static_shape=True)
+        self.parameters = model.parameters(self.net)
+        self.learned = {name: p for name, p in self.parameters.items() if p.grad_req != "null"}
+        self.optimizer = _optimizer(mx, training, {name: p.shape for name, p in self.learned.items()})
+        self.momenta: list[list[Any]] = []
+        self.exchange = exchange or Exchange(mx, devices, Share())
+        self.scaler = _LossScaler() if precision == "float16" else None
+        self._sums: list[list[Any]] = []
+        self._architecture = architecture
+        self._shadow: Any = None
+        self._recent: Any = None
+        self._previous: Any = None
+        self._held: list[DeviceImages] = []
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def initialize(self, seed: int) -> None:
+        """Initialise the weights as configured; the same for the same seed on any number of devices."""
+        mx = self.mx
+        mx.random.seed(seed)
+        np.random.seed(seed)
+        xavier = mx.init.Xavier()  # uniform, averaged fans, magnitude 3: Glorot and Bengio 2010
+        he = mx.init.Xavier("gaussian", "in", 2)  # He et al. 2015, arXiv:1502.01852
+        initializer = xavier if self.training.initializer == "xavier" else he
+        self.net.initialize(initializer, ctx=self.devices.contexts, force_reinit=True)
+        self._reset_optimizer()
+
+    def replace_first_filters(self, filters: np.ndarray) -> None:
+        """Put (n, 3, 3, 3) float32 filters in the place of the first layer's first n."""
+        for weight in self.parameters["0.0.weight"].list_data():
+            weight[: len(filters)] = self.mx.nd.array(filters, ctx=weight.context)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Parameters and momenta as float32 arrays by structural name. Waits for the computations in flight.
+
+        Learned parameters and momenta are the same on every device; running statistics are not and get a name
+        each (`0.1.running_mean@1` for the second device).
+        """
+        self._settle()
+        parameters: dict[str, np.ndarray] = {}
+        for name, parameter in self.parameters.items():
+            copies = parameter.list_data()
+            parameters[name] = copies[0].asnumpy()
+            if name not in self.learned:
+                for number, copy in enumerate(copies[1:], start=1):
+                    parameters[f"{name}@{number}"] = copy.asnumpy()
+        momenta = {
+            name: momentum.asnumpy()
+            for name, momentum in zip(self.learned, self.momenta[0], strict=True)
+            if momentum is not None
+        }
+        if self.scaler is not None:
+            momenta["loss scale"] = np.array([self.scaler.scale, self.scaler.good_steps], np.float32)
+        return parameters, momenta
+
+    def set_state(self, parameters: Mapping[str, np.ndarray], momenta: Mapping[str, np.ndarray]) -> None:
+        """Put back what `state` gave; missing momenta are zero. Works for another number of devices."""
+        mx = self.mx
+        for name, parameter in self.parameters.items():
+            for number, copy in enumerate(parameter.list_data()):
+                copy[:] = mx.nd.array(parameters.get(f"{name}@{number}", parameters[name]), ctx=copy.context)
+        self._reset_optimizer()
+        for copies in self.momenta:
+            for name, momentum in zip(self.learned, copies, strict=True):
+                if momentum is not None and name in momenta:
+                    momentum[:] = mx.nd.array(momenta[name], ctx=momentum.context)
+        if self.scaler is not None and "loss scale" in momenta:
+            self.scaler.scale, self.scaler.good_steps = map(float, momenta["loss scale"])
+        mx.nd.waitall()
+
+    def misfit(self, parameters: Mapping[str, np.ndarray], momenta: Mapping[str, np.ndarray]) -> str:
+        """Why arrays are not what `state` gives, in words; empty when they are."""
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        if missing := [name for name in shapes if name not in parameters]:
+            return f"{missing[0]} is missing"
+        given = [(name, name.partition("@")[0], value.shape) for name, value in parameters.items()]
+        given += [(f"the momentum of {name}", name, value.shape) for name, value in momenta.items()]
+        shapes["loss scale"] = (2,)
+        for title, name, shape in given:
+            if shape != shapes.get(name):
+                return f"{title} has the shape {shape}, expected {shapes.get(name, 'no such array')}"
+        return ""
+
+    def _reset_optimizer(self) -> None:
+        self.momenta = [
+            [self.optimizer.create_state(i, p.list_data()[d]) for i, p in enumerate(self.learned.values())]
+            for d in range(len(self.devices.contexts))
+        ]
+        self.exchange.prepare([parameter.list_data()[0] for parameter in self.learned.values()])
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def start_epoch(self, sums: list[list[float]]) -> None:
+        """Set the sums that `step` adds to: zero (an empty list), or where an interrupted epoch was."""
+        # Of several workers each has the sums over all of them, and so not one for each device.
+        devices = 1 if self.exchange.share.workers > 1 else len(self.devices.contexts)
+        if len(sums) != devices:  # a new epoch, or resumed on another number of devices
+            total = [sum(values) for values in zip(*sums, strict=True)] or [0.0, 0.0]
+            sums = [total] + [[0.0, 0.0]] * (devices - 1)
+        self._sums = [
+            [self.mx.nd.full((1,), value, ctx=context) for value in values]
+            for values, context in zip(sums, self.devices.contexts, strict=False)
+        ]
+
+    def hold(self, images: np.ndarray, norm: batches.Normalisation) -> None:
+        """Put (N, 3, 32, 32) uint8 images on every device; `step` then takes plans of batches in place of batches."""
+        augmentation = self.training.augmentation
+        self._held = [DeviceImages(images, augmentation, norm, context) for context in self.devices.contexts]
+
+    def _inputs(self, images: np.ndarray | batches.Plan, parts: int) -> list[Any]:
+        if isinstance(images, batches.Plan):
+            return [held.batch(plan) for held, plan in zip(self._held, images.split(parts), strict=False)]
+        whole = self.mx.nd.array(images)
+        several = self.mx.gluon.utils.split_data(whole, parts, even_split=False)
+        return [x.as_in_context(context) for x, context in zip(several, self.devices.contexts, strict=False)]
+
+    def step(
+        self,
+        images: np.ndarray | batches.Plan,
+        labels: np.ndarray,
+        learning_rate: float,
+        step: int,
+        count: int | None = None,
+    ) -> None:
+        """One update from (n, 3, 32, 32) float32 images and (n,) labels; does not wait for the result.
+
+        After `hold`, `images` may be the plan of a batch, which is then made on the devices. Of several workers each
+        gives its part of a batch of `count` images, which may be none.
+        `step` seeds the random numbers of this step, so that dropout after a resume is what it would have been.
+        """
+        mx, share = self.mx, self.exchange.share
+        if self.has_dropout:
+            mx.random.seed(_step_seed(self.training.seed, step * share.workers + share.rank))
+        parts = min(len(self.devices.contexts), len(labels))
+        contexts = self.devices.contexts[:parts]
+        inputs = self._inputs(images, parts) if parts else []
+        targets = mx.gluon.utils.split_data(mx.nd.array(labels), parts, even_split=False) if parts else []
+        losses, tallies = [], []
+        with mx.autograd.record():
+            for x, y, context in zip(inputs, targets, contexts, strict=True):
+                logits = self.net(x)
+                loss, correct = self.loss(logits, y.as_in_context(context))
+                losses.append(loss * self.scaler.scale if self.scaler else loss)
+                tallies.append((loss.detach(), correct.detach()))
+        if losses:
+            mx.autograd.backward(losses)
+        self._add_up(tallies)
+        self._update(count or len(labels), learning_rate, parts)
+        if losses:
+            self._recent = (losses[0], len(inputs[0]), self.scaler.scale if self.scaler else 1.0)
+            self._throttle()
+
+    def _add_up(self, tallies: list[tuple[Any, Any]]) -> None:
+        """Add loss and correct predictions of a step to the epoch's sums."""
+        if self.exchange.share.workers > 1:
+            both = self.exchange.sum_tallies(tallies)
+            tallies = [(both[0:1], both[1:2])]
+        for totals, values in zip(self._sums, tallies, strict=False):
+            for total, value in zip(totals, values, strict=True):
+                self.mx.nd.elemwise_add(total, value, out=total)
+
+    def _update(self, count: int, learning_rate: float, parts: int) -> None:
+        gradients = [parameter.list_grad() for parameter in self.learned.values()]
+        self.exchange.sum_gradients(gradients, parts)
+        scale = self.scaler.scale if self.scaler else 1.0
+        if self.scaler and not self.scaler.accept([copies[0] for copies in gradients], self.mx):
+            return  # the gradients overflowed: this step only lowers the scale
+        self.optimizer.rescale_grad = 1.0 / (count * scale)
+        self.optimizer.set_learning_rate(learning_rate)
+        values = [parameter.list_data() for parameter in self.learned.values()]
+        indices = list(range(len(values)))
+        for device, states in enumerate(self.momenta):
+            if len(self.momenta) > 1:
+                self.optimizer._set_current_context(device)
+            weights = [copies[device] for copies in values]
+            grads = [copies[device] for copies in gradients]
+            if self.training.optimizer == "sgd":
+                for start in range(0, len(values), _AGGREGATE):
+                    part = slice(start, start + _AGGREGATE)
+                    self.optimizer.update(indices[part], weights[part], grads[part], states[part])
+            else:  # neither MXNet's Nesterov nor Muon takes several at once
+                for index in indices:
+                    self.optimizer.update(index, weights[index], grads[index], states[index])
+
+    def sums(self) -> list[list[float]]:
+        """For each device, sum of the loss and number of correct predictions since `start_epoch`. Waits for them."""
+        return [[float(value.asscalar()) for value in values] for values in self._sums]
+
+    def recent_loss(self) -> float | None:
+        """Mean loss of the first device's part of the last step, for the progress line."""
+        if self._recent is None:
+            return None
+        loss, count, scale = self._recent
+        return float(loss.asscalar()) / count / scale
+
+    def evaluate(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        norm: batches.Normalisation,
+        batch_size: int,
+        between: Callable[[], None] = lambda: None,
+    ) -> tuple[float | None, float | None]:
+        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, without augmentation or smoothing; None for none.
+
+        `between` is called between two batches; it may raise.
+        """
+        if not len(labels):
+            return None, None
+        logits = self.logits(images, norm, min(batch_size, len(labels)), between)
+        loss, correct = cross_entropy(logits, labels)
+        return float(loss.mean()), float(correct.mean())
+
+    def logits(
+        self,
+        images: np.ndarray,
+        norm: batches.Normalisation,
+        batch_size: int,
+        between: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, computed on the first device."""
+        mx, context = self.mx, self.devices.contexts[0]
+        net = self._inference_copy()
+        parts = []
+        for values, count in batches.fixed_batches(images, batch_size, norm):
+            parts.append(net(mx.nd.array(values, ctx=context)).astype("float32").asnumpy()[:count])
+            between()
+        return np.concatenate(parts)
+
+    def _inference_copy(self) -> Any:
+        """A second network with the present weights, for prediction.
+
+        In prediction oneDNN rearranges the weights in place, at some later moment. MXNet's Nesterov update then no
+        longer works in place, and its momentum decays the old weight instead of the new one: the result would
+        depend on timing. So the weights in training are never predicted with.
+        """
+        if self._shadow is None:
+            self._shadow = model.build(self._architecture, self.precision)
+            self._shadow.initialize(ctx=self.devices.contexts[:1])
+            self._shadow.hybridize(static_alloc=True, static_shape=True)
+        self._settle()
+        for name, copy in model.parameters(self._shadow).items():
+            self.parameters[name].list_data()[0].copyto(copy.list_data()[0])
+        return self._shadow
+
+    def _settle(self) -> None:
+        """Wait for everything in flight before the weights are read.
+
+        MXNet orders a read of batch norm's running statistics after the forward pass that belongs to them, but not
+        after the backward pass, which is what updates them: read at once, they are those of an earlier step.
+        """
+        self.mx.nd.waitall()
+
+    def _throttle(self) -> None:
+        # Waiting for the step before bounds the queue, and so the memory, without draining it.
+        previous, self._previous = self._previous, self._recent[0]
+        if previous is not None:
+            previous.wait_to_read()
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per image: the negative log-likelihood of its label, and whether the largest logit is its label.
+
+    (n, classes) float32 logits and (n,) labels; computed in float64 so that the sum does not depend on its order.
+    """
+    values = logits.astype(np.float64)
+    values -= values.max(1, keepdims=True)
+    log_sum = np.log(np.exp(values).sum(1))
+    rows = np.arange(len(labels))
+    return log_sum - values[rows, labels.astype(int)], logits.argmax(1) == labels
+
+
+class _Loss:
+    """Summed cross-entropy (optionally with label smoothing) and the number of correct predictions of a batch."""
+
+    def __init__(self, mx: Any, smoothing: float, classes: int) -> None:
+        class Block(mx.gluon.HybridBlock):
+            def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:
+                log_probability = F.log_softmax(F.cast(logits, dtype="float32"), axis=-1)
+                loss = -F.sum(F.pick(log_probability, labels, axis=-1))
+                if smoothing:
+                    # Szegedy et al. 2015, arXiv:1512.00567: the label gets 1 - smoothing, the rest is uniform.
+                    loss = (1 - smoothing) * loss - smoothing / classes * F.sum(log_probability)
+                correct = F.broadcast_equal(F.argmax(log_probability, axis=-1), labels)
+                return loss, F.sum(F.BlockGrad(correct))
+
+        self.block = Block(prefix="loss_")
+
+    def __call__(self, logits: Any, labels: Any) -> Any:
+        return self.block(logits, labels)
+
+
+class _LossScaler:
+    """Dynamic loss scaling for float16: halve on overflow, double after 2,000 good steps (arXiv:1710.03740)."""
+
+    def __init__(self) -> None:
+        self.scale, self.good_steps = 2.0**16, 0.0
+
+    def accept(self, gradients: list[Any], mx: Any) -> bool:
+        """True when all gradients are finite; adjusts the scale for the next step."""
+        finite = bool(mx.nd.multi_all_finite(*gradients, num_arrays=len(gradients)).asscalar())
+        self.good_steps = self.good_steps + 1 if finite else 0.0
+        if not finite:
+            self.scale = max(1.0, self.scale / 2)
+        elif self.good_steps >= 2000:
+            self.scale, self.good_steps = self.scale * 2, 0.0
+        return finite
+
+
+def _optimizer(mx: Any, training: Training, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    settings = {"learning_rate": training.learning_rate, "momentum": training.momentum, "wd": training.weight_decay}
+    if training.optimizer == "muon":
+        optimizer = muon.optimizer(mx, [muon.is_hidden(*item) for item in shapes.items()], **settings)
+    else:
+        optimizer = {"sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}[training.optimizer](**settings)
+    endings = {"bias": (".bias",), "norm": (".gamma", ".beta")}
+    excluded = tuple(ending for kind in training.weight_decay_exclude for ending in endings[kind])
+    optimizer.set_wd_mult({index: 0.0 for index, name in enumerate(shapes) if excluded and name.endswith(excluded)})
+    return optimizer
+
+
+def _step_seed(seed: int, step: int) -> int:
+    # MXNet takes 31 bits. An odd multiplier spreads neighbouring steps and seeds (Knuth's multiplicative hash).
+    return ((seed + 1) * 2654435761 + step * 40503) % (2**31 - 1)

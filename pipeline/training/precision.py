@@ -1,0 +1,121 @@
+"""Which precision a training computes in. `auto` measures the network where the processor offers a choice.
+
+Run as `python -m pipeline.training.precision`, it is the measurement: MXNet's bfloat16 mode cannot be switched off
+again in a process, so this is one of its own and tries float32 first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipeline import runtime
+from pipeline.config import Architecture, Training
+from pipeline.files import read_json, write_json
+from pipeline.process import parent
+from pipeline.workspace import Run, manifest
+
+#: bfloat16 rounds to 8 bits, so it must be faster by this much to be worth it.
+_WORTH_IT = 1.05
+
+_CHOICES = ("float32", "bfloat16")
+_STEPS, _TIMEOUT_SECONDS = 5, 360
+
+
+def choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
+    """The precision for a training of `run`, and why. Only `auto` on a CPU with bfloat16 instructions measures.
+
+    What was measured is kept with the run's work, and a finished run that goes on keeps its precision on the same
+    processor, so that resuming never switches. Raises `DeviceError` for a precision that the device does not have.
+    """
+    if training.precision != "auto":
+        return runtime.resolve_precision(training.precision, where), "as configured"
+    if where.is_gpu:
+        return runtime.resolve_precision("auto", where), "auto: by the GPU's compute capability"
+    if not runtime.cpu_has_bfloat16():
+        return "float32", "auto: this processor has no bfloat16 instructions"
+    situation = {
+        "cpu": runtime.cpu_name(),
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "device": where.name,
+        "batch_size": training.batch_size,
+    }
+    earlier = _earlier(run, situation)
+    if earlier:
+        return earlier, "auto: as before on this processor"
+    chosen, why = _measure(architecture, training)
+    write_json(run.work / "precision.json", {**situation, "precision": chosen})
+    return chosen, why
+
+
+def _earlier(run: Run, situation: dict[str, Any]) -> str | None:
+    """What was chosen for this run before in the same situation."""
+    noted = read_json(run.work / "precision.json")
+    finished = (manifest.read(run.stage("train")) or {}).get("details")
+    for record, keys in ((noted, situation), (finished, ("cpu", "threads", "device"))):
+        if isinstance(record, dict) and all(record.get(key) == situation[key] for key in keys):
+            return next((name for name in _CHOICES if record.get("precision") == name), None)
+    return None
+
+
+def _measure(architecture: Architecture, training: Training) -> tuple[str, str]:
+    speeds = _speeds(architecture, training.batch_size)
+    if len(speeds) < len(_CHOICES):
+        return "float32", "auto: bfloat16 could not be measured"
+    single, half = (speeds[name] for name in _CHOICES)
+    chosen = "bfloat16" if half > _WORTH_IT * single else "float32"
+    return chosen, f"auto: measured bfloat16 {half:,.0f}, float32 {single:,.0f} images/s"
+
+
+def _speeds(architecture: Architecture, batch_size: int) -> dict[str, float]:
+    """Images a second in training steps of each precision; those are missing that did not work."""
+    about = {"architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
+    command = parent.module_command("pipeline.training.precision")
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(about), capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return {}
+    found = (line.split() for line in done.stdout.splitlines())
+    return {words[0]: float(words[1]) for words in found if len(words) == 2 and words[0] in _CHOICES}
+
+
+def main() -> None:
+    """Measure both precisions; reads a JSON description on standard input, prints a line for each."""
+    about = json.loads(sys.stdin.read())
+    architecture = msgspec.convert(about["architecture"], Architecture)
+    runtime.adapt_to_load(lambda line: None)
+    for precision in _CHOICES:  # AMP stays on once it is: float32 comes first
+        print(precision, _speed(precision, architecture, about["batch_size"]), flush=True)
+    os._exit(0)
+
+
+def _speed(precision: str, architecture: Architecture, count: int) -> float:
+    from pipeline.training.network import Network
+
+    network = Network(architecture, Training(epochs=1, batch_size=count), runtime.devices("cpu"), precision)
+    network.initialize(0)
+    network.start_epoch([])
+    generator = np.random.default_rng(0)
+    images = generator.random((count, 3, 32, 32), dtype=np.float32)
+    labels = generator.integers(0, architecture.classes, count).astype(np.float32)
+    started = 0.0
+    for step in range(2 + _STEPS):
+        if step == 2:  # the first steps choose algorithms and plan memory
+            network.sums()
+            started = time.monotonic()
+        network.step(images, labels, 1e-3, step)
+    network.sums()
+    return _STEPS * count / (time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()

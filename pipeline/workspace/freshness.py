@@ -1,0 +1,247 @@
+"""What is done, what would run, and why: the rule of reruns, in one place.
+
+Reads manifests and file sizes, never big files; leaves nothing behind. Used by the tasks' `complete()`, by Status,
+and by each stage before it starts. Every question answers with reasons in words; no reason means done.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pipeline import address
+from pipeline.config import Config, Data, differences, recorded_training, to_dict
+from pipeline.files import read_json
+from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
+
+#: Which stages' files each stage reads.
+UPSTREAM = {
+    "train": ("dataset",),
+    "evaluate": ("dataset", "train"),
+    "export": ("dataset", "train"),
+    "promote": ("train", "evaluate", "export"),
+    "report": ("train", "evaluate", "export"),
+}
+
+STAGES = ("dataset", *RUN_STAGES)
+
+#: Keys of `training` that say how a training is carried out, not what comes out of it.
+OPERATIONAL_KEYS = ("checkpoint_seconds", "tensorboard")
+
+
+class _Source(Struct, frozen=True):
+    """The types that the record of a source must have. With others it counts as damaged, whoever wrote it."""
+
+    dataset: str
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    stat: dict[str, Any] | None = None
+    official: bool = False
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One configuration in one workspace, in one generation."""
+
+    workspace: Workspace
+    config: Config
+    generation: str = ""
+
+    @property
+    def run_id(self) -> str:
+        return run_id(self.config.architecture, self.generation)
+
+    def source_record(self) -> dict[str, Any] | None:
+        """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
+        data = self.config.data
+        record = read_json(self.workspace.source_pointer(data)) or read_json(self.workspace.former_pointer(data))
+        return self.source_in(record)
+
+    def source_in(self, record: Any) -> dict[str, Any] | None:
+        """What a file's JSON value says of the configured source; None when it says nothing that can be meant."""
+        try:
+            known = msgspec.convert(record, _Source)
+        except msgspec.ValidationError:
+            return None
+        return {"stat": None, **record} if known.dataset == dataset_id(self.config.data.name, known.digest) else None
+
+    def dataset_folder(self) -> Path | None:
+        record = self.source_record()
+        return self.workspace.dataset(record["dataset"]) if record else None
+
+    def run(self) -> Run | None:
+        """The run's folders, or None while the data set's digest is not known yet."""
+        record = self.source_record()
+        return self.workspace.run(record["dataset"], self.run_id) if record else None
+
+    def folder(self, stage: str) -> Path | None:
+        """Where a stage's files are, or None while that is not known yet."""
+        if stage == "dataset":
+            return self.dataset_folder()
+        run = self.run()
+        return run.stage(stage) if run else None
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        folder = self.folder(stage)
+        return manifest.read(folder) if folder else None
+
+    def inputs(self, stage: str) -> dict[str, str | None]:
+        """The digests of everything that `stage` reads, as they are at present."""
+        if stage == "dataset":
+            return {}
+        dataset = self.source_record()
+        digest = dataset["digest"] if dataset else None
+        if stage == "train":
+            return {"dataset": digest, "architecture": self.config.fingerprint}
+        train = self.manifest("train")
+        weights = {"model.params": manifest.digest(train, "model.params")}
+        if stage in ("evaluate", "export"):
+            return {"dataset": digest, **weights, manifest.VIEWS: str(self.config.evaluation.views)}
+        evaluate, export = self.manifest("evaluate"), self.manifest("export")
+        measured = {
+            **weights,
+            "predictions.npz": manifest.digest(evaluate, "predictions.npz"),
+            "model.onnx": manifest.digest(export, "model.onnx"),
+        }
+        if stage == "promote":
+            return measured
+        decision = self.decision_manifest()
+        return {
+            **measured,
+            "history.csv": manifest.digest(train, "history.csv"),
+            "metrics.json": manifest.digest(evaluate, "metrics.json"),
+            **({"decision.json": manifest.digest(decision, "decision.json")} if decision else {}),
+        }
+
+    def decision_manifest(self) -> dict[str, Any] | None:
+        """The manifest of the promotion gate's decision, if there was one about the weights that are there now."""
+        decision = self.manifest("promote")
+        weights = manifest.digest(self.manifest("train"), "model.params")
+        return decision if decision and decision["inputs"].get("model.params") == weights else None
+
+    def why(self, stage: str) -> list[str]:
+        """Why `stage` itself has to run, given what its inputs are now. Empty: it is done."""
+        reasons = self._why(stage)
+        return reasons + self._nearest_run() if stage == "train" and reasons == ["not made yet"] else reasons
+
+    def _why(self, stage: str) -> list[str]:
+        if stage == "dataset":
+            return self._why_dataset()
+        folder = self.folder(stage)
+        if folder is None:
+            return ["the data set is not there yet"]
+        if stage == "train":
+            return self._why_train(folder)
+        missing = [name for name, value in self.inputs(stage).items() if value is None]
+        if missing:
+            return [f"its input {', '.join(missing)} is not there yet"]
+        return self.problems(stage, folder)
+
+    def problems(self, stage: str, folder: Path) -> list[str]:
+        """Why the manifest and the files in `folder` are not those of a finished `stage`, as its inputs are now."""
+        here_only = self.workspace.unpublished(folder / MANIFEST)
+        return here_only + manifest.problems(folder, stage, self.inputs(stage), self.workspace.size)
+
+    def complete(self, stage: str, known: Collection[str] = ()) -> bool:
+        """True when `stage` and everything before it is done, but for stages that are known to be."""
+        return not any(self._why(each) for each in (stage, *all_upstream(stage)) if each not in known)
+
+    def _why_dataset(self) -> list[str]:
+        data, record = self.config.data, self.source_record()
+        if record is None:
+            return [f"nothing was made from {shown_source(data)} yet"]
+        present = sources.state(data)
+        if present is not None and not sources.same(present, self._states(record)):
+            return [f"{shown_source(data)} changed since the data set was made from it"]
+        pointer = self.workspace.source_pointer(data)
+        return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
+
+    def _states(self, record: dict[str, Any]) -> list[Any]:
+        """The states in which the source was found to be this data set. Modification times are each copy's own."""
+        here = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
+        if not isinstance(here, dict) or here.get("digest") != record["digest"]:
+            here = {}
+        return [*sources.recorded(record), here.get("stat")]
+
+    def _why_train(self, folder: Path) -> list[str]:
+        reasons = self.problems("train", folder)
+        if reasons:
+            return reasons
+        trained = trained_epochs(manifest.read(folder))
+        wanted = self.config.training.epochs
+        if trained < wanted:
+            return [f"training.epochs raised: {trained} -> {wanted}, continues from {folder.name}/model.params"]
+        return []
+
+    def _nearest_run(self) -> list[str]:
+        """How this architecture differs from the most similar finished run on the same data set."""
+        run = self.run()
+        if run is None or not run.root.parent.is_dir():
+            return []
+        mine = to_dict(self.config.architecture)
+        best: tuple[int, str, list[str]] | None = None
+        for other in sorted(run.root.parent.iterdir()):
+            trained = manifest.read(other / "train")
+            if other.name == run.run_id or trained is None:
+                continue
+            changed = differences(trained["details"].get("config", {}).get("architecture", {}), mine)
+            if best is None or len(changed) < best[0]:
+                best = (len(changed), other.name, changed)
+        if best is None:
+            return []
+        _, name, changed = best
+        if not changed:
+            return [f"another generation of the same architecture is there: {name}"]
+        shown = "; ".join(changed[:4]) + ("; …" if len(changed) > 4 else "")
+        return [f"architecture changed from run {name}: {shown}"]
+
+
+@functools.cache
+def all_upstream(stage: str) -> tuple[str, ...]:
+    """Every stage before `stage`, those whose files it reads first."""
+    direct = UPSTREAM.get(stage, ())
+    return tuple(dict.fromkeys([*direct, *(each for before in direct for each in all_upstream(before))]))
+
+
+def trained_epochs(train: dict[str, Any] | None) -> int:
+    """Epochs that a finished training has behind it."""
+    return int(train["details"].get("epochs", 0)) if train else 0
+
+
+def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
+    """Keys outside `architecture` in which a finished training and the configuration differ.
+
+    Each is `training.learning_rate: trained with 0.1, config now says 0.05`. They do not retrain.
+    """
+    if train is None:
+        return []
+    recorded, now = train["details"].get("config", {}), to_dict(config)
+    then = {
+        "training": recorded_training(recorded.get("training", {})),
+        "device": recorded.get("device"),
+        "distributed": recorded.get("distributed", {"workers": 1}),
+    }
+    lines = []
+    for part in then:
+        for change in differences({part: then.get(part)}, {part: now[part]}):
+            key, _, values = change.partition(": ")
+            if key.rpartition(".")[2] in OPERATIONAL_KEYS:
+                continue
+            old, _, new = values.partition(" -> ")
+            if key == "training.epochs" and config.training.epochs > trained_epochs(train):
+                continue  # not drift: the training goes on
+            lines.append(f"{key}: trained with {old}, config now says {new}")
+    return lines
+
+
+def shown_source(data: Data) -> str:
+    """The source as it may be shown and logged."""
+    if data.is_sample:
+        return "the bundled sample"
+    return address.shown(data.source)

@@ -1,0 +1,44 @@
+"""What a program without Luigi takes from luigi.cfg."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import predict
+from pipeline.config import settings
+from pipeline.errors import ConfigError
+
+
+@pytest.fixture
+def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A luigi.cfg that LUIGI_CONFIG_PATH names, in a folder without one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", str(tmp_path / "named.cfg"))
+    monkeypatch.delenv("LUIGI_CONFIG_PARSER", raising=False)
+    return tmp_path / "named.cfg"
+
+
+def test_the_named_file_goes_before_the_one_in_the_folder(cfg: Path) -> None:
+    assert settings.read() == {}
+    assert predict.default_model() == "artifacts"
+    Path("luigi.cfg").write_text("[vgg]\ncache = /one\nworkspace = $HOME/models\n[core]\nx = 100%\n")
+    cfg.write_text("[vgg]\ncache = ~/two\n")
+    assert settings.read() == {"cache": "/home/me/two", "workspace": "/home/me/models"}
+    assert predict.default_model() == "/home/me/models"
+
+
+@pytest.mark.parametrize("content", ["no section", "[vgg]\ncache = 1\ncache = 2", "\xff"])
+def test_a_file_that_cannot_be_understood_is_named(cfg: Path, content: str) -> None:
+    cfg.write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=f"^{cfg}: cannot be read as Luigi's configuration: "):
+        settings.read()
+
+
+def test_a_number_that_is_none_is_named(cfg: Path) -> None:
+    cfg.write_text("[vgg]\npatience_seconds = long\n")
+    with pytest.raises(ConfigError, match=r"\[vgg\] patience_seconds: found long, expected a number of seconds"):
+        settings.seconds(settings.read(), "patience_seconds", 60)
+    assert settings.seconds(settings.read(), "other_seconds", 90) == 90

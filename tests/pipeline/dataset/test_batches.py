@@ -1,0 +1,186 @@
+"""The batches: who is held out, in which order images come, what augmentation does to them."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.config import Augmentation, Training
+from pipeline.dataset.batches import (
+    Normalisation,
+    Plan,
+    TrainingBatches,
+    augment,
+    fixed_batches,
+    measure_normalisation,
+    split,
+    unpack,
+)
+
+IMAGES = np.random.RandomState(0).randint(1, 256, (70, 3, 32, 32)).astype(np.uint8)
+LABELS = (np.arange(70) % 7).astype(np.uint8)
+ALL = Augmentation(pad_crop=4, flip="random", cutout=8)
+
+
+def training_batches(augmentation=ALL, seed=3, batch_size=16, indices=None):
+    training = Training(epochs=5, batch_size=batch_size, seed=seed, augmentation=augmentation)
+    return TrainingBatches(IMAGES, LABELS, np.arange(70) if indices is None else indices, training, Normalisation())
+
+
+def joined(batches):
+    images, labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def test_the_validation_part_is_stratified_and_shares_no_image_with_the_training_part():
+    training, validation = split(LABELS, 21, seed=0)
+    assert len(validation) == 21
+    assert np.bincount(LABELS[validation]).tolist() == [3] * 7
+    assert sorted([*training, *validation]) == list(range(70))
+
+
+def test_a_validation_part_that_does_not_divide_evenly_differs_by_one_at_most():
+    counts = np.bincount(LABELS[split(LABELS, 24, seed=0)[1]])
+    assert counts.sum() == 24
+    assert counts.max() - counts.min() == 1
+
+
+def test_the_split_depends_on_the_seed_alone():
+    assert np.array_equal(split(LABELS, 21, 5)[1], split(LABELS, 21, 5)[1])
+    assert not np.array_equal(split(LABELS, 21, 5)[1], split(LABELS, 21, 6)[1])
+
+
+def test_no_validation_images_means_none():
+    training, validation = split(LABELS, 0, seed=0)
+    assert len(training) == 70
+    assert len(validation) == 0
+
+
+def test_an_epoch_has_every_training_image_once_and_the_last_batch_is_smaller():
+    found = list(training_batches(Augmentation()).epoch(0))
+    assert [len(labels) for _, labels in found] == [16, 16, 16, 16, 6]
+    images, labels = joined(found)
+    by_bytes = {
+        (image * 255).round().astype(np.uint8).tobytes(): label for image, label in zip(images, labels, strict=True)
+    }
+    assert by_bytes == {image.tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
+
+
+def test_only_the_training_part_is_seen():
+    training, _ = split(LABELS, 21, seed=0)
+    batches = training_batches(Augmentation(), indices=training)
+    assert sorted(batches.order(0)) == sorted(training)
+    assert sum(len(labels) for _, labels in batches.epoch(0)) == 49
+
+
+def test_every_epoch_has_another_order():
+    batches = training_batches()
+    assert not np.array_equal(batches.order(0), batches.order(1))
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), ALL, Augmentation(flip="alternating")])
+def test_going_on_in_the_middle_of_an_epoch_gives_the_very_batches_that_were_missed(augmentation):
+    whole = list(training_batches(augmentation).epoch(2))
+    rest = list(training_batches(augmentation).epoch(2, first_step=3))
+    assert len(rest) == 2
+    for (images, labels), (same_images, same_labels) in zip(whole[3:], rest, strict=True):
+        assert np.array_equal(images, same_images)
+        assert np.array_equal(labels, same_labels)
+
+
+def test_another_seed_gives_other_batches():
+    ours, theirs = next(training_batches(seed=3).epoch(0)), next(training_batches(seed=4).epoch(0))
+    assert not np.array_equal(ours[0], theirs[0])
+
+
+def test_two_epochs_augment_differently():
+    batches = training_batches(ALL)
+    order = np.arange(70)
+    assert not np.array_equal(batches.batch(0, 0, order)[0], batches.batch(1, 0, order)[0])
+
+
+def test_alternating_flips_mirror_each_image_in_every_other_epoch():
+    batches = training_batches(Augmentation(flip="alternating"), batch_size=70)
+    order = np.arange(70)
+    first, second, third = (batches.batch(epoch, 0, order)[0] for epoch in range(3))
+    assert np.array_equal(first, third)
+    assert np.array_equal(first, second[..., ::-1])
+    mirrored = np.isclose(first, IMAGES[..., ::-1] / np.float32(255)).all((1, 2, 3))
+    assert 15 < mirrored.sum() < 55, "about a half starts mirrored"
+
+
+def test_a_planned_flip_mirrors_left_and_right_only():
+    rows = np.arange(2)
+    changed = augment(IMAGES[:2], Plan(rows, flips=np.array([True, False])), Augmentation(flip="random"))
+    assert np.array_equal(changed[0], IMAGES[0, :, :, ::-1])
+    assert np.array_equal(changed[1], IMAGES[1])
+
+
+def test_a_shift_moves_the_image_within_a_black_border():
+    plan = Plan(np.arange(3), shifts=np.array([[4, 0, 8], [4, 1, 4]]))
+    still, down_right, up = augment(IMAGES[:3], plan, Augmentation(pad_crop=4))
+    assert np.array_equal(still, IMAGES[0])
+    assert np.array_equal(down_right[:, 4:, 3:], IMAGES[1, :, :-4, :-3])
+    assert not down_right[:, :4].any()
+    assert not down_right[:, :, :3].any()
+    assert np.array_equal(up[:, :-4], IMAGES[2, :, 4:])
+    assert not up[:, -4:].any()
+
+
+def test_a_hole_blanks_one_square_and_may_hang_over_the_edge():
+    plan = Plan(np.arange(2), holes=np.array([[5, -3], [6, 28]]))
+    inside, over = augment(IMAGES[:2], plan, Augmentation(cutout=8))
+    assert np.argwhere(inside[0] == 0).tolist() == [[y, x] for y in range(5, 13) for x in range(6, 14)]
+    assert np.argwhere(over[2] == 0).tolist() == [[y, x] for y in range(5) for x in range(28, 32)]
+    assert IMAGES.min() == 1, "the images themselves stay as they are"
+
+
+def test_random_augmentation_uses_its_whole_range():
+    training = Training(epochs=1, batch_size=70, augmentation=ALL)
+    batches = TrainingBatches(IMAGES, LABELS, np.arange(70), training, Normalisation())
+    plans = [batches.plan(epoch, 0, np.arange(70)) for epoch in range(30)]
+    shifts = np.concatenate([plan.shifts for plan in plans], 1)
+    assert {*shifts[0]} == {*shifts[1]} == {*range(9)}
+    flips = np.concatenate([plan.flips for plan in plans])
+    assert 0.4 < flips.mean() < 0.6
+
+
+def test_normalisation_gives_mean_zero_and_deviation_one():
+    norm = measure_normalisation(IMAGES)
+    values = norm.apply(IMAGES)
+    assert values.dtype == np.float32
+    assert values.mean((0, 2, 3)) == pytest.approx([0, 0, 0], abs=1e-4)
+    assert values.std((0, 2, 3)) == pytest.approx([1, 1, 1], abs=1e-4)
+    assert unpack({"mean": list(norm.mean), "std": list(norm.std)}) == norm
+
+
+def test_without_normalisation_pixels_are_0_to_1():
+    values = Normalisation().apply(np.array([0, 255, 51], np.uint8).reshape(3, 1, 1, 1).repeat(3, 1))
+    assert values[:, 0, 0, 0] == pytest.approx([0, 1, 0.2])
+
+
+def test_an_image_of_one_colour_can_be_normalised():
+    assert np.isfinite(measure_normalisation(np.full((4, 3, 32, 32), 7, np.uint8)).apply(IMAGES)).all()
+
+
+def test_batches_for_prediction_have_one_shape_and_keep_the_order():
+    parts = list(fixed_batches(IMAGES, 32, Normalisation()))
+    assert [(values.shape[0], count) for values, count in parts] == [(32, 32), (32, 32), (32, 6)]
+    together = np.concatenate([values[:count] for values, count in parts])
+    assert np.array_equal(together, Normalisation().apply(IMAGES))
+
+
+def test_time_without_a_batch_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = training_batches()
+    assert made.waited == 0
+    real = made.batch
+
+    def slow(*arguments: int) -> object:
+        time.sleep(0.1)
+        return real(*arguments)
+
+    monkeypatch.setattr(made, "batch", slow)
+    steps = len(list(made.epoch(1)))
+    assert made.waited > 0.05 * steps  # a batch is begun a moment before it is asked for

@@ -1,0 +1,233 @@
+"""Parameter files: the original's are read as they are, damaged and foreign ones are refused in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from pipeline import model, training
+from pipeline.errors import WeightsError
+from pipeline.files import sha256_file
+from pipeline.model import weights
+from pipeline.process import child
+from pipeline.runtime import mxnet
+
+mx = mxnet()
+nn = mx.gluon.nn
+
+CONV_ARCH = [[1, 4], [1, 8], [2, 8], [2, 16], [2, 16]]
+
+
+def original(conv_arch=CONV_ARCH, dense=(32, 16)):
+    """VGG as it was published: Sequentials of Sequentials, saved with `save_parameters`."""
+
+    def block(convolutions, channels):
+        sequence = nn.Sequential()
+        for _ in range(convolutions):
+            sequence.add(nn.Conv2D(channels, kernel_size=3, padding=1, activation="relu"))
+        sequence.add(nn.MaxPool2D(pool_size=2, strides=2))
+        return sequence
+
+    net = nn.Sequential()
+    for convolutions, channels in conv_arch:
+        net.add(block(convolutions, channels))
+    for width in dense:
+        net.add(nn.Dense(width, activation="relu"), nn.Dropout(0.5))
+    net.add(nn.Dense(10))
+    net.initialize(mx.init.Xavier())
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    return net
+
+
+@pytest.fixture
+def architecture(small_architecture):
+    return small_architecture(conv_arch=CONV_ARCH, batch_norm=False, dense=[32, 16])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    net, path = original(), tmp_path / "TinyVGG11.params"
+    net.save_parameters(str(path))
+    return net, path
+
+
+def test_parameter_names_are_those_of_the_originals_nested_sequentials(architecture, saved):
+    net = model.build(architecture)
+    assert list(model.parameters(net)) == list(saved[0]._collect_params_with_prefix())
+    names = [f"{block}.{conv}" for block, (convs, _) in enumerate(CONV_ARCH) for conv in range(convs)]
+    names += ["5", "7", "9"]
+    assert sorted(model.parameters(net)) == sorted(f"{name}.{part}" for name in names for part in ("weight", "bias"))
+
+
+def test_the_originals_file_gives_the_originals_logits(architecture, saved):
+    theirs, path = saved
+    ours = model.build(architecture)
+    weights.load(ours, path, [mx.cpu()])
+    images = mx.nd.random.uniform(shape=(5, 3, 32, 32))
+    np.testing.assert_allclose(ours(images).asnumpy(), theirs(images).asnumpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_original_can_read_what_is_saved_here(architecture, tmp_path):
+    ours = model.build(architecture)
+    ours.initialize()
+    weights.save(ours, tmp_path / "model.params")
+    theirs = original()
+    theirs.load_parameters(str(tmp_path / "model.params"))
+    images = mx.nd.random.uniform(shape=(5, 3, 32, 32))
+    np.testing.assert_allclose(ours(images).asnumpy(), theirs(images).asnumpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_training_starts_from_the_file_that_init_from_names(prepared, saved):
+    theirs, path = saved
+    prepared.configure(
+        architecture={"name": "old", "conv_arch": CONV_ARCH, "batch_norm": False, "dense": [32, 16]},
+        training={"epochs": 1, "init_from": str(path), "learning_rate": 1e-12, "validation_images": 0},
+    )
+    manifest = training.train(prepared.chain(), child.Reporter(log=io.StringIO()))
+    assert manifest["details"]["segments"][0]["how"] == f"started from {path}"
+    trained = weights.read(prepared.folder("train") / "model.params")
+    for name, parameter in theirs._collect_params_with_prefix().items():
+        np.testing.assert_allclose(trained[name], parameter.data().asnumpy(), atol=1e-6)
+
+
+def test_saving_is_atomic_and_leaves_no_debris(architecture, tmp_path, monkeypatch):
+    net = model.build(architecture)
+    net.initialize()
+    path = tmp_path / "model.params"
+    weights.save(net, path)
+    before = sha256_file(path)
+
+    def disk_full(source, target):
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "replace", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        weights.save(net, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.params"]
+    assert sha256_file(path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"PK\x03\x04" + bytes(100), "a ZIP archive"),
+        (b'{"nodes": []}', "JSON"),
+        (b"\x80\x04" + bytes(100), "a Python pickle"),
+        (b"<html>404", "an HTML or XML page"),
+        (b"hello", "not an MXNet file"),
+    ],
+)
+def test_a_foreign_file_is_called_what_it_is(tmp_path, content, message):
+    path = tmp_path / "some.params"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as caught:
+        weights.read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused_in_one_line(saved, share):
+    _, path = saved
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(WeightsError, match="damaged or truncated") as caught:
+        weights.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="cannot read it: No such file or directory"):
+        weights.read(tmp_path / "nowhere.params")
+
+
+def test_a_file_of_another_network_is_refused_with_what_differs(small_architecture, saved):
+    other = model.build(small_architecture(conv_arch=[[1, 4], [1, 9]], batch_norm=True, dense=[]))
+    with pytest.raises(WeightsError, match="does not fit the configured architecture") as caught:
+        weights.load(other, saved[1], [mx.cpu()])
+    message = str(caught.value)
+    assert "missing: 0.1.gamma (4,)" in message
+    assert "unexpected: 0.0.bias (4,)" in message
+    assert "other shape: 1.0.weight (8, 4, 3, 3) instead of (9, 4, 3, 3)" in message
+
+
+def test_weights_that_are_not_the_recorded_ones_are_refused(architecture, saved):
+    net = model.build(architecture)
+    weights.load_trusted(net, saved[1], sha256_file(saved[1]), [mx.cpu()])
+    with pytest.raises(WeightsError, match=r"damaged: its SHA-256 is .*SetAside --stage train"):
+        weights.load_trusted(net, saved[1], "0" * 64, [mx.cpu()])
+
+
+def test_the_marks_of_a_module_checkpoint_are_taken_off(tmp_path):
+    path = tmp_path / "module.params"
+    mx.nd.save(str(path), {"arg:0.weight": mx.nd.ones((2,)), "aux:0.running_mean": mx.nd.zeros((2,))})
+    assert sorted(weights.read(path)) == ["0.running_mean", "0.weight"]
+
+
+def test_arrays_without_names_are_refused(tmp_path):
+    path = tmp_path / "list.params"
+    mx.nd.save(str(path), [mx.nd.ones((2,))])
+    with pytest.raises(WeightsError, match="its 1 arrays have no names"):
+        weights.read(path)
+
+
+def test_every_file_of_arrays_that_mxnet_writes_is_read_as_mxnet_reads_it(tmp_path):
+    path, kinds = tmp_path / "kinds.params", ("float16", "float32", "float64", "uint8", "int32", "int8", "int64")
+    mx.nd.save(str(path), {kind: mx.nd.arange(6).reshape((2, 3)).astype(kind) for kind in kinds})
+    expected = mx.nd.load(str(path))
+    found = weights.read(path)
+    assert sorted(found) == sorted(kinds)
+    for kind in kinds:
+        assert found[kind].dtype == kind
+        np.testing.assert_array_equal(found[kind], expected[kind].asnumpy())
+    bfloat16 = struct.pack("<QQQIiiqiiiHH", 0x112, 0, 1, 0xF993FAC9, 0, 1, 2, 1, 0, 12, 0x3FC0, 0xC040)
+    path.write_bytes(bfloat16 + struct.pack("<QQ", 1, 1) + b"w")
+    np.testing.assert_array_equal(weights.read(path)["w"], [1.5, -3.0])
+
+
+def test_files_of_earlier_versions_of_mxnet_are_read(tmp_path):
+    path, numbers = tmp_path / "old.params", np.array([[1, 2, 3]], "<f4")
+    head = struct.pack("<QQQ", 0x112, 0, 1)
+    tail = struct.pack("<iii", 1, 0, 0) + numbers.tobytes() + struct.pack("<QQ", 1, 1) + b"w"
+    for start in (struct.pack("<III", 2, 1, 3), struct.pack("<Iiqq", 0xF993FAC8, 2, 1, 3)):
+        path.write_bytes(head + start + tail)
+        np.testing.assert_array_equal(mx.nd.load(str(path))["w"].asnumpy(), numbers)
+        np.testing.assert_array_equal(weights.read(path)["w"], numbers)
+
+
+def test_no_flipped_bit_makes_more_be_allocated_than_the_file_is_large(saved):
+    _, path = saved
+    content = path.read_bytes()
+    chance = random.Random(0)
+    places = [*range(24 * 8), *(chance.randrange(len(content) * 8) for _ in range(300))]
+    places += [8 * (len(content) - 1 - number) for number in range(100)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        tracemalloc.start()
+        with contextlib.suppress(WeightsError):
+            weights.read(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2 * len(content) + 200_000, place
+
+
+def test_weights_that_are_not_finite_or_not_dense_are_refused_before_they_are_used(architecture, saved):
+    theirs, path = saved
+    arrays = {name: parameter.data() for name, parameter in theirs._collect_params_with_prefix().items()}
+    arrays["0.0.weight"][0, 0, 0, 0] = np.nan
+    mx.nd.save(str(path), arrays)
+    with pytest.raises(WeightsError, match=r"1 of the 108 numbers of 0\.0\.weight are not finite"):
+        weights.load(model.build(architecture), path, [mx.cpu()])
+    arrays["5.weight"] = arrays["5.weight"].tostype("row_sparse")
+    mx.nd.save(str(path), arrays)
+    with pytest.raises(WeightsError, match=r"its array \d+ is row_sparse, expected dense arrays"):
+        weights.load(model.build(architecture), path, [mx.cpu()])

@@ -1,0 +1,201 @@
+"""Image files of every kind as pixels: modes, depths, sizes, and what is refused before it takes memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from luigi_runs import clean_environment
+from PIL import Image
+
+from pipeline.predict import image_files
+from pipeline.predict.image_files import Picture, Unreadable
+
+SIZE = (32, 32)
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """A colourful picture, (32, 32, 3) uint8, from black to white."""
+    row, column = np.mgrid[0:32, 0:32]
+    picture = np.stack([row * 8 + 7, column * 8 + 7, (row + column) * 4 + 7], axis=-1)
+    picture[0, 0], picture[-1, -1] = 0, 255
+    return picture.astype(np.uint8)
+
+
+@pytest.fixture
+def grey(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).convert("L"))
+
+
+def pixels_of(file: Path) -> np.ndarray:
+    """(3, 32, 32) uint8."""
+    found = image_files.read(file, SIZE)
+    assert isinstance(found, Picture), found
+    return found.pixels
+
+
+def why_not(file: Path) -> str:
+    found = image_files.read(file, SIZE)
+    assert isinstance(found, Unreadable)
+    return found.why
+
+
+@pytest.mark.pythons
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_of_an_image_is_read(pixels: np.ndarray, tmp_path: Path, mode: str) -> None:
+    file = tmp_path / "image.tiff"
+    Image.fromarray(pixels).convert(mode).save(file)
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        assert (
+            why_not(file) == f"an uncompressed YCbCr TIFF, which Pillow {PIL.__version__} cannot read, version 13 can"
+        )
+    else:
+        assert pixels_of(file).max() > 200
+
+
+def test_the_same_picture_in_any_depth_is_the_same_pixels(grey: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.tiff")
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tiff")
+    (tmp_path / "12.pgm").write_bytes(b"P5 32 32 4095\n" + (grey.astype(int) * 4095 // 255).astype(">u2").tobytes())
+    for name in ("deep.png", "deep.tiff", "float.tiff", "12.pgm"):
+        assert np.abs(pixels_of(tmp_path / name)[0].astype(int) - grey).max() <= 1, name
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (lambda grey: grey.astype(np.uint16) * 16, "16-bit pixels fill less than a quarter of their range"),
+        (lambda grey: grey.astype(np.uint16), "16-bit pixels fill less than a quarter of their range"),
+        (lambda grey: grey.astype(np.int32) * 5, "does not say which of its integers is white"),
+        (lambda grey: grey.astype(np.float32), "floating-point pixels go from 0 to 255, expected 0 to 1"),
+        (lambda grey: grey.astype(np.float32) / 255 - 0.5, "floating-point pixels go from -0.5 to 0.5"),
+        (lambda grey: np.full(grey.shape, np.nan, np.float32), "floating-point pixels go from nan to nan"),
+    ],
+)
+def test_a_depth_whose_white_is_not_known_is_refused(grey: np.ndarray, tmp_path: Path, values, words: str) -> None:  # type: ignore[no-untyped-def]
+    Image.fromarray(values(grey)).save(tmp_path / "image.tiff")
+    assert words in why_not(tmp_path / "image.tiff")
+
+
+def test_twelve_bits_in_the_sixteen_of_a_colour_png_are_refused(pixels: np.ndarray, tmp_path: Path) -> None:
+    for factor, words in ((257, ""), (16, "16-bit pixels fill less than a quarter")):
+        file = tmp_path / "deep.png"
+        file.write_bytes(
+            png(32, 32, 16, 2, (pixels.astype(np.uint16) * factor).astype(">u2").reshape(32, -1).view(np.uint8))
+        )
+        if words:
+            assert words in why_not(file)
+        else:
+            assert np.array_equal(pixels_of(file), pixels.transpose(2, 0, 1))
+
+
+def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (40, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert pixels_of(tmp_path / "clear.png").min() == 255
+    Image.new("L", SIZE, 7).save(tmp_path / "keyed.png", transparency=7)
+    assert pixels_of(tmp_path / "keyed.png").min() == 255
+
+
+def test_a_camera_s_orientation_is_followed(pixels: np.ndarray, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to be upright
+    Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(pixels_of(tmp_path / "turned.png"), pixels.transpose(2, 0, 1))
+
+
+def test_another_shape_is_cut_and_not_squashed(tmp_path: Path) -> None:
+    half = Image.new("RGB", (64, 32), "white")
+    half.paste("black", (0, 0, 16, 32))
+    half.paste("black", (48, 0, 64, 32))
+    half.save(tmp_path / "half.png")
+    assert pixels_of(tmp_path / "half.png").min() == 255  # squashed, it would have black sides
+
+
+def test_only_formats_of_pixels_are_read_whatever_a_file_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    buffer = io.BytesIO()
+    Image.new("RGB", SIZE).save(buffer, "EPS")
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(buffer.getvalue())
+    assert "of a kind that cannot be read here (only" in why_not(file)
+    assert not ran.exists()
+    file.write_text("no picture at all")
+    assert "not an image" in why_not(file)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert why_not(tmp_path / "pipe.png") == "not a file"
+    assert why_not(tmp_path / "gone.png") == "no such file"
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(13_000, 13_000, 8, 2, None))
+    assert why_not(tmp_path / "bomb.png") == (
+        "13,000 x 13,000 pixels, 169 million; at most 67 million are read: scale it down first"
+    )
+
+
+def test_large_pictures_take_little_memory_however_many_threads_there_are(tmp_path: Path) -> None:
+    most = image_files.MOST_PIXELS
+    (tmp_path / "first.png").write_bytes(png(8192, most // 8192, 16, 0, None))  # 134 MB of zeros, 130 kB here
+    (tmp_path / "second.png").hardlink_to(tmp_path / "first.png")
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.predict import image_files\n"
+        "image_files.usable_cores = lambda: 4\n"
+        "found = image_files.read_all([Path(name) for name in sys.argv[1:]], (32, 32))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    files = sorted(map(str, tmp_path.glob("*.png")))
+    command = [sys.executable, "-c", code, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment())
+    assert int(done.stdout) < 1200  # MB
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> object:  # root may list every folder
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found, _ = image_files.find([tmp_path])
+    assert found == [tmp_path / "locked"]
+    assert why_not(found[0]) == "a folder that cannot be listed"
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: np.ndarray | None) -> bytes:
+    """A PNG file of these rows of bytes; of zeros without them."""
+    if rows is None:
+        packer = zlib.compressobj(9)
+        row = bytes(1 + width * (3 if colour == 2 else 1) * depth // 8)
+        packed = b"".join(packer.compress(row) for _ in range(height if depth == 16 else 4)) + packer.flush()
+    else:
+        packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )

@@ -1,0 +1,175 @@
+"""OpenMP's threads wait for each other as the load has it: what the load is, when that changes, what libgomp does."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from luigi_runs import clean_environment, run
+
+from pipeline.process import spinning
+from pipeline.process.cores import thread_environment
+
+
+class FakeLoad:
+    """A machine of four cores whose load the test decides."""
+
+    cores = frozenset(range(4))
+    now: float | None = 0.0
+
+    def others(self) -> float | None:
+        return self.now
+
+
+class FakeSleepers:
+    asleep = False
+
+    def lie_down(self) -> None:
+        self.asleep = True
+
+    def get_up(self) -> None:
+        self.asleep = False
+
+
+@pytest.fixture
+def watcher():
+    said: list[str] = []
+    watcher = spinning.Watcher(FakeLoad(), FakeSleepers(), 4, said.append)
+    watcher.said = said
+    return watcher
+
+
+def test_it_begins_with_what_the_load_is_and_says_so(watcher):
+    watcher.begin()
+    assert not watcher.sleepers.asleep
+    watcher.load.now = 3.9
+    watcher.begin()
+    assert watcher.sleepers.asleep
+    assert watcher.said == [
+        "OpenMP's threads spin long for each other: other processes use 0.0 of 4 cores, 4 threads are ours",
+        "OpenMP's threads spin shortly for each other: other processes use 3.9 of 4 cores, 4 threads are ours",
+    ]
+
+
+def test_it_changes_when_load_comes_and_when_it_has_gone_for_a_while(watcher):
+    watcher.begin()
+    watcher.load.now = 2.0
+    watcher.look()
+    watcher.load.now = 0.1
+    watcher.look()
+    watcher.load.now = 2.0
+    watcher.look()
+    assert not watcher.sleepers.asleep, "a moment's work of somebody else is no load"
+    watcher.look()
+    assert watcher.sleepers.asleep
+    watcher.load.now = 0.1
+    for _ in range(spinning.QUIET_LOOKS):
+        assert watcher.sleepers.asleep
+        watcher.look()
+    assert not watcher.sleepers.asleep
+    assert [line.split()[3] for line in watcher.said] == ["long", "shortly", "long"]
+
+
+def test_others_may_have_the_cores_that_are_left_free(watcher):
+    watcher.threads, watcher.load.now = 2, 2.0
+    watcher.begin()
+    assert not watcher.sleepers.asleep
+
+
+def test_a_machine_that_does_not_tell_its_load_changes_nothing(watcher):
+    watcher.load.now = None
+    watcher.begin()
+    for _ in range(10):
+        watcher.look()
+    assert not watcher.sleepers.asleep
+    assert watcher.said == ["OpenMP's threads spin long for each other: this machine does not tell how busy it is"]
+
+
+def test_the_load_is_that_of_others_on_the_cores_that_this_process_may_use(tmp_path, monkeypatch):
+    stat, times = tmp_path / "stat", {"wall": 0.0, "own": 0.0}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2})
+    monkeypatch.setattr(spinning.time, "monotonic", lambda: times["wall"])
+    monkeypatch.setattr(spinning.time, "process_time", lambda: times["own"])
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    stat.write_text("cpu 9 9 9 9\ncpu0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0\n")
+    load = spinning.Load(stat)
+    stat.write_text("cpu 9 9 9 9\ncpu0 999 0 0 0 0 0 0 0\ncpu1 150 20 20 7 7 4 3 3\ncpu2 100 0 0 100 0 0 0 0\n")
+    times |= {"wall": 2.0, "own": 1.2}
+    assert load.others() == pytest.approx((2.0 + 1.0 - 1.2) / 2)
+    stat.unlink()
+    assert load.others() is None
+
+
+def test_whoever_set_openmps_own_variables_has_chosen():
+    assert thread_environment({})["GOMP_SPINCOUNT"] == str(spinning.LONG)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        assert not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(thread_environment({name: "PASSIVE"}))
+
+
+LIBGOMP = """
+import ctypes, os, threading, time
+from pipeline.process import spinning
+library, libc, gate = ctypes.CDLL("libgomp.so.1"), ctypes.CDLL(None), ctypes.create_string_buffer(64)
+libc.sem_init(gate, 0, 0)
+cores = len(os.sched_getaffinity(0))
+sleepers = spinning.Sleepers(library, cores, 2)
+
+def spinning_seconds():
+    # of two threads one waits for the other, which waits for a later word
+    before = time.process_time()
+    for _ in range(20):
+        libc.sem_post(gate)
+        threading.Timer(0.005, libc.sem_post, (gate,)).start()
+        library.GOMP_parallel(ctypes.cast(libc.sem_wait, ctypes.c_void_p), gate, 2, 0)
+    return time.process_time() - before
+
+threads = lambda: len(os.listdir("/proc/self/task"))
+spinning_seconds()
+for _ in range(2):
+    print(spinning_seconds())
+    sleepers.lie_down()
+    while threads() < 2 + sleepers._count:
+        time.sleep(0.01)
+    print(spinning_seconds())
+    sleepers.get_up()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nobody to spin for")
+def test_libgomp_spins_shortly_while_the_sleepers_sleep(tmp_path):
+    done = run([sys.executable, "-c", LIBGOMP], tmp_path, clean_environment(**spinning.environment({})))
+    assert done.rc == 0, done.text
+    long, short, long_again, short_again = map(float, done.output.split())
+    assert max(short, short_again) < min(long, long_again) / 3
+
+
+EXACT = """
+import hashlib, sys
+import numpy as np
+from pipeline import runtime
+from pipeline.process import spinning
+from pipeline.config import Architecture, Training
+from pipeline.training.network import Network
+mx = runtime.mxnet()
+architecture = Architecture(name="tiny", conv_arch=[[1, 16], [1, 32]])
+network = Network(architecture, Training(epochs=1), runtime.devices("cpu"), "float32")
+network.initialize(3)
+network.start_epoch([])
+sleepers = spinning.Sleepers(mx.base._LIB, 2, 2)
+random = np.random.RandomState(0)
+for step in range(6):
+    if sys.argv[1] == "change":
+        sleepers.get_up() if step % 2 else sleepers.lie_down()
+    images = random.rand(16, 3, 32, 32).astype(np.float32)
+    network.step(images, random.randint(0, 10, 16).astype(np.float32), 0.05, step, 16)
+parameters, momenta = network.state()
+print(hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(parameters))).hexdigest())
+"""
+
+
+def test_changing_over_changes_no_bit_of_the_weights(tmp_path):
+    environment = clean_environment(OMP_NUM_THREADS="2", GOMP_SPINCOUNT="20000", OMP_WAIT_POLICY="ACTIVE")
+    hashes = [run([sys.executable, "-c", EXACT, how], tmp_path, environment) for how in ("stay", "change")]
+    assert all(done.rc == 0 for done in hashes), hashes
+    assert hashes[0].output == hashes[1].output != ""

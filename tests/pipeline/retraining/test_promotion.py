@@ -1,0 +1,146 @@
+"""The promotion gate's rule, and the pointer that it moves."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import WorkspaceError
+from pipeline.evaluation.statistics import compare_paired
+from pipeline.retraining import promotion, registry
+from pipeline.workspace import Run, Workspace
+
+
+def _run(name: str = "2026-W48") -> Run:
+    return Workspace(Path("/nowhere")).run("mini-00000000", f"tiny-00000000@{name}")
+
+
+def _entry(name: str, accuracy: float = 0.5) -> registry.Entry:
+    run = f"runs/mini-00000000/tiny-00000000@{name}"
+    return registry.Entry(
+        run=run, generation=name, weights_sha256="0" * 64, architecture="0" * 64, accuracy=accuracy, since="2026"
+    )
+
+
+def _compared(right: int, right_before: int, images: int = 1000) -> dict[str, Any]:
+    now, before = np.arange(images) < right, np.arange(images) < right_before
+    difference = float(now.mean() - before.mean())
+    return {
+        "run": "r",
+        "accuracy": float(before.mean()),
+        "images": images,
+        "difference": difference,
+        **compare_paired(now, before),
+    }
+
+
+@pytest.mark.parametrize(
+    ("right", "outcome"), [(1000, "promoted"), (700, "promoted"), (695, "promoted"), (694, "refused"), (0, "refused")]
+)
+def test_the_tolerance_is_met_to_the_image(right: int, outcome: str) -> None:
+    decision = promotion.decide(_run(), None, right / 1000, _compared(right, 700), 0.005)
+    assert decision["outcome"] == outcome
+    assert "same 1,000 test images" in decision["reason"]
+
+
+def test_the_first_generation_is_promoted_and_a_rolled_back_one_is_not() -> None:
+    assert promotion.decide(_run(), None, 0.1, None, 0.0)["outcome"] == "promoted"
+    pointer = registry.Pointer(
+        **{name: getattr(_entry("2026-W47"), name) for name in registry.Entry.__struct_fields__},
+        rolled_back=[_run().place],
+    )
+    decision = promotion.decide(_run(), pointer, 1.0, _compared(1000, 700), 0.005)
+    assert decision["outcome"] == "refused"
+    assert "rolled back" in decision["reason"]
+
+
+def _current(name: str, *before: str) -> registry.Pointer:
+    entry = {key: getattr(_entry(name), key) for key in registry.Entry.__struct_fields__}
+    return registry.Pointer(**entry, before=[_entry(former) for former in before])
+
+
+@pytest.mark.parametrize("pointer", [_current("2026-W48"), _current("by-hand", "2026-W48"), _current("2026-11-26")])
+@pytest.mark.parametrize("name", ["1970-W01", "2026-10", "2026-W46"])
+def test_an_older_generation_is_made_but_does_not_become_current_by_itself(
+    pointer: registry.Pointer, name: str
+) -> None:
+    decision = promotion.decide(_run(name), pointer, 1.0, _compared(1000, 700), 0.005)
+    assert decision["outcome"] == "refused"
+    assert "is of an earlier period than 2026-" in decision["reason"]
+    assert f"Rollback --to {name}" in decision["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pointer"),
+    [
+        ("2026-W49", _current("2026-W48")),
+        ("2026-W48", _current("2026-W48")),  # new images in the same week
+        ("2026-11", _current("2026-11-26")),
+        ("by-hand", _current("2026-W48")),
+        ("2026-W48", _current("by-hand")),
+    ],
+)
+def test_what_is_not_older_is_decided_by_its_accuracy(name: str, pointer: registry.Pointer) -> None:
+    assert promotion.decide(_run(name), pointer, 1.0, _compared(1000, 700), 0.005)["outcome"] == "promoted"
+
+
+def test_the_interval_of_the_difference_holds_what_it_promises() -> None:
+    random = np.random.RandomState(0)
+    inside = 0
+    for _ in range(400):
+        before, now = random.random_sample(300) < 0.7, random.random_sample(300) < 0.72
+        low, high = compare_paired(now, before)["interval"]
+        inside += low <= 0.02 <= high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_the_pointer_remembers_what_was_current(tmp_path: Path) -> None:
+    path = tmp_path / "current" / "mini" / "tiny.json"
+    assert registry.read(path) is None
+    for name in ("a", "b", "c"):
+        registry.set_current(path, _entry(name))
+    pointer = registry.read(path)
+    assert pointer is not None
+    assert (pointer.generation, [entry.generation for entry in pointer.before]) == ("c", ["b", "a"])
+    pointer = registry.withdraw(path, pointer.before[0])
+    assert (pointer.generation, [entry.generation for entry in pointer.before]) == ("b", ["a"])
+    assert pointer.rolled_back == [_entry("c").run]
+    # Going forward again by hand pardons it.
+    pointer = registry.withdraw(path, _entry("c"))
+    assert pointer.rolled_back == [_entry("b").run]
+    # The names stay few, whatever happens.
+    for number in range(2 * registry.REMEMBERED):
+        pointer = registry.set_current(path, _entry(str(number)))
+    assert len(pointer.before) == registry.REMEMBERED
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"run": 3}', b"\xff\xfe", b"[" * 1000])
+def test_a_damaged_pointer_says_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "tiny.json"
+    path.write_bytes(content)
+    with pytest.raises(WorkspaceError, match=r"tiny\.json: damaged"):
+        registry.read(path)
+
+
+def _flip(path: Path, times: int) -> None:
+    for number in range(times):
+        registry.set_current(path, _entry("ab"[number % 2]))
+
+
+def test_a_reader_sees_a_whole_pointer_at_any_moment(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.json"
+    registry.set_current(path, _entry("a"))
+    writer = multiprocessing.get_context("spawn").Process(target=_flip, args=(path, 200))
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        pointer = registry.read(path)
+        assert pointer is not None
+        seen.add(pointer.generation)
+    writer.join()
+    assert writer.exitcode == 0
+    assert seen == {"a", "b"}

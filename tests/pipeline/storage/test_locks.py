@@ -1,0 +1,150 @@
+"""Locks: one worker at a time, who it is, and that the dead hold none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from luigi_runs import CHECKOUT, LIMIT, clean_environment
+
+from pipeline.errors import AlreadyRunning
+from pipeline.storage import locks
+
+HOLD = """
+import sys, pathlib
+from pipeline.storage import locks
+with locks.hold(pathlib.Path(sys.argv[1]), "train x", wait=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "locks" / "train.lock"
+
+
+@pytest.fixture
+def other(path):
+    """Another process that holds the lock until its standard input ends."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=CHECKOUT, env=clean_environment(), **pipes) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.stdin.close()
+        process.wait(LIMIT)
+
+
+def test_a_lock_that_is_held_is_refused_and_names_its_holder(path, other):
+    assert locks.holder(path)["pid"] == other.pid
+    refusal = pytest.raises(AlreadyRunning, match=f"train x is already being worked on by process {other.pid} on ")
+    with refusal, locks.hold(path, "train x", wait=False):
+        pass
+
+
+def test_a_lock_ends_with_its_holder_however_it_ends(path, other):
+    other.send_signal(signal.SIGKILL)
+    other.wait(LIMIT)
+    assert locks.holder(path) is None
+    assert path.exists(), "the file is no obstacle"
+    with locks.hold(path, "train x", wait=False):
+        assert locks.holder(path)["pid"] == os.getpid()
+    assert locks.holder(path) is None
+
+
+def test_waiting_tells_for_whom_and_goes_on_when_the_lock_is_free(path, other):
+    lines = []
+
+    def told(line):
+        lines.append(line)
+        other.stdin.close()
+
+    with locks.hold(path, "train x", wait=True, waiting=told):
+        assert locks.holder(path)["pid"] == os.getpid()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"train x: waiting for process {other.pid} on ")
+
+
+def test_a_child_that_inherited_the_lock_keeps_it(path):
+    with locks.hold(path, "train x", wait=False) as descriptor:
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(descriptor,))
+    try:
+        assert locks.holder(path) is not None
+    finally:
+        child.stdin.close()
+        child.wait(LIMIT)
+    assert locks.holder(path) is None
+
+
+def test_two_threads_do_not_hold_one_lock(path):
+    inside, most = [], []
+
+    def work():
+        with locks.hold(path, "x", wait=True):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert most == [1, 1, 1]
+
+
+def test_a_lock_that_nobody_ever_had_is_free(path):
+    assert locks.holder(path) is None
+    assert not path.parent.exists(), "looking makes nothing"
+
+
+def test_looking_at_a_lock_never_makes_a_start_fail(path):
+    """Who looks shares the lock for a moment; who starts in that moment gets it all the same."""
+    done = threading.Event()
+
+    def look():
+        while not done.is_set():
+            locks.holder(path)
+
+    with locks.hold(path, "x", wait=False):
+        pass
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for thread in lookers:
+        thread.start()
+    try:
+        for _ in range(100):
+            with locks.hold(path, "x", wait=False):
+                pass
+    finally:
+        done.set()
+        for thread in lookers:
+            thread.join(LIMIT)
+
+
+def test_what_is_being_read_cannot_be_held_by_one_who_moves_it(path):
+    with locks.share(path, "train a"), locks.share(path, "train b"):
+        refusal = pytest.raises(AlreadyRunning, match="data set x is being read by a stage that is running")
+        with refusal, locks.hold(path, "data set x", wait=False):
+            pass
+    with locks.hold(path, "data set x", wait=False):
+        pass
+
+
+@pytest.mark.parametrize("plant", [os.symlink, lambda target, path: os.mkfifo(path)])
+def test_a_link_or_a_pipe_in_place_of_a_lock_file_is_refused_untouched(path, tmp_path, plant):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    path.parent.mkdir()
+    plant(victim, path)
+    refusal = pytest.raises(OSError, match="it is a link, a pipe or a folder, not a regular file: remove it")
+    with refusal, locks.hold(path, "x", wait=False):
+        pass
+    assert locks.holder(path) is None
+    assert victim.read_text() == "mine"

@@ -1,0 +1,186 @@
+"""Checkpoints: what is read is what was written, and anything else is called damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import random
+import time
+import tracemalloc
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import files
+from pipeline.errors import WorkspaceError
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Counters, Damaged, Snapshot
+
+
+def snapshot(step: int = 1) -> Snapshot:
+    generator = np.random.RandomState(step)
+    parameters = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32), "0.1.running_mean@1": np.zeros(4)}
+    momenta = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32)}
+    meta = {"step": step, "counters": asdict(Counters(step=step)), "identity": {"training": {}}, "versions": {}}
+    return Snapshot(parameters, momenta, meta)
+
+
+def same(one: Snapshot, other: Snapshot) -> bool:
+    return all(
+        mine.keys() == its.keys() and all(np.array_equal(mine[name], its[name]) for name in mine)
+        for mine, its in ((one.parameters, other.parameters), (one.momenta, other.momenta))
+    ) and other.meta == {**one.meta, "schema": checkpoint.SCHEMA}
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    assert same(snapshot(), checkpoint.load(path))
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_it_is_plain_arrays_and_no_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    with np.load(path, allow_pickle=False) as file:
+        assert sorted(file.files) == [
+            "meta",
+            "momentum:0.0.weight",
+            "parameter:0.0.weight",
+            "parameter:0.1.running_mean@1",
+        ]
+
+
+def test_no_flipped_bit_ever_changes_what_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    content = path.read_bytes()
+    chance, refused = random.Random(0), []
+    for position in (chance.randrange(len(content)) for _ in range(400)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert same(snapshot(), checkpoint.load(path)), position
+        except Damaged as error:
+            refused.append(str(error))
+    assert not any("\n" in line for line in refused)
+    assert len(refused) > 200  # the rest hit what ZIP does not need: dates, flags
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -1])
+def test_a_cut_checkpoint_is_damaged(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(Damaged, match=r"step-000000001\.npz: damaged checkpoint"):
+        checkpoint.load(path)
+
+
+def test_another_schema_is_refused_and_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    monkeypatch.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + 1)
+    with pytest.raises(WorkspaceError, match="checkpoint of schema 1, this version reads 2") as refusal:
+        checkpoint.load(path)
+    assert not isinstance(refusal.value, Damaged)
+
+
+def test_the_last_two_are_kept_and_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".step-000000007.npz.abc.tmp").write_bytes(b"half")
+    writer = checkpoint.Writer(tmp_path)
+    for step in (1, 2, 10):
+        writer.write(snapshot(step), wait=True)
+    assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-000000010.npz", "step-000000002.npz"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_damaged_ones_set_aside_do_not_count_as_kept(tmp_path: Path) -> None:
+    writer = checkpoint.Writer(tmp_path)
+    for step in (8, 9):
+        writer.write(snapshot(step), wait=True)
+    for path in checkpoint.paths(tmp_path):
+        checkpoint.set_damaged_aside(path)
+    for step in (1, 2, 3):
+        writer.write(snapshot(step), wait=True)
+    assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-000000003.npz", "step-000000002.npz"]
+
+
+def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_is_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, _real=real, _name=name: (calls.append(_name), _real(*a))[1])
+    monkeypatch.setattr(files, "sync_directory", lambda path: calls.append(f"directory {path.name}"))
+    checkpoint.save(tmp_path / "step-000000001.npz", snapshot())
+    assert calls == ["fsync", "replace", f"directory {tmp_path.name}"]
+
+
+def test_a_write_that_failed_is_told_by_the_next_look_and_leaves_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = checkpoint.Writer(tmp_path)
+    writer.write(snapshot(1), wait=True)
+
+    def full(*arguments: object, **arrays: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "step"))
+
+    monkeypatch.setattr(np, "savez", full)
+    writer.write(snapshot(2))
+    until = time.monotonic() + 60
+    while writer.busy and time.monotonic() < until:
+        time.sleep(0.01)
+    with pytest.raises(WorkspaceError, match="the disk is full"):
+        writer.check()
+    writer.check()  # told once
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.npz"]
+
+
+def test_numbers_that_are_not_finite_are_seen_anywhere(tmp_path: Path) -> None:
+    good = snapshot()
+    assert good.finite()
+    good.momenta["0.0.weight"][1, 2, 0, 1] = np.inf
+    assert not good.finite()
+    good = snapshot()
+    good.parameters["0.0.weight"][3, 2, 2, 2] = np.nan
+    assert not good.finite()
+
+
+def test_no_flipped_bit_makes_more_be_allocated_than_the_file_is_large(tmp_path: Path) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    content = path.read_bytes()
+    heads = [content.index(b"PK\x03\x04"), content.index(b"\x93NUMPY"), content.index(b"PK\x01\x02")]
+    places = [8 * start + bit for start in heads for bit in range(0, 8 * 128, 3)]
+    places += range(8 * (len(content) - 22), 8 * len(content), 3)
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        tracemalloc.start()
+        with contextlib.suppress(Damaged):
+            checkpoint.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000, place
+
+
+def test_an_array_that_declares_more_than_there_is_is_damaged_and_costs_nothing(tmp_path: Path) -> None:
+    path, header = tmp_path / "step-000000001.npz", io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**34,)})
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w", kind) as archive:
+            archive.writestr("parameter:0.0.weight.npy", header.getvalue() + bytes(100_000_000 * (kind > 0)))
+        tracemalloc.start()
+        with pytest.raises(Damaged, match=r"declared as|compressed"):
+            checkpoint.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000

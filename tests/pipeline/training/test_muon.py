@@ -1,0 +1,81 @@
+"""The Muon optimizer: orthogonal updates, the kernels' fixed size, and going on exactly where a training was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import runtime
+from pipeline.config import Architecture, Training
+from pipeline.training import muon
+from pipeline.training.network import Network
+
+ARCHITECTURE = Architecture(name="tiny", conv_arch=[(1, 8), (1, 16)], batch_norm=True, dense=[])
+TRAINING = Training(epochs=1, batch_size=16, optimizer="muon", learning_rate=0.1, momentum=0.6, weight_decay=1e-3)
+
+
+@pytest.fixture(scope="module")
+def mx() -> Any:
+    return runtime.mxnet()
+
+
+def network() -> Network:
+    made = Network(ARCHITECTURE, TRAINING, runtime.devices("cpu"), "float32")
+    made.initialize(0)
+    made.start_epoch([])
+    return made
+
+
+def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(step)
+    return generator.standard_normal((16, 3, 32, 32), np.float32), (np.arange(16) % 10).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(16, 72), (72, 16), (24, 24)])
+def test_the_update_has_the_directions_of_the_matrix_and_about_equal_sizes(mx: Any, shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape, np.float32) * 1e-3
+    left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
+    found = left.T @ muon.orthogonal(mx, mx.nd.array(matrix)).asnumpy() @ right.T
+    wide = sizes > 0.1 * sizes[0]
+    assert np.all(np.diag(found)[wide] > 0.5)
+    assert np.all(np.diag(found) < 1.3)
+    assert np.abs(found - np.diag(np.diag(found))).max() < 1e-4
+
+
+def test_nothing_to_learn_from_changes_nothing(mx: Any) -> None:
+    assert not muon.orthogonal(mx, mx.nd.zeros((4, 9))).asnumpy().any()
+
+
+def test_it_updates_the_kernels_after_the_first_and_each_by_the_learning_rate(mx: Any) -> None:
+    names = {"0.0.weight": (8, 3, 3, 3), "1.0.weight": (16, 8, 3, 3), "1.1.gamma": (16,), "2.weight": (10, 1024)}
+    assert [name for name, shape in names.items() if muon.is_hidden(name, shape)] == ["1.0.weight"]
+    one = network()
+    before = one.state()[0]["1.0.weight"]
+    one.step(*batch(0), 0.1, 0)
+    one.step(*batch(1), 0.0, 1)  # only brings the kernel back to its size
+    after = one.state()[0]["1.0.weight"].reshape(16, -1)
+    assert np.linalg.norm(after) == pytest.approx(4.0, rel=1e-5)
+    other = network()
+    other.step(*batch(0), 0.1, 0)
+    start = before.reshape(16, -1) * 4 / np.linalg.norm(before)
+    sizes = np.linalg.svd(other.state()[0]["1.0.weight"].reshape(16, -1) - start, compute_uv=False)
+    assert sizes.max() < 0.13
+    assert np.median(sizes) > 0.06
+
+
+def test_a_network_put_back_goes_on_to_the_same_bytes() -> None:
+    whole = network()
+    for step in range(6):
+        whole.step(*batch(step), 0.1, step)
+    first = network()
+    for step in range(3):
+        first.step(*batch(step), 0.1, step)
+    second = network()
+    second.set_state(*first.state())
+    for step in range(3, 6):
+        second.step(*batch(step), 0.1, step)
+    for one, other in zip(whole.state(), second.state(), strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)

@@ -1,0 +1,101 @@
+"""TensorBoard's event files: written when asked for, whole after every way in which a training goes on."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from luigi_runs import SmallChain
+
+from pipeline.errors import PipelineError
+from pipeline.training import tensorboard
+
+HISTORY = [
+    {"epoch": 1, "train_loss": 2.0, "validation_loss": None, "learning_rate": 0.1},
+    {"epoch": 2, "train_loss": 1.5, "validation_loss": 1.75, "learning_rate": 0.01},
+]
+
+
+@pytest.fixture
+def events() -> None:
+    pytest.importorskip("tensorboardX", reason="the optional package tensorboardX is not installed")
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """The curves in the one event file of a folder as a reader sees them: name -> step -> value."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import masked_crc32c
+
+    (file,) = folder.glob("events.out.tfevents.*")
+    content, position, found = file.read_bytes(), 0, {}
+    while position < len(content):
+        length, checksum = struct.unpack_from("<QI", content, position)
+        assert checksum == masked_crc32c(content[position : position + 8])
+        event = Event.FromString(content[position + 12 : position + 12 + length])
+        position += 12 + length
+        assert struct.unpack_from("<I", content, position)[0] == masked_crc32c(content[position - length : position])
+        position += 4
+        if event.session_log.status == SessionLog.START:  # what readers then forget: later steps than this one's
+            found = {tag: {step: v for step, v in steps.items() if step < event.step} for tag, steps in found.items()}
+        for value in event.summary.value:
+            assert event.step not in found.setdefault(value.tag, {}), "an epoch appears twice"
+            found[value.tag][event.step] = value.simple_value
+    return found
+
+
+@pytest.mark.usefixtures("events")
+def test_the_curves_carry_the_history_and_leave_out_what_is_missing(tmp_path: Path) -> None:
+    tensorboard.Curves(tmp_path).write(HISTORY)
+    found = scalars(tmp_path)
+    assert found["loss/training"] == {1: 2.0, 2: 1.5}
+    assert found["loss/validation"] == {2: 1.75}
+    assert found["learning_rate"] == pytest.approx({1: 0.1, 2: 0.01})
+
+
+@pytest.mark.usefixtures("events")
+def test_a_reader_that_has_the_file_open_sees_every_epoch_once_across_processes(tmp_path: Path) -> None:
+    first, second = tensorboard.Curves(tmp_path), None
+    first.write(HISTORY[:1])
+    (path,) = tmp_path.iterdir()
+    with open(path, "rb") as reader:
+        seen = reader.read()
+        first.write(HISTORY)
+        assert reader.read(), "what is appended"
+        with open(path, "ab") as killed:
+            killed.write(seen[:20])
+        second = tensorboard.Curves(tmp_path)
+        for length in (1, 2, 2):
+            second.write([{**row, "train_loss": 3.0} for row in HISTORY[:length]])
+        assert scalars(tmp_path)["loss/training"] == {1: 3.0, 2: 3.0}
+        reader.seek(0)
+        assert reader.read() == path.read_bytes()
+        assert path.read_bytes().startswith(seen)
+
+
+@pytest.mark.usefixtures("events")
+def test_a_training_writes_them_when_asked_and_going_on_keeps_every_epoch(prepared: SmallChain) -> None:
+    prepared.configure(training__tensorboard=True)
+    prepared.luigi("TrainVGG")
+    prepared.configure(training__epochs=3)
+    prepared.luigi("TrainVGG")
+    run = prepared.chain().run()
+    assert run is not None
+    assert sorted(scalars(run.curves)["accuracy/training"]) == [1, 2, 3]
+    assert not any("tensorboard" in name for name in prepared.manifest("train")["files"])
+
+
+def test_they_are_off_by_default_and_the_key_neither_retrains_nor_drifts(done: SmallChain) -> None:
+    run = done.chain().run()
+    assert run is not None
+    assert not run.curves.exists()
+    done.configure(training__tensorboard=True)
+    assert done.report().ran == []
+    assert "drift" not in done.status()
+
+
+def test_a_missing_package_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(PipelineError, match="pip install tensorboardX"):
+        tensorboard.Curves(tmp_path)

@@ -1,0 +1,106 @@
+"""The rule of reruns in words: what differs, what is only drift, what of a source may be shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import files
+from pipeline.config import from_dict, to_dict
+from pipeline.workspace import Workspace, run_id
+from pipeline.workspace.freshness import Chain, drift, shown_source
+
+VALUE = {
+    "data": {"name": "mini", "source": "https://me:secret@host/mini.tar.gz?token=secret"},
+    "architecture": {"name": "tiny", "conv_arch": [[1, 4]]},
+    "training": {"epochs": 4},
+}
+
+
+def config(**training):
+    return from_dict({**VALUE, "training": {**VALUE["training"], **training}})
+
+
+def trained(value):
+    return {"details": {"config": to_dict(value), "epochs": value.training.epochs}}
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "lines"),
+    [
+        ({}, {}, []),
+        ({}, {"learning_rate": 0.5}, ["training.learning_rate: trained with 0.01, config now says 0.5"]),
+        ({}, {"epochs": 9}, []),
+        ({}, {"epochs": 2}, ["training.epochs: trained with 4, config now says 2"]),
+        ({}, {"checkpoint_seconds": 5}, []),
+        (
+            {"schedule": {"kind": "step", "milestones": [1, 2]}},
+            {"schedule": {"kind": "step", "milestones": [1]}},
+            ["training.schedule.milestones[1]: trained with 2, config now says (gone)"],
+        ),
+        (
+            {},
+            {"init_from": "/old.params"},
+            ['training.init_from: trained with nothing, config now says "/old.params"'],
+        ),
+    ],
+)
+def test_drift_is_every_training_key_that_does_not_retrain(then, now, lines):
+    assert drift(trained(config(**then)), config(**now)) == lines
+
+
+def test_a_key_that_came_with_an_upgrade_is_no_drift_at_its_default():
+    before = trained(config())
+    del before["details"]["config"]["training"]["augmentation"]["cutout"]
+    del before["details"]["config"]["training"]["label_smoothing"]
+    assert drift(before, config()) == []
+    assert drift(before, config(augmentation={"cutout": 8})) == [
+        "training.augmentation.cutout: trained with 0, config now says 8"
+    ]
+
+
+def test_a_key_that_an_upgrade_took_away_is_shown():
+    before = trained(config())
+    before["details"]["config"]["training"]["mystery"] = 7
+    assert drift(before, config()) == ["training.mystery: trained with 7, config now says (gone)"]
+
+
+def test_a_manifest_without_its_configuration_is_compared_all_the_same():
+    before = {"details": {"config": {"training": {"mystery": 7}}, "epochs": 4}}
+    assert "training.mystery: trained with 7, config now says (gone)" in drift(before, config())
+    assert "training.learning_rate: trained with (none), config now says 0.01" in drift(before, config())
+
+
+def test_what_was_never_trained_has_not_drifted():
+    assert drift(None, config()) == []
+
+
+def test_a_password_in_an_address_is_never_shown(tmp_path):
+    assert shown_source(config().data) == "https://host/mini.tar.gz"
+    why = Chain(Workspace(tmp_path), config()).why("dataset")
+    assert why == ["nothing was made from https://host/mini.tar.gz yet"]
+
+
+def test_everything_waits_for_a_data_set_that_is_not_there(tmp_path):
+    chain = Chain(Workspace(tmp_path / "nowhere"), config())
+    for stage in ("train", "evaluate", "export", "report"):
+        assert chain.why(stage) == ["the data set is not there yet"]
+        assert not chain.complete(stage)
+    assert chain.run() is None
+    assert not (tmp_path / "nowhere").exists(), "asking makes nothing"
+
+
+def test_a_run_is_named_by_architecture_and_generation():
+    architecture = config().architecture
+    name = run_id(architecture)
+    assert name.startswith("tiny-")
+    assert len(name) == len("tiny-") + 8
+    assert run_id(architecture, "2026-W48") == f"{name}@2026-W48"
+
+
+def test_finding_a_finished_chain_done_reads_no_big_file(finished, monkeypatch):
+    def forbidden(path):
+        raise AssertionError(f"{path} was hashed")
+
+    monkeypatch.setattr(files, "sha256_file", forbidden)
+    monkeypatch.setattr("pipeline.workspace.manifest.sha256_file", forbidden)
+    assert finished.chain().complete("report")

@@ -1,0 +1,107 @@
+"""Manifests: when a stage counts as done, and in which words it does not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pipeline.errors import WorkspaceError
+from pipeline.files import read_json, sha256_file, write_json
+from pipeline.workspace import manifest
+
+INPUTS = {"dataset": "a" * 64, "model.params": "b" * 64}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "evaluate"
+    folder.mkdir()
+    (folder / "metrics.json").write_text('{"accuracy": 0.5}')
+    (folder / "predictions.npz").write_bytes(bytes(1000))
+    manifest.write(folder, "evaluate", ("metrics.json", "predictions.npz"), INPUTS, {"run": "x"})
+    return folder
+
+
+def problems(folder, inputs=INPUTS):
+    return manifest.problems(folder, "evaluate", inputs)
+
+
+def test_a_finished_stage_has_no_problems_and_records_its_files_and_inputs(folder):
+    assert problems(folder) == []
+    value = manifest.read(folder)
+    assert value["files"]["predictions.npz"] == {"size": 1000, "sha256": sha256_file(folder / "predictions.npz")}
+    assert value["inputs"] == INPUTS
+    assert value["version"] == manifest.STAGE_VERSIONS["evaluate"]
+    assert manifest.digest(value, "metrics.json") == sha256_file(folder / "metrics.json")
+    assert manifest.digest(value, "other") is None
+    assert manifest.digest(None, "metrics.json") is None
+
+
+def test_a_stage_that_was_never_started_and_one_that_never_finished_are_told_apart(folder, tmp_path):
+    assert problems(tmp_path / "nowhere") == ["not made yet"]
+    (folder / "manifest.json").unlink()
+    assert problems(folder) == ["not finished yet"]
+
+
+def test_a_manifest_that_is_there_and_cannot_be_read_is_no_reason_to_make_it_anew(folder):
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").symlink_to("/proc/self/mem")  # whose first byte is an input/output error
+    with pytest.raises(WorkspaceError, match=r"manifest\.json: cannot read it: Input/output error"):
+        problems(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "files": {}}', "\x00" * 50])
+def test_a_damaged_manifest_is_no_manifest(folder, content):
+    (folder / "manifest.json").write_text(content)
+    assert manifest.read(folder) is None
+    assert problems(folder) == ["evaluate/manifest.json is damaged"]
+
+
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("files", {"metrics.json": None}),
+        ("files", {"metrics.json": {"size": "12", "sha256": "a"}}),
+        ("inputs", {"dataset": 7}),
+        ("created", None),
+        ("details", {"epochs": "many"}),
+        ("details", {"config": {"training": None}}),
+        ("details", {"segments": [{}]}),
+    ],
+)
+def test_a_manifest_with_other_types_is_damaged(folder, part, content):
+    value = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", {**value, part: content})
+    assert manifest.read(folder) is None
+    assert problems(folder) == ["evaluate/manifest.json is damaged"]
+
+
+def test_a_lost_file_and_a_short_one_are_named(folder):
+    (folder / "metrics.json").unlink()
+    os.truncate(folder / "predictions.npz", 999)
+    assert problems(folder) == [
+        "evaluate/metrics.json is missing",
+        "evaluate/predictions.npz has 999 B (999), its manifest says 1000",
+    ]
+
+
+def test_another_version_of_the_stage_is_named(folder):
+    path = folder / "manifest.json"
+    write_json(path, {**read_json(path), "version": 0})
+    assert problems(folder) == [f"made by version 0 of this stage, now {manifest.STAGE_VERSIONS['evaluate']}"]
+
+
+def test_other_inputs_are_named(folder):
+    assert problems(folder, {**INPUTS, "dataset": "c" * 64}) == ["made from another dataset (aaaaaaaa, now cccccccc)"]
+    assert problems(folder, {**INPUTS, "dataset": None}) == ["made from another dataset (aaaaaaaa, now none)"]
+    assert problems(folder, {**INPUTS, "more": "d"}) == ["made without more"]
+
+
+def test_a_flipped_bit_is_found_by_hashing_alone(folder):
+    content = bytearray((folder / "predictions.npz").read_bytes())
+    content[500] ^= 1
+    (folder / "predictions.npz").write_bytes(content)
+    assert problems(folder) == []
+    (found,) = manifest.damage(folder, manifest.read(folder))
+    assert found.startswith("evaluate/predictions.npz is damaged")

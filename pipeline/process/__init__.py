@@ -1,1 +1,1 @@
-"""A stage runs in a process of its own: the parent's side, the child's side, what is put in front, and on which cores."""
+"""A stage runs in a process of its own: the parent's side, the child's side, the launcher, and the cores it runs on."""

@@ -93,7 +93,9 @@ def check_url(address: str) -> str:
         raise ConfigError(f"--workspace {address}: memory:// ends with its process; use a folder or an object store")
     if not rest.strip("/"):
         raise ConfigError(f"--workspace {address}: names no bucket or folder; expected for example s3://bucket/prefix")
-    return f"{scheme}://{rest.rstrip('/')}"
+    address = f"{scheme}://{rest.rstrip('/')}"
+    _backend(address)
+    return address
 
 
 class Store:
@@ -329,26 +331,37 @@ class Store:
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _connect(url: str) -> tuple[Any, str]:
-    scheme = url.partition("://")[0]
-    extra = _EXTRAS.get(scheme)
-    advice = f"pip install 'luigi-vgg[{extra}]'" if extra else "install the fsspec back-end for it"
-    try:
-        import fsspec
+def _backend(url: str) -> Any:
+    """fsspec's class for the scheme of an address. Raises `ConfigError` when there is none, or it is not installed."""
+    import fsspec
 
-        # The pauses between tries are ours; what a back-end adds to them would multiply.
-        backend = fsspec.get_filesystem_class(scheme)
+    scheme = url.partition("://")[0]
+    try:
+        return fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        advice = f"pip install 'luigi-vgg[{extra}]'" if extra else "install the fsspec back-end for it"
+        missing = f"needs a package that is not installed ({error}); {advice}"
+        raise ConfigError(f"--workspace {shown(url)}: {missing}") from None
+    except ValueError:
+        expected = "expected a folder, or an address such as s3://bucket/prefix"
+        raise ConfigError(f"--workspace {shown(url)}: unknown scheme {scheme}://, {expected}") from None
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    scheme, backend = url.partition("://")[0], _backend(url)
+    try:
         options: dict[str, Any] = backend._get_kwargs_from_urls(url)
         if scheme in ("s3", "s3a"):
+            # The pauses between tries are ours; what a back-end adds to them would multiply.
             own = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})  # the user's, from fsspec's own files
             options |= {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
         # Not `url_to_fs`, which takes two colons in a name for two back-ends.
         fs, base = fsspec.filesystem(scheme, **options), str(backend._strip_protocol(url))
-    except ImportError as error:
-        missing = f"needs a package that is not installed ({error}); {advice}"
-        raise ConfigError(f"--workspace {shown(url)}: {missing}") from None
-    except ValueError as error:  # fsspec's word for a scheme that it does not know
-        raise ConfigError(f"--workspace {shown(url)}: {error}; fsspec {fsspec.__version__} cannot reach it") from None
+    except ValueError as error:  # an option that is missing or wrong
+        raise ConfigError(f"--workspace {shown(url)}: {error}") from None
     if isinstance(getattr(fs, "retries", None), int):
         fs.retries = 1
     return fs, base.rstrip("/")

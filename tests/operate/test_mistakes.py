@@ -71,6 +71,7 @@ def test_a_mistake_on_the_command_line_is_told(arguments: str, words: list[str])
         (["Compare", "--configs", ","], 2, "--configs: found ',', expected at least one path"),
         (["Rollback"], 30, "nothing to roll back"),
         (["Report", "--workspace", "$NO_SUCH_FOLDER/vgg"], 2, "no such environment variable as $NO_SUCH_FOLDER"),
+        (["Report", "--workspace", "s4://bucket/vgg"], 2, "--workspace s4://bucket/vgg: unknown scheme s4://"),
     ],
 )
 def test_the_command_ends_with_that_one_line(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:

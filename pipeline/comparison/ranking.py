@@ -6,8 +6,6 @@ Leaves `index.html` (one file, nothing loaded from elsewhere), `ranking.csv` (a 
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import statistics as numbers
 import time
@@ -23,6 +21,7 @@ from pipeline.evaluation.statistics import mean_intervals, wilson_interval
 from pipeline.files import human_size, write_atomically, write_json
 from pipeline.process import child
 from pipeline.report.facts import ORIGIN_ACCURACY
+from pipeline.tables import csv_text
 from pipeline.workspace import MANIFEST, manifest
 from pipeline.workspace.freshness import Chain, drift
 
@@ -81,8 +80,8 @@ def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> d
         # From here until the new manifest is there the comparison is not complete.
         (folder / MANIFEST).unlink(missing_ok=True)
         write_atomically(folder / "index.html", page.html(facts))
-        write_atomically(folder / "ranking.csv", _csv(_RANKING_COLUMNS, map(_ranking_row, facts["ranking"])))
-        write_atomically(folder / "runs.csv", _csv(_RUN_COLUMNS, _run_rows(facts["ranking"])))
+        write_atomically(folder / "ranking.csv", csv_text(_RANKING_COLUMNS, map(_ranking_row, facts["ranking"])))
+        write_atomically(folder / "runs.csv", csv_text(_RUN_COLUMNS, _run_rows(facts["ranking"])))
         write_json(folder / "ranking.json", facts)
         details = {"name": compared.name, "seconds": round(time.monotonic() - started, 3)}
         value = manifest.write(folder, "compare", comparison.FILES, inputs, details)  # type: ignore[arg-type]
@@ -249,19 +248,3 @@ def _ranking_row(group: dict[str, Any]) -> dict[str, Any]:
 
 def _run_rows(ranking: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     return ({**run, "config": group["config"]} for group in ranking for run in group["runs"])
-
-
-def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _cell(row[key]) for key in columns})
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A value as a spreadsheet may open it: text that it would take for a formula gets an apostrophe in front."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -21,7 +21,6 @@ from pipeline.config import Architecture, from_dict
 from pipeline.dataset import batches
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation import tta
-from pipeline.export.onnx_runner import output_names
 from pipeline.files import write_atomically, write_json
 from pipeline.model import weights
 from pipeline.process import child
@@ -175,6 +174,11 @@ def metrics(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[
         "per_class": per_class,
         "confusion": confusion.tolist(),
     }
+
+
+def output_names(classes: list[str], outputs: int) -> list[str]:
+    """A name for each output of a network that may have more of them than its data set has classes."""
+    return [*classes, *(f"unnamed class {number}" for number in range(len(classes), outputs))]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

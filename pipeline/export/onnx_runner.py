@@ -114,11 +114,6 @@ def _classes(text: str) -> list[str]:
     return names
 
 
-def output_names(classes: list[str], outputs: int) -> list[str]:
-    """A name for each output of a network that may have more of them than its data set has classes."""
-    return [*classes, *(f"unnamed class {number}" for number in range(len(classes), outputs))]
-
-
 def onnxruntime() -> Any:
     """The imported `onnxruntime` module; raises `PipelineError` when it is not installed or not usable."""
     try:

@@ -5,8 +5,6 @@ Reads `train/`, `evaluate/` and `export/` of the run and the data set; leaves no
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics as numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +18,11 @@ from pipeline import config as configuration
 from pipeline import dataset, model
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
-from pipeline.evaluation import read_predictions, statistics, tta
-from pipeline.export.onnx_runner import output_names
+from pipeline.evaluation import output_names, read_predictions, statistics, tta
 from pipeline.files import read_json, sha256_file
 from pipeline.report import examples
 from pipeline.retraining import generations, registry
+from pipeline.tables import read_numbers
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain, drift
 
@@ -74,7 +72,7 @@ def read(chain: Chain) -> Sources:
     train, evaluate, export = (_manifest(run, stage) for stage in ("train", "evaluate", "export"))
     metrics = read_json(_checked(run, "evaluate", evaluate, "metrics.json"))
     labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
-    history = _history(_checked(run, "train", train, "history.csv"))
+    history = read_numbers(_checked(run, "train", train, "history.csv").read_text(encoding="utf-8"), whole=["epoch"])
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     return Sources(run, train, evaluate, export, history, metrics or {}, labels, probabilities, data)
 
@@ -427,11 +425,3 @@ def _checked(run: Run, stage: str, recorded: dict[str, Any], name: str) -> Path:
 def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
     arrays = read_predictions(path)
     return arrays["labels"].astype(int), arrays["probabilities"]
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-    return [
-        {key: None if value == "" else int(value) if key == "epoch" else float(value) for key, value in row.items()}
-        for row in rows
-    ]

@@ -7,8 +7,6 @@ manifest; checkpoints under `work/` while it runs. Run as `python -m pipeline.tr
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import os
 import platform
@@ -30,6 +28,7 @@ from pipeline.files import move, sha256_file, write_atomically
 from pipeline.model import weights, whitening
 from pipeline.process import child
 from pipeline.storage import locks
+from pipeline.tables import csv_text, read_numbers
 from pipeline.training import checkpoint, distributed, precision, tensorboard
 from pipeline.training.checkpoint import Counters, Damaged, Snapshot
 from pipeline.training.gradient_sync import Exchange, Share
@@ -354,7 +353,7 @@ class Session:
             (folder / MANIFEST).unlink(missing_ok=True)
             weights.save(self.network.net, folder / "model.params")
             checkpoint.save(folder / "trainer.npz", Snapshot({}, snapshot.momenta, snapshot.meta))
-            write_atomically(folder / "history.csv", _csv(self.counters.history))
+            write_atomically(folder / "history.csv", csv_text(HISTORY_COLUMNS, self.counters.history))
             write_atomically(folder / "config.yaml", self._config_yaml())
             files = ("model.params", "history.csv", "config.yaml")
             value = manifest.write(folder, "train", files, self.chain.inputs("train"), self._details(folder))  # type: ignore[arg-type]
@@ -507,7 +506,7 @@ class Session:
             images=round((details.get("images_per_second") or 0) * seconds),
             input_seconds=details.get("input_seconds", 0.0),
             resumed=details.get("resumed", 0),
-            history=_read_history(folder),
+            history=read_numbers((folder / "history.csv").read_text(), whole=["epoch"]),
             segments=list(details.get("segments", [])),
             inexact=[*details.get("inexact", []), "the momentum was lost when the run was continued"],
         )
@@ -612,27 +611,6 @@ def _readable(row: dict[str, Any], epochs: int) -> str:
         f"{validation}learning rate {row['learning_rate']:.3g}, {row['images_per_second']:,.0f} images/s, "
         f"{row['seconds']:.1f} s"
     )
-
-
-def _csv(history: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in history:
-        writer.writerow({key: _cell(row[key]) for key in HISTORY_COLUMNS})
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _read_history(folder: Path) -> list[dict[str, Any]]:
-    with open(folder / "history.csv", newline="") as file:
-        return [
-            {key: None if value == "" else int(value) if key == "epoch" else float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,9 @@
-"""Text from elsewhere that reaches a terminal, a log or a spreadsheet."""
+"""Text from elsewhere that reaches a terminal or a log."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.comparison import ranking
 from pipeline.errors import BY_NAME
 from pipeline.text import printable
 
@@ -29,11 +28,3 @@ def test_what_would_command_a_terminal_is_shown_harmlessly(text: str, shown: str
 
 def test_lines_stay_where_they_may() -> None:
     assert printable("a\n\tb\x1b", lines=True) == "a\n\tb?"
-
-
-def test_no_cell_of_a_table_is_a_formula() -> None:
-    names = ["=HYPERLINK(0)", "+1", "-1", "@SUM(A1)", "\t=1", "plain", "", "a=b"]
-    rows = ranking._csv(["config", "loss"], [{"config": name, "loss": -0.5} for name in names]).splitlines()
-    assert rows[0] == "config,loss"
-    assert [row.rpartition(",")[0].strip('"')[:1] for row in rows[1:6]] == ["'"] * 5
-    assert rows[6:] == ["plain,-0.5", ",-0.5", "a=b,-0.5"]

@@ -1,0 +1,32 @@
+"""CSV tables: the one writer of the project, and the reader for tables of numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows as CSV with a header line. None is an empty cell; other keys are left out."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(row[key]) for key in columns} for row in rows)
+    return text.getvalue()
+
+
+def read_numbers(text: str, whole: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a table of numbers: integers in the columns `whole`, otherwise floats, None for an empty cell."""
+    return [
+        {key: None if value == "" else (int if key in whole else float)(value) for key, value in row.items()}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _cell(value: Any) -> Any:
+    """A value as a spreadsheet may open it: text that it would take for a formula gets an apostrophe in front."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

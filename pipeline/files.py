@@ -1,4 +1,4 @@
-"""Small file operations that everything else trusts: atomic writes, moves, digests, JSON.
+"""Small file operations that everything else trusts: atomic writes, moves, digests, JSON; and the clock.
 
 Reads and writes only the paths it is given. Imports nothing heavy.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import datetime
 import errno
 import hashlib
 import json
@@ -22,8 +23,16 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import ConfigError
 
+#: The file that a stage writes last: where it is, the stage is finished.
+MANIFEST = "manifest.json"
+
 #: What file systems answer that do not sync folders (CIFS, FAT, some FUSE ones), or to one who may not list them.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+
+
+def now() -> str:
+    """The present time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:

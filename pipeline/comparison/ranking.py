@@ -18,7 +18,7 @@ from pipeline.comparison import Comparison, Entry, page
 from pipeline.errors import PipelineError, from_os_error
 from pipeline.evaluation import tta
 from pipeline.evaluation.statistics import mean_intervals, wilson_interval
-from pipeline.files import human_size, write_atomically, write_json
+from pipeline.files import human_size, now, write_atomically, write_json
 from pipeline.process import child
 from pipeline.report.facts import ORIGIN_ACCURACY
 from pipeline.tables import csv_text
@@ -109,7 +109,7 @@ def gather(compared: Comparison) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "name": compared.name,
-        "rendered": manifest.now(),
+        "rendered": now(),
         "dataset": data,
         "origin": ORIGIN_ACCURACY if data["name"] == "cifar10" and not data["sample"] else None,
         "seeds": max(len(group["runs"]) for group in ranking),

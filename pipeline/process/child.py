@@ -25,10 +25,10 @@ from typing import Any, TextIO
 
 from pipeline import config as configuration
 from pipeline.errors import Interrupted, PipelineError, from_os_error
+from pipeline.files import now
 from pipeline.text import printable
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
-from pipeline.workspace.manifest import now
 
 #: Seconds that a stage has to stop by itself after it was asked to, before its process ends hard.
 GRACE_SECONDS = 9.5

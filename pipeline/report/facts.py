@@ -19,7 +19,7 @@ from pipeline import dataset, model
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.evaluation import output_names, read_predictions, statistics, tta
-from pipeline.files import read_json, sha256_file
+from pipeline.files import now, read_json, sha256_file
 from pipeline.report import examples
 from pipeline.retraining import generations, registry
 from pipeline.tables import read_numbers
@@ -91,7 +91,7 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
         "schema": SCHEMA,
         "run": sources.run.run_id,
         "generation": chain.generation or None,
-        "rendered": manifest.now(),
+        "rendered": now(),
         "trained": sources.train["created"],
         "dataset": _dataset(sources),
         "architecture": _architecture(trained.architecture),

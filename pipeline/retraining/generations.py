@@ -17,7 +17,7 @@ import msgspec
 
 from pipeline.config import Config
 from pipeline.errors import AlreadyRunning, PipelineError, from_os_error
-from pipeline.files import read_json
+from pipeline.files import now, read_json
 from pipeline.retraining import registry, trash
 from pipeline.retraining.registry import Entry, Pointer
 from pipeline.workspace import MANIFEST, RUN_FOLDERS, Run, Workspace, events, generation_seed, manifest, run_id
@@ -258,7 +258,7 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
         if old is None:
             raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
         entry = _named(chain, to) if to else _former(chain, old)
-        entry = msgspec.structs.replace(entry, since=manifest.now())
+        entry = msgspec.structs.replace(entry, since=now())
         if entry.run in old.rolled_back:
             registry.set_current(path, entry)
         elif entry.run != old.run:

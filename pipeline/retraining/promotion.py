@@ -16,7 +16,7 @@ from pipeline import dataset, evaluation, runtime
 from pipeline.dataset import batches
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation.statistics import compare_paired
-from pipeline.files import sha256_file, write_json
+from pipeline.files import now, sha256_file, write_json
 from pipeline.process import child
 from pipeline.retraining import generations, registry
 from pipeline.retraining.generations import PROMOTED, REFUSED
@@ -64,7 +64,7 @@ def decide(
     common = {"schema": SCHEMA, "run": run.place, "accuracy": accuracy, "tolerance": tolerance, "compared": compared}
     if pointer is not None and (objection := _objection(run, pointer)):
         reason = f"{objection}; `Rollback --to {run.generation or run.run_id}` makes it current by hand"
-        return {**common, "outcome": REFUSED, "reason": reason, "decided": manifest.now()}
+        return {**common, "outcome": REFUSED, "reason": reason, "decided": now()}
     if compared is None:
         outcome, reason = PROMOTED, f"accuracy {accuracy:.2%}, and there was no current model to compare with"
     else:
@@ -79,7 +79,7 @@ def decide(
             f"(difference {compared['difference'] * 100:+.2f} points, 95 % interval {low * 100:+.2f} to "
             f"{high * 100:+.2f}, p = {compared['p']:.2g})"
         )
-    return {**common, "outcome": outcome, "reason": reason, "decided": manifest.now()}
+    return {**common, "outcome": outcome, "reason": reason, "decided": now()}
 
 
 def _objection(run: Run, pointer: Pointer) -> str:

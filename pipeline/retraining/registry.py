@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from pipeline import names
 from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.files import write_json
+from pipeline.files import now, write_json
 from pipeline.storage import locks
 from pipeline.workspace import Run, Workspace, manifest
 from pipeline.workspace.freshness import Chain
@@ -147,7 +147,7 @@ def entry_of(run: Run, generation: str) -> Entry | None:
         weights_sha256=weights,
         architecture=train["inputs"].get("architecture", ""),
         accuracy=accuracy,
-        since=manifest.now(),
+        since=now(),
     )
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import WorkspaceError, from_os_error
+from pipeline.files import now
 from pipeline.retraining import registry
 from pipeline.storage import locks
-from pipeline.workspace import RUN_FOLDERS, Run, Workspace, manifest
+from pipeline.workspace import RUN_FOLDERS, Run, Workspace
 
 _WHEN = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
 
@@ -38,7 +39,7 @@ class Entry:
 
 def target(workspace: Workspace, path: Path) -> Path:
     """Where `path` of the workspace goes when it is moved to the trash now."""
-    return workspace.trash / manifest.now().replace(":", "") / path.relative_to(workspace.root)
+    return workspace.trash / now().replace(":", "") / path.relative_to(workspace.root)
 
 
 def entries(workspace: Workspace) -> list[Entry]:

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import AlreadyRunning, WorkspaceError
-from pipeline.files import open_regular, read_json
-from pipeline.workspace.manifest import now
+from pipeline.files import now, open_regular, read_json
 
 if TYPE_CHECKING:
     from pipeline.storage.mirror import Mirror

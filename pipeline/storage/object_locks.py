@@ -23,9 +23,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipeline.errors import AlreadyRunning, PipelineError
+from pipeline.files import now
 from pipeline.storage.locks import describe, is_gone
 from pipeline.storage.store import SETTLE_SECONDS, Store
-from pipeline.workspace.manifest import now
 
 #: Text that can be shown.
 _Text = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]

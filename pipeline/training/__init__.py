@@ -24,7 +24,7 @@ from pipeline import dataset, model, runtime
 from pipeline.config import Training, differences, recorded_training, to_dict, to_record
 from pipeline.dataset import batches
 from pipeline.errors import ConfigError, Interrupted, PipelineError, TrainingDiverged, WorkspaceError, from_os_error
-from pipeline.files import move, sha256_file, write_atomically
+from pipeline.files import move, now, sha256_file, write_atomically
 from pipeline.model import weights, whitening
 from pipeline.process import child
 from pipeline.storage import locks
@@ -153,7 +153,7 @@ class Session:
                 "epoch": self.counters.epoch,
                 "epochs": self.training.epochs,
                 "schedule": self.training.schedule.kind,
-                "started": manifest.now(),
+                "started": now(),
                 **self._conditions(),
             }
         )

@@ -1,261 +1,31 @@
-"""The one module that knows every path of a workspace.
-
-datasets/<name>-<digest8>/            arrays ready to memory-map, manifest.json
-datasets/sources/<name>-<key8>.json   which data set a source turned out to be
-runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
-work/                                 checkpoints, partial downloads, locks: disposable
-comparisons/<name>/                   the ranking page of a comparison
-current/<data name>/<architecture name>.json   which run is the promoted one
-trash/<when>/<path>                   what a user set aside, under the path that it had
-"""
-
-from __future__ import annotations
-
-import hashlib
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
-
-from pipeline import address
-from pipeline.config import Architecture, Config, Data, fingerprint
-from pipeline.files import move, sha256_file
-
-if TYPE_CHECKING:
-    from pipeline.storage.mirror import Mirror
-
-MANIFEST = "manifest.json"
-
-#: The stages of a run in order; the data set comes before them all.
-RUN_STAGES = ("train", "evaluate", "export", "report")
-
-#: The folders of a run: those of its stages, and that of the promotion gate.
-RUN_FOLDERS = (*RUN_STAGES, "promote")
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """A folder that holds data sets, runs and work in progress.
-
-    With a `mirror` the workspace itself is in a store, and `root` is the folder here that mirrors it: what counts as
-    being there is what is in the store.
-    """
-
-    root: Path
-    mirror: Mirror | None = field(default=None, compare=False)
-
-    def size(self, path: Path) -> int:
-        """The size of an artefact in bytes. Raises `OSError` when it is not there."""
-        return self.mirror.size(path) if self.mirror else path.stat().st_size
-
-    def sha256(self, path: Path) -> str:
-        """SHA-256 of an artefact's content, which in a store is read from there."""
-        return self.mirror.sha256(path) if self.mirror else sha256_file(path)
-
-    def unpublished(self, *paths: Path) -> list[str]:
-        """In words, which of these manifests or pointers were made here and are not in the workspace's store yet."""
-        if self.mirror is None:
-            return []
-        found = [self.mirror.shown(path) for path in paths if self.mirror.unpublished(path)]
-        return [f"made here, but not in the store yet: {shown}" for shown in found]
-
-    def shown(self, path: Path) -> str:
-        """A path of the workspace as people find it: in a store, its address there."""
-        return self.mirror.shown(path) if self.mirror else str(path)
-
-    def move(self, folder: Path, target: Path) -> None:
-        """Move a folder within the workspace. Raises `OSError`, or `PipelineError` from a store."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if self.mirror:
-            self.mirror.move(folder, target)
-        else:
-            move(folder, target)
-
-    def size_of(self, folder: Path) -> int:
-        """Bytes of all files below a folder."""
-        if self.mirror:
-            return sum(stored.size for stored in self.mirror.below(folder).values())
-        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def work(self) -> Path:
-        return self.root / "work"
-
-    @property
-    def downloads(self) -> Path:
-        """Partial downloads and half-unpacked data sets."""
-        return self.work / "downloads"
-
-    @property
-    def trash(self) -> Path:
-        return self.root / "trash"
-
-    @property
-    def events(self) -> Path:
-        """One JSON object a line: what started, finished, failed."""
-        return self.root / "events.jsonl"
-
-    @property
-    def published_events(self) -> Path:
-        """For a workspace in a store: the file that says how many of this host's events are in the store."""
-        return self.work / "events-published.json"
-
-    def dataset(self, dataset_id: str) -> Path:
-        return self.root / f"datasets/{dataset_id}"
-
-    def source_pointer(self, data: Data) -> Path:
-        """The file that says which data set came out of this source."""
-        return self.root / f"datasets/sources/{data.name}-{source_key(data)}.json"
-
-    def former_pointer(self, data: Data) -> Path:
-        """The same as it was called when a password or token still counted."""
-        return self.root / f"datasets/sources/{data.name}-{_key(data, data.source)}.json"
-
-    def seen_source(self, data: Data) -> Path:
-        """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""
-        return self.work / "sources" / self.source_pointer(data).name
-
-    def current(self, config: Config) -> Path:
-        """The file that says which run is the promoted one, of all that trained this architecture on this data set.
-
-        Both count by name, so that a changed architecture or new images compete with what was there before.
-        """
-        return self.root / "current" / config.data.name / f"{config.architecture.name}.json"
-
-    def currents(self) -> list[Path]:
-        """All such files of the workspace."""
-        return sorted((self.root / "current").glob("*/*.json"))
-
-    def run(self, dataset_id: str, run_id: str) -> Run:
-        return Run(self, dataset_id, run_id)
-
-    def comparison(self, name: str) -> Path:
-        """The folder of a comparison: `index.html`, its tables as CSV, `manifest.json`."""
-        return self.root / "comparisons" / name
-
-    def comparisons(self) -> list[Path]:
-        """The folders of all comparisons."""
-        return sorted((self.root / "comparisons").glob("*"))
-
-    def lock(self, name: str) -> Path:
-        return self.work / "locks" / f"{name}.lock"
-
-    def readers_lock(self, dataset_id: str) -> Path:
-        """Shared by the stages that read a data set; who moves it away holds it alone."""
-        return self.lock(f"{dataset_id}.readers")
-
-
-@dataclass(frozen=True)
-class Run:
-    """The folders of one run: one architecture trained on one data set, in one generation."""
-
-    workspace: Workspace
-    dataset_id: str
-    run_id: str
-
-    @property
-    def root(self) -> Path:
-        return self.workspace.root / self.place
-
-    def stage(self, stage: str) -> Path:
-        # One division for all parts: a comparison of 1,000 runs asks thousands of times, and pathlib is slow.
-        return self.workspace.root / f"{self.place}/{stage}"
-
-    @property
-    def generation(self) -> str:
-        return self.run_id.partition("@")[2]
-
-    def generations(self) -> list[Run]:
-        """The other runs of this architecture on this data set, by name, whatever state they are in."""
-        base = self.run_id.partition("@")[0]
-        names = sorted(path.name for path in self.root.parent.glob(f"{base}*"))
-        return [
-            Run(self.workspace, self.dataset_id, name)
-            for name in names
-            if name != self.run_id and name.partition("@")[0] == base
-        ]
-
-    @property
-    def place(self) -> str:
-        """The run's folder as seen from the workspace."""
-        return f"runs/{self.dataset_id}/{self.run_id}"
-
-    @property
-    def work(self) -> Path:
-        """Checkpoints and other work in progress of this run."""
-        return self.workspace.work / self.dataset_id / self.run_id
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.work / "checkpoints"
-
-    @property
-    def curves(self) -> Path:
-        """Where the training's TensorBoard files are, if it was asked for them."""
-        return self.stage("train") / "tensorboard"
-
-    def log(self, stage: str) -> Path:
-        """The log of a stage's process, next to its artefacts."""
-        return self.stage(stage) / f"{stage}.log"
-
-    def lock(self, stage: str) -> Path:
-        return self.workspace.lock(f"{self.dataset_id}.{self.run_id}.{stage}")
-
-    @property
-    def job_lock(self) -> Path:
-        """Held by the training itself: a process on another host does not inherit the lock of the one that asked."""
-        return self.lock("train-process")
-
-
-def workspace_of(pointer: Path) -> Workspace:
-    """The workspace that a file `current/<data name>/<architecture name>.json` belongs to."""
-    return Workspace(pointer.absolute().parents[2])
-
-
-def dataset_id(name: str, digest: str) -> str:
-    return f"{name}-{digest[:8]}"
-
-
-def run_id(architecture: Architecture, generation: str = "") -> str:
-    """`vgg11-1a2b3c4d`, or `vgg11-1a2b3c4d@2026-W48` for a named generation."""
-    return f"{architecture.name}-{fingerprint(architecture)[:8]}" + (f"@{generation}" if generation else "")
-
-
-def seed_generation(seed: int) -> str:
-    """The generation of a run that differs from the plain one in `training.seed` alone: `seed-3`."""
-    return f"seed-{seed}"
-
-
-def generation_seed(generation: str) -> int | None:
-    """The seed that a generation of that name is trained with; None for any other name."""
-    match = re.fullmatch(r"seed-(0|[1-9]\d{0,9})", generation)
-    return int(match[1]) if match and int(match[1]) < 2**31 else None
-
-
-def with_generation_seed(config: Config, generation: str) -> Config:
-    """The configuration that a generation is trained with.
-
-    It is the given one, but for the seed of a generation `seed-N`, and of any other with `schedule.new_seed`.
-    """
-    seed = generation_seed(generation)
-    if seed is None and generation and config.schedule.new_seed:
-        seed = int(hashlib.sha256(f"{config.training.seed} {generation}".encode()).hexdigest()[:8], 16) % 2**31
-    if seed is None or seed == config.training.seed:
-        return config
-    return msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, seed=seed))
-
-
-def source_key(data: Data) -> str:
-    """8 hex digits that name a source: its checksum where one is given, else its location without secrets."""
-    return _key(data, address.identity(data.source))
-
-
-def _key(data: Data, location: str) -> str:
-    identity = data.sha256.lower() if data.sha256 else location
-    return hashlib.sha256(f"{data.name} {identity}".encode()).hexdigest()[:8]
+"""What is in a workspace: its paths and names, what finished stages recorded, what happened, and what would run."""
+
+from pipeline.files import MANIFEST
+from pipeline.workspace.paths import (
+    RUN_FOLDERS,
+    RUN_STAGES,
+    Run,
+    Workspace,
+    dataset_id,
+    generation_seed,
+    run_id,
+    seed_generation,
+    source_key,
+    with_generation_seed,
+    workspace_of,
+)
+
+__all__ = [
+    "MANIFEST",
+    "RUN_FOLDERS",
+    "RUN_STAGES",
+    "Run",
+    "Workspace",
+    "dataset_id",
+    "generation_seed",
+    "run_id",
+    "seed_generation",
+    "source_key",
+    "with_generation_seed",
+    "workspace_of",
+]

@@ -13,10 +13,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.errors import PipelineError, from_os_error
-from pipeline.files import open_regular, read_json, read_regular, write_json
+from pipeline.files import now, open_regular, read_json, read_regular, write_json
 from pipeline.storage import locks
 from pipeline.workspace import Workspace
-from pipeline.workspace.manifest import now
 
 log = logging.getLogger("vgg")
 

@@ -6,7 +6,6 @@ whether a stage is still complete, in words; it looks at names and sizes only. `
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +17,7 @@ from msgspec import Struct
 
 from pipeline import names
 from pipeline.errors import from_os_error
-from pipeline.files import human_size, read_json, read_regular, sha256_file, write_json
-from pipeline.workspace import MANIFEST
+from pipeline.files import MANIFEST, human_size, now, read_json, read_regular, sha256_file, write_json
 
 SCHEMA = 1
 
@@ -73,11 +71,6 @@ class _Manifest(Struct, frozen=True):
     files: dict[str, _File]
     inputs: dict[str, str]
     details: _Details
-
-
-def now() -> str:
-    """The present time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def write(

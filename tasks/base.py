@@ -112,7 +112,7 @@ class ChainTask(PluginTask):
     generation = luigi.Parameter(
         default="",
         positional=False,
-        description="name of a retraining beside the first run, for example 2026-W48; default: the run without a name",
+        description="name for a separate training, e.g. 2026-W48; default: the unnamed run",
     )
     architecture = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
     dataset = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
@@ -190,7 +190,7 @@ class StageTask(ChainTask):
                 if not reasons:
                     log.info("%s: done meanwhile, nothing to do", self.what)
                     return
-                log.info("%s: runs because %s", self.what, "; ".join(reasons))
+                log.info("%s: running: %s", self.what, "; ".join(reasons))
                 self._run_stage(chain, held, reasons)
         except Interrupted as error:
             if self.gave_up:

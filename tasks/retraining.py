@@ -103,13 +103,13 @@ class Retrain(ChainTask):
 
     def run(self) -> None:
         decision = self.decision
-        log.info("generation %s %s: %s", self.generation, decision.get("outcome"), decision.get("reason"))
+        log.info("generation %s: %s", self.generation, generations.verdict(decision))
         # Only the command that finishes a generation fails for it, not one that finds it finished.
         if decision.get("outcome") == generations.REFUSED and self.subject.manifest("report") != self._report_before:
             exit_with(REFUSED)
         spare = generations.superfluous(self.chain, self.chain.config.schedule.keep)
         if spare:
-            log.info("%d generations more than schedule.keep: `Prune` shows which, and moves them", len(spare))
+            log.info("more generations than schedule.keep: %d can go to the trash, see Prune", len(spare))
 
     @property
     def by_date(self) -> bool:
@@ -158,16 +158,16 @@ def _tell_nothing_due(task: Retrain) -> None:
     every, subject, outcome = task.chain.config.schedule.every, task.subject, task.decision.get("outcome")
     then = ""
     if task.by_date:
-        then = f"; the next one is due on {generations.next_start(every, task.date)} (schedule.every: {every}, UTC)"
+        then = f"; next is due {generations.next_start(every, task.date)}"
     if subject.generation != task.generation:
         ways = "schedule.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
         log.info(
-            "nothing is due: generation %s: %s (%s)%s; %s",
+            "up to date: %s: %s (%s)%s; %s",
             task.generation, _same_as(subject.run()), outcome, then, ways,
         )  # fmt: skip
         return
-    done = f"generation {task.generation} is done ({outcome}) and data and architecture are the same"
-    log.info("nothing is due: %s%s", done, then)
+    refused = " (refused)" if outcome == generations.REFUSED else ""
+    log.info("up to date: %s exists%s%s", task.generation, refused, then)
     if changed := drift(subject.manifest("train"), subject.config):
         log.warning("not in it: %s; the next generation has it, --generation NAME makes one now", "; ".join(changed))
 
@@ -234,8 +234,9 @@ class Prune(Command):
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
             tell(f"{'moving' if self.confirm else 'would move'} generation {item.name} ({told})")
-        kept = f"besides the newest {keep} promoted ones, the current one, the one before it and the newest of all"
-        tell(f"{len(spare)} generations, {human_size(total)}, {kept}")
+        keeping = f"keeping {keep} and the current one"
+        count = f"{len(spare)} generation{'s' if len(spare) > 1 else ''}"
+        tell(f"{count}, {human_size(total)} ({keeping})" if spare else f"nothing to prune ({keeping})")
         if self.confirm:
             moved, left = generations.prune(chain, spare)
             tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))

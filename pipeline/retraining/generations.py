@@ -29,6 +29,9 @@ STAGES = ("dataset", "train", "evaluate", "export", "promote", "report")
 #: What the gate decides.
 PROMOTED, REFUSED = "promoted", "refused"
 
+#: Its reason when there is no current model to compare with.
+FIRST_MODEL = "first model"
+
 
 def today() -> datetime.date:
     """The present day in UTC."""
@@ -223,6 +226,12 @@ def decision(run: Run) -> dict[str, Any] | None:
         return None
     value = read_json(run.stage("promote") / "decision.json")
     return value if isinstance(value, dict) else None
+
+
+def verdict(decision: dict[str, Any]) -> str:
+    """The gate's decision in words: `promoted (first model)`, or with what it was compared with."""
+    outcome, reason = decision.get("outcome"), decision.get("reason")
+    return f"{outcome} ({reason})" if reason == FIRST_MODEL else f"{outcome}: {reason}"
 
 
 def warm_start(chain: Chain) -> tuple[Path | None, str]:

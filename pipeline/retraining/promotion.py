@@ -53,7 +53,7 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
     told = {key: decision[key] for key in ("run", "generation", "accuracy", "reason")}
     before = compared["run"] if compared else None
     events.record(chain.workspace, decision["outcome"], **registry.about(chain), **told, before=before, seconds=seconds)
-    reporter.note(f"{decision['outcome']}: {decision['reason']}")
+    reporter.note(generations.verdict(decision))
     return value
 
 
@@ -66,7 +66,7 @@ def decide(
         reason = f"{objection}; `Rollback --to {run.generation or run.run_id}` makes it current by hand"
         return {**common, "outcome": REFUSED, "reason": reason, "decided": now()}
     if compared is None:
-        outcome, reason = PROMOTED, f"accuracy {accuracy:.2%}, and there was no current model to compare with"
+        outcome, reason = PROMOTED, generations.FIRST_MODEL
     else:
         # Shares of whole images: a rounding error of the difference must not decide.
         short = round(-compared["difference"] * compared["images"])

@@ -128,19 +128,19 @@ class Chain:
     def why(self, stage: str) -> list[str]:
         """Why `stage` itself has to run, given what its inputs are now. Empty: it is done."""
         reasons = self._why(stage)
-        return reasons + self._nearest_run() if stage == "train" and reasons == ["not made yet"] else reasons
+        return (self._nearest_run() or reasons) if stage == "train" and reasons == [manifest.NO_RESULT] else reasons
 
     def _why(self, stage: str) -> list[str]:
         if stage == "dataset":
             return self._why_dataset()
         folder = self.folder(stage)
         if folder is None:
-            return ["the data set is not there yet"]
+            return ["no data set yet"]
         if stage == "train":
             return self._why_train(folder)
         missing = [name for name, value in self.inputs(stage).items() if value is None]
         if missing:
-            return [f"its input {', '.join(missing)} is not there yet"]
+            return [f"missing input: {', '.join(missing)}"]
         return self.problems(stage, folder)
 
     def problems(self, stage: str, folder: Path) -> list[str]:
@@ -155,10 +155,10 @@ class Chain:
     def _why_dataset(self) -> list[str]:
         data, record = self.config.data, self.source_record()
         if record is None:
-            return [f"nothing was made from {shown_source(data)} yet"]
+            return [f"no data set from {shown_source(data)} yet"]
         present = sources.state(data)
         if present is not None and not sources.same(present, self._states(record)):
-            return [f"{shown_source(data)} changed since the data set was made from it"]
+            return [f"{shown_source(data)} has changed"]
         pointer = self.workspace.source_pointer(data)
         return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
 
@@ -176,7 +176,7 @@ class Chain:
         trained = trained_epochs(manifest.read(folder))
         wanted = self.config.training.epochs
         if trained < wanted:
-            return [f"training.epochs raised: {trained} -> {wanted}, continues from {folder.name}/model.params"]
+            return [f"training.epochs raised: {trained} -> {wanted}, resuming from {folder.name}/model.params"]
         return []
 
     def _nearest_run(self) -> list[str]:
@@ -197,9 +197,9 @@ class Chain:
             return []
         _, name, changed = best
         if not changed:
-            return [f"another generation of the same architecture is there: {name}"]
+            return [f"no result yet; same architecture as run {name}"]
         shown = "; ".join(changed[:4]) + ("; …" if len(changed) > 4 else "")
-        return [f"architecture changed from run {name}: {shown}"]
+        return [f"new architecture; closest run: {name} ({shown})"]
 
 
 @functools.cache

@@ -28,6 +28,20 @@ STAGE_VERSIONS = {"dataset": 1, "train": 1, "evaluate": 1, "export": 1, "promote
 #: The input that says over how many views predictions are averaged. Manifests from before it existed mean one.
 VIEWS = "evaluation.views"
 
+NO_RESULT = "no result yet"
+
+#: What a stage's inputs are called when one has changed; others go by their own names.
+_INPUTS = {
+    "dataset": "the data set",
+    "architecture": "the architecture",
+    "model.params": "the trained weights",
+    "history.csv": "the training history",
+    "predictions.npz": "the predictions",
+    "metrics.json": "the metrics",
+    "model.onnx": "the exported model",
+    "decision.json": "the promotion decision",
+}
+
 
 class _File(Struct, frozen=True):
     size: int
@@ -135,7 +149,9 @@ def problems(
     if manifest is None:
         return [_without_manifest(folder)]
     if manifest.get("version") != STAGE_VERSIONS[stage]:
-        return [f"made by version {manifest.get('version')} of this stage, now {STAGE_VERSIONS[stage]}"]
+        return [
+            f"made by version {manifest.get('version')} of this stage, which is now at version {STAGE_VERSIONS[stage]}"
+        ]
     return file_problems(folder, manifest, size) + _input_problems(manifest["inputs"], inputs)
 
 
@@ -143,7 +159,7 @@ def _without_manifest(folder: Path) -> str:
     try:
         read_regular(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
-        return "not finished yet" if folder.exists() else "not made yet"
+        return "unfinished" if folder.exists() else NO_RESULT
     except OSError as error:
         error.filename = str(folder / MANIFEST)  # `read` leaves it out
         raise from_os_error(error, "read it") from error
@@ -203,7 +219,8 @@ def _input_problems(recorded: Mapping[str, str], present: Mapping[str, str | Non
     recorded = {VIEWS: "1", **recorded}
     for name, value in present.items():
         if name not in recorded:
-            found.append(f"made without {name}")
+            found.append(f"new input: {_INPUTS.get(name, name)}")
         elif recorded[name] != value:
-            found.append(f"made from another {name} ({recorded[name][:8]}, now {(value or 'none')[:8]})")
+            settings = f": {recorded[name]} -> {value}" if name == VIEWS else ""
+            found.append(f"{_INPUTS.get(name, name)} changed{settings}")
     return found

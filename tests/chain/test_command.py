@@ -297,7 +297,7 @@ def test_a_run_tells_in_plain_lines_what_it_does(finished, tmp_path):
     shutil.copytree(finished.workspace / "datasets", chain.workspace / "datasets")
     result = chain.luigi("TrainVGG")
     assert result.rc == 0, result.text
-    assert "runs because not made yet" in result.log
+    assert "running: no result yet" in result.log
     assert "mini, not the official archive" in result.log
     assert "epoch 1/1: train loss" in result.log
     assert "\x1b" not in result.text, "control characters of a progress bar outside a terminal"
@@ -344,7 +344,7 @@ def test_on_a_terminal_a_bar_stands_below_long_lines_that_are_not_wrapped(done, 
 def test_status_of_a_fresh_workspace_says_what_would_run_and_makes_nothing(fresh):
     lines = fresh.status().splitlines()
     assert lines[1].split(None, 3)[:3] == ["dataset", "will", "run"]
-    assert "nothing was made from" in lines[1]
+    assert "no data set from" in lines[1]
     assert [line.split()[0] for line in lines[1:]] == ["dataset", "train", "evaluate", "export", "report"]
     assert not any(" done " in line for line in lines)
     assert not fresh.workspace.exists()

@@ -271,5 +271,5 @@ def test_one_more_configuration_makes_a_named_page_outdated(bench: Bench) -> Non
     one = comparison.plan([wide], [], bench.workspace, "mine")
     two = comparison.plan([wide, deep], [], bench.workspace, "mine")
     assert one.folder == two.folder
-    assert one.why() == ["not made yet"]
+    assert one.why() == ["no result yet"]
     assert comparison.plan([wide], [], bench.workspace).name != comparison.plan([deep], [], bench.workspace).name

@@ -51,7 +51,7 @@ def test_another_width_is_a_new_run_and_going_back_costs_nothing(done):
     old = done.folder("train")
     done.configure(architecture__conv_arch=[[1, 5], [1, 8]])
     status = done.status()
-    assert "architecture changed from run tiny-" in status
+    assert "new architecture; closest run: tiny-" in status
     assert "conv_arch[0][1]: 4 -> 5" in status
     before = done.files()
     assert done.report().ran == AFTER_DATASET
@@ -67,7 +67,7 @@ def test_other_images_behind_the_same_address_are_a_new_run(done):
     assert done.report().ran == ["dataset"], "the same images from another place"
     old = done.folder("train")
     small_archive(done.root / "own.tar.gz", seed=7)
-    assert "changed since the data set was made" in done.status()
+    assert ".tar.gz has changed" in done.status()
     assert done.report().ran == ["dataset", *AFTER_DATASET]
     assert done.folder("train") != old
     assert (old / "model.params").exists()
@@ -83,7 +83,7 @@ def test_another_name_of_the_data_set_is_a_new_run(done):
 def test_raising_epochs_continues_from_the_saved_params_to_the_weights_of_one_long_run(done, finished, tmp_path):
     first_epoch = history(done)
     done.configure(training__epochs=3)
-    assert "training.epochs raised: 1 -> 3, continues from train/model.params" in done.status()
+    assert "training.epochs raised: 1 -> 3, resuming from train/model.params" in done.status()
     assert done.report().ran == AFTER_DATASET
     assert [row["epoch"] for row in history(done)] == ["1", "2", "3"]
     assert history(done)[:1] == first_epoch, "the first epoch was trained again"
@@ -128,7 +128,7 @@ def test_other_views_measure_and_export_again_and_retrain_nothing(done):
     alone = read_json(done.folder("evaluate") / "metrics.json")["accuracy"]
     done.configure(evaluation__views=6)
     status = done.status()
-    assert "made from another evaluation.views (1, now 6)" in status
+    assert "evaluation.views changed: 1 -> 6" in status
     assert "drift" not in status
     result = done.report()
     assert result.ran == AFTER_TRAIN
@@ -230,7 +230,8 @@ def test_a_lost_run_folder_is_trained_again_to_the_same_weights(done):
 def test_a_newer_version_of_a_stage_runs_that_stage_alone(done, stage):
     path = done.folder(stage) / "manifest.json"
     write_json(path, {**read_json(path), "version": STAGE_VERSIONS[stage] - 1})
-    assert f"made by version {STAGE_VERSIONS[stage] - 1} of this stage, now {STAGE_VERSIONS[stage]}" in done.status()
+    now = STAGE_VERSIONS[stage]
+    assert f"made by version {now - 1} of this stage, which is now at version {now}" in done.status()
     assert done.report().ran == (["train", "report"] if stage == "train" else [stage])
 
 

@@ -128,10 +128,10 @@ def test_the_services_commands_run(prepared: SmallChain, tmp_path: Path) -> None
     with luigid(tmp_path / "luigid") as central:
         first = run([*command, *central.scheduler], prepared.cwd)
         assert first.rc == 0, first.text
-        assert " promoted: " in first.log
+        assert " promoted (first model)" in first.log
         second = run([*command, *central.scheduler], prepared.cwd)
         assert second.rc == 0, second.text
-        assert "nothing is due" in second.log
+        assert "up to date: " in second.log
     server = _command_of("luigid.service")
     assert Path(server[0]).name == "luigid"
     server[server.index("--port") + 1] = str(central.port)
@@ -168,7 +168,7 @@ def test_the_crontab_line_runs_and_mails_only_failures(
         assert log.splitlines()[-1] in done.output
     else:
         assert done.output == ""
-        assert " promoted: " in log
+        assert " promoted (first model)" in log
     assert done.rc == 0, f"expected {code} to be told, not given on"
 
 

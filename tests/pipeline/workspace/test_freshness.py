@@ -77,13 +77,13 @@ def test_what_was_never_trained_has_not_drifted():
 def test_a_password_in_an_address_is_never_shown(tmp_path):
     assert shown_source(config().data) == "https://host/mini.tar.gz"
     why = Chain(Workspace(tmp_path), config()).why("dataset")
-    assert why == ["nothing was made from https://host/mini.tar.gz yet"]
+    assert why == ["no data set from https://host/mini.tar.gz yet"]
 
 
 def test_everything_waits_for_a_data_set_that_is_not_there(tmp_path):
     chain = Chain(Workspace(tmp_path / "nowhere"), config())
     for stage in ("train", "evaluate", "export", "report"):
-        assert chain.why(stage) == ["the data set is not there yet"]
+        assert chain.why(stage) == ["no data set yet"]
         assert not chain.complete(stage)
     assert chain.run() is None
     assert not (tmp_path / "nowhere").exists(), "asking makes nothing"

@@ -39,9 +39,9 @@ def test_a_finished_stage_has_no_problems_and_records_its_files_and_inputs(folde
 
 
 def test_a_stage_that_was_never_started_and_one_that_never_finished_are_told_apart(folder, tmp_path):
-    assert problems(tmp_path / "nowhere") == ["not made yet"]
+    assert problems(tmp_path / "nowhere") == ["no result yet"]
     (folder / "manifest.json").unlink()
-    assert problems(folder) == ["not finished yet"]
+    assert problems(folder) == ["unfinished"]
 
 
 def test_a_manifest_that_is_there_and_cannot_be_read_is_no_reason_to_make_it_anew(folder):
@@ -89,13 +89,14 @@ def test_a_lost_file_and_a_short_one_are_named(folder):
 def test_another_version_of_the_stage_is_named(folder):
     path = folder / "manifest.json"
     write_json(path, {**read_json(path), "version": 0})
-    assert problems(folder) == [f"made by version 0 of this stage, now {manifest.STAGE_VERSIONS['evaluate']}"]
+    now = manifest.STAGE_VERSIONS["evaluate"]
+    assert problems(folder) == [f"made by version 0 of this stage, which is now at version {now}"]
 
 
 def test_other_inputs_are_named(folder):
-    assert problems(folder, {**INPUTS, "dataset": "c" * 64}) == ["made from another dataset (aaaaaaaa, now cccccccc)"]
-    assert problems(folder, {**INPUTS, "dataset": None}) == ["made from another dataset (aaaaaaaa, now none)"]
-    assert problems(folder, {**INPUTS, "more": "d"}) == ["made without more"]
+    assert problems(folder, {**INPUTS, "dataset": "c" * 64}) == ["the data set changed"]
+    assert problems(folder, {**INPUTS, "dataset": None}) == ["the data set changed"]
+    assert problems(folder, {**INPUTS, "more": "d"}) == ["new input: more"]
 
 
 def test_a_flipped_bit_is_found_by_hashing_alone(folder):

@@ -23,8 +23,6 @@ from pipeline.files import each_read_once
 from pipeline.workspace import MANIFEST, Workspace, manifest, seed_generation, source_key, with_generation_seed
 from pipeline.workspace.freshness import Chain, shown_source
 
-FILES = ("index.html", "ranking.csv", "runs.csv", "ranking.json")
-
 
 @dataclass(frozen=True)
 class Entry:

@@ -6,43 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
-from pipeline.report import drawing
-from pipeline.report import page as report
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-_TEMPLATES = Path(__file__).parent / "templates"
+from pipeline import pages
+from pipeline.pages import drawing, plotting
+from pipeline.pages.formats import short
+
+_TEMPLATE = Path(__file__).parent / "templates" / "comparison.html.j2"
 
 #: Configurations up to which the points of the plots carry their rank.
 _NUMBERED = 40
 
 #: Key of a configuration -> what its axis is called.
 COSTS = {
-    "multiply_adds": "multiply-adds an image",
+    "multiply_adds": "multiply-adds per image",
     "parameters": "parameters",
-    "seconds": "training, seconds",
+    "seconds": "training time, s",
 }
 
 
 def html(facts: dict[str, Any]) -> str:
     """The page for the facts of `ranking.gather`."""
-    import jinja2
-    from markupsafe import Markup
-
     ranking = facts["ranking"]
     ends = _ends(ranking)
     rows = [
         drawing.interval_row(group["accuracy"], group["interval"], [run["accuracy"] for run in group["runs"]], ends)
         for group in ranking
     ]
-    templates = report.environment(jinja2, _TEMPLATES, autoescape=True)
-    return templates.get_template("comparison.html.j2").render(
-        **facts,
-        version=__version__,
-        style=report.style(),
-        rows=rows,
-        ends=ends,
-        plots={cost: Markup(_plot(cost, ranking)) for cost in COSTS},
-    )
+    plots = {cost: _plot(cost, ranking) for cost in COSTS}
+    return pages.html(_TEMPLATE, facts, rows=rows, ends=ends, plots=plots)
 
 
 def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
@@ -54,41 +46,34 @@ def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.01, high + 0.01)
 
 
+@plotting.styled
 def _plot(cost: str, ranking: Sequence[dict[str, Any]]) -> str:
     """Accuracy against a cost on a logarithmic scale; a line joins those that nothing cheaper beats."""
-    from pipeline.report import figures
-
-    @figures.styled
-    def draw() -> str:
-        figure, axes = figures.new_figure(size=(3.9, 3.0))
-        points = [(max(group[cost], 1e-3), 100 * group["accuracy"], group) for group in ranking]
-        front = _front([(x, y) for x, y, _ in points])
-        axes.plot(*zip(*front, strict=True), color=figures.LINE, linewidth=1.5, zorder=1)
-        for x, y, group in points:
-            values = [100 * run["accuracy"] for run in group["runs"]]
-            axes.plot([x] * len(values), values, "_", color=figures.SECOND, markersize=7, zorder=2)
-            axes.plot([x], [y], "o", color=figures.FIRST, markersize=6, zorder=3)
-            if len(ranking) <= _NUMBERED:
-                axes.annotate(str(group["rank"]), (x, y), xytext=(6, 4), textcoords="offset points")
-        axes.set_xscale("log")
-        axes.margins(x=0.12, y=0.15)
-        axes.set_xlabel(COSTS[cost])
-        axes.set_ylabel("test accuracy, %")
-        _few_ticks(axes)
-        return figures.as_svg(figure, cost)
-
-    return draw()
+    figure, axes = plotting.new_figure(size=(3.9, 3.0))
+    points = [(max(group[cost], 1e-3), 100 * group["accuracy"], group) for group in ranking]
+    front = _front([(x, y) for x, y, _ in points])
+    axes.plot(*zip(*front, strict=True), color=plotting.LINE, linewidth=1.5, zorder=1)
+    for x, y, group in points:
+        values = [100 * run["accuracy"] for run in group["runs"]]
+        axes.plot([x] * len(values), values, "_", color=plotting.SECOND, markersize=7, zorder=2)
+        axes.plot([x], [y], "o", color=plotting.FIRST, markersize=6, zorder=3)
+        if len(ranking) <= _NUMBERED:
+            axes.annotate(str(group["rank"]), (x, y), xytext=(6, 4), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.15)
+    axes.set_xlabel(COSTS[cost])
+    axes.set_ylabel("test accuracy, %")
+    _few_ticks(axes)
+    return plotting.as_svg(figure, cost)
 
 
 def _few_ticks(axes: Any) -> None:
     """Round numbers along a logarithmic axis, also where it does not reach from one power of ten to the next."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     low, high = axes.get_xlim()
     steps = (1,) if high / low > 100 else (1, 3) if high / low > 15 else (1, 2, 5) if high / low > 2 else range(1, 10)
     axes.xaxis.set_major_locator(LogLocator(subs=tuple(steps)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: report.short(value) if value >= 1 else "<1"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: short(value) if value >= 1 else "<1"))
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -13,16 +13,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import comparison, config, dataset, model
+from pipeline import config, dataset, model, pages
 from pipeline.comparison import Comparison, Entry, page
-from pipeline.errors import PipelineError, from_os_error
+from pipeline.errors import PipelineError
 from pipeline.evaluation import tta
 from pipeline.evaluation.statistics import mean_intervals, wilson_interval
-from pipeline.files import human_size, now, write_atomically, write_json
+from pipeline.files import now
 from pipeline.process import child
-from pipeline.report.facts import ORIGIN_ACCURACY
 from pipeline.tables import csv_text
-from pipeline.workspace import MANIFEST, manifest
+from pipeline.workspace import manifest
 from pipeline.workspace.freshness import Chain, drift
 
 SCHEMA = 1
@@ -74,22 +73,15 @@ def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> d
     compared = _comparison(chain, options)
     inputs = compared.inputs()
     facts = gather(compared)
-    folder = compared.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # From here until the new manifest is there the comparison is not complete.
-        (folder / MANIFEST).unlink(missing_ok=True)
-        write_atomically(folder / "index.html", page.html(facts))
-        write_atomically(folder / "ranking.csv", csv_text(_RANKING_COLUMNS, map(_ranking_row, facts["ranking"])))
-        write_atomically(folder / "runs.csv", csv_text(_RUN_COLUMNS, _run_rows(facts["ranking"])))
-        write_json(folder / "ranking.json", facts)
-        details = {"name": compared.name, "seconds": round(time.monotonic() - started, 3)}
-        value = manifest.write(folder, "compare", comparison.FILES, inputs, details)  # type: ignore[arg-type]
-    except OSError as error:
-        raise from_os_error(error, "publish the comparison") from error
-    size = human_size(value["files"]["index.html"]["size"])
-    reporter.note(f"ranking ready in {details['seconds']:.1f} s: {folder / 'index.html'} ({size})")
-    return value
+    contents: dict[str, Any] = {
+        "index.html": page.html(facts),
+        "ranking.csv": csv_text(_RANKING_COLUMNS, map(_ranking_row, facts["ranking"])),
+        "runs.csv": csv_text(_RUN_COLUMNS, _run_rows(facts["ranking"])),
+        "ranking.json": facts,
+    }
+    return pages.publish(
+        compared.folder, "compare", contents, inputs, {"name": compared.name}, started=started, reporter=reporter
+    )
 
 
 def gather(compared: Comparison) -> dict[str, Any]:
@@ -111,11 +103,11 @@ def gather(compared: Comparison) -> dict[str, Any]:
         "name": compared.name,
         "rendered": now(),
         "dataset": data,
-        "origin": ORIGIN_ACCURACY if data["name"] == "cifar10" and not data["sample"] else None,
+        "baseline": pages.PUBLISHED_ACCURACY if data["name"] == "cifar10" and not data["sample"] else None,
         "seeds": max(len(group["runs"]) for group in ranking),
         "ranking": ranking,
         "conditions": _distinct({key: run[key] for key in _CONDITIONS} for run in runs),
-        "drift": [f"{run['run']}: {line}" for run in runs for line in run["drift"]],
+        "config_changes": [f"{run['run']}: {line}" for run in runs for line in run["config_changes"]],
         "views": sorted({run["views"] for run in runs}),
         "averaged": [f"{run['run']}: {tta.described(run['views'])}" for run in runs if run["views"] > 1],
         "inexact": [f"{run['run']}: {line}" for run in runs for line in run["inexact"]],
@@ -157,7 +149,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
         **{key: details[key] for key in keys},
         "trained": train["created"],
         "architecture": details["config"]["architecture"],
-        "drift": drift(train, entry.chain.config),
+        "config_changes": drift(train, entry.chain.config),
         "report": _relative(report, compared.folder) if manifest.read(report.parent) else None,
     }
 
@@ -167,9 +159,7 @@ def _dataset(compared: Comparison) -> dict[str, Any]:
     folder = compared.entries[0].chain.dataset_folder()
     if folder is None:
         raise PipelineError("there is no data set yet: run the Compare task, which gets it first")
-    details = dataset.load(folder).manifest["details"]
-    keys = ("name", "digest", "train_images", "test_images", "sample", "official", "label", "classes")
-    return {"id": folder.name, **{key: details.get(key) for key in keys}}
+    return pages.dataset_facts(folder.name, dataset.load(folder).manifest["details"])
 
 
 def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

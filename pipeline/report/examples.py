@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 #: How many images each group shows, and how many of the probabilities beside each.
-SHOWN_MISTAKES, SHOWN_HITS, SHOWN_PROBABILITIES = 12, 12, 3
+SHOWN_IMAGES, SHOWN_PROBABILITIES = 12, 3
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, class
     """Wrong predictions in falling order of their probability; (n, classes) probabilities, (n,) labels."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     wrong = np.flatnonzero(~correct)
-    chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN_MISTAKES]
+    chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN_IMAGES]
     return [_example(int(index), probabilities, labels, classes) for index in chosen]
 
 
-def least_certain_hits(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> list[Example]:
-    """Right predictions in rising order of their probability."""
+def least_confident_correct(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> list[Example]:
+    """Correct predictions in rising order of their probability."""
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     right = np.flatnonzero(correct)
-    chosen = right[np.argsort(confidence[right], kind="stable")][:SHOWN_HITS]
+    chosen = right[np.argsort(confidence[right], kind="stable")][:SHOWN_IMAGES]
     return [_example(int(index), probabilities, labels, classes) for index in chosen]
 
 

@@ -15,11 +15,12 @@ import msgspec
 import numpy as np
 
 from pipeline import config as configuration
-from pipeline import dataset, model
+from pipeline import dataset, model, pages
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.evaluation import output_names, read_predictions, statistics, tta
 from pipeline.files import now, read_json, sha256_file
+from pipeline.pages import PUBLISHED_ACCURACY
 from pipeline.report import examples
 from pipeline.retraining import generations, registry
 from pipeline.tables import read_numbers
@@ -27,9 +28,6 @@ from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain, drift
 
 SCHEMA = 1
-
-#: Test accuracy of the training that this pipeline was made after, on the 10,000 test images of CIFAR-10.
-ORIGIN_ACCURACY = 0.7405
 
 CONFUSIONS = 8
 
@@ -93,13 +91,13 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
         "generation": chain.generation or None,
         "rendered": now(),
         "trained": sources.train["created"],
-        "dataset": _dataset(sources),
+        "dataset": pages.dataset_facts(sources.run.dataset_id, sources.data.manifest["details"]),
         "architecture": _architecture(trained.architecture),
         "training": _training(sources, trained),
         "evaluation": _evaluation(sources),
         "comparison": {
-            "origin": _origin(sources),
-            "previous": _opponent(decision) or _previous(sources, previous),
+            "baseline": _baseline(sources),
+            "previous": _gate_baseline(decision) or _previous(sources, previous),
             "decision": {key: decision[key] for key in _DECISION} if decision else None,
         },
         "generations": _generations(chain),
@@ -111,12 +109,6 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
-
-
-def _dataset(sources: Sources) -> dict[str, Any]:
-    details = sources.data.manifest["details"]
-    keys = ("name", "digest", "train_images", "test_images", "sample", "official", "label", "classes", "archive_sha256")
-    return {"id": sources.run.dataset_id, **{key: details.get(key) for key in keys}}
 
 
 def _architecture(architecture: Architecture) -> dict[str, Any]:
@@ -207,8 +199,8 @@ def _training(sources: Sources, trained: Config) -> dict[str, Any]:
 
 
 def _measured_with(training: Training) -> list[str]:
-    """What training's loss and accuracy are measured with, and validation's are not."""
-    words = [] if training.augmentation == Augmentation() else ["on augmented images"]
+    """What makes training's loss and accuracy harder than validation's."""
+    words = [] if training.augmentation == Augmentation() else ["with augmentation"]
     if training.label_smoothing:
         words.append(f"with label smoothing {training.label_smoothing:g}")
     return words
@@ -242,7 +234,7 @@ def _evaluation(sources: Sources) -> dict[str, Any]:
 
 
 def _confusions(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
-    """The most frequent mistakes, as `cat` taken for `dog`."""
+    """The most frequent mistakes, as `cat` predicted as `dog`."""
     found: list[dict[str, Any]] = [
         {"label": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
         for i, row in enumerate(confusion)
@@ -252,17 +244,16 @@ def _confusions(confusion: list[list[int]], classes: list[str]) -> list[dict[str
     return sorted(found, key=lambda item: -item["count"])[:CONFUSIONS]
 
 
-def _origin(sources: Sources) -> dict[str, Any] | None:
-    """How the accuracy compares with origin's; None where the data set is another one."""
+def _baseline(sources: Sources) -> dict[str, Any] | None:
+    """How the accuracy compares with that of the published network; None where the data set is another one."""
     details = sources.data.manifest["details"]
     if details["name"] != "cifar10" or details["sample"]:
         return None
     low, high = statistics.wilson_interval(int(sources.correct.sum()), len(sources.labels))
-    place = "above" if low > ORIGIN_ACCURACY else "below" if high < ORIGIN_ACCURACY else "within"
     return {
-        "accuracy": ORIGIN_ACCURACY,
-        "difference": sources.metrics["accuracy"] - ORIGIN_ACCURACY,
-        "interval_is": {"above": "above it", "below": "below it", "within": "around it"}[place],
+        "accuracy": PUBLISHED_ACCURACY,
+        "difference": sources.metrics["accuracy"] - PUBLISHED_ACCURACY,
+        "position": "below" if low > PUBLISHED_ACCURACY else "above" if high < PUBLISHED_ACCURACY else "within",
         "official_images": bool(details["official"]),
     }
 
@@ -273,8 +264,8 @@ def _decision(chain: Chain, run: Run) -> dict[str, Any] | None:
     return read_json(_checked(run, "promote", recorded, "decision.json")) if recorded else None
 
 
-def _opponent(decision: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The run that the gate compared with, in the form of `_previous`."""
+def _gate_baseline(decision: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The run that the promotion gate compared with, in the form of `_previous`."""
     compared = decision["compared"] if decision else None
     if not compared:
         return None
@@ -332,7 +323,7 @@ def _examples(sources: Sources) -> dict[str, Any]:
     given = (sources.probabilities, sources.labels, names)
     return {
         "mistakes": [example.facts() for example in examples.most_confident_mistakes(*given)],
-        "hits": [example.facts() for example in examples.least_certain_hits(*given)],
+        "correct": [example.facts() for example in examples.least_confident_correct(*given)],
     }
 
 
@@ -362,7 +353,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
     return {
         "config": _config_rows(trained),
-        "drift": drift(sources.train, chain.config),  # as of `rendered`; later changes render nothing anew
+        "config_changes": drift(sources.train, chain.config),  # as of `rendered`; later changes render nothing anew
         "versions": details["versions"],
         "stages": {
             name: {"version": value["version"], "created": value["created"], "files": value["files"]}

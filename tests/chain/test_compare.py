@@ -131,7 +131,7 @@ def test_the_page_names_every_run_and_loads_nothing(compared: tuple[Bench, Resul
     html = (bench.page() / "index.html").read_text()
     for name in ARCHITECTURES:
         assert f"{name}." in html
-    assert "from each image alone" in html
+    assert "without test-time augmentation" in html
     assert html.count("seed-") >= 4
     for loading in ("<script", "<link", "src=", "@import", "url(http"):
         assert loading not in html

@@ -126,11 +126,12 @@ def test_the_page_says_what_makes_training_harder_than_validation(finished: Smal
     chain, any_image = finished.chain(), collections.defaultdict(str)
     sources = facts.read(chain)
     plain = page.html(facts.gather(chain, sources, None), any_image)
-    assert "are taken while the epoch goes on; validation's after it." in plain
+    assert "are averages over the epoch; validation is measured at its end." in plain
     settings = sources.train["details"]["config"]["training"]
     settings.update(label_smoothing=0.1, augmentation={"flip": "random"})
     harder = page.html(facts.gather(chain, sources, None), any_image)
-    assert ", on augmented images, with label smoothing 0.1; validation's after it, without that." in harder
+    told = "epoch, with augmentation and with label smoothing 0.1; validation is measured at its end, without either."
+    assert told in harder
 
 
 def test_blocks_add_up_to_the_whole_network(finished: SmallChain) -> None:
@@ -148,16 +149,16 @@ def test_examples_are_wrong_and_sure_or_right_and_unsure_and_show_the_true_class
     probabilities = generator.dirichlet(np.full(10, 0.3), 300).astype(np.float32)
     labels = generator.randint(0, 10, 300)
     mistakes = examples.most_confident_mistakes(probabilities, labels, CLASSES)
-    hits = examples.least_certain_hits(probabilities, labels, CLASSES)
+    correct = examples.least_confident_correct(probabilities, labels, CLASSES)
     sure = [example.probabilities[0][1] for example in mistakes]
     assert sure == sorted(sure, reverse=True)
     assert sure[0] == probabilities.max(1)[probabilities.argmax(1) != labels].max()
     for example in mistakes:
         assert example.label != example.predicted
         assert example.label in dict(example.probabilities)
-    unsure = [example.probabilities[0][1] for example in hits]
+    unsure = [example.probabilities[0][1] for example in correct]
     assert unsure == sorted(unsure)
-    assert all(example.label == example.predicted for example in hits)
+    assert all(example.label == example.predicted for example in correct)
 
 
 def test_a_source_s_password_does_not_get_into_the_report(finished: SmallChain) -> None:
@@ -180,22 +181,22 @@ def test_what_was_chosen_is_told_from_the_defaults(finished: SmallChain) -> None
     assert rows["training.epochs"]["required"]
 
 
-def test_drift_is_told(done: SmallChain) -> None:
+def test_changes_of_the_configuration_are_shown(done: SmallChain) -> None:
     done.configure(training__learning_rate=0.01)
-    drift = gathered(done.chain())["provenance"]["drift"]
-    assert drift == ["training.learning_rate: trained with 0.05, config now says 0.01"]
+    changes = gathered(done.chain())["provenance"]["config_changes"]
+    assert changes == ["training.learning_rate: trained with 0.05, config now says 0.01"]
 
 
-def test_origin_is_compared_with_on_cifar10_only(finished: SmallChain) -> None:
+def test_the_published_baseline_is_compared_with_on_cifar10_only(finished: SmallChain) -> None:
     sources = facts.read(finished.chain())
-    assert facts._origin(sources) is None
+    assert facts._baseline(sources) is None
     details = {**sources.data.manifest["details"], "name": "cifar10"}
     data = dataclasses.replace(sources.data, manifest={**sources.data.manifest, "details": details})
-    origin = facts._origin(dataclasses.replace(sources, data=data))
-    assert origin is not None
-    assert origin["accuracy"] == 0.7405
-    assert origin["difference"] == sources.metrics["accuracy"] - 0.7405
-    assert origin["official_images"] is False
+    baseline = facts._baseline(dataclasses.replace(sources, data=data))
+    assert baseline is not None
+    assert baseline["accuracy"] == 0.7405
+    assert baseline["difference"] == sources.metrics["accuracy"] - 0.7405
+    assert baseline["official_images"] is False
 
 
 # --- generations --------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pipeline import comparison
 from pipeline.comparison import page as comparison_page
 from pipeline.comparison import ranking
 from pipeline.dataset import sample
-from pipeline.report import drawing, examples, facts, page
+from pipeline.report import examples, facts, page
 from pipeline.workspace import Workspace
 
 HOSTILE = "<script>window.hacked = 1</script>\"'><img src=http://127.0.0.1:9/x onerror='window.hacked = 2'>{{7*7}}"
@@ -105,7 +105,7 @@ def browser() -> Iterator[chromium.Page]:
 
 @pytest.fixture(scope="module")
 def report(finished: SmallChain) -> dict[str, Any]:
-    """The facts of a run that went on twice, against another one and against origin, with all there can be to say."""
+    """The facts of a run that was resumed twice, with everything that a page can show."""
     chain = finished.chain()
     value = facts.gather(chain, facts.read(chain), None)
     first = value["training"]["segments"][0]
@@ -117,8 +117,8 @@ def report(finished: SmallChain) -> dict[str, Any]:
     value["training"] |= {"resumed": 2, "exact": False, "inexact": ["threads 2 -> 1 when resumed at step 2"]}
     paired = {"difference": -0.01, "gained": 5, "lost": 8, "p": 0.58, "interval": [-0.02, 0.01]}
     value["comparison"] = {
-        "origin": {
-            "accuracy": 0.7405, "difference": 0.02, "interval_is": "around it", "official_images": False
+        "baseline": {
+            "accuracy": 0.7405, "difference": 0.02, "position": "within", "official_images": False
         },
         "previous": {"run": "tiny-12345678@2026-W47", "accuracy": 0.76, **paired},
         "decision": {"outcome": "refused", "reason": "worse", "tolerance": 0.005, "decided": "2026-11-25T08:00:00Z"},
@@ -126,7 +126,7 @@ def report(finished: SmallChain) -> dict[str, Any]:
     made = {"run": "tiny-12345678@2026-W47", "trained": "2026-11-18T08:00:00Z", "accuracy": 0.76}
     made |= {"outcome": "promoted", "standing": "current"}
     value["generations"] = [{"name": "2026-W48", **made}, {"name": "2026-W47", **made, "accuracy": None, "outcome": ""}]
-    value["provenance"]["drift"] = ["training.learning_rate: trained with 0.05, config now says 0.01"]
+    value["provenance"]["config_changes"] = ["training.learning_rate: trained with 0.05, config now says 0.01"]
     return value
 
 
@@ -148,7 +148,7 @@ def ranked(finished: SmallChain) -> dict[str, Any]:
         other |= {"rank": rank, "accuracy": accuracy, "interval": [accuracy - 0.05, accuracy + 0.05], "least": accuracy}
         other |= {"multiply_adds": 10**rank, "parameters": 1000 * rank, "seconds": 0.5 * rank, "most": accuracy + 0.01}
         value["ranking"].append(other)
-    return {**value, "seeds": 2, "origin": 0.7405, "drift": ["a: b"], "conditions": value["conditions"] * 2}
+    return {**value, "seeds": 2, "baseline": 0.7405, "config_changes": ["a: b"], "conditions": value["conditions"] * 2}
 
 
 @pytest.fixture(scope="module", params=["report", "comparison"])
@@ -245,7 +245,7 @@ def test_the_keyboard_reaches_every_section(file: Path, browser: chromium.Page) 
     assert links
 
 
-def test_resumes_comparisons_and_drift_are_shown(
+def test_resumes_comparisons_and_config_changes_are_shown(
     finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
 ) -> None:
     file = tmp_path / "index.html"
@@ -269,7 +269,7 @@ def test_names_that_are_markup_stay_text(
     hostile["training"] |= {"host": HOSTILE, "cpu": HOSTILE, "inexact": [HOSTILE], "device": HOSTILE}
     hostile["comparison"]["previous"]["run"] = HOSTILE
     hostile["comparison"]["decision"]["reason"] = HOSTILE
-    hostile["provenance"]["drift"] = [HOSTILE]
+    hostile["provenance"]["config_changes"] = [HOSTILE]
     for row in hostile["provenance"]["config"]:
         row["value"] = HOSTILE
     for block in hostile["architecture"]["blocks"]:
@@ -327,16 +327,6 @@ def test_the_recall_of_classes_between_95_and_100_percent_is_drawn_apart(report:
     dots = [float(re.search(r'<circle cx="([\d.]+)"', row)[1]) for row in drawn["rows"]]  # type: ignore[index]
     assert dots[1] - dots[0] > 30  # of 200
     assert dots[2] - dots[1] > 50
-
-
-def test_a_block_is_drawn_as_large_as_the_shape_below_it() -> None:
-    def height(blocks: list[list[int]]) -> float:
-        about = {"kind": "convolutions", "convolutions": 1, "name": "Block", "compute_share": 0.5}
-        svg = drawing.network([{**about, "output": output} for output in blocks])
-        points = re.findall(r'points="([^"]*)"', svg)[-6].split()  # its front
-        return abs(float(points[0].split(",")[1]) - float(points[2].split(",")[1]))
-
-    assert height([[8, 16, 16]]) == height([[8, 32, 32], [8, 16, 16]]) < height([[8, 32, 32]])
 
 
 def test_no_name_and_no_figure_is_cut_off(

@@ -1,4 +1,4 @@
-"""The drawings of a report that no plotting library makes: the accuracy on its scale, and the network.
+"""Accuracies drawn on a scale, each with its interval.
 
 Plain SVG with the page's CSS variables as colours; text goes in through `Markup.format`, which escapes it.
 """
@@ -8,15 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 #: Width of the scale in its own units, about CSS pixels on a phone.
 _WIDTH = 340
-
-#: Convolutions of a block that are drawn, however many it has.
-_DRAWN_CONVOLUTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -64,35 +60,6 @@ def interval_row(accuracy: float, interval: Sequence[float], values: Sequence[fl
     return _svg(200, 20, parts)
 
 
-def network(blocks: Sequence[dict[str, Any]]) -> Markup:
-    """The network from left to right: a solid for each convolution, as deep as its channels.
-
-    It is as high as the images that its block hands on, which are those of the caption: after the pool.
-    """
-    middle = 52.0
-    parts = [*_solids(middle, 32, 3, 1, "var(--line)"), *_caption(middle, "Input", "3 × 32 × 32", "")]
-    for block in blocks:
-        output = block["output"]
-        solid = block["kind"] == "convolutions"
-        drawn = min(block["convolutions"], _DRAWN_CONVOLUTIONS)
-        width = drawn * (_depth(output[0]) + 3) + _face(output[1])[0] if solid else 0
-        middle += max(112.0, width + 24)
-        if solid:
-            parts += _solids(middle, output[1], output[0], block["convolutions"], "var(--fill)")
-        else:
-            parts += _bar(middle, output[0], "var(--fill-2)")
-        parts += _caption(
-            middle, block["name"], " × ".join(map(str, output)), f"{share(block['compute_share'])} of compute"
-        )
-    return _svg(middle + 52, 212, parts)
-
-
-def share(value: float) -> str:
-    """A probability or a share that must not read as none or all when it is not: `12.3 %`, `<0.1 %`, `>99.9 %`."""
-    text = "<0.1" if 0 < value < 0.0005 else ">99.9" if 0.9995 <= value < 1 else f"{value * 100:.1f}"
-    return f"{text}\N{NARROW NO-BREAK SPACE}%"
-
-
 # --- pieces -------------------------------------------------------------------------------------------------------
 
 
@@ -106,61 +73,6 @@ def _tick_step(span: float) -> float:
     """A round step that gives three to six ticks."""
     magnitude = 10.0 ** math.floor(math.log10(span / 3))
     return next(magnitude * factor for factor in (5, 2, 1, 0.5) if span / (magnitude * factor) >= 2.5)
-
-
-def _face(side: int) -> tuple[float, float]:
-    """Width (foreshortened) and height of the front of a solid for images of `side` pixels."""
-    return 5.0 + side * 0.55, 18.0 + side * 3.2
-
-
-def _depth(channels: int) -> float:
-    return 4.0 + 3.2 * math.log2(max(2, channels))
-
-
-def _solids(middle: float, side: int, channels: int, number: int, colour: str) -> list[Markup]:
-    """Boxes seen from the front left, standing on a common middle line, one behind the other for each convolution."""
-    slant, height = _face(side)
-    number = min(number, _DRAWN_CONVOLUTIONS)
-    depth = _depth(channels)
-    top = 88 - height / 2 + slant / 4
-    parts: list[Markup] = []
-    for index in range(number):
-        left = middle - (number * (depth + 3) + slant) / 2 + index * (depth + 3)
-        right = left + depth
-        front = [(left, top), (right, top), (right, top + height), (left, top + height)]
-        lid = [(left, top), (left + slant, top - slant / 2), (right + slant, top - slant / 2), (right, top)]
-        flank = [
-            (right, top),
-            (right + slant, top - slant / 2),
-            (right + slant, top - slant / 2 + height),
-            (right, top + height),
-        ]
-        # The paper below hides the box behind.
-        parts += [_polygon(face, "var(--paper)", 1) for face in (front, lid, flank)]
-        parts += [_polygon(front, colour, 1), _polygon(lid, colour, 0.75), _polygon(flank, colour, 0.55)]
-    return parts
-
-
-def _bar(middle: float, units: int, colour: str) -> list[Markup]:
-    height = 16.0 + 10.0 * math.log2(max(2, units))
-    top, left, right = 88 - height / 2, middle - 6, middle + 6
-    return [_polygon([(left, top), (right, top), (right, top + height), (left, top + height)], colour, 1)]
-
-
-def _caption(middle: float, name: str, shape: str, note: str) -> list[Markup]:
-    return [
-        _text(middle, 172, name, "var(--ink)", bold=True),
-        _text(middle, 188, shape, "var(--ink)"),
-        _text(middle, 204, note, "var(--muted)"),
-    ]
-
-
-def _polygon(points: Sequence[tuple[float, float]], colour: str, opacity: float) -> Markup:
-    text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return Markup(
-        '<polygon points="{}" fill="{}" fill-opacity="{}" stroke="var(--series-1)" stroke-width="1" '
-        'stroke-linejoin="round"/>'
-    ).format(text, colour, opacity)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float, cap: str = "butt") -> Markup:

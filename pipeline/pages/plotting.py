@@ -1,0 +1,84 @@
+"""Plots as SVG text that takes its colours from the page, so that they are right in light, dark and print alike."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+#: Stand-ins that matplotlib can draw with, and the CSS variables that replace them in the SVG.
+_COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--line)",
+    "#040404": "var(--series-1)",
+    "#050505": "var(--series-2)",
+    "#060606": "var(--mark)",
+    "#070707": "var(--fill)",
+}
+INK, MUTED, LINE, FIRST, SECOND, MARK, FILL = _COLOURS
+
+#: Inches. At 72 units an inch this is about the width of a phone, so that text keeps its size there.
+_SIZE = (3.9, 2.6)
+
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+}
+
+#: Decorates a function that draws: it does so in the page's style, whatever the caller's matplotlib is set to.
+styled = matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
+
+
+def new_figure(rows: int = 1, size: tuple[float, float] = _SIZE, height_ratios: Sequence[float] | None = None) -> Any:
+    """A figure and its axes; not registered with pyplot, which would need a display."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, height_ratios=height_ratios)
+
+
+def as_svg(figure: Any, name: str) -> Markup:
+    """The figure as an `<svg>` element whose colours are CSS variables and whose ids are its own.
+
+    It is hidden from assistive technology: the page gives each figure a text alternative of its own.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\b(id|clip-path|xlink:href)="(url\()?(#?)', rf'\1="\2\3{name}-', svg)
+    for stand_in, variable in _COLOURS.items():
+        svg = svg.replace(stand_in, variable)
+    # The page's own font; matplotlib's names one that few machines have.
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    head = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>')
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return Markup(head.sub(rf'<svg {namespaces} viewBox="\1" aria-hidden="true">', svg, count=1))

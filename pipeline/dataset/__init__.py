@@ -9,13 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Data
+import numpy as np
+
+from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Data
 from pipeline.dataset import download, source, store
-from pipeline.dataset.messages import Progress, Reporter
-from pipeline.dataset.source import Fetched
+from pipeline.dataset.layouts import Content
 from pipeline.dataset.store import Dataset, load
 from pipeline.errors import from_os_error
 from pipeline.files import remove_debris, write_json
+from pipeline.process.child import Reporter
 from pipeline.storage import locks
 from pipeline.workspace import dataset_id, sources
 from pipeline.workspace.freshness import Chain, shown_source
@@ -35,20 +37,19 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
     """
     data = chain.config.data
     pointer = chain.workspace.source_pointer(data)
-    half_written = pointer.with_suffix(".unpacking")
+    partial = pointer.with_suffix(".unpacking")
     try:
-        _clean(pointer, half_written)
+        store.clean(partial)
+        remove_debris(pointer.parent, pointer.name)
         # Taken before reading: a source that changes while it is read must be seen as changed afterwards.
         stat = sources.state(data)
-        progress = Progress(reporter)
-        fetched = source.fetch(chain, reporter, progress)
-        progress.part(0.9, 1.0)(0.0, "writing the arrays")
-        digest = store.digest(fetched.content)
-        folder = chain.workspace.dataset(dataset_id(data.name, digest))
-        details = _details(data, fetched, digest)
+        content, archive_sha256 = source.fetch(chain, reporter)
+        reporter.progress(0.9, "writing the arrays")
+        details = _details(data, content, archive_sha256)
+        folder = chain.workspace.dataset(dataset_id(data.name, details["digest"]))
         # Another source may turn out to be the same data set, at this very moment.
         with locks.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
-            manifest = _reuse(folder, details) or store.write(folder, fetched.content, half_written, details)
+            manifest = _reuse(folder, details) or store.write(folder, content, partial, details)
             write_json(pointer, _pointer(data, folder.name, stat, details, chain.source_record()))
         download.remove(source.downloaded(chain))
     except OSError as error:
@@ -66,22 +67,26 @@ def _reuse(folder: Path, details: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _details(data: Data, fetched: Fetched, digest: str) -> dict[str, Any]:
-    content = fetched.content
-    classes = len(content.classes)
+def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[str, Any]:
+    train, test = (
+        np.bincount(np.concatenate([batch.labels for batch in split]), minlength=len(content.classes)).tolist()
+        for split in (content.train, content.test)
+    )
+    official = archive_sha256 == OFFICIAL_SHA256
+    label = "CIFAR-10, the official archive" if official else f"{data.name}, not the official archive"
     return {
         "name": data.name,
-        "digest": digest,
+        "digest": store.digest(content),
         "classes": content.classes,
-        "train_images": store.images(content.train),
-        "test_images": store.images(content.test),
-        "train_per_class": store.per_class(content.train, classes),
-        "test_per_class": store.per_class(content.test, classes),
-        "sample": fetched.sample,
-        "official": fetched.official,
-        "archive_sha256": fetched.archive_sha256,
-        "layout": fetched.layout,
-        "label": fetched.label(data.name),
+        "train_images": sum(train),
+        "test_images": sum(test),
+        "train_per_class": train,
+        "test_per_class": test,
+        "sample": data.is_sample,
+        "official": official,
+        "archive_sha256": archive_sha256,
+        "layout": "drawn" if data.is_sample else content.layout,
+        "label": SAMPLE_LABEL if data.is_sample else label,
     }
 
 
@@ -92,13 +97,10 @@ def _pointer(
     return {
         "schema": _POINTER_SCHEMA,
         "dataset": dataset,
-        "digest": details["digest"],
         "source": shown_source(data),
         "stat": stat,
         "copies": [state for state in known if state not in (None, stat)][:_COPIES],
-        "official": details["official"],
-        "sample": details["sample"],
-        "label": details["label"],
+        **{key: details[key] for key in ("digest", "official", "sample", "label")},
     }
 
 
@@ -106,9 +108,3 @@ def _summary(details: dict[str, Any]) -> str:
     counts = f"{details['train_images']:,} training and {details['test_images']:,} test images"
     classes = f"{len(details['classes'])} classes, digest {details['digest'][:8]}"
     return f"data set ready: {details['label']}; {counts} in {classes}"
-
-
-def _clean(pointer: Path, half_written: Path) -> None:
-    """Remove what a killed run left behind."""
-    store.clean(half_written)
-    remove_debris(pointer.parent, pointer.name)

@@ -1,8 +1,8 @@
 """Reading an archive or an unpacked folder without trusting it.
 
-An archive is read once, as a stream: known members go into memory by their base name, everything else is skipped,
-nothing is ever written to disk. Links, devices, names that leave the archive, and archives that unpack to more
-than `TOTAL_LIMIT` bytes are refused. `read` feeds a `layouts.Collector` and leaves nothing behind.
+An archive is read once, as a stream: the files of the data set go into memory under their base names, everything else
+is skipped, nothing is written to disk. Links, devices, names that leave the archive, and archives that unpack to more
+than `TOTAL_LIMIT` bytes are refused.
 
 Of tarfile only `TarInfo.frombuf` is used: its `TarFile` takes a damaged header for the end of the archive, allocates
 what a header declares, and needs minutes for a long pax header of digits.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gzip
 import hashlib
 import os
 import stat
@@ -19,17 +20,19 @@ import tarfile
 import threading
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pipeline.dataset.layouts import Collector
-from pipeline.dataset.messages import Refused, Tell, shown
+from pipeline.dataset.refusal import Refused, Tell, shown
 from pipeline.files import human_size
 from pipeline.workspace.sources import batch_folders, counted_files
 
-try:  # inflates about 1.4 times as fast as zlib
-    from isal import isal_zlib as inflate  # type: ignore[import-not-found,unused-ignore]
+try:  # about 1.4 times as fast as zlib
+    from isal.igzip import IGzipFile as GzipFile
+    from isal.isal_zlib import error as GzipError
 except ImportError:
-    inflate = zlib  # type: ignore[misc]
+    from gzip import GzipFile  # type: ignore[assignment]
+    from zlib import error as GzipError  # type: ignore[assignment]
 
 #: Bytes that an archive may unpack to; CIFAR-10 has 184 MB.
 TOTAL_LIMIT = 1 << 30
@@ -43,11 +46,7 @@ HEADER_LIMIT = 1 << 18
 #: How many times as large an archive's content may be as the archive itself, and from how many bytes on that counts.
 RATIO_LIMIT, _UNCHECKED = 200, 1 << 26
 
-#: Parts that a gzip file may have; block gzip makes one of every 64 kB.
-GZIP_PARTS_LIMIT = 20_000
-
-_CHUNK = 1 << 18
-_OUTPUT = 1 << 20
+_BLOCK = 1 << 20
 
 #: Headers that say something about the member after them, or about all members.
 _EXTENSIONS = (
@@ -72,26 +71,24 @@ _KINDS = {
 }
 
 
-def read(path: Path, name: str, collector: Collector, tell: Tell) -> str | None:
-    """Feed the batches at `path` (a file or a folder, called `name` in messages) to `collector`.
+def read(path: Path, collector: Collector, tell: Tell) -> str | None:
+    """Feed the files of the data set at `path` (an archive or a folder) to `collector`.
 
-    Returns the SHA-256 of an archive, None for a folder. Raises `Refused` with what is wrong.
+    Returns the SHA-256 of an archive, None for a folder. Raises `Refused`.
     """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            _read_folder(path, name, collector, tell)
+            _read_folder(path, collector, tell)
             return None
         if not stat.S_ISREG(mode):
-            raise Refused(name, "is neither a file nor a folder")
+            raise Refused("is neither a file nor a folder")
         with open(path, "rb") as file:
-            return _read_archive(file, name, collector, tell)
+            return _read_archive(file, collector, tell)
     except FileNotFoundError:
-        raise Refused(name, "no such file or folder") from None
-    except OSError as error:
-        raise Refused(name, f"cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # a path that no file can have
-        raise Refused(name, f"cannot be read: {shown(str(error))}") from None
+        raise Refused("no such file or folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise Refused(f"cannot be read: {shown(getattr(error, 'strerror', None) or str(error))}") from None
 
 
 def looks_like_html(head: bytes) -> bool:
@@ -99,61 +96,63 @@ def looks_like_html(head: bytes) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
-def _read_archive(file: BinaryIO, name: str, collector: Collector, tell: Tell) -> str:
+def _read_archive(file: BinaryIO, collector: Collector, tell: Tell) -> str:
     size = os.fstat(file.fileno()).st_size
-    compressed = _is_compressed(file.read(tarfile.BLOCKSIZE), name)
+    compressed = _is_compressed(file.read(tarfile.BLOCKSIZE))
     if size > TOTAL_LIMIT + TOTAL_LIMIT // 64:  # gzip itself adds less
-        raise Refused(name, f"has {human_size(size)}, far more than CIFAR-10: not unpacked")
-    stream = _Stream(file, name, size, compressed, tell)
+        raise Refused(f"has {human_size(size)}, far more than CIFAR-10: not unpacked")
+    stream = _Stream(file, size, compressed, tell)
     ended = threading.Event()
     # hashlib and zlib release the interpreter's lock: the checksum costs nothing on a second core.
     with concurrent.futures.ThreadPoolExecutor(1) as second_core:
         digest = second_core.submit(_sha256, file.fileno(), ended)
         try:
-            _read_tar(stream, name, collector)
+            _read_tar(stream, collector)
             return digest.result()
         finally:
             ended.set()  # a refusal does not wait for the checksum
 
 
-def _is_compressed(head: bytes, name: str) -> bool:
+def _is_compressed(head: bytes) -> bool:
     """Whether the archive is a tar.gz (True) or a plain tar (False). Anything else is refused by its kind."""
     if not head:
-        raise Refused(name, "is empty")
+        raise Refused("is empty")
     if head.startswith(b"\x1f\x8b"):
         return True
     with contextlib.suppress(tarfile.HeaderError):
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")  # its checksum tells, also without `ustar` (v7)
         return False
     if looks_like_html(head):
-        raise Refused(name, "is an HTML page (an error or login page?), not an archive")
+        raise Refused("is an HTML page (an error or login page?), not an archive")
     unknown = "a tar archive with a damaged first header" if head[257:262] == b"ustar" else "of an unknown kind"
     kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), unknown)
-    raise Refused(name, f"is {kind}; expected a .tar.gz or .tar in CIFAR-10's binary or python layout")
+    raise Refused(f"is {kind}; expected a .tar.gz or .tar in CIFAR-10's binary or python layout")
 
 
-def _read_tar(stream: _Stream, name: str, collector: Collector) -> None:
+def _read_tar(stream: _Stream, collector: Collector) -> None:
     count = 0
-    while (member := _next_member(stream, name)) is not None:
+    while (member := _next_member(stream)) is not None:
         count += 1
         if count > MEMBER_COUNT_LIMIT:
-            raise Refused(name, f"holds more than {MEMBER_COUNT_LIMIT} members")
-        _refuse_hostile(member, name)
+            raise Refused(f"holds more than {MEMBER_COUNT_LIMIT} members")
+        _refuse_hostile(member)
+        name = os.path.basename(member.name)
+        if member.isreg() and collector.wants(name, member.size):
+            collector.add(name, stream.read(member.size, name))
+        elif member.isreg():
+            stream.skip(member.size, name)
         if member.isreg():
-            _read_member(stream, member, collector)
+            stream.skip(-member.size % tarfile.BLOCKSIZE, name)
     stream.drain()
 
 
-def _next_member(stream: _Stream, name: str) -> tarfile.TarInfo | None:
+def _next_member(stream: _Stream) -> tarfile.TarInfo | None:
     """The header of the next member, with the names that the headers before it give it; None at the archive's end."""
-    stream.allow(HEADER_LIMIT)
+    limit = stream.position + HEADER_LIMIT
     told: dict[str, str] = {}
-    while True:
-        member = _next_header(stream, name)
-        if member is None:
-            return None
-        if member.type not in _EXTENSIONS:
-            break
+    while (member := _next_header(stream)) is not None and member.type in _EXTENSIONS:
+        if stream.position + member.size > limit:
+            raise Refused(f"a member's header is larger than {HEADER_LIMIT} bytes")
         content = bytes(stream.read(member.size, "a header"))
         stream.skip(-member.size % tarfile.BLOCKSIZE, "a header")
         if member.type == tarfile.GNUTYPE_LONGNAME:
@@ -161,16 +160,18 @@ def _next_member(stream: _Stream, name: str) -> tarfile.TarInfo | None:
         elif member.type == tarfile.GNUTYPE_LONGLINK:
             told["linkpath"] = _text(content.split(b"\0")[0])
         elif member.type != tarfile.XGLTYPE:  # what is said of all members is no name
-            told |= _pax_records(content, name)
+            told |= _pax_records(content)
+    if member is None:
+        return None
     member.name, member.linkname = told.get("path", member.name), told.get("linkpath", member.linkname)
     if any(key.startswith("GNU.sparse.") for key in told):
         member.type = tarfile.GNUTYPE_SPARSE
     if told.get("size", str(member.size)) != str(member.size):
-        raise Refused(name, f"member {shown(member.name)} has {member.size} bytes or {shown(told['size'])}")
+        raise Refused(f"member {shown(member.name)} has {member.size} bytes or {shown(told['size'])}")
     return member
 
 
-def _next_header(stream: _Stream, name: str) -> tarfile.TarInfo | None:
+def _next_header(stream: _Stream) -> tarfile.TarInfo | None:
     """The next block as a header; None for the block of zeros that ends an archive."""
     block = bytes(stream.read(tarfile.BLOCKSIZE, "its headers, before the mark that ends an archive"))
     if not any(block):
@@ -178,14 +179,14 @@ def _next_header(stream: _Stream, name: str) -> tarfile.TarInfo | None:
     try:
         member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        where = stream.tell() - tarfile.BLOCKSIZE
-        raise Refused(name, f"is not a readable tar archive (at byte {where:,} of it: {error})") from None
+        where = stream.position - tarfile.BLOCKSIZE
+        raise Refused(f"is not a readable tar archive (at byte {where:,} of it: {error})") from None
     if member.size < 0:
-        raise Refused(name, f"member {shown(member.name)} has a negative size")
+        raise Refused(f"member {shown(member.name)} has a negative size")
     return member
 
 
-def _pax_records(content: bytes, name: str) -> dict[str, str]:
+def _pax_records(content: bytes) -> dict[str, str]:
     """What a pax header says: records `<length of the record> <key>=<value>\\n`."""
     records, position = {}, 0
     while position < len(content):
@@ -193,7 +194,7 @@ def _pax_records(content: bytes, name: str) -> dict[str, str]:
         end = position + (int(digits) if digits.isdigit() else 0)
         key, equals, value = content[position + len(digits) + 1 : end - 1].partition(b"=")
         if not equals or content[end - 1 : end] != b"\n":
-            raise Refused(name, f"holds a damaged pax header ({shown(_text(content[position : position + 40]))})")
+            raise Refused(f"holds a damaged pax header ({shown(_text(content[position : position + 40]))})")
         records[_text(key)] = _text(value)
         position = end
     return records
@@ -203,47 +204,26 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _read_member(stream: _Stream, member: tarfile.TarInfo, collector: Collector) -> None:
-    stream.allow(member.size + tarfile.BLOCKSIZE)
-    base = os.path.basename(member.name)
-    if collector.wants(base, member.size):
-        collector.add(base, stream.read(member.size, base))
-    else:
-        stream.skip(member.size, base)
-    stream.skip(-member.size % tarfile.BLOCKSIZE, base)
-
-
-def _refuse_hostile(member: tarfile.TarInfo, name: str) -> None:
+def _refuse_hostile(member: tarfile.TarInfo) -> None:
     which = f"member {shown(member.name)}"
     if member.issym() or member.islnk():
-        raise Refused(name, f"{which} is a link to {shown(member.linkname)}; a data set holds plain files only")
+        raise Refused(f"{which} is a link to {shown(member.linkname)}; a data set holds plain files only")
     if member.issparse() or not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
         kind = "a device or pipe" if member.isdev() else "of a special type"
-        raise Refused(name, f"{which} is {kind}; a data set holds plain files only")
-    parts = member.name.replace("\\", "/").split("/")
-    if member.name.startswith(("/", "\\")) or ".." in parts:
-        raise Refused(name, f"{which} points outside of the archive")
+        raise Refused(f"{which} is {kind}; a data set holds plain files only")
+    if member.name.startswith(("/", "\\")) or ".." in member.name.replace("\\", "/").split("/"):
+        raise Refused(f"{which} points outside of the archive")
 
 
 class _Stream:
-    """The unpacked bytes of an archive, forward only, never more of them than were allowed."""
+    """The unpacked bytes of an archive, forward only, never more than `TOTAL_LIMIT` of them."""
 
-    def __init__(self, file: BinaryIO, name: str, size: int, compressed: bool, tell: Tell) -> None:
+    def __init__(self, file: BinaryIO, size: int, compressed: bool, tell: Tell) -> None:
         file.seek(0)
-        self._file, self._name, self._size, self._tell = file, name, size, tell
-        self._inflater: Any = inflate.decompressobj(31) if compressed else None
-        self._parts = 1
-        self._block = memoryview(b"")
-        self._position = 0
-        self._allowed = 0
-
-    def allow(self, count: int) -> None:
-        """Permit `count` more bytes from here."""
-        self._allowed = min(self._position + count, TOTAL_LIMIT)
-
-    def tell(self) -> int:
-        """How many bytes were taken so far."""
-        return self._position
+        self._file, self._size, self._tell = file, size, tell
+        self._unpacked = GzipFile(fileobj=file, mode="rb") if compressed else file
+        #: How many bytes were taken so far.
+        self.position = 0
 
     def read(self, count: int, what: str) -> bytearray:
         """The next `count` bytes, which belong to `what`. They take no more memory than there are bytes."""
@@ -251,7 +231,7 @@ class _Stream:
         content = bytearray()
         while len(content) < count:
             content += self._take(count - len(content), what)
-            self._tell(self._file.tell() / max(self._size, 1), f"reading {shown(what)}")
+            self._tell(min(self._file.tell() / self._size, 1.0), f"reading {shown(what)}")
         return content
 
     def skip(self, count: int, what: str) -> None:
@@ -266,83 +246,57 @@ class _Stream:
         An archive ends with zeros; what else follows belongs to a member whose header is damaged. Old programs leave
         anything in the rest of the last record.
         """
-        last = self._position + tarfile.RECORDSIZE
-        while block := self._block or memoryview(self._more()):
-            self._block = memoryview(b"")
-            self._position += len(block)
-            if self._position > TOTAL_LIMIT:
-                raise self._too_big()
-            beyond = bytes(block[max(last - self._position + len(block), 0) :])
-            if beyond.count(0) != len(beyond):
-                raise Refused(self._name, "is damaged: more follows where its members seem to end")
+        left = tarfile.RECORDSIZE
+        while block := self._next(_BLOCK):
+            self._check(0)
+            if block[left:].strip(b"\0"):
+                raise Refused("is damaged: more follows where its members seem to end")
+            left = max(left - len(block), 0)
 
     def _check(self, count: int) -> None:
-        if self._position + count > TOTAL_LIMIT:
-            raise self._too_big()
-        if self._position + count > self._allowed:
-            raise Refused(self._name, f"a member's header is larger than {HEADER_LIMIT} bytes")
+        if self.position + count > TOTAL_LIMIT:
+            raise Refused(f"unpacks to more than {TOTAL_LIMIT >> 20} MB, CIFAR-10 has 176: not unpacked")
 
-    def _too_big(self) -> Refused:
-        return Refused(self._name, f"unpacks to more than {TOTAL_LIMIT >> 20} MB, CIFAR-10 has 176: not unpacked")
-
-    def _take(self, count: int, what: str) -> memoryview:
+    def _take(self, count: int, what: str) -> bytes:
         """At most `count` of the next bytes, at least one."""
-        if not self._block:
-            self._block = memoryview(self._more())
-            if not self._block:
-                raise Refused(self._name, f"is cut short: it ends inside {shown(what)}")
-        piece, self._block = self._block[:count], self._block[count:]
-        self._position += len(piece)
+        piece = self._next(min(count, _BLOCK))
+        if not piece:
+            raise Refused(f"is cut short: it ends inside {shown(what)}")
         return piece
 
-    def _more(self) -> bytes:
-        if self._inflater is None:
-            return self._file.read(_OUTPUT)
-        while True:
-            if self._inflater.eof:
-                rest = self._inflater.unused_data or self._file.read(_CHUNK)
-                if not rest.startswith(b"\x1f"):
-                    return b""  # the end; padding after it is allowed, as gunzip does
-                self._inflater = inflate.decompressobj(31)
-                self._parts += 1
-                if self._parts > GZIP_PARTS_LIMIT:
-                    raise Refused(self._name, f"is made of more than {GZIP_PARTS_LIMIT:,} gzip files")
-            else:
-                rest = self._inflater.unconsumed_tail or self._file.read(_CHUNK)
-            try:
-                # The limit matters: a few hundred kB can inflate a thousandfold.
-                block: bytes = self._inflater.decompress(rest, _OUTPUT)
-            except (zlib.error, inflate.error) as error:  # type: ignore[misc]
-                raise Refused(self._name, f"its gzip data is damaged ({shown(str(error))})") from None
-            if block:
-                if self._position > _UNCHECKED and self._position > RATIO_LIMIT * self._file.tell():
-                    raise Refused(
-                        self._name, f"unpacks to more than {RATIO_LIMIT} times its size, which images never do"
-                    )
-                return block
-            if not rest and not self._inflater.eof:
-                raise Refused(self._name, f"is cut short: its gzip data breaks off after {self._size} bytes")
+    def _next(self, count: int) -> bytes:
+        """At most `count` of the next bytes, none at the end."""
+        try:
+            block = self._unpacked.read(count)
+        except EOFError:
+            raise Refused(f"is cut short: its gzip data breaks off after {self._size} bytes") from None
+        except (gzip.BadGzipFile, GzipError, zlib.error) as error:  # type: ignore[misc]
+            raise Refused(f"its gzip data is damaged ({shown(str(error))})") from None
+        self.position += len(block)
+        if self.position > max(_UNCHECKED, RATIO_LIMIT * self._file.tell()):
+            raise Refused(f"unpacks to more than {RATIO_LIMIT} times its size, which images never do")
+        return block
 
 
 def _sha256(descriptor: int, ended: threading.Event) -> str:
     """SHA-256 of an open file, read beside whoever else reads it; half of it once nobody wants it any more."""
     digest, offset = hashlib.sha256(), 0
-    while not ended.is_set() and (block := os.pread(descriptor, 1 << 20, offset)):
+    while not ended.is_set() and (block := os.pread(descriptor, _BLOCK, offset)):
         digest.update(block)
         offset += len(block)
     return digest.hexdigest()
 
 
-def _read_folder(folder: Path, name: str, collector: Collector, tell: Tell) -> None:
+def _read_folder(folder: Path, collector: Collector, tell: Tell) -> None:
     """Read an unpacked archive: the batches lie in `folder`, or in one folder inside it."""
     places = batch_folders(folder)
     if not places:
-        raise Refused(name, "no CIFAR-10 batches (data_batch_1.bin or data_batch_1, …) in this folder")
+        raise Refused("no CIFAR-10 batches (data_batch_1.bin or data_batch_1, …) in this folder")
     if len(places) > 1:
-        raise Refused(name, f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
+        raise Refused(f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
     files = counted_files(places[0])
     if sum(path.stat().st_size for path in files) > TOTAL_LIMIT:
-        raise Refused(name, f"its batches have more than {human_size(TOTAL_LIMIT)}, CIFAR-10's have 184 MB")
+        raise Refused(f"its batches have more than {human_size(TOTAL_LIMIT)}, CIFAR-10's have 184 MB")
     for index, path in enumerate(files):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -351,5 +305,5 @@ def _read_folder(folder: Path, name: str, collector: Collector, tell: Tell) -> N
             tell(index / len(files), f"reading {path.name}")
             content = bytearray(size)
             if file.readinto(content) != size:
-                raise Refused(name, f"{path.name} changed while it was being read")
+                raise Refused(f"{path.name} changed while it was being read")
             collector.add(path.name, content)

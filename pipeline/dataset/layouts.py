@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import pickles
-from pipeline.dataset.messages import Refused, shown
+from pipeline.dataset.refusal import Refused, shown
 from pipeline.workspace.sources import BATCH, META
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -57,8 +57,8 @@ class Collector:
     on a second thread while the next one is being unpacked. Use as a context manager.
     """
 
-    def __init__(self, where: str, strict: bool, label_limit: int) -> None:
-        self._where, self._strict, self._label_limit = where, strict, label_limit
+    def __init__(self, strict: bool, label_limit: int) -> None:
+        self._strict, self._label_limit = strict, label_limit
         self._batches: dict[str, concurrent.futures.Future[Batch]] = {}
         self._meta: tuple[str, bytes] | None = None
         self._others: list[str] = []
@@ -78,7 +78,7 @@ class Collector:
             self._others.append(name)
             return False
         if name in self._seen:
-            raise Refused(self._where, f"holds {name} twice")
+            raise Refused(f"holds {name} twice")
         self._seen.add(name)
         if match is None:
             self._check_limit(name, size, META_LIMIT)
@@ -107,16 +107,16 @@ class Collector:
 
     def _check_limit(self, name: str, size: int, limit: int) -> None:
         if not 0 < size <= limit:
-            raise Refused(self._where, f"{name} has {size:,} bytes, expected 1 to {limit:,}")
+            raise Refused(f"{name} has {size:,} bytes, expected 1 to {limit:,}")
 
     def _check_records(self, name: str, size: int) -> None:
         whole = CIFAR10_BATCH_IMAGES * RECORD
         if self._strict and size != whole:
             found = f"{name} has {size:,} bytes, expected {whole:,} ({CIFAR10_BATCH_IMAGES:,} images of {RECORD:,})"
-            raise Refused(self._where, found)
+            raise Refused(found)
         if size <= 0 or size % RECORD:
             found = f"{name} has {size:,} bytes, expected a multiple of {RECORD:,} (a label and 3,072 pixel values)"
-            raise Refused(self._where, found)
+            raise Refused(found)
 
     def _parse(self, name: str, content: bytes | bytearray) -> Batch:
         parse = self._parse_records if name.endswith(".bin") else self._parse_pickle
@@ -126,8 +126,8 @@ class Collector:
             first = int(wrong[0])
             found = f"{name}: image {first} has label {batch.labels[first]}, expected 0 to {self._label_limit - 1}"
             if self._strict:
-                raise Refused(self._where, found)
-            raise Refused(self._where, found, f"get a good copy, or raise architecture.classes ({self._label_limit})")
+                raise Refused(found)
+            raise Refused(found, f"get a good copy, or raise architecture.classes ({self._label_limit})")
         return batch
 
     def _parse_records(self, name: str, content: bytes | bytearray) -> Batch:
@@ -135,18 +135,18 @@ class Collector:
         return Batch(np.ascontiguousarray(records[:, 1:]), records[:, 0].copy())
 
     def _parse_pickle(self, name: str, content: bytes | bytearray) -> Batch:
-        value = pickles.load(content, self._where, name)
+        value = pickles.load(content, name)
         images = self._integers(name, "data", value)
         labels = self._integers(name, "labels", value)
         if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
             found = f"{name}: data is {images.dtype} {images.shape}, expected uint8 (N, {PIXELS})"
-            raise Refused(self._where, found)
+            raise Refused(found)
         if labels.shape != (len(images),):
-            raise Refused(self._where, f"{name}: {len(images)} images, but labels of shape {labels.shape}")
+            raise Refused(f"{name}: {len(images)} images, but labels of shape {labels.shape}")
         if self._strict and len(images) != CIFAR10_BATCH_IMAGES:
-            raise Refused(self._where, f"{name} has {len(images):,} images, expected {CIFAR10_BATCH_IMAGES:,}")
+            raise Refused(f"{name} has {len(images):,} images, expected {CIFAR10_BATCH_IMAGES:,}")
         if labels.min() < 0 or labels.max() > 255:
-            raise Refused(self._where, f"{name}: labels from {labels.min()} to {labels.max()}, expected 0 to 255")
+            raise Refused(f"{name}: labels from {labels.min()} to {labels.max()}, expected 0 to 255")
         return Batch(np.ascontiguousarray(images), labels.astype(np.uint8))
 
     def _integers(self, name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:
@@ -157,9 +157,9 @@ class Collector:
             if isinstance(item, list) and item and all(type(entry) is int for entry in item):
                 return np.array(item, np.int64)
         except (ValueError, TypeError, OverflowError) as error:
-            raise Refused(self._where, f"{name}: {key} cannot be read ({shown(str(error))})") from None
+            raise Refused(f"{name}: {key} cannot be read ({shown(str(error))})") from None
         found = "is missing" if item is None else f"is a {type(item).__name__}"
-        raise Refused(self._where, f"{name}: {key} {found}, expected an array or list of integers")
+        raise Refused(f"{name}: {key} {found}, expected an array or list of integers")
 
     # --- the whole --------------------------------------------------------------------------------------------
 
@@ -168,19 +168,19 @@ class Collector:
         suffixes = {".bin" if name.endswith(".bin") else "" for name in self._batches}
         if not suffixes:
             found = ", ".join(shown(name) for name in self._others[:5]) or "nothing"
-            raise Refused(self._where, f"holds no CIFAR-10 batches (data_batch_1.bin, …); found {found}")
+            raise Refused(f"holds no CIFAR-10 batches (data_batch_1.bin, …); found {found}")
         if len(suffixes) > 1:
-            raise Refused(self._where, "holds batches of both the binary and the python layout")
+            raise Refused("holds batches of both the binary and the python layout")
         suffix = suffixes.pop()
         present = [int(match[1]) for match in map(BATCH.fullmatch, self._batches) if match and match[1]]
         last = CIFAR10_BATCHES if self._strict else max(present, default=1)
         names = [f"data_batch_{number}{suffix}" for number in range(1, last + 1)] + [f"test_batch{suffix}"]
         missing = [name for name in names if name not in self._batches]
         if missing:
-            raise Refused(self._where, f"{', '.join(missing[:5])} missing; found {self._found()}")
+            raise Refused(f"{', '.join(missing[:5])} missing; found {self._found()}")
         extra = sorted(set(self._batches) - set(names))
         if extra:
-            raise Refused(self._where, f"{extra[0]} is one batch too many for CIFAR-10")
+            raise Refused(f"{extra[0]} is one batch too many for CIFAR-10")
         return suffix, range(1, last + 1)
 
     def _found(self) -> str:
@@ -195,20 +195,20 @@ class Collector:
         read: Callable[[str, bytes], list[str]] = self._pickled_names if META[file] == "python" else self._written_names
         names = read(file, content)
         if any(not name.isprintable() or len(name) > 64 for name in names) or len(set(names)) != len(names):
-            raise Refused(self._where, f"{file}: a class name is given twice, too long or not printable")
+            raise Refused(f"{file}: a class name is given twice, too long or not printable")
         if not highest < len(names) <= 256 or (self._strict and len(names) != len(CIFAR10_CLASSES)):
             expected = len(CIFAR10_CLASSES) if self._strict else f"{highest + 1} to 256"
-            raise Refused(self._where, f"{file} has {len(names)} class names, expected {expected}")
+            raise Refused(f"{file} has {len(names)} class names, expected {expected}")
         return names
 
     def _written_names(self, file: str, content: bytes) -> list[str]:
         try:
             return [line.strip() for line in content.decode().splitlines() if line.strip()]
         except UnicodeDecodeError:
-            raise Refused(self._where, f"{file} is not UTF-8 text") from None
+            raise Refused(f"{file} is not UTF-8 text") from None
 
     def _pickled_names(self, file: str, content: bytes) -> list[str]:
-        names = pickles.load(content, self._where, file).get("label_names")
+        names = pickles.load(content, file).get("label_names")
         if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
-            raise Refused(self._where, f"{file}: label_names is missing or no list of names")
+            raise Refused(f"{file}: label_names is missing or no list of names")
         return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

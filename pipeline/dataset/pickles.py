@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.messages import Refused, shown
+from pipeline.dataset.refusal import Refused, shown
 from pipeline.errors import PipelineError
 
 #: Operations that a pickle may have: so many, and one more for so many of its bytes. A batch of 10,000 images, which
@@ -40,20 +40,20 @@ _RECONSTRUCT, _SCALAR, _FROM_BUFFER = (
 _KNOWN = {_ENCODE, _DTYPE, _NDARRAY, *_RECONSTRUCT, *_SCALAR, *_FROM_BUFFER}
 
 
-def load(content: bytes | bytearray, where: str, name: str) -> dict[str, Any]:
+def load(content: bytes | bytearray, name: str) -> dict[str, Any]:
     """The dict in one pickled file `name`, keys as text, byte strings as `bytes`, arrays as `Array`.
 
     Raises `Refused` when it is no such pickle, or names anything but the parts of a numpy array.
     """
     try:
-        value = _Machine(where, name, len(content)).run(pickletools.genops(io.BytesIO(content)))
+        value = _Machine(name, len(content)).run(pickletools.genops(io.BytesIO(content)))
     except (PipelineError, MemoryError):
         raise
     except Exception as error:
         found = f"{name} is not a readable pickle ({type(error).__name__}: {shown(str(error))})"
-        raise Refused(where, found) from None
+        raise Refused(found) from None
     if not isinstance(value, dict):
-        raise Refused(where, f"{name} holds a {type(value).__name__}, expected a dict with data and labels")
+        raise Refused(f"{name} holds a {type(value).__name__}, expected a dict with data and labels")
     return {_text(key): item for key, item in value.items()}
 
 
@@ -92,8 +92,8 @@ class _Function(str):
 class _Machine:
     """Carries out the operations of one pickle of `size` bytes: a stack, marks in it, and a memory."""
 
-    def __init__(self, where: str, name: str, size: int) -> None:
-        self._where, self._name = where, name
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
         self._operations = _OPERATIONS + size // _BYTES_EACH
         self._to_encode = size
         self._stack: list[Any] = []
@@ -104,7 +104,7 @@ class _Machine:
         """The object that the pickle describes; raises `Refused` or almost anything else when there is none."""
         for count, (operation, argument, _) in enumerate(operations):
             if count > self._operations:
-                raise Refused(self._where, f"{self._name} is a pickle with far more operations than its images need")
+                raise Refused(f"{self._name} is a pickle with far more operations than its images need")
             if operation.name == "STOP":
                 break
             self._carry_out(operation.name, argument)
@@ -164,7 +164,7 @@ class _Machine:
                 self._build(stack[-1], state)
             case _:
                 found = f"{self._name} is a pickle with the operation {operation}, which no batch needs"
-                raise Refused(self._where, found)
+                raise Refused(found)
 
     def _last(self, count: int) -> list[Any]:
         if len(self._stack) < count:
@@ -198,7 +198,7 @@ class _Machine:
         if name not in _KNOWN:
             wanted = shown(name.replace(" ", "."))
             found = f"{self._name} is a pickle that wants {wanted}, which no CIFAR-10 batch needs; it was not run"
-            raise Refused(self._where, found)
+            raise Refused(found)
         return _Function(name)
 
     def _result(self, function: Any, arguments: Any) -> Any:

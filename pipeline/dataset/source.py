@@ -7,63 +7,45 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import address
-from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Config
+from pipeline.config import Config
 from pipeline.dataset import archive, download, sample
 from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
-from pipeline.dataset.messages import ADVICE, Progress, Refused, Reporter
+from pipeline.dataset.refusal import ADVICE, Refused
 from pipeline.errors import DataError, SourceUnreachable
+from pipeline.process.child import Reporter
 from pipeline.workspace import source_key
 from pipeline.workspace.freshness import Chain
 
-
-@dataclass(frozen=True)
-class Fetched:
-    """What came out of a source: the content, and the SHA-256 of the archive that it was in (None: no archive)."""
-
-    content: Content
-    archive_sha256: str | None
-    sample: bool = False
-
-    @property
-    def official(self) -> bool:
-        """True for CIFAR-10's own binary archive, byte by byte."""
-        return self.archive_sha256 == OFFICIAL_SHA256
-
-    @property
-    def layout(self) -> str:
-        return "drawn" if self.sample else self.content.layout
-
-    def label(self, name: str) -> str:
-        """What people are told that this is."""
-        if self.sample:
-            return SAMPLE_LABEL
-        return "CIFAR-10, the official archive" if self.official else f"{name}, not the official archive"
+#: The content of a source, and the SHA-256 of the archive that it was in (None: a folder, or the bundled sample).
+Fetched = tuple[Content, str | None]
 
 
-def fetch(chain: Chain, reporter: Reporter, progress: Progress) -> Fetched:
+def fetch(chain: Chain, reporter: Reporter) -> Fetched:
     """Get and check the configured data set. Raises `DataError` naming every source and why it was not used."""
-    config = chain.config
-    _check_classes(config)
-    if config.data.is_sample:
-        with _collector(config, "the bundled sample") as collector:
-            progress.part(0.0, 0.9)(0.0, "drawing the bundled sample")
-            return Fetched(_drawn(collector), None, sample=True)
-    failures: list[Refused] = []
-    locations = (config.data.source, *config.data.mirrors)
-    for number, location in enumerate(locations, start=1):
+    data = chain.config.data
+    _check_classes(chain.config)
+    if data.is_sample:
+        reporter.progress(0.0, "drawing the bundled sample")
+        return _drawn(chain.config), None
+    failures: list[tuple[str, Refused]] = []
+    for location in (data.source, *data.mirrors):
+        name = address.shown(location)
+        if failures:
+            reporter.note(f"{failures[-1][0]}: {failures[-1][1]}; trying the next address")
         try:
-            return _fetch_one(chain, location, reporter, progress)
+            local = _local_path(location)
+            return _read(chain.config, local, reporter) if local else _download(chain, location, name, reporter)
         except Refused as refused:
-            failures.append(refused)
+            failures.append((str(local) if local else name, refused))
         except MemoryError:
-            failures.append(Refused(address.shown(location), "takes more memory than there is", "free some memory"))
-        if number < len(locations):
-            reporter.note(f"{failures[-1].found}; trying the next address")
-    raise _nothing_left(failures)
+            failures.append((name, Refused("takes more memory than there is", "free some memory")))
+    found = "; ".join(f"{name}: {refused}" for name, refused in failures)
+    advice = {refused.advice for _, refused in failures}
+    kind = SourceUnreachable if any(refused.may_pass for _, refused in failures) else DataError
+    raise kind(f"{found}; {advice.pop() if len(advice) == 1 else ADVICE}")
 
 
 def downloaded(chain: Chain) -> Path:
@@ -72,52 +54,55 @@ def downloaded(chain: Chain) -> Path:
     return chain.workspace.downloads / f"{data.name}-{source_key(data)}.archive"
 
 
-def _fetch_one(chain: Chain, location: str, reporter: Reporter, progress: Progress) -> Fetched:
-    data = chain.config.data
-    name = address.shown(location)
-    local = _local_path(location)
-    if local is not None:
-        return _read(chain.config, local, str(local), progress, 0.0)
+def _download(chain: Chain, location: str, name: str, reporter: Reporter) -> Fetched:
     target = downloaded(chain)
     if target.exists():  # a killed run downloaded it, but did not get to unpack it
         try:
-            return _read_download(chain.config, target, name, progress)
+            return _read_download(chain.config, target, reporter)
         except Refused as refused:
-            reporter.note(f"{refused.found}; downloading it again")
+            reporter.note(f"{name}: {refused}; downloading it again")
     reporter.note(f"downloading {name}")
-    download.download(location, name, target, data.sha256, progress.part(0.0, 0.7), reporter.note)
-    return _read_download(chain.config, target, name, progress)
+    download.download(
+        location,
+        target,
+        chain.config.data.sha256,
+        lambda fraction, message: reporter.progress(0.7 * fraction, f"{message} from {name}"),
+        lambda message: reporter.note(f"{name}: {message}"),
+    )
+    return _read_download(chain.config, target, reporter)
 
 
-def _read_download(config: Config, target: Path, name: str, progress: Progress) -> Fetched:
+def _read_download(config: Config, target: Path, reporter: Reporter) -> Fetched:
     try:
-        return _read(config, target, name, progress, 0.7)
+        return _read(config, target, reporter, start=0.7)
     except (Refused, MemoryError):
         download.set_aside(target, target)
         raise
 
 
-def _read(config: Config, path: Path, name: str, progress: Progress, start: float) -> Fetched:
+def _read(config: Config, path: Path, reporter: Reporter, start: float = 0.0) -> Fetched:
     expected = config.data.sha256
-    with _collector(config, name) as collector:
-        found = archive.read(path, name, collector, progress.part(start, 0.9))
+    with _collector(config) as collector:
+        found = archive.read(
+            path, collector, lambda fraction, message: reporter.progress(start + (0.9 - start) * fraction, message)
+        )
         if expected and found is None:
-            raise Refused(name, "is a folder, but data.sha256 is the checksum of an archive", "remove data.sha256")
+            raise Refused("is a folder, but data.sha256 is the checksum of an archive", "remove data.sha256")
         if expected and found != expected.lower():
-            raise Refused(name, f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
-        return Fetched(collector.finish(), found)
+            raise Refused(f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
+        return collector.finish(), found
 
 
-def _drawn(collector: Collector) -> Content:
-    for name, content in sample.members().items():
-        if collector.wants(name, len(content)):
-            collector.add(name, content)
-    return collector.finish()
+def _drawn(config: Config) -> Content:
+    with _collector(config) as collector:
+        for name, content in sample.members().items():
+            if collector.wants(name, len(content)):
+                collector.add(name, content)
+        return collector.finish()
 
 
-def _collector(config: Config, name: str) -> Collector:
-    strict = config.data.name == "cifar10"
-    return Collector(name, strict, _own_classes(config) or config.architecture.classes)
+def _collector(config: Config) -> Collector:
+    return Collector(config.data.name == "cifar10", _own_classes(config) or config.architecture.classes)
 
 
 def _own_classes(config: Config) -> int:
@@ -135,16 +120,9 @@ def _check_classes(config: Config) -> None:
 
 def _local_path(location: str) -> Path | None:
     """The path that `location` means, or None for an address to download from."""
-    if "://" not in location:
+    scheme, separator, rest = location.partition("://")
+    if not separator:
         return Path(location)
-    scheme, _, rest = location.partition("://")
     if scheme.lower() != "file":
         return None
     return Path(urllib.parse.unquote("/" + re.split(r"[?#]", rest)[0].partition("/")[2]))
-
-
-def _nothing_left(failures: list[Refused]) -> DataError:
-    found = "; ".join(failure.found for failure in failures)
-    advice = failures[0].advice if len({failure.advice for failure in failures}) == 1 else ADVICE
-    kind = SourceUnreachable if any(failure.may_pass for failure in failures) else DataError
-    return kind(f"{found}; {advice}")

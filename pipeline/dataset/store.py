@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.layouts import Batch, Bytes, Content
+from pipeline.dataset.layouts import Bytes, Content
 from pipeline.errors import WorkspaceError
 from pipeline.files import move, remove_debris, sync_directory
 from pipeline.workspace import manifest
@@ -47,25 +47,24 @@ def digest(content: Content) -> str:
     return value.hexdigest()
 
 
-def write(folder: Path, content: Content, half_written: Path, details: Mapping[str, Any]) -> dict[str, Any]:
+def write(folder: Path, content: Content, partial: Path, details: Mapping[str, Any]) -> dict[str, Any]:
     """Write `content` into `folder` and return its manifest.
 
-    The arrays come into being in `half_written` and move over when they are safely on disk; a kill at any moment
+    The arrays are written into the folder `partial` and move over when they are safely on disk; a kill at any moment
     leaves nothing that counts as a data set. Raises `OSError`.
     """
-    clean(half_written)
-    half_written.mkdir(parents=True)
+    clean(partial)
+    partial.mkdir(parents=True)
     for split, batches in (("train", content.train), ("test", content.test)):
-        images, labels = [batch.images for batch in batches], [batch.labels for batch in batches]
-        _write_array(half_written / f"{split}_images.npy", images, (3, 32, 32))
-        _write_array(half_written / f"{split}_labels.npy", labels, ())
+        _write_array(partial / f"{split}_images.npy", [batch.images for batch in batches], (3, 32, 32))
+        _write_array(partial / f"{split}_labels.npy", [batch.labels for batch in batches], ())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     for name in FILES:
-        move(half_written / name, folder / name)
+        move(partial / name, folder / name)
     written = finish(folder, details)
     sync_directory(folder.parent)
-    clean(half_written)
+    clean(partial)
     return written
 
 
@@ -100,32 +99,15 @@ def load(folder: Path, verify: bool = False) -> Dataset:
     if problems or found is None:
         raise WorkspaceError(f"{folder}: {'; '.join(problems)}; run the dataset stage again")
     details = found["details"]
-    counts = {split: int(details[f"{split}_images"]) for split in ("train", "test")}
-    arrays = {name: _open(folder / name) for name in FILES}
-    for split, count in counts.items():
-        for kind, shape in (("images", (count, 3, 32, 32)), ("labels", (count,))):
-            array = arrays[f"{split}_{kind}.npy"]
-            if array.shape != shape or array.dtype != np.uint8:
-                found_here = f"{array.dtype} {array.shape}, expected uint8 {shape}"
-                raise WorkspaceError(f"{folder / f'{split}_{kind}.npy'}: {found_here}; run the dataset stage again")
-    train_images, train_labels, test_images, test_labels = (arrays[name] for name in FILES)
-    return Dataset(train_images, train_labels, test_images, test_labels, list(details["classes"]), found)
+    train, test = (int(details[f"{split}_images"]) for split in ("train", "test"))
+    shapes = ((train, 3, 32, 32), (train,), (test, 3, 32, 32), (test,))
+    a, b, c, d = (_open(folder / name, shape) for name, shape in zip(FILES, shapes, strict=True))
+    return Dataset(a, b, c, d, list(details["classes"]), found)
 
 
-def per_class(batches: Sequence[Batch], classes: int) -> list[int]:
-    """How many images there are of each class."""
-    counts = sum(np.bincount(batch.labels, minlength=classes) for batch in batches)
-    return np.asarray(counts).tolist()
-
-
-def images(batches: Sequence[Batch]) -> int:
-    """How many images there are."""
-    return sum(len(batch.labels) for batch in batches)
-
-
-def clean(half_written: Path) -> None:
+def clean(partial: Path) -> None:
     """Remove what a killed writer left."""
-    shutil.rmtree(half_written, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> None:
@@ -142,8 +124,12 @@ def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> 
         raise
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, shape: tuple[int, ...]) -> Any:
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a flipped bit in its header can surface as almost anything
         raise WorkspaceError(f"{path}: cannot be read ({error}); run the dataset stage again") from None
+    if array.shape != shape or array.dtype != np.uint8:
+        found = f"{array.dtype} {array.shape}, expected uint8 {shape}"
+        raise WorkspaceError(f"{path}: {found}; run the dataset stage again")
+    return array

@@ -78,7 +78,7 @@ def pickled(sandbox: Path) -> Callable[[bytes], None]:
     from pipeline.dataset.layouts import Collector
 
     def read(content: bytes) -> None:
-        with Collector("in", False, 10) as collector:
+        with Collector(False, 10) as collector:
             for name in ("data_batch_1", "test_batch", "batches.meta"):
                 if collector.wants(name, len(content)):
                     collector.add(name, content)
@@ -230,7 +230,7 @@ def http(sandbox: Path) -> Callable[[bytes], None]:
 
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mini.tar.gz"
-        download.download(url, url, sandbox / "downloads" / "in", None, lambda fraction, message: plain(message), plain)
+        download.download(url, sandbox / "downloads" / "in", None, lambda fraction, message: plain(message), plain)
 
     return read
 

@@ -161,7 +161,7 @@ def test_the_official_checksum_makes_it_the_official_archive(chain, archive, rep
     path = archive(tar_gz(mini_files()))
     made = chain(path)
     assert dataset.prepare(made, reporter)["details"]["official"] is False
-    monkeypatch.setattr(dataset.source, "OFFICIAL_SHA256", sha256_file(path))
+    monkeypatch.setattr(dataset, "OFFICIAL_SHA256", sha256_file(path))
     assert dataset.prepare(made, reporter)["details"]["label"] == "CIFAR-10, the official archive"
     assert made.source_record()["official"] is True
 
@@ -210,10 +210,7 @@ def test_a_kill_while_writing_leaves_nothing_that_counts_and_the_next_try_cleans
     script = f"""
         import os, signal, sys
         from small_cifar import Recorder
-        from pipeline import config
-from pipeline import dataset
-from pipeline import files
-from pipeline.workspace import manifest
+        from pipeline import config, dataset
         from pipeline.workspace.freshness import Chain
         from pipeline.workspace import Workspace
         from pathlib import Path

@@ -1,0 +1,29 @@
+"""Why a source of a data set cannot be used, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.errors import DataError
+
+ADVICE = (
+    "get a good copy (an archive or an unpacked folder) and name it in data.source or, for cifar10, in CIFAR10_SOURCE, "
+    "or add an address to data.mirrors"
+)
+
+#: Takes a fraction (0..1) and a line about what is being done.
+Tell = Callable[[float, str], None]
+
+
+class Refused(DataError):
+    """One source that cannot be used; `source.fetch` adds which one it is and tries the next."""
+
+    def __init__(self, found: str, advice: str = ADVICE, may_pass: bool = False) -> None:
+        super().__init__(found)
+        self.advice, self.may_pass = advice, may_pass
+
+
+def shown(name: str) -> str:
+    """A name out of an archive as it may be printed: ASCII, in one line, at most 80 characters."""
+    text = ascii(name)[1:-1]
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,6 +1,7 @@
-"""What the benchmarks share: describing the machine, running the real command, printing a table, writing JSON.
+"""What the benchmarks share: the machine, configurations, running the real command, tables, results as JSON.
 
-Every benchmark prints one table and writes `benchmarks/results/<name>.json`. Run them on a quiet machine.
+Every benchmark prints one table and writes `benchmarks/results/<name>.json`. Run them on a machine with nothing else to
+do. README.md has the figures.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from pipeline.process import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-sys.path.insert(0, str(ROOT))
+
+#: The part of a configuration that needs no archive: 5,000 drawn shapes.
+SAMPLE = {"name": "sample", "source": "bundled"}
 
 
 def machine() -> dict[str, Any]:
@@ -40,20 +43,33 @@ def machine() -> dict[str, Any]:
     }
 
 
-def luigi(*arguments: str, environment: dict[str, str] | None = None, check: bool = True) -> tuple[float, int, str]:
-    """Run the `luigi` command; gives seconds, exit status and output. Ends this program when it fails and `check`."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+def write_config(path: Path, value: dict[str, Any]) -> Path:
+    """Write a configuration (JSON is YAML)."""
+    path.write_text(json.dumps(value))
+    return path
+
+
+def timed(
+    command: Sequence[str | Path], environment: dict[str, str] | None = None, folder: Path | None = None
+) -> float:
+    """Run a command and return its seconds. Ends this program when the command fails."""
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "luigi", "--module", "tasks", *arguments, "--local-scheduler"],
-        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
-        capture_output=True,
-        text=True,
+        command, env={**os.environ, **(environment or {})}, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     seconds = time.monotonic() - started
-    if check and done.returncode:
-        sys.exit(f"luigi {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return seconds, done.returncode, done.stdout + done.stderr
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:].decode()}")
+    return seconds
+
+
+def luigi_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "luigi", "--module", "tasks", *arguments, "--local-scheduler"]
+
+
+def luigi(*arguments: str, environment: dict[str, str] | None = None) -> float:
+    """Run the `luigi` command and return its seconds. Ends this program when it fails."""
+    return timed(luigi_command(*arguments), environment)
 
 
 def read_manifest(workspace: Path, stage: str) -> dict[str, Any]:
@@ -64,6 +80,11 @@ def read_manifest(workspace: Path, stage: str) -> dict[str, Any]:
 
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """From the least to the most."""
+    return f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -78,7 +99,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def finish(name: str, value: dict[str, Any]) -> None:
-    """Write the results with the machine they belong to, and say where."""
+    """Write the results with the machine that they belong to, and print where."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     about = machine()

@@ -1,9 +1,9 @@
-"""What other busy processes cost a training, when they come and when they are gone again.
+"""The cost of other busy processes to a training, while they run and after they end.
 
-One training (the quickstart's network and data) goes on while busy processes start and end beside it; `fair` is the
-speed on an idle machine times the share of the cores that as many plain busy processes get there as the training has
-threads. `adapted` is the plugin as it is, `long` spins as OpenMP does by itself. Wanted: adapted, at least 98 % of
-`long` when idle and at least half of the fair share when not. The machine must have nothing else to do.
+One training (the quickstart's network and data) runs while busy processes start and end beside it. `spinning` waits as
+OpenMP does by default, `adapted` as this plugin does. The fair share is the idle speed times the share of the cores
+that as many plain processes get as the training has threads. Goal: adapted reaches 98 % of spinning on an idle machine
+and half of the fair share beside the busy processes. The machine must have nothing else to do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import bench
 import msgspec
 
 from pipeline import config
@@ -33,28 +34,28 @@ from pipeline.workspace.freshness import Chain
 BUSY = "while True: pass"
 PHASES = ("idle", "busy", "idle again")
 
-#: One round more than libgomp's default: the user has chosen, so nothing is adapted.
-LONG = {"GOMP_SPINCOUNT": str(spinning.LONG + 1)}
+#: One more than libgomp's default: a choice of the user, so the plugin adapts nothing.
+SPINNING = {"GOMP_SPINCOUNT": str(spinning.LONG + 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--busy", type=int, default=2 * usable_cores(), help="how many busy processes")
-    parser.add_argument("--seconds", type=float, default=20, help="how long each of the three phases takes")
+    parser.add_argument("--busy", type=int, default=2 * usable_cores(), help="number of busy processes")
+    parser.add_argument("--seconds", type=float, default=20, help="length of each of the three phases")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    rows: dict[str, list[list[float]]] = {"long": [], "adapted": []}
+    measured: dict[str, list[list[float]]] = {"spinning": [], "adapted": []}
     shares = [fair_share(options.busy, options.seconds / 4) for _ in range(options.rounds)]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         chain = prepared(Path(name))
         for _ in range(options.rounds):
-            for how, environment in (("long", LONG), ("adapted", {})):
-                rows[how].append(speeds(chain, options.busy, options.seconds, environment))
-    report(rows, statistics.median(shares), options.busy)
+            for mode, environment in (("spinning", SPINNING), ("adapted", {})):
+                measured[mode].append(speeds(chain, options.busy, options.seconds, environment))
+    report(measured, bench.median(shares), options.busy)
 
 
 def prepared(folder: Path) -> Chain:
-    """The quickstart with its data set made, and more epochs than there will be time for."""
+    """The quickstart with its data set, and more epochs than there is time for."""
     quickstart = config.load("config/quickstart.yaml")
     training = msgspec.structs.replace(quickstart.training, epochs=10_000)
     chain = Chain(Workspace(folder / "artifacts"), msgspec.structs.replace(quickstart, training=training))
@@ -63,7 +64,7 @@ def prepared(folder: Path) -> Chain:
 
 
 def speeds(chain: Chain, busy: int, seconds: float, environment: dict[str, str]) -> list[float]:
-    """Images a second in each phase, the first quarter of which is for getting used to it."""
+    """Images per second in each phase, without its first quarter."""
     seen: list[tuple[float, int]] = []
 
     def on_event(event: dict[str, Any]) -> None:
@@ -71,7 +72,7 @@ def speeds(chain: Chain, busy: int, seconds: float, environment: dict[str, str])
             seen.append((time.monotonic(), event["step"] * chain.config.training.batch_size))
 
     found: list[float] = []
-    with contextlib.ExitStack() as others, changed(environment):
+    with contextlib.ExitStack() as others, mock.patch.dict(os.environ, environment):
 
         def commands() -> list[str]:
             if len(found) == len(PHASES):
@@ -94,19 +95,8 @@ def speeds(chain: Chain, busy: int, seconds: float, environment: dict[str, str])
 
 
 @contextlib.contextmanager
-def changed(environment: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
 def beside(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """So many busy processes, in a session of their own as another user's are."""
+    """`count` busy processes, in a session of their own as those of another user are."""
     command = ["sh", "-c", '"$@" & ' * (count - 1) + 'exec "$@"', "sh", sys.executable, "-c", BUSY]
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -134,16 +124,17 @@ def _cpu_seconds(session: int) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def report(rows: dict[str, list[list[float]]], share: float, busy: int) -> None:
-    medians = {how: [statistics.median(values) for values in zip(*rounds, strict=True)] for how, rounds in rows.items()}
-    print(f"images/s, median of {len(rows['long'])}, {busy} busy processes, {usable_cores()} threads")
-    for how, values in medians.items():
-        print(f"{how:>8}: " + ", ".join(f"{name} {value:,.0f}" for name, value in zip(PHASES, values, strict=True)))
-    fair = medians["long"][0] * share
-    print(f"fair share when busy: {share:.0%}, {fair:,.0f} images/s")
-    adapted, long = medians["adapted"], medians["long"]
-    print(f"adapted: idle {adapted[0] / long[0]:.1%} of long, idle again {adapted[2] / long[0]:.1%}, ", end="")
-    print(f"busy {adapted[1] / fair:.0%} of the fair share (long: {long[1] / fair:.0%})")
+def report(measured: dict[str, list[list[float]]], share: float, busy: int) -> None:
+    fair = bench.median([values[0] for values in measured["spinning"]]) * share
+    rows = []
+    for mode, rounds in measured.items():
+        idle, loaded, again = (bench.median(values) for values in zip(*rounds, strict=True))
+        rows.append((mode, f"{idle:,.0f}", f"{loaded:,.0f} ({loaded / fair:.0%} of fair)", f"{again:,.0f}"))
+    title = (
+        f"images/s, {busy} busy processes, median of {len(measured['spinning'])}; fair share: {fair:,.0f} ({share:.0%})"
+    )
+    bench.table(title, ("OpenMP threads", *PHASES), rows)
+    bench.finish("busy", {"images_per_second": measured, "busy": busy, "fair_share": share})
 
 
 if __name__ == "__main__":

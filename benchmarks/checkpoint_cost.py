@@ -1,9 +1,8 @@
-"""What checkpoints cost: full-width VGG-11 (`config/vgg11.yaml`) in the real training process.
+"""The cost of checkpoints: full-width VGG-11 (`config/vgg11.yaml`) in the real training process.
 
-Trains with a checkpoint every `--every` seconds and without any, in turns; the difference of the medians by the number
-of checkpoints in a training is what one costs, and that by 60 is the share at the default `checkpoint_seconds`. Then
-ends a training and takes the time from the restart to its first new step. Needs a quiet machine: about ten minutes on
-two cores.
+Trains with a checkpoint every `--every` seconds and without any, in turns: the difference of the medians, divided by
+the number of checkpoints, is the cost of one; divided by 60, its share at the default `checkpoint_seconds`. Then kills
+a training and measures the time from restart to its first new step. Takes about ten minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ NEVER = 1e9
 
 @dataclasses.dataclass
 class Watch:
-    """Looks at the checkpoint folder while a training runs: when each file was begun and when it had its name."""
+    """Watches the checkpoint folder during a training: when each file is begun and when it gets its final name."""
 
     folder: Path
     begun: float | None = None
@@ -58,7 +57,7 @@ class Watch:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="config/vgg11.yaml")
-    parser.add_argument("--data", default="bundled", help="archive with the real images; the sample is drawn by code")
+    parser.add_argument("--data", default="bundled", help="archive of CIFAR-10; default: the bundled sample")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two checkpoints while measuring")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=6)
@@ -69,7 +68,7 @@ def main() -> None:
         parent.run_stage("dataset", chain, log=folder / "dataset.log")
         without, with_, watches = [], [], []
         for number in range(options.rounds):
-            # The machine's own drift must not count for one of the two: each goes first in every other round.
+            # Each goes first in every other round, so that a machine that slows down favours neither.
             for every in (NEVER, options.every)[:: -1 if number % 2 else 1]:
                 chain = chain_of(options, folder, f"round{number}-{every:g}", every)
                 watch = Watch(chain.run().checkpoints)
@@ -89,13 +88,16 @@ def main() -> None:
         ("parameters", f"{model.count_parameters(chain.config.architecture):,}"),
         ("one checkpoint on disk", human_size(size)),
         ("at most on disk (two, and one being written)", human_size(3 * size)),
-        ("time to write one, beside the training", f"{bench.median(writing):.2f} s (median of {len(writing)})"),
-        ("training time that one costs", f"{each:.2f} s ({count} of them)"),
-        ("trainings without and with them", f"{spread(without)} and {spread(with_)}"),
+        ("time to write one, during training", f"{bench.median(writing):.2f} s (median of {len(writing)})"),
+        ("cost of one in training time", f"{each:.2f} s ({count} of them)"),
+        (
+            "trainings without and with them",
+            " and ".join(f"{bench.median(s):.1f} s ({bench.spread(s, 1)})" for s in (without, with_)),
+        ),
         ("share of training time at checkpoint_seconds: 60", f"{each / 60:.2%}"),
         ("from restart to the first new step", f"{bench.median(restart):.1f} s (median of {len(restart)})"),
     ]
-    bench.table(f"checkpoints of {chain.config.architecture.name}, data: {options.data}", ("what", "value"), rows)
+    bench.table(f"checkpoints of {chain.config.architecture.name}, data: {options.data}", ("what", "measured"), rows)
     value = {
         "rows": dict(rows),
         "seconds_without": without,
@@ -111,12 +113,8 @@ def main() -> None:
     bench.finish("checkpoint_cost", value)
 
 
-def spread(seconds: list[float]) -> str:
-    return f"{bench.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f})"
-
-
 def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: float) -> Chain:
-    """The configuration with this data, as a generation of its own so that each training starts anew."""
+    """The configuration with this data, as a generation of its own so that each training starts from scratch."""
     value: dict[str, Any] = config.to_dict(config.load(options.config))
     name = "sample" if options.data == "bundled" else "cifar10"
     source = options.data if options.data == "bundled" else str(Path(options.data).absolute())
@@ -126,7 +124,7 @@ def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: 
 
 
 def train(chain: Chain, folder: Path, watch: Watch) -> float:
-    """Train to the end; gives the seconds of all epochs (without start, validation and publishing)."""
+    """Train to the end; returns the seconds of all epochs (without start, validation and publishing)."""
     thread = threading.Thread(target=watch.run)
     thread.start()
     try:
@@ -138,17 +136,17 @@ def train(chain: Chain, folder: Path, watch: Watch) -> float:
 
 
 class _Enough(Exception):
-    """Raised in the middle of a training: its process then ends as when its parent dies."""
+    """Raised during a training: its process then ends as if its parent had died."""
 
 
 def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> float:
-    """End a training after its first checkpoint, start it again; seconds until its first step is done."""
+    """Kill a training after its first checkpoint and start it again; returns the seconds to its first new step."""
     chain = chain_of(options, folder, f"restart{number}", 1.0)
     run = chain.run()
     assert run is not None
 
     def until(enough: Callable[[], object]) -> float:
-        """Seconds from the start of the process to the first progress at which `enough` says so."""
+        """Seconds from the start of the process to the first progress event for which `enough` is true."""
         started = time.monotonic()
         moment = 0.0
 
@@ -164,7 +162,7 @@ def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> f
         return moment - started
 
     until(lambda: list(run.checkpoints.glob("step-*.npz")))
-    seconds = until(lambda: True)  # a training tells its progress after its first step
+    seconds = until(lambda: True)  # the first progress event comes after the first step
     assert "resumed from" in (folder / f"restart{number}.log").read_text()
     return seconds
 

@@ -1,8 +1,8 @@
-"""Eight trainings on three Slurm nodes under one luigid, with six kills: workers, jobs and nodes, two of each.
+"""Eight trainings on three Slurm nodes under one luigid, with six kills: two workers, two jobs, two nodes.
 
-Three `luigi` commands share one `Compare`; whichever ends without a finished page is started again, as cron would.
-Shown: every run finished once, the weights those of undisturbed trainings, one page, no job left. SLURM_CONF must
-name a Slurm of three nodes on this machine, which this ends parts of.
+Three `luigi` commands share one `Compare`; a command that ends without a finished page is started again, as cron would.
+Expected: every run finishes once, with the weights of an undisturbed training, one page, no job left. SLURM_CONF must
+name a Slurm of three nodes on this machine; this program kills parts of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from luigi_runs import central_scheduler, clean_environment, luigi_command  # no
 SRUN = ["srun", "--job-name=vgg", "--ntasks=1", "--cpus-per-task=1", "--exclusive"]
 KILLS = ("worker", "job", "node")
 
-#: Seconds that one kill may wait for a training to be under way; a dead node alone takes about two minutes.
+#: Seconds to wait for a training to kill; a dead node alone takes about two minutes to be noticed.
 LIMIT = 600
 
 
@@ -52,23 +52,23 @@ def main() -> None:
         undisturbed = train_here(folder, options)
         with central_scheduler(folder) as port:
             started = time.monotonic()
-            team = [Worker(folder, port, number) for number in range(3)]
+            workers = [Worker(folder, port, number) for number in range(3)]
             try:
-                kills = make_trouble(team, slurm, options.kills)
-                for worker in team:
+                kills = kill_at_random(workers, slurm, options.kills)
+                for worker in workers:
                     worker.join()
             finally:
-                for worker in team:
+                for worker in workers:
                     worker.end()
             seconds = time.monotonic() - started
-        report(folder, undisturbed, kills, team, slurm, seconds, options)
+        report(folder, undisturbed, kills, workers, slurm, seconds, options)
 
 
 def write_configs(folder: Path, options: argparse.Namespace, launcher: list[str]) -> None:
     folder.mkdir()
     for number in range(options.runs):
         value = {
-            "data": {"name": "sample", "source": "bundled"},
+            "data": bench.SAMPLE,
             "architecture": {
                 "name": f"w{number}",
                 "conv_arch": [[1, 8 + number], [1, 16], [1, 16]],
@@ -79,11 +79,11 @@ def write_configs(folder: Path, options: argparse.Namespace, launcher: list[str]
             "device": "cpu",
             "launcher": launcher,
         }
-        (folder / f"w{number}.yaml").write_text(json.dumps(value))  # JSON is YAML
+        bench.write_config(folder / f"w{number}.yaml", value)
 
 
 def train_here(folder: Path, options: argparse.Namespace) -> dict[str, str]:
-    """Train every run without launcher and trouble; gives the SHA-256 of the weights of each."""
+    """Train every run undisturbed and without a launcher; returns the SHA-256 of the weights of each."""
     write_configs(folder / "plain", options, [])
     write_configs(folder / "configs", options, SRUN)
     about = ("--configs", str(folder / "plain" / "*.yaml"), "--workspace", str(folder / "undisturbed"))
@@ -92,7 +92,7 @@ def train_here(folder: Path, options: argparse.Namespace) -> dict[str, str]:
 
 
 def digests(workspace: Path) -> dict[str, str]:
-    """Run -> SHA-256 of its weights, as its manifest has it."""
+    """Run -> SHA-256 of its weights, from its manifest."""
     found = {}
     for path in workspace.glob("runs/*/*/train/manifest.json"):
         found[path.parts[-3]] = read_json(path)["files"]["model.params"]["sha256"]  # type: ignore[index]
@@ -100,7 +100,7 @@ def digests(workspace: Path) -> dict[str, str]:
 
 
 class Worker(threading.Thread):
-    """One `luigi` command on the comparison, started again until it says that all is done."""
+    """One `luigi` command on the comparison, started again until it succeeds."""
 
     def __init__(self, folder: Path, port: int, number: int) -> None:
         super().__init__(daemon=True)
@@ -114,7 +114,7 @@ class Worker(threading.Thread):
     def run(self) -> None:
         command = [*luigi_command(), "--module", "tasks", "Compare", "--configs", str(self.folder / "configs/*.yaml")]
         command += ["--workspace", str(self.folder / "artifacts"), "--scheduler-port", str(self.port)]
-        # Without keep-alive: what failed is taken up by the next command, not after luigid's retry-delay (15 minutes).
+        # Without keep-alive: the next command retries what failed, not luigid after its retry-delay (15 minutes).
         command += ["--scheduler-host", "127.0.0.1"]
         while not self.ended and (not self.codes or self.codes[-1] != 0):
             with open(self.output, "wb") as file:
@@ -125,7 +125,7 @@ class Worker(threading.Thread):
             time.sleep(2)
 
     def end(self) -> None:
-        """Leave no command behind when this program is stopped. A command that was told to end checkpoints first."""
+        """Stop the command, which writes a checkpoint first."""
         self.ended = True
         while self.is_alive():
             if self.process and self.process.poll() is None:
@@ -133,7 +133,7 @@ class Worker(threading.Thread):
             self.join(1)
 
     def training(self) -> tuple[str, str] | None:
-        """Node and job of the training that this worker has under way, past its second epoch."""
+        """Node and job of this worker's current training, past its second epoch."""
         text = self.output.read_text(errors="replace") if self.output.exists() else ""
         starts = list(re.finditer(r"started on (\w+) \(Slurm job (\d+)\)", text))
         if not starts or not re.search(r"epoch [23]/", text[starts[-1].end() :]):
@@ -141,18 +141,18 @@ class Worker(threading.Thread):
         return starts[-1][1], starts[-1][2]
 
 
-def make_trouble(team: list[Worker], slurm: Any, count: int) -> list[str]:
-    """Kill so many times, each in the middle of a training that was not killed before; gives what was done."""
+def kill_at_random(workers: list[Worker], slurm: Any, count: int) -> list[str]:
+    """Kill `count` times, each in the middle of a training not killed before; returns what was killed."""
     done, seen, chance = [], set(), random.Random(0)
     for number in range(count):
         deadline = time.monotonic() + LIMIT
         while True:
             running = {line.split()[0] for line in slurm.squeue() if line.endswith("RUNNING")}
-            found = [(worker, worker.training()) for worker in team]
+            found = [(worker, worker.training()) for worker in workers]
             ready = [(w, t) for w, t in found if t and t[1] in running and t[1] not in seen and w.process]
             if ready:
                 break
-            if time.monotonic() > deadline or not any(worker.is_alive() for worker in team):
+            if time.monotonic() > deadline or not any(worker.is_alive() for worker in workers):
                 return done
             time.sleep(0.2)
         worker, about = chance.choice(ready)
@@ -178,7 +178,7 @@ def report(
     folder: Path,
     undisturbed: dict[str, str],
     kills: list[str],
-    team: list[Worker],
+    workers: list[Worker],
     slurm: Any,
     seconds: float,
     options: argparse.Namespace,
@@ -196,11 +196,11 @@ def report(
         "runs finished": f"{len(trained)} of {options.runs}",
         "finished more than once": sum(number > 1 for number in finished.values()),
         "weights identical to undisturbed": f"{identical} of {options.runs}",
-        "trainings that went on from a checkpoint": sum(one["resumed"] > 0 for one in details),
-        "said to be exact": sum(one["exact"] for one in details),
+        "trainings resumed from a checkpoint": sum(one["resumed"] > 0 for one in details),
+        "reported as bit-reproducible": sum(one["exact"] for one in details),
         "pages": len(pages),
         "jobs left": len(slurm.squeue()),
-        "luigi commands, by exit status": dict(Counter(code for worker in team for code in worker.codes)),
+        "luigi commands, by exit status": dict(Counter(code for worker in workers for code in worker.codes)),
         "seconds": f"{seconds:.0f}",
     }
     bench.table(f"{options.runs} trainings, 3 nodes, 3 workers", ("what", "found"), list(facts.items()))

@@ -1,8 +1,8 @@
-"""The fault table: what an operator's machine can do to a run, done to the real `luigi` command on a tiny network.
+"""Faults: everything that can happen to a run on a real machine, done to the real `luigi` command on a tiny network.
 
-First `--tries` kills (kill -9 of the command alone or of all its processes) at random moments over all stages, then
-each other fault. After each, the command runs again to the end, and the weights are compared with those of a run that
-nobody disturbed, by SHA-256. The machine need not be quiet. 50 kills take about seven minutes on two cores.
+First `--tries` kills (kill -9 of the command alone or of all its processes) at random moments in all stages, then each
+other fault. After each, the same command runs to the end, and its weights are compared with those of an undisturbed
+run by SHA-256. The machine may be busy. 50 kills take about seven minutes on two cores.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STAGES = ("dataset", "train", "evaluate", "export", "report")
 FULL = "the disk is full: free some space and run the same command again"
 
 
-class CannotHere(Exception):
+class NotPossible(Exception):
     """This machine does not allow the fault (mounting needs root)."""
 
 
@@ -63,8 +63,8 @@ class Row:
 
 
 @dataclass
-class Ground:
-    """Where the faults happen: a data set, a finished chain to copy, and what the weights must be."""
+class Baseline:
+    """What each fault starts from: a data set, a finished chain to copy, and the digest that the weights must have."""
 
     folder: Path
     archive: Path
@@ -89,7 +89,7 @@ class Ground:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=50, help="kills at random moments")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--only", default="", help="only the faults whose name contains this")
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it behind")
     parser.add_argument("--no-results", action="store_true", help="only print the table")
@@ -97,9 +97,9 @@ def main() -> int:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
-        ground = prepare(folder)
-        rows = [kills(ground, options.tries, random.Random(options.seed))] if options.only in KILLS else []
-        rows += [suffer(ground, fault, name) for name, fault in FAULTS.items() if options.only in name]
+        baseline = prepare(folder)
+        rows = [kills(baseline, options.tries, random.Random(options.seed))] if options.only in KILLS else []
+        rows += [run_fault(baseline, fault, name) for name, fault in FAULTS.items() if options.only in name]
     shown = [
         (row.fault, row.tries, f"{row.survived} of {row.tries}", row.bytes_lost, f"{row.identical} of {row.tries}")
         for row in rows
@@ -114,14 +114,14 @@ def main() -> int:
     return int(any(row.survived < row.tries or row.identical < row.tries or row.bytes_lost for row in rows))
 
 
-def prepare(folder: Path) -> Ground:
-    """Make the data set's archive and the undisturbed chain."""
+def prepare(folder: Path) -> Baseline:
+    """Write the archive and run the undisturbed chain."""
     folder.mkdir(parents=True, exist_ok=True)
     archive = write_archive(folder / "mini.tar.gz")
     chain = Place(folder / "undisturbed", archive)
     chain.run("Report").check(0)
     seconds = {event["stage"]: event["seconds"] for event in chain.events() if event["event"] == "finished"}
-    return Ground(folder, archive, chain, chain.digest(), seconds)
+    return Baseline(folder, archive, chain, chain.digest(), seconds)
 
 
 # --- kills at random moments --------------------------------------------------------------------------------------
@@ -129,16 +129,16 @@ def prepare(folder: Path) -> Ground:
 KILLS = "kill -9 at random moments of all stages"
 
 
-def kills(ground: Ground, tries: int, chance: random.Random) -> Row:
-    """Kill, look at what is left, run again; after a few kills let it finish and compare."""
+def kills(baseline: Baseline, tries: int, chance: random.Random) -> Row:
+    """Kill, look at what is left, run again; after a few kills let it finish and compare the weights."""
     row, by_stage = Row(KILLS), Counter[str]()
     while row.tries < tries:
-        place, here = ground.fresh(), 0
+        place, here = baseline.fresh(), 0
         while row.tries < tries and here < len(STAGES) + 1:
-            # Of the stages that are left here the one that was hit least so far.
-            stage = min(STAGES[STAGES.index(now_at(place)) :], key=lambda name: by_stage[name])
+            # Of the stages left here, the one that was hit least so far.
+            stage = min(STAGES[STAGES.index(first_unfinished(place)) :], key=lambda name: by_stage[name])
             before = finished_files(place)
-            killed_in = kill_in(place, stage, ground.seconds[stage] * chance.random(), chance.random() < 0.5)
+            killed_in = kill_in(place, stage, baseline.seconds[stage] * chance.random(), chance.random() < 0.5)
             row.bytes_lost += lost(before)
             if killed_in is None:
                 break
@@ -148,7 +148,7 @@ def kills(ground: Ground, tries: int, chance: random.Random) -> Row:
         command = place.run("Report")
         good = command.code == 0 and place.run("Verify").code == 0
         row.survived += here if good else 0
-        row.identical += here if good and place.digest() == ground.digest else 0
+        row.identical += here if good and place.digest() == baseline.digest else 0
         if not good:
             row.notes.append(f"{place.folder.name}: {command.output[-400:]}")
         shutil.rmtree(place.folder)
@@ -157,14 +157,14 @@ def kills(ground: Ground, tries: int, chance: random.Random) -> Row:
     return row
 
 
-def now_at(place: Place) -> str:
+def first_unfinished(place: Place) -> str:
     """The first stage that is not finished."""
     done = [stage for stage in STAGES if (place.stage(stage) / "manifest.json").exists()]
     return next((stage for stage in STAGES if stage not in done), STAGES[-1])
 
 
 def kill_in(place: Place, stage: str, delay: float, everything: bool) -> str | None:
-    """Start the command, kill it `delay` seconds after `stage` began; gives the stage it was in, None at the end."""
+    """Start the command, kill it `delay` seconds after `stage` began; returns the stage it hit, None if none."""
     before = place.started(stage)
     command = place.start("Report")
     while command.code is None and place.started(stage) == before:
@@ -186,7 +186,7 @@ def pull_the_plug(command: Command) -> None:
 
 
 def finished_files(place: Place) -> dict[Path, tuple[int, str]]:
-    """Size and SHA-256 of every file that a finished stage has recorded; what was set aside was damaged on purpose."""
+    """Size and SHA-256 of every file that a finished stage has recorded, except in the trash: damaged on purpose."""
     found = {}
     for path in place.workspace.glob("**/manifest.json"):
         if place.workspace / "trash" in path.parents:
@@ -198,7 +198,7 @@ def finished_files(place: Place) -> dict[Path, tuple[int, str]]:
 
 
 def lost(before: dict[Path, tuple[int, str]]) -> int:
-    """Bytes of files that were finished (`finished_files`) and are not there as they were."""
+    """Bytes of finished files (`finished_files`) that are gone or changed."""
     gone = 0
     for path, (size, digest) in before.items():
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -209,15 +209,15 @@ def lost(before: dict[Path, tuple[int, str]]) -> int:
 # --- the other faults ---------------------------------------------------------------------------------------------
 
 
-def suffer(ground: Ground, fault: Callable[[Ground], Place], name: str) -> Row:
-    """One fault, once: it asserts what must be said, and gives the place where the weights must be right."""
+def run_fault(baseline: Baseline, fault: Callable[[Baseline], Place], name: str) -> Row:
+    """One fault, once: it asserts what must be printed, and returns the place where the weights must be right."""
     row = Row(name)
     try:
-        place = fault(ground)
+        place = fault(baseline)
         row.tries, row.survived = 1, 1
         row.bytes_lost = lost(finished_files(place))
-        row.identical = int(place.digest() == ground.digest)
-    except CannotHere as reason:
+        row.identical = int(place.digest() == baseline.digest)
+    except NotPossible as reason:
         row.notes.append(f"not tried: {reason}")
     except AssertionError as error:
         row.tries = 1
@@ -234,9 +234,9 @@ def training(place: Place, *arguments: str) -> Command:
     return command
 
 
-def stopped(number: int, code: int) -> Callable[[Ground], Place]:
-    def fault(ground: Ground) -> Place:
-        place = ground.fresh("dataset")
+def stopped(number: int, code: int) -> Callable[[Baseline], Place]:
+    def fault(baseline: Baseline) -> Place:
+        place = baseline.fresh("dataset")
         for _ in range(2):
             command = training(place)
             command.send(number)
@@ -248,8 +248,8 @@ def stopped(number: int, code: int) -> Callable[[Ground], Place]:
     return fault
 
 
-def child_killed(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def child_killed(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     command = training(place)
     os.kill(command.child(), signal.SIGKILL)
     command.finish(30)
@@ -257,8 +257,8 @@ def child_killed(ground: Ground) -> Place:
     return place
 
 
-def rerun_while_the_last_process_lives(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def rerun_while_the_last_process_lives(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     command = training(place)
     command.send(signal.SIGKILL)
     command.process.wait()
@@ -266,31 +266,31 @@ def rerun_while_the_last_process_lives(ground: Ground) -> Place:
     return place
 
 
-def two_at_once(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def two_at_once(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     codes = sorted(command.finish() for command in (place.start(), place.start()))
     assert codes == [0, 10], codes
     return place
 
 
-def newest_checkpoint_damaged(ground: Ground) -> Place:
-    place = interrupted(ground)
+def newest_checkpoint_damaged(baseline: Baseline) -> Place:
+    place = interrupted(baseline)
     flip_a_bit_of_the_momentum(place.checkpoints()[-1])
     command = place.run().check(0)
     assert "falling back to the one before" in command.output, command.output
     return place
 
 
-def all_checkpoints_truncated(ground: Ground) -> Place:
-    place = interrupted(ground)
+def all_checkpoints_truncated(baseline: Baseline) -> Place:
+    place = interrupted(baseline)
     for path in place.checkpoints():
         os.truncate(path, 1000)
     place.run().check(0)
     return place
 
 
-def work_folder_deleted(ground: Ground) -> Place:
-    place = interrupted(ground)
+def work_folder_deleted(baseline: Baseline) -> Place:
+    place = interrupted(baseline)
     shutil.rmtree(place.workspace / "work")
     command = training(place)
     shutil.rmtree(place.workspace / "work", ignore_errors=True)
@@ -298,16 +298,16 @@ def work_folder_deleted(ground: Ground) -> Place:
     return place
 
 
-def interrupted(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def interrupted(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     command = training(place)
     command.send(signal.SIGTERM)
     command.finish(143)
     return place
 
 
-def artefacts_removed_or_truncated(ground: Ground) -> Place:
-    place = ground.fresh(*STAGES)
+def artifacts_removed_or_truncated(baseline: Baseline) -> Place:
+    place = baseline.fresh(*STAGES)
     (place.stage("dataset") / "test_images.npy").unlink()
     os.truncate(place.stage("train") / "model.params", 100)
     (place.stage("evaluate") / "metrics.json").unlink()
@@ -318,8 +318,8 @@ def artefacts_removed_or_truncated(ground: Ground) -> Place:
     return place
 
 
-def a_bit_flipped_in_the_weights(ground: Ground) -> Place:
-    place = ground.fresh("dataset", "train")
+def a_bit_flipped_in_the_weights(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset", "train")
     flip_a_bit(place.stage("train") / "model.params")
     place.run("Verify").check(4)
     command = place.run("Report").check(30)
@@ -329,8 +329,8 @@ def a_bit_flipped_in_the_weights(ground: Ground) -> Place:
     return place
 
 
-def a_bit_flipped_in_the_images(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def a_bit_flipped_in_the_images(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     flip_a_bit(place.stage("dataset") / "train_images.npy")
     command = place.run().check(30)
     assert "train_images.npy is damaged" in command.output, command.output
@@ -339,8 +339,8 @@ def a_bit_flipped_in_the_images(ground: Ground) -> Place:
     return place
 
 
-def diverging_loss(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def diverging_loss(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     place.configure(learning_rate=1e30)
     command = place.run("TrainVGG", "--worker-keep-alive", "--scheduler-retry-delay", "0", "--local-scheduler")
     command.check(30)
@@ -351,8 +351,8 @@ def diverging_loss(ground: Ground) -> Place:
     return place
 
 
-def luigid_restarted(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def luigid_restarted(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     patient_client(place)
     with luigid(place) as scheduler:
         command = place.start("Export", scheduler.argument)
@@ -364,8 +364,8 @@ def luigid_restarted(ground: Ground) -> Place:
     return place
 
 
-def rerun_under_luigid(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def rerun_under_luigid(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     with luigid(place) as scheduler:
         command = training(place, scheduler.argument)
         command.send(signal.SIGKILL)
@@ -383,8 +383,8 @@ def luigid(place: Place) -> Iterator[Luigid]:
         scheduler.kill()
 
 
-def clock_set_back(ground: Ground) -> Place:
-    place = ground.fresh("dataset")
+def clock_set_back(baseline: Baseline) -> Place:
+    place = baseline.fresh("dataset")
     jump = shiftable_clock(place)
     command = training(place)
     jump.touch()
@@ -397,11 +397,11 @@ def clock_set_back(ground: Ground) -> Place:
     return place
 
 
-def full_disk(stage: str) -> Callable[[Ground], Place]:
-    def fault(ground: Ground) -> Place:
-        with small_disk(ground.folder / f"disk-{stage}") as disk:
-            done = ground.fresh(*STAGES[: STAGES.index(stage)])
-            place = copy_of(done, ground.folder / f"commands-{stage}", disk / "artifacts")
+def full_disk(stage: str) -> Callable[[Baseline], Place]:
+    def fault(baseline: Baseline) -> Place:
+        with small_disk(baseline.folder / f"disk-{stage}") as disk:
+            done = baseline.fresh(*STAGES[: STAGES.index(stage)])
+            place = copy_of(done, baseline.folder / f"commands-{stage}", disk / "artifacts")
             filler = fill(disk, 0 if stage == "evaluate" else 40_000)  # it writes the least
             task = "Export" if stage == "export" else "Evaluate" if stage == "evaluate" else "Report"
             command = place.run(task).check(30)
@@ -415,10 +415,10 @@ def full_disk(stage: str) -> Callable[[Ground], Place]:
     return fault
 
 
-def read_only(ground: Ground) -> Place:
-    with small_disk(ground.folder / "disk-read-only") as disk:
-        place = ground.fresh("dataset")
-        inside = copy_of(place, ground.folder / "commands-read-only", disk / "artifacts")
+def read_only(baseline: Baseline) -> Place:
+    with small_disk(baseline.folder / "disk-read-only") as disk:
+        place = baseline.fresh("dataset")
+        inside = copy_of(place, baseline.folder / "commands-read-only", disk / "artifacts")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         command = inside.run().check(30)
         assert command.output.count("the file system is read-only") == 1, command.output
@@ -436,14 +436,14 @@ def small_disk(folder: Path) -> Iterator[Path]:
             ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], check=True, capture_output=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise CannotHere(f"a small file system cannot be mounted: {error}") from error
+        raise NotPossible(f"a small file system cannot be mounted: {error}") from error
     try:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-FAULTS: dict[str, Callable[[Ground], Place]] = {
+FAULTS: dict[str, Callable[[Baseline], Place]] = {
     "SIGTERM while training, twice": stopped(signal.SIGTERM, 143),
     "Ctrl-C while training, twice": stopped(signal.SIGINT, 130),
     "kill -9 of the training process": child_killed,
@@ -454,10 +454,10 @@ FAULTS: dict[str, Callable[[Ground], Place]] = {
     "one bit flipped in the newest checkpoint": newest_checkpoint_damaged,
     "all checkpoints truncated": all_checkpoints_truncated,
     "work/ deleted while stopped and while training": work_folder_deleted,
-    "a file of every stage removed or truncated": artefacts_removed_or_truncated,
+    "a file of every stage removed or truncated": artifacts_removed_or_truncated,
     "one bit flipped in model.params": a_bit_flipped_in_the_weights,
     "one bit flipped in the images": a_bit_flipped_in_the_images,
-    "loss becomes NaN, configuration then mended": diverging_loss,
+    "loss becomes NaN, configuration then corrected": diverging_loss,
     "disk full in dataset": full_disk("dataset"),
     "disk full in train": full_disk("train"),
     "disk full in evaluate": full_disk("evaluate"),

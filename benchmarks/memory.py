@@ -1,12 +1,11 @@
 """Peak memory of the whole chain: the resident memory of Luigi and all its processes together, sampled, by stage.
 
-Shared pages count once for each process that has them (RSS), so the true figure is a little lower.
+Shared pages count once for each process that maps them (RSS), so the true figure is a little lower.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,11 +21,10 @@ def main() -> None:
     parser.add_argument("--config", default=str(bench.ROOT / "config" / "vgg11-fast.yaml"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        command = [sys.executable, "-m", "luigi", "--module", "tasks", "Report", "--local-scheduler"]
-        command += ["--config", options.config, "--workspace", str(Path(folder) / "artifacts")]
-        environment = {**os.environ, "PYTHONPATH": str(bench.ROOT)}
+        workspace = str(Path(folder) / "artifacts")
+        command = bench.luigi_command("Report", "--config", options.config, "--workspace", workspace)
         with open(Path(folder) / "log", "wb") as log:
-            peaks = watch(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            peaks = watch(subprocess.Popen(command, stdout=log, stderr=log))
     rows = [(stage, f"{peak / 1e6:,.0f} MB") for stage, peak in peaks.items()]
     rows.append(("whole chain, peak", f"{max(peaks.values()) / 1e6:,.0f} MB"))
     bench.table(Path(options.config).name, ("stage", "peak resident memory"), rows)

@@ -1,4 +1,4 @@
-"""A finished chain of four stages, called again: ours against DVC, Snakemake and gokart.
+"""A finished chain of four stages, called again: this plugin, DVC, Snakemake and gokart.
 
 Each tool gets its own finished pipeline (data -> train -> evaluate -> report, stages that write small files) and is
 called again in turns. `--python` names an environment that has dvc, snakemake and gokart; what it lacks is left out.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import bench
@@ -27,39 +26,35 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        contestants = {"this plugin": ours(folder / "ours")}
+        candidates = {"this plugin": this_plugin(folder / "plugin")}
         tools = Path(options.python).parent
         for tool, prepare in (("dvc", dvc), ("snakemake", snakemake), ("gokart", gokart)):
             if subprocess.run([options.python, "-c", f"import {tool}"], capture_output=True).returncode == 0:
-                contestants[tool] = prepare(folder / tool, tools)
-        seconds: dict[str, list[float]] = {tool: [] for tool in contestants}
-        for run in contestants.values():
+                candidates[tool] = prepare(folder / tool, tools)
+        seconds: dict[str, list[float]] = {tool: [] for tool in candidates}
+        for run in candidates.values():
             run()  # makes what is missing
         for _ in range(options.rounds):
-            for tool, run in contestants.items():
+            for tool, run in candidates.items():
                 seconds[tool].append(run())
-    rows = [
-        (tool, f"{bench.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}")
-        for tool, values in seconds.items()
-    ]
+    rows = [(tool, f"{bench.median(values):.2f}", bench.spread(values)) for tool, values in seconds.items()]
     title = f"a finished chain called again, median of {options.rounds}"
     bench.table(title, ("what", "seconds", "range"), rows)
     bench.finish("noop", {"seconds": seconds})
 
 
-def ours(folder: Path):
+def this_plugin(folder: Path) -> Callable[[], float]:
     folder.mkdir()
     config = {
-        "data": {"name": "sample", "source": "bundled"},
+        "data": bench.SAMPLE,
         "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": []},
         "training": {"epochs": 1},
     }
-    (folder / "tiny.yaml").write_text(json.dumps(config))
-    arguments = ("Report", "--config", str(folder / "tiny.yaml"), "--workspace", str(folder / "artifacts"))
-    return lambda: bench.luigi(*arguments)[0]
+    path = bench.write_config(folder / "tiny.yaml", config)
+    return lambda: bench.luigi("Report", "--config", str(path), "--workspace", str(folder / "artifacts"))
 
 
-def dvc(folder: Path, tools: Path):
+def dvc(folder: Path, tools: Path) -> Callable[[], float]:
     stages = {}
     for number, stage in enumerate(STAGES):
         before = [f"{STAGES[number - 1]}.txt"] if number else []
@@ -68,10 +63,10 @@ def dvc(folder: Path, tools: Path):
     folder.mkdir()
     (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     subprocess.run([tools / "dvc", "init", "--no-scm", "-q"], cwd=folder, check=True)
-    return lambda: timed([tools / "dvc", "repro", "-q"], folder)
+    return lambda: bench.timed([tools / "dvc", "repro", "-q"], {"DVC_NO_ANALYTICS": "1"}, folder)
 
 
-def snakemake(folder: Path, tools: Path):
+def snakemake(folder: Path, tools: Path) -> Callable[[], float]:
     folder.mkdir()
     lines = ["rule all:", "    input: 'report.txt'"]
     for number, stage in enumerate(STAGES):
@@ -80,10 +75,10 @@ def snakemake(folder: Path, tools: Path):
             lines.append(f"    input: '{STAGES[number - 1]}.txt'")
         lines += [f"    output: '{stage}.txt'", f"    shell: 'echo {stage} > {stage}.txt'"]
     (folder / "Snakefile").write_text("\n".join(lines) + "\n")
-    return lambda: timed([tools / "snakemake", "--cores", "1", "--quiet", "all"], folder)
+    return lambda: bench.timed([tools / "snakemake", "--cores", "1", "--quiet", "all"], folder=folder)
 
 
-def gokart(folder: Path, tools: Path):
+def gokart(folder: Path, tools: Path) -> Callable[[], float]:
     folder.mkdir()
     lines = ["import gokart, luigi"]
     for number, stage in enumerate(STAGES):
@@ -93,18 +88,7 @@ def gokart(folder: Path, tools: Path):
         lines += ["    def run(self):", f"        self.dump({stage!r})"]
     lines += ["if __name__ == '__main__':", "    gokart.run()"]
     (folder / "chain.py").write_text("\n".join(lines) + "\n")
-    return lambda: timed([tools / "python", "chain.py", "Report", "--local-scheduler"], folder)
-
-
-def timed(command: list, folder: Path) -> float:
-    started = time.monotonic()
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"}
-    )
-    seconds = time.monotonic() - started
-    if done.returncode:
-        sys.exit(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
-    return seconds
+    return lambda: bench.timed([tools / "python", "chain.py", "Report", "--local-scheduler"], folder=folder)
 
 
 if __name__ == "__main__":

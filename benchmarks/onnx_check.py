@@ -1,7 +1,7 @@
-"""Does the exported model say the same without MXNet? `python benchmarks/onnx_check.py artifacts/runs/DATA/RUN`
+"""Does the exported model predict the same without MXNet? `python benchmarks/onnx_check.py artifacts/runs/DATA/RUN`
 
-Makes a virtual environment with onnxruntime and numpy alone, runs `model.onnx` on all test images there, and compares
-each prediction and the accuracy with what the evaluation recorded. Exit status 1 when one differs.
+Creates a virtual environment with onnxruntime and numpy alone, runs `model.onnx` on all test images there, and compares
+each prediction and the accuracy with those of the evaluation. Exit status 1 when one differs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
 
-#: What runs in that environment: it knows the model and two files of numbers, and nothing of this pipeline.
+#: What runs in that environment: it knows the model and the images, and nothing of this pipeline.
 PROGRAM = """
 import importlib.util, json, sys
 import numpy, onnxruntime

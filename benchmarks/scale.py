@@ -1,7 +1,7 @@
-"""A workspace of 1,000 finished runs (made up: one tiny run, copied): what a finished Compare, Status and one more run
-take, in a folder and in S3 on loopback (moto's server, behind a proxy that counts), and what luigid needs for them.
+"""Growth: the cost of Compare, Status and one more run in a workspace of 1,000 finished runs (one tiny run, copied).
 
-To reach: a finished Compare over 1,000 runs in 2 s in a folder, in 5 s in S3. `--runs` makes another size.
+Measures a folder and S3 on loopback (moto's server behind a proxy that counts), and luigid told of as many tasks.
+Goal: a finished Compare over 1,000 runs takes 2 s in a folder, 5 s in S3. `--runs` sets another size.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def main() -> None:
 
 
 def make_up(folder: Path, runs: int) -> list[Path]:
-    """Configurations of so many architectures and one more, and a workspace in which all but that are finished."""
+    """Write configurations of `runs` + 1 architectures and a workspace in which all but the last are finished."""
     (folder / "configs").mkdir()
     configs = []
     for number in range(runs + 1):
         conv_arch = [[1, 2 + number % 64], [1, 2 + number // 64]]
         architecture = {"name": f"a{number:05}", "conv_arch": conv_arch, "batch_norm": True, "dense": []}
         path = folder / ("configs" if number < runs else ".") / f"a{number:05}.yaml"
-        data = {"name": "sample", "source": "bundled"}
-        path.write_text(json.dumps({"data": data, "architecture": architecture, "training": TRAINING, "device": "cpu"}))
+        value = {"data": bench.SAMPLE, "architecture": architecture, "training": TRAINING, "device": "cpu"}
+        bench.write_config(path, value)
         configs.append(path)
     bench.luigi("Report", "--config", str(configs[0]), "--workspace", str(folder / "artifacts"))
     model = Chain(Workspace(folder / "artifacts"), load(configs[0])).run()
@@ -72,7 +72,7 @@ def make_up(folder: Path, runs: int) -> list[Path]:
 
 
 def copy_run(model: Path, chain: Chain) -> None:
-    """Make a finished run of another architecture up."""
+    """Make up a finished run of another architecture."""
     run = chain.run()
     assert run is not None
     shutil.copytree(model, run.root)
@@ -98,12 +98,12 @@ def store(folder: Path) -> Iterator[Any]:
 
 
 def upload(workspace: Path, port: int) -> int:
-    """Put a workspace into the store as it is; gives how many objects that makes."""
+    """Upload a workspace as it is; returns the number of objects."""
     from store_hosts import Bucket
 
     bucket = Bucket(port, "bench")
-    rooms = [workspace / room for room in ("datasets", "runs", "comparisons")]
-    files = [path for room in rooms for path in room.rglob("*") if path.is_file()]
+    folders = [workspace / name for name in ("datasets", "runs", "comparisons")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda path: bucket.write(path.relative_to(workspace).as_posix(), path.read_bytes()), files))
     return len(files)
@@ -113,7 +113,7 @@ def upload(workspace: Path, port: int) -> int:
 
 
 def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, proxy: Any) -> dict[str, Any]:
-    """Seconds of each command, in turns, and how many requests it made."""
+    """Seconds of each command, in turns, and its number of requests."""
     from s3_server import environment
 
     about = {**(environment(proxy.port) if proxy else {}), "XDG_CACHE_HOME": str(folder / "cache")}
@@ -130,12 +130,12 @@ def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, prox
     def run(name: str, arguments: tuple[str, ...]) -> None:
         if proxy:
             proxy.quiet()
-        seconds = bench.luigi(*arguments, environment=about)[0]
+        seconds = bench.luigi(*arguments, environment=about)
         entry = found.setdefault(name, {"seconds": [], "requests": []})
         entry["seconds"].append(seconds)
         entry["requests"].append(len(proxy.seen) if proxy else 0)
 
-    run("finished Compare, a new host" if proxy else "Compare that makes the page", compare)
+    run("finished Compare, a new host" if proxy else "Compare that writes the page", compare)
     for _ in range(rounds):
         for name, arguments in commands.items():
             run(name, arguments)
@@ -151,7 +151,7 @@ def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, prox
 
 
 def luigid_memory(folder: Path, runs: int) -> dict[str, float]:
-    """Resident memory in MB of a luigid without tasks, and with those of a Compare over so many runs."""
+    """Resident memory in MB of a luigid without tasks, and with those of a Compare over `runs` runs."""
     from luigi.rpc import RemoteScheduler
     from luigi_runs import central_scheduler
 
@@ -177,7 +177,7 @@ def report(found: dict[str, Any], memory: dict[str, float], options: argparse.Na
         for name, entry in entries.items()
     ]
     tasks = f"{2 * options.runs:,} tasks"
-    rows.append(("luigid", f"telling it of {tasks}", f"{memory['scheduling_seconds']:.2f}", "", 2 * options.runs))
+    rows.append(("luigid", f"scheduling {tasks}", f"{memory['scheduling_seconds']:.2f}", "", 2 * options.runs))
     rows.append(("luigid", f"memory: none, {tasks}", f"{memory['empty']:.0f} MB", f"{memory['full']:.0f} MB", ""))
     title = f"{options.runs:,} finished runs; median of {options.rounds} where repeated"
     bench.table(title, ("where", "what", "seconds", "most", "requests"), rows)

@@ -1,6 +1,6 @@
-"""How the cost grows: training with images, epochs and parameters, a finished chain with the runs beside it.
+"""How cost grows: of training with images, epochs and operations, of a finished chain with the runs beside it.
 
-Doubles one quantity at a time and prints by how much the cost grows: at most 2 means linear or better.
+Doubles one quantity at a time and prints how much the cost grows: at most 2 means linear or better.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import bench
 
 BASE: dict[str, Any] = {
-    "data": {"name": "sample", "source": "bundled"},
+    "data": bench.SAMPLE,
     "architecture": {"name": "scaling", "conv_arch": [[1, 16], [1, 32]], "batch_norm": True, "dense": []},
     "training": {"epochs": 2, "batch_size": 50, "validation_images": 500},
 }
@@ -43,7 +43,7 @@ def main() -> None:
         for (size, cost), (next_size, next_cost) in itertools.pairwise(points):
             cells = (f"{size:,.0f} -> {next_size:,.0f}", f"{next_size / size:.2f} x")
             rows.append((what, *cells, f"{cost:.2f} -> {next_cost:.2f} s", f"{next_cost / cost:.2f} x"))
-    bench.table("what grows, and what it costs", ("what", "from -> to", "growth", "cost", "growth of the cost"), rows)
+    bench.table("growth of cost", ("what", "from -> to", "growth", "cost", "growth of the cost"), rows)
     bench.finish("scaling", {"points": results})
 
 
@@ -80,7 +80,7 @@ def runs(folder: Path, number: int) -> tuple[float, float]:
         target = run.with_name(f"other-{copy:08x}")
         if not target.exists():
             shutil.copytree(run, target)
-    return count, bench.median([bench.luigi(*arguments)[0] for _ in range(5)])
+    return count, bench.median([bench.luigi(*arguments) for _ in range(5)])
 
 
 def _trained(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> float:
@@ -92,9 +92,7 @@ def _trained(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -
 def _written(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> Path:
     value = json.loads(json.dumps(BASE))
     change(value)
-    path = folder / f"{name}.yaml"
-    path.write_text(json.dumps(value))
-    return path
+    return bench.write_config(folder / f"{name}.yaml", value)
 
 
 if __name__ == "__main__":

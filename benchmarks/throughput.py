@@ -1,7 +1,7 @@
-"""Training speed side by side: our stage as Luigi runs it, a bare MXNet loop, origin's loop, and PyTorch.
+"""Training speed side by side: this plugin under Luigi, a bare MXNet loop, the published loop, and PyTorch.
 
 The same network, batch size and cores for all, in turns, medians over rounds. Each is a process of its own; PyTorch
-may live in another environment (`--torch-python`). Images a second, without the first, slower steps.
+may live in another environment (`--torch-python`). Images per second, without the first, slower steps.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def main() -> None:
     measured: dict[str, list[float]] = {}
     waited: list[float] = []
     for number in range(options.rounds):
-        for name, measure in _contestants(options, config, waited).items():
+        for name, measure in _candidates(options, config, waited).items():
             speed = measure()
             if speed is not None:
                 measured.setdefault(name, []).append(speed)
                 print(f"round {number + 1}: {name}: {speed:,.0f} images/s", flush=True)
     _report(options, config, measured)
-    print(f"ours waited for input {bench.median(waited):.2%} of the time (at most {max(waited):.2%})")
+    print(f"the plugin waited for input {bench.median(waited):.2%} of the time (at most {max(waited):.2%})")
 
 
 def _options() -> argparse.Namespace:
@@ -44,35 +44,34 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--config", default=str(bench.ROOT / "config" / "vgg11.yaml"))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20, help="of each loop that is not ours, in each round")
+    parser.add_argument("--seconds", type=float, default=20, help="length of each other loop, per round")
     parser.add_argument("--precisions", default="float32,bfloat16", help="bfloat16 is slow where the CPU has none")
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
     return parser.parse_args()
 
 
-def _contestants(options: argparse.Namespace, config: dict[str, Any], waited: list[float]) -> dict[str, Any]:
-    """Name -> a function that measures once."""
+def _candidates(options: argparse.Namespace, config: dict[str, Any], waited: list[float]) -> dict[str, Any]:
+    """Name -> a function that measures it once."""
     found: dict[str, Any] = {}
     threads = str(cores.usable_cores())
     for precision in options.precisions.split(","):
-        found[f"ours, {precision}"] = lambda p=precision: _ours(config, p, waited)
+        found[f"this plugin, {precision}"] = lambda p=precision: _plugin(config, p, waited)
         found[f"bare MXNet loop, {precision}"] = lambda p=precision: _loop("bare", config, options, p, threads)
         if _has_torch(options.torch_python):
             found[f"PyTorch, {precision}"] = lambda p=precision: _loop("pytorch", config, options, p, threads)
-    found["origin's loop, threads set"] = lambda: _loop("origin", config, options, "float32", threads)
-    found["origin's loop, as it comes"] = lambda: _loop("origin", config, options, "float32", None)
+    found["published loop, threads set"] = lambda: _loop("published", config, options, "float32", threads)
+    found["published loop, as it is"] = lambda: _loop("published", config, options, "float32", None)
     return found
 
 
-def _ours(config: dict[str, Any], precision: str, waited: list[float]) -> float:
-    """The last epoch's images a second, from the run's own history. Adds the share of the time without input."""
+def _plugin(config: dict[str, Any], precision: str, waited: list[float]) -> float:
+    """Images per second of the last epoch, from the run's history. Adds the share of time spent waiting for input."""
     training = {**config["training"], "epochs": 2, "precision": precision}
     # Whole batches only, as the loops have them: of 5,000 images as many as fill them.
     training["validation_images"] = 5_000 - (5_000 - 500) // training["batch_size"] * training["batch_size"]
-    value = {**config, "data": {"name": "sample", "source": "bundled"}, "training": training}
+    value = {**config, "data": bench.SAMPLE, "training": training}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bench.yaml"
-        path.write_text(json.dumps(value))  # JSON is YAML
+        path = bench.write_config(Path(folder) / "bench.yaml", value)
         workspace = Path(folder) / "artifacts"
         bench.luigi("TrainVGG", "--config", str(path), "--workspace", str(workspace))
         details = bench.read_manifest(workspace, "train")["details"]
@@ -115,11 +114,10 @@ def _report(options: argparse.Namespace, config: dict[str, Any], measured: dict[
     medians = {name: bench.median(values) for name, values in measured.items()}
     rows = []
     for name, value in medians.items():
-        own = medians.get(f"ours, {name.rpartition(', ')[2]}", medians["ours, float32"])
-        spread = f"{min(measured[name]):,.0f} to {max(measured[name]):,.0f}"
-        rows.append((name, f"{value:,.0f}", spread, f"{own / value:.2f}"))
+        own = medians.get(f"this plugin, {name.rpartition(', ')[2]}", medians["this plugin, float32"])
+        rows.append((name, f"{value:,.0f}", bench.spread(measured[name], 0), f"{own / value:.2f}"))
     title = f"{config['architecture']['name']}, batch {options.batch}, median of {options.rounds} rounds"
-    bench.table(title, ("what", "images/s", "range", "ours / this"), rows)
+    bench.table(title, ("what", "images/s", "range", "plugin / this"), rows)
     bench.finish("throughput", {"config": options.config, "batch": options.batch, "images_per_second": measured})
 
 

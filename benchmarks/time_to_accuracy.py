@@ -1,7 +1,7 @@
-"""Seconds to an accuracy: the whole command from archive to report, and its training alone, over several seeds.
+"""Time to an accuracy: the whole command from archive to report, and its training alone, over several seeds.
 
-Every seed starts from nothing, so each run downloads or unpacks, trains, evaluates, exports and reports. The accuracy
-is the one of the test images, looked at once, after the last epoch.
+Every seed starts from nothing, so each run downloads or unpacks, trains, evaluates, exports and reports. Accuracy is
+measured on the test images once, after the last epoch.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ def one(config: str, seed: int) -> dict[str, Any]:
     value["training"]["seed"] = seed
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
-        path = folder / "bench.yaml"
-        path.write_text(json.dumps(value))  # JSON is YAML
-        seconds, _, _ = bench.luigi("Report", "--config", str(path), "--workspace", str(folder / "artifacts"))
+        path = bench.write_config(folder / "bench.yaml", value)
+        seconds = bench.luigi("Report", "--config", str(path), "--workspace", str(folder / "artifacts"))
         trained = bench.read_manifest(folder / "artifacts", "train")["details"]
         (metrics,) = folder.glob("artifacts/runs/*/*/evaluate/metrics.json")
         return {

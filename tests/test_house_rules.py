@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,30 @@ from luigi_runs import CHECKOUT, run
 from pipeline.config import load
 
 HEAVY = {"mxnet", "numpy", "matplotlib", "onnx", "onnxruntime", "PIL", "jinja2", "rich"}
+
+#: The rooms of `pipeline` from the ground up: each may import those in the lines above it, and those in its own.
+STACK = """
+    errors text files names address arrays streams tables start
+    config
+    storage
+    workspace
+    process
+    runtime
+    dataset
+    model
+    training
+    evaluation
+    export
+    retraining
+    pages
+    report
+    comparison
+    predict doctor status stage_sync
+"""
+LEVELS = {room: level for level, line in enumerate(STACK.strip().splitlines()) for room in line.split()}
+
+#: Arrows that still point up.
+UPWARD = {"pipeline.storage.mirror", "pipeline.storage.locks"}
 
 
 def modules(package: str) -> list[Path]:
@@ -27,6 +52,42 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
     return found
+
+
+def imports_of(package: str) -> dict[str, set[str]]:
+    """Module -> the modules of the same package that it imports, wherever it does."""
+    names = {".".join(path.relative_to(CHECKOUT).with_suffix("").parts): path for path in modules(package)}
+    paths = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        wanted = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                parts = (f"{node.module}.{name.name}" for name in node.names)
+                wanted |= {part if part in paths else node.module for part in parts}
+        found[module] = wanted & paths.keys() - {module}
+    return found
+
+
+@pytest.mark.parametrize("package", ["pipeline", "tasks"])
+def test_no_modules_import_each_other_in_a_circle(package):
+    imports = {name: wanted for name, wanted in imports_of(package).items() if name not in UPWARD}
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+def test_every_room_of_the_pipeline_imports_only_those_below_it():
+    def level(module: str) -> int:
+        return LEVELS[module.split(".")[1]] if "." in module else -1
+
+    upward = [
+        f"{module} imports {other}"
+        for module, wanted in imports_of("pipeline").items()
+        for other in wanted
+        if module not in UPWARD and level(other) > level(module)
+    ]
+    assert not upward
 
 
 def test_importing_the_tasks_imports_nothing_heavy(tmp_path):

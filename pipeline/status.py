@@ -11,7 +11,7 @@ from pipeline.errors import WorkspaceError
 from pipeline.retraining import generations, registry
 from pipeline.storage import locks
 from pipeline.workspace import Run
-from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, drift, shown_source
+from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, config_changes, shown_source
 
 SCHEMA = 1
 
@@ -35,7 +35,7 @@ def gather(chain: Chain) -> dict[str, Any]:
         "dataset": {"name": chain.config.data.name, "source": shown_source(chain.config.data)},
         "done": all(stage["state"] == DONE for stage in stages),
         "stages": stages,
-        "drift": drift(chain.manifest("train"), chain.config),
+        "config_changes": config_changes(chain.manifest("train"), chain.config),
         "checkpoint": kept[-1] if kept else None,
         "current": pointer,
         "current_problem": problem,
@@ -63,7 +63,7 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         more = f", and {len(known) - SHOWN} older ones" if len(known) > SHOWN else ""
         which = "" if facts["generation"] else " (--generation NAME shows one)"
         told.append(f"  generations{which}: {', '.join(_described(item) for item in known[:SHOWN])}{more}")
-    told += [f"  drift: {line} (does not retrain)" for line in facts["drift"]]
+    told += [f"  config changed: {line} (does not retrain)" for line in facts["config_changes"]]
     if facts["checkpoint"]:
         told.append(f"  an unfinished training left {facts['checkpoint']}; it goes on from there")
     return told

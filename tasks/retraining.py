@@ -1,7 +1,7 @@
 """Scheduled retraining: Retrain (a new generation when one is due), its promotion gate, Rollback, Prune.
 
 Cron, a systemd timer or Luigi's RangeDaily calls `Retrain` as often as it likes; what is due follows from the
-configuration's `schedule`, the date (UTC) and what the workspace holds.
+configuration's `retrain`, the date (UTC) and what the workspace holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import human_size
 from pipeline.retraining import generations, registry
 from pipeline.workspace import Run, generation_seed, with_generation_seed
-from pipeline.workspace.freshness import Chain, drift
+from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask, StageTask, configuration_of, remember
 from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling
 from tasks.maintenance import Command
@@ -71,7 +71,7 @@ class Retrain(ChainTask):
         values["date"] = values["date"] or generations.today()
         if not values["generation"]:
             config = configuration_of(values["config"], values["settings"])
-            values["generation"] = generations.name(config.schedule.every, values["date"])
+            values["generation"] = generations.name(config.retrain.every, values["date"])
             values["settings"] = remember(values["config"], with_generation_seed(config, values["generation"]))
         return values
 
@@ -107,14 +107,14 @@ class Retrain(ChainTask):
         # Only the command that finishes a generation fails for it, not one that finds it finished.
         if decision.get("outcome") == generations.REFUSED and self.subject.manifest("report") != self._report_before:
             exit_with(REFUSED)
-        spare = generations.superfluous(self.chain, self.chain.config.schedule.keep)
+        spare = generations.superfluous(self.chain, self.chain.config.retrain.keep)
         if spare:
-            log.info("more generations than schedule.keep: %d can go to the trash, see Prune", len(spare))
+            log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(spare))
 
     @property
     def by_date(self) -> bool:
         """Whether the generation's name is that of its period, rather than one that was asked for by hand."""
-        return self.generation == generations.name(self.chain.config.schedule.every, self.date)
+        return self.generation == generations.name(self.chain.config.retrain.every, self.date)
 
     @property
     def subject(self) -> Chain:
@@ -155,12 +155,12 @@ def _same_as(run: Run | None) -> str:
 
 @Retrain.event_handler("event.core.dependency.present")
 def _tell_nothing_due(task: Retrain) -> None:
-    every, subject, outcome = task.chain.config.schedule.every, task.subject, task.decision.get("outcome")
+    every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
     then = ""
     if task.by_date:
         then = f"; next is due {generations.next_start(every, task.date)}"
     if subject.generation != task.generation:
-        ways = "schedule.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
+        ways = "retrain.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
         log.info(
             "up to date: %s: %s (%s)%s; %s",
             task.generation, _same_as(subject.run()), outcome, then, ways,
@@ -168,7 +168,7 @@ def _tell_nothing_due(task: Retrain) -> None:
         return
     refused = " (refused)" if outcome == generations.REFUSED else ""
     log.info("up to date: %s exists%s%s", task.generation, refused, then)
-    if changed := drift(subject.manifest("train"), subject.config):
+    if changed := config_changes(subject.manifest("train"), subject.config):
         log.warning("not in it: %s; the next generation has it, --generation NAME makes one now", "; ".join(changed))
 
 
@@ -216,13 +216,13 @@ class Prune(Command):
 
     keep = luigi.IntParameter(
         default=0,
-        description="how many promoted ones to keep, for example 5; default: schedule.keep of the configuration",
+        description="how many promoted ones to keep, for example 5; default: retrain.keep of the configuration",
     )
     confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
 
     def work(self) -> None:
         chain = self.chain
-        keep = self.keep or chain.config.schedule.keep
+        keep = self.keep or chain.config.retrain.keep
         if keep < 1:
             exit_with(BAD_CONFIGURATION)
             raise ConfigError(f"--keep: found {keep}, expected at least 1")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.files import read_json
 from pipeline.retraining import generations
-from pipeline.workspace.freshness import Chain, drift
+from pipeline.workspace.freshness import Chain, config_changes
 from tasks import cards
 from tasks.base import StageTask, launcher_of
 from tasks.defaults import log
@@ -96,10 +96,10 @@ _told: set[str] = set()
 
 
 @StageTask.event_handler("event.core.dependency.present")
-def _tell_drift(task: StageTask) -> None:
+def _tell_config_changes(task: StageTask) -> None:
     """A finished training stays as it is: say, once, what the configuration asks for that it does not have."""
     chain = task.chain
-    changed = drift(chain.manifest("train"), chain.config)
+    changed = config_changes(chain.manifest("train"), chain.config)
     if changed and (place := f"{chain.workspace.root}/{chain.run_id}") not in _told:
         _told.add(place)
         ways = "--generation NAME (beside this one), another architecture.name, or SetAside --stage train --confirm"

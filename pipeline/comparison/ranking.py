@@ -22,7 +22,7 @@ from pipeline.files import now
 from pipeline.process import child
 from pipeline.tables import csv_text
 from pipeline.workspace import manifest
-from pipeline.workspace.freshness import Chain, drift
+from pipeline.workspace.freshness import Chain, config_changes
 
 SCHEMA = 1
 
@@ -149,7 +149,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
         **{key: details[key] for key in keys},
         "trained": train["created"],
         "architecture": details["config"]["architecture"],
-        "config_changes": drift(train, entry.chain.config),
+        "config_changes": config_changes(train, entry.chain.config),
         "report": _relative(report, compared.folder) if manifest.read(report.parent) else None,
     }
 

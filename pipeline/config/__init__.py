@@ -29,6 +29,12 @@ from pipeline.files import check_path, expanded
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 
+#: Keys that had another name once. A configuration with the old one is refused; what a run recorded is still read.
+RENAMED = {"schedule": "retrain", "evaluation.views": "evaluation.tta"}
+
+#: How every `config.yaml` begins that a training recorded.
+_RECORDED = "# The full configuration that "
+
 #: Part of every architecture fingerprint. Raise it when the same keys come to mean another network.
 ARCHITECTURE_KEY_VERSION = 1
 
@@ -123,12 +129,12 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the trained network is measured and used. A change here evaluates and exports again, it never retrains."""
 
-    #: Views over which each prediction is averaged, see `pipeline.evaluation.tta`; each costs one forward pass.
-    views: Literal[1, 2, 6] = 1
+    #: Test-time augmentation: views averaged per prediction, see `pipeline.evaluation.tta`; each is a forward pass.
+    tta: Literal[1, 2, 6] = 1
 
 
 class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The top-level key `schedule`: when `Retrain` makes a new generation, and when that one becomes current."""
+    """When `Retrain` makes a new generation, and when that one becomes current."""
 
     every: Literal["day", "week", "month"] = "week"
     #: Start from the current model's weights instead of from scratch.
@@ -159,7 +165,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     training: Training
     evaluation: Evaluation = Evaluation()
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|gpu|(cpu|gpu):\d{1,3}(,\d{1,3})*)\Z")] = "auto"
-    schedule: Retraining = Retraining()
+    retrain: Retraining = Retraining()
     launcher: list[str] | str = []
     distributed: Distributed = Distributed()
 
@@ -210,6 +216,20 @@ def from_dict(value: Any, where: str = "configuration") -> Config:
     return config
 
 
+def from_record(value: Any, where: str = "configuration") -> Config:
+    """As `from_dict`, for a configuration that a run recorded, maybe when keys had other names."""
+    return from_dict(_with_new_names(value), where)
+
+
+def _with_new_names(value: Any, prefix: str = "") -> Any:
+    if not isinstance(value, dict):
+        return value
+    paths = {f"{prefix}{key}": item for key, item in value.items()}
+    return {
+        RENAMED.get(path, path).rpartition(".")[2]: _with_new_names(item, f"{path}.") for path, item in paths.items()
+    }
+
+
 def load(path: str | os.PathLike[str]) -> Config:
     """Read and validate one YAML file; raises `ConfigError` with file, key path, found and allowed.
 
@@ -219,7 +239,8 @@ def load(path: str | os.PathLike[str]) -> Config:
     """
     check_path(path, "--config")
     file = find(path)
-    config = from_dict(parse_yaml(file, str(path)), str(path))
+    value = parse_yaml(file, str(path))
+    config = from_record(value, str(path)) if _is_recorded(file) else from_dict(value, str(path))
     _check_schedule(config.training, f"{path}: training.schedule")
     launcher = config.launcher
     if isinstance(launcher, str):
@@ -243,6 +264,11 @@ def load(path: str | os.PathLike[str]) -> Config:
         where = f"{path}: training.init_from"
         training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent, where))
     return msgspec.structs.replace(config, data=data, training=training, launcher=launcher)
+
+
+def _is_recorded(file: Path) -> bool:
+    with file.open(encoding="utf-8") as text:
+        return text.read(len(_RECORDED)) == _RECORDED
 
 
 def with_launcher(config: Config, launcher: str, where: str) -> Config:
@@ -420,6 +446,9 @@ def _explain(message: str, value: Any) -> str:
     path = pointer.rstrip("`").lstrip(".")
     unknown = re.match(r"Object contains unknown field `(.*)`", problem)
     if unknown:
+        old = _join(path, unknown[1])
+        if old in RENAMED:
+            return f"{old}: is now called {RENAMED[old].rpartition('.')[2]}"
         allowed = _fields_at(path)
         close = difflib.get_close_matches(unknown[1], allowed, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -542,7 +571,7 @@ _STRUCTS: dict[str, type[Struct]] = {
     "training.schedule": Schedule,
     "training.augmentation": Augmentation,
     "evaluation": Evaluation,
-    "schedule": Retraining,
+    "retrain": Retraining,
     "distributed": Distributed,
 }
 

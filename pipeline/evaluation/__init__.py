@@ -1,7 +1,7 @@
 """Evaluation on the test images: `train/` of a run in, `evaluate/` out.
 
 Leaves `metrics.json` (accuracy, loss, per-class precision, recall and F1, confusion matrix) and `predictions.npz`
-(labels, predictions, probabilities). Always in float32, so that CPU and GPU agree. With `evaluation.views` above 1 all
+(labels, predictions, probabilities). Always in float32, so that CPU and GPU agree. With `evaluation.tta` above 1 all
 of them are about the averaged predictions, and `single_view_accuracy` is the accuracy without. Run as `python -m
 pipeline.evaluation` by `launch.run_stage`.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline import dataset, model, runtime
 from pipeline.arrays import read_npz
-from pipeline.config import Architecture, from_dict
+from pipeline.config import Architecture, from_record
 from pipeline.dataset import batches
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation import tta
@@ -44,7 +44,7 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     started = time.monotonic()
     net = load_network(run, train, devices.contexts[:1])
     norm = batches.unpack(train["details"]["normalisation"])
-    outputs = view_logits(net, data.test_images, norm, devices.contexts[0], chain.config.evaluation.views, reporter)
+    outputs = view_logits(net, data.test_images, norm, devices.contexts[0], chain.config.evaluation.tta, reporter)
     logits, labels = tta.average(outputs), np.asarray(data.test_labels)
     result = {
         **metrics(logits, labels, data.classes),
@@ -89,7 +89,7 @@ def trained_run(chain: Chain) -> tuple[Run, dict[str, Any]]:
 
 def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
     """The trained network, hybridised, its weights checked against the recorded digest."""
-    architecture: Architecture = from_dict(train["details"]["config"]).architecture
+    architecture: Architecture = from_record(train["details"]["config"]).architecture
     net = model.build(architecture)
     path = run.stage("train") / "model.params"
     weights.load_trusted(net, path, train["files"]["model.params"]["sha256"], contexts)

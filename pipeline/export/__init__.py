@@ -58,7 +58,7 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     runtime.adapt_to_load(reporter.write)
     net = evaluation.load_network(run, train, [context])
     norm = batches.unpack(train["details"]["normalisation"])
-    facts = _facts(train, chain.config.evaluation.views)
+    facts = _facts(train, chain.config.evaluation.tta)
     folder = run.stage("export")
     started = time.monotonic()
     try:

@@ -25,7 +25,7 @@ from pipeline.report import examples
 from pipeline.retraining import generations, registry
 from pipeline.tables import read_numbers
 from pipeline.workspace import Run, manifest
-from pipeline.workspace.freshness import Chain, drift
+from pipeline.workspace.freshness import Chain, config_changes
 
 SCHEMA = 1
 
@@ -80,9 +80,9 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
 
     `previous` names an earlier run to compare with, `{"run_id": …}`; without it, it is the newest earlier generation.
     """
-    trained = configuration.from_dict(sources.train["details"]["config"], "the trained configuration")
+    trained = configuration.from_record(sources.train["details"]["config"], "the trained configuration")
     # Of the configuration, `evaluation` alone may have changed since the training: the evaluation knows what it used.
-    measured = configuration.Evaluation(views=sources.views)
+    measured = configuration.Evaluation(tta=sources.views)
     trained = msgspec.structs.replace(trained, evaluation=measured)
     decision = _decision(chain, sources.run)
     return {
@@ -353,7 +353,9 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
     return {
         "config": _config_rows(trained),
-        "config_changes": drift(sources.train, chain.config),  # as of `rendered`; later changes render nothing anew
+        "config_changes": config_changes(
+            sources.train, chain.config
+        ),  # as of `rendered`; later changes render nothing anew
         "versions": details["versions"],
         "stages": {
             name: {"version": value["version"], "created": value["created"], "files": value["files"]}

@@ -21,7 +21,7 @@ from pipeline.files import now, read_json
 from pipeline.retraining import registry, trash
 from pipeline.retraining.registry import Entry, Pointer
 from pipeline.workspace import MANIFEST, RUN_FOLDERS, Run, Workspace, events, generation_seed, manifest, run_id
-from pipeline.workspace.freshness import Chain, drift, trained_epochs
+from pipeline.workspace.freshness import Chain, config_changes, trained_epochs
 
 #: The stages of a generation, in order; the gate comes before the report, which tells its decision.
 STAGES = ("dataset", "train", "evaluate", "export", "promote", "report")
@@ -164,7 +164,7 @@ def same_weights(chain: Chain) -> Run | None:
     if (
         run is None
         or config.training.init_from
-        or config.schedule.warm_start
+        or config.retrain.warm_start
         or run.stage("train").joinpath(MANIFEST).exists()
     ):
         return None
@@ -177,7 +177,7 @@ def same_weights(chain: Chain) -> Run | None:
         assert train is not None
         details, segments = train["details"], train["details"].get("segments") or [{}]
         fresh = segments[0].get("how") == "started" and details.get("exact") is True
-        if fresh and trained_epochs(train) == config.training.epochs and not drift(train, config):
+        if fresh and trained_epochs(train) == config.training.epochs and not config_changes(train, config):
             return other
     return None
 
@@ -237,7 +237,7 @@ def verdict(decision: dict[str, Any]) -> str:
 def warm_start(chain: Chain) -> tuple[Path | None, str]:
     """The weights that a warm start of this generation begins with, or None, and a line that says so."""
     named = chain.generation and generation_seed(chain.generation) is None
-    if not named or not chain.config.schedule.warm_start:
+    if not named or not chain.config.retrain.warm_start:
         return None, ""
     pointer = registry.read(chain.workspace.current(chain.config)) or first(chain)
     if pointer is None:

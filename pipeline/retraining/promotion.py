@@ -41,7 +41,7 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
         pointer = _known(chain, reporter)
         opponent = _opponent(pointer, run)
         compared = _compare(chain, run, opponent, labels, correct, reporter) if opponent else None
-        decision = decide(run, pointer, float(correct.mean()), compared, chain.config.schedule.tolerance)
+        decision = decide(run, pointer, float(correct.mean()), compared, chain.config.retrain.tolerance)
         decision["generation"] = chain.generation
         if decision["outcome"] == PROMOTED:
             entry = registry.entry_of(run, chain.generation)
@@ -135,7 +135,7 @@ def _compare(
             f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
         )
     same = _test_images(chain, run) == _test_images(chain, other)
-    before = _saved(other, labels, chain.config.evaluation.views) if same else None
+    before = _saved(other, labels, chain.config.evaluation.tta) if same else None
     if before is None:
         reporter.note(f"evaluating the current model, {entry.run}, on the same images and views as the new one")
         before = _evaluated(chain, run, other, labels, reporter)
@@ -176,7 +176,7 @@ def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
     recorded, train = manifest.read(run.stage("evaluate")), manifest.read(run.stage("train"))
     if recorded is None or recorded["inputs"].get("model.params") != manifest.digest(train, "model.params"):
         return None
-    if recorded["inputs"].get(manifest.VIEWS, "1") != str(views):
+    if manifest.recorded_inputs(recorded)[manifest.TTA] != str(views):
         return None
     if not path.is_file() or sha256_file(path) != manifest.digest(recorded, path.name):
         return None
@@ -193,7 +193,7 @@ def _evaluated(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter:
     net = evaluation.load_network(other, train, devices.contexts[:1])
     norm = batches.unpack(train["details"]["normalisation"])
     images = dataset.load(chain.workspace.dataset(run.dataset_id)).test_images
-    views = chain.config.evaluation.views
+    views = chain.config.evaluation.tta
     return evaluation.predict_logits(net, images, norm, devices.contexts[0], views, reporter).argmax(1) == labels
 
 

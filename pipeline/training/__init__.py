@@ -35,7 +35,7 @@ from pipeline.training.gradient_sync import Exchange, Share
 from pipeline.training.network import Network
 from pipeline.training.schedule import depends_on_total, learning_rate
 from pipeline.workspace import MANIFEST, Run, manifest
-from pipeline.workspace.freshness import OPERATIONAL_KEYS, Chain, drift, trained_epochs
+from pipeline.workspace.freshness import OPERATIONAL_KEYS, Chain, config_changes, trained_epochs
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -514,7 +514,7 @@ class Session:
 
     def _changed_since(self, finished: dict[str, Any]) -> list[str]:
         """What of the configuration changed since the run was finished, if it made another result of these epochs."""
-        changed = [line for line in drift(finished, self.chain.config) if line.startswith("training.")]
+        changed = [line for line in config_changes(finished, self.chain.config) if line.startswith("training.")]
         recorded = recorded_training(finished["details"]["config"]["training"])
         with contextlib.suppress(msgspec.ValidationError):
             then = msgspec.convert({**recorded, "epochs": self.training.epochs}, Training)

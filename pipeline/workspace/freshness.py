@@ -102,7 +102,7 @@ class Chain:
         train = self.manifest("train")
         weights = {"model.params": manifest.digest(train, "model.params")}
         if stage in ("evaluate", "export"):
-            return {"dataset": digest, **weights, manifest.VIEWS: str(self.config.evaluation.views)}
+            return {"dataset": digest, **weights, manifest.TTA: str(self.config.evaluation.tta)}
         evaluate, export = self.manifest("evaluate"), self.manifest("export")
         measured = {
             **weights,
@@ -214,7 +214,7 @@ def trained_epochs(train: dict[str, Any] | None) -> int:
     return int(train["details"].get("epochs", 0)) if train else 0
 
 
-def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
+def config_changes(train: dict[str, Any] | None, config: Config) -> list[str]:
     """Keys outside `architecture` in which a finished training and the configuration differ.
 
     Each is `training.learning_rate: trained with 0.1, config now says 0.05`. They do not retrain.
@@ -235,7 +235,7 @@ def drift(train: dict[str, Any] | None, config: Config) -> list[str]:
                 continue
             old, _, new = values.partition(" -> ")
             if key == "training.epochs" and config.training.epochs > trained_epochs(train):
-                continue  # not drift: the training goes on
+                continue  # no change to tell of: the training resumes
             lines.append(f"{key}: trained with {old}, config now says {new}")
     return lines
 

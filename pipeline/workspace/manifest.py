@@ -25,8 +25,8 @@ SCHEMA = 1
 STAGE_VERSIONS = {"dataset": 1, "train": 1, "evaluate": 1, "export": 1, "promote": 1, "report": 1, "compare": 1}
 
 
-#: The input that says over how many views predictions are averaged. Manifests from before it existed mean one.
-VIEWS = "evaluation.views"
+#: The input that says over how many views predictions are averaged.
+TTA = "evaluation.tta"
 
 NO_RESULT = "no result yet"
 
@@ -124,6 +124,11 @@ def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:
     return manifest["files"].get(name, {}).get("sha256")
 
 
+def recorded_inputs(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The inputs of a manifest. An older one calls `TTA` evaluation.views; one older still means one view."""
+    return {TTA: manifest["inputs"].get("evaluation.views", "1"), **manifest["inputs"]}
+
+
 def size_here(path: Path) -> int:
     """The size of a file in bytes. Raises `OSError` when it is not there."""
     return path.stat().st_size
@@ -152,7 +157,7 @@ def problems(
         return [
             f"made by version {manifest.get('version')} of this stage, which is now at version {STAGE_VERSIONS[stage]}"
         ]
-    return file_problems(folder, manifest, size) + _input_problems(manifest["inputs"], inputs)
+    return file_problems(folder, manifest, size) + _input_problems(recorded_inputs(manifest), inputs)
 
 
 def _without_manifest(folder: Path) -> str:
@@ -216,11 +221,10 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 def _input_problems(recorded: Mapping[str, str], present: Mapping[str, str | None]) -> list[str]:
     found = []
-    recorded = {VIEWS: "1", **recorded}
     for name, value in present.items():
         if name not in recorded:
             found.append(f"new input: {_INPUTS.get(name, name)}")
         elif recorded[name] != value:
-            settings = f": {recorded[name]} -> {value}" if name == VIEWS else ""
+            settings = f": {recorded[name]} -> {value}" if name == TTA else ""
             found.append(f"{_INPUTS.get(name, name)} changed{settings}")
     return found

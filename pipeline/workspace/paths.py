@@ -239,10 +239,10 @@ def generation_seed(generation: str) -> int | None:
 def with_generation_seed(config: Config, generation: str) -> Config:
     """The configuration that a generation is trained with.
 
-    It is the given one, but for the seed of a generation `seed-N`, and of any other with `schedule.new_seed`.
+    It is the given one, but for the seed of a generation `seed-N`, and of any other with `retrain.new_seed`.
     """
     seed = generation_seed(generation)
-    if seed is None and generation and config.schedule.new_seed:
+    if seed is None and generation and config.retrain.new_seed:
         seed = int(hashlib.sha256(f"{config.training.seed} {generation}".encode()).hexdigest()[:8], 16) % 2**31
     if seed is None or seed == config.training.seed:
         return config

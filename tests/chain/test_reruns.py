@@ -13,8 +13,10 @@ import pytest
 import yaml
 from luigi_runs import SmallChain, small_archive
 
+from pipeline.config import load
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.model import weights
+from pipeline.workspace import manifest
 from pipeline.workspace.freshness import STAGES
 from pipeline.workspace.manifest import STAGE_VERSIONS
 
@@ -119,17 +121,17 @@ def test_other_training_keys_retrain_nothing_and_status_says_so(done, change, li
     assert result.log.count(line) == 1
     for way in ("--generation NAME", "another architecture.name", "SetAside --stage train --confirm"):
         assert way in result.log
-    assert f"drift: {line} (does not retrain)" in done.status()
+    assert f"config changed: {line} (does not retrain)" in done.status()
     page = (done.folder("report") / "index.html").read_text()
     assert "none, the configuration said what was trained" in page.partition("When this page was made (")[2]
 
 
 def test_other_views_measure_and_export_again_and_retrain_nothing(done):
     alone = read_json(done.folder("evaluate") / "metrics.json")["accuracy"]
-    done.configure(evaluation__views=6)
+    done.configure(evaluation__tta=6)
     status = done.status()
-    assert "evaluation.views changed: 1 -> 6" in status
-    assert "drift" not in status
+    assert "evaluation.tta changed: 1 -> 6" in status
+    assert "config changed" not in status
     result = done.report()
     assert result.ran == AFTER_TRAIN
     assert f"averaged over 6 views of the image; one view {alone:.2%}" in result.log
@@ -138,29 +140,68 @@ def test_other_views_measure_and_export_again_and_retrain_nothing(done):
     assert ", 6 views of each" in page
     assert "averaged over 6 views" in (done.folder("report") / "report.md").read_text()
     rows = read_json(done.folder("report") / "report.json")["provenance"]["config"]
-    assert [row["value"] for row in rows if row["key"] == "evaluation.views"] == [6]
+    assert [row["value"] for row in rows if row["key"] == "evaluation.tta"] == [6]
     assert done.report().ran == []
-    done.configure(evaluation__views=1)
+    done.configure(evaluation__tta=1)
     assert done.report().ran == AFTER_TRAIN
     assert "views" not in (done.folder("report") / "report.md").read_text()
+
+
+def as_it_was_before_keys_were_renamed(chain):
+    """Rewrite a finished workspace to what it was while keys had the names that are refused today."""
+
+    def old(record):
+        record["schedule"] = record.pop("retrain")
+        record["evaluation"] = {"views": record["evaluation"].pop("tta")}
+        return record
+
+    recorded = chain.folder("train") / "config.yaml"
+    head = "".join(line for line in recorded.read_text().splitlines(keepends=True) if line.startswith("#"))
+    recorded.write_text(head + yaml.safe_dump(old(yaml.safe_load(recorded.read_text())), sort_keys=False))
+    for stage in AFTER_DATASET:
+        value = chain.manifest(stage)
+        inputs, details = value["inputs"], value["details"]
+        if "evaluation.tta" in inputs:
+            inputs["evaluation.views"] = inputs.pop("evaluation.tta")
+        if "config" in details:
+            old(details["config"])
+        manifest.write(chain.folder(stage), stage, value["files"], inputs, details)
+    return recorded
+
+
+def test_a_workspace_from_before_keys_were_renamed_stays_finished_and_its_training_resumes(done, tmp_path):
+    done.configure(evaluation__tta=2)
+    done.report()
+    recorded = as_it_was_before_keys_were_renamed(done)
+    status = done.luigi("Status")
+    assert (status.rc, status.output.count(" done ")) == (0, len(STAGES)), status.output
+    assert done.report().ran == []
+    again = shutil.copy(recorded, tmp_path / "again.yaml")
+    assert load(again) == load(recorded)
+    (done.folder("report") / "report.json").unlink()
+    assert done.report().ran == ["report"]
+    done.configure(training__epochs=2)
+    assert done.report().ran == AFTER_DATASET
+    assert done.manifest("train")["details"]["resumed"] == 1
+    assert done.manifest("train")["details"]["exact"]
 
 
 def test_what_was_evaluated_before_there_were_views_is_not_evaluated_again(done):
     for stage in ("evaluate", "export"):
         path = done.folder(stage) / "manifest.json"
         value = read_json(path)
-        del value["inputs"]["evaluation.views"]
+        del value["inputs"]["evaluation.tta"]
         write_json(path, value)
     assert done.report().ran == []
 
 
-def test_how_often_checkpoints_are_written_is_not_even_drift(done):
+def test_how_often_checkpoints_are_written_is_not_even_told(done):
     done.configure(training__checkpoint_seconds=1)
     assert done.report().ran == []
-    assert "drift" not in done.status()
+    assert "config changed" not in done.status()
 
 
-def test_the_report_of_a_later_stage_shows_the_drift(done):
+def test_the_report_of_a_later_stage_shows_the_config_changes(done):
     done.configure(training__learning_rate=0.01)
     (done.folder("report") / "report.json").unlink()
     result = done.report()

@@ -48,7 +48,7 @@ class Weeks(SmallChain):
 @pytest.fixture
 def weeks(tmp_path: Path) -> Weeks:
     chain = Weeks(tmp_path / "weeks")  # with an archive of its own: tests change it
-    chain.configure(training__epochs=12, schedule={"every": "week", "tolerance": 0.02, "keep": 1})
+    chain.configure(training__epochs=12, retrain={"every": "week", "tolerance": 0.02, "keep": 1})
     return chain
 
 
@@ -86,7 +86,7 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     assert "not in it: training.weight_decay: trained with " in again.log
 
     # The third week it is repaired, to another value: with the first one it would be the model of the first week again.
-    weeks.configure(training__learning_rate=1.01 * good, schedule__tolerance=0.5)
+    weeks.configure(training__learning_rate=1.01 * good, retrain__tolerance=0.5)
     assert weeks.retrain("--date", "2026-11-18", "--workers", "3").ran == WHOLE[1:]
     assert weeks.current.generation == "2026-W47"
     assert [entry.generation for entry in weeks.current.before] == ["2026-W45"]
@@ -120,7 +120,7 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     assert weeks.history() == expected
 
     # One more, by hand and warm; its report tells all that happened.
-    weeks.configure(schedule__warm_start=True)
+    weeks.configure(retrain__warm_start=True)
     weeks.retrain("--date", "2026-11-19", "--generation", "by-hand")
     assert weeks.current.generation == "by-hand"
     facts, page = weeks.report_of("by-hand")
@@ -171,15 +171,15 @@ def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_wee
 
 
 def test_two_models_are_compared_over_the_same_views(weeks: Weeks) -> None:
-    weeks.configure(training__epochs=1, schedule__tolerance=0.9)
+    weeks.configure(training__epochs=1, retrain__tolerance=0.9)
     weeks.retrain("--date", "2026-11-04")
-    weeks.configure(evaluation__views=2, schedule__new_seed=True)
+    weeks.configure(evaluation__tta=2, retrain__new_seed=True)
     assert "evaluating the current model" in weeks.retrain("--date", "2026-11-11").log
     assert "evaluating the current model" not in weeks.retrain("--date", "2026-11-18").log
 
 
 def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
-    weeks.configure(training__epochs=1, schedule__tolerance=0.9, schedule__new_seed=True)
+    weeks.configure(training__epochs=1, retrain__tolerance=0.9, retrain__new_seed=True)
     given = json.dumps({"config": str(weeks.config), "workspace": str(weeks.workspace)})
     command = [*luigi_command(), "--module", "tasks", "RangeDaily", "--of", "Retrain", "--local-scheduler"]
     command += ["--of-params", given, "--start", "2026-11-06", "--stop", "2026-11-11", "--now", "1795600000"]
@@ -195,7 +195,7 @@ def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
 def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: SmallChain) -> None:
     weeks = Weeks(done.root / "weeks", done.archive, done.values)
     shutil.copytree(done.workspace, weeks.workspace)
-    weeks.configure(schedule={"every": "week", "tolerance": 0.99})
+    weeks.configure(retrain={"every": "week", "tolerance": 0.99})
     plain = weeks.chain().run()
     assert plain
     # The gate decides about it, which is all that is new.
@@ -209,9 +209,9 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     again = weeks.retrain("--date", "2026-11-11")
     assert again.ran == []
     assert f"up to date: 2026-W46: same images, settings and seed, so the same weights as {plain.run_id}" in (again.log)
-    assert "schedule.new_seed: true" in again.log
+    assert "retrain.new_seed: true" in again.log
     # With a seed of its own it is trained, and there is something to roll back to.
-    weeks.configure(schedule__new_seed=True)
+    weeks.configure(retrain__new_seed=True)
     assert weeks.retrain("--date", "2026-11-11").ran == WHOLE[1:]
     assert weeks.current.generation == "2026-W46"
     assert weeks.report_of("2026-W46")[0]["training"]["seed"] != 0

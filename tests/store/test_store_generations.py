@@ -11,7 +11,7 @@ from store_hosts import Bucket, Host
 def test_two_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], bucket: Bucket) -> None:
     one, two = host("one"), host("two")
     for each in (one, two):
-        each.values["schedule"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
+        each.values["retrain"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
         each.configure()
 
     def current() -> str:

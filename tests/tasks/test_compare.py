@@ -188,7 +188,7 @@ def test_a_run_that_is_lost_is_trained_again_and_only_that(compared: tuple[Bench
 def test_accuracies_over_different_views_are_told_apart(bench: Bench) -> None:
     file = bench.root / "wide.yaml"
     value = yaml.safe_load(file.read_text())
-    file.write_text(yaml.safe_dump({**value, "evaluation": {"views": 2}}))
+    file.write_text(yaml.safe_dump({**value, "evaluation": {"tta": 2}}))
     result = bench.compare('["narrow.yaml", "wide.yaml"]')
     assert result.rc == 0, result.text
     with open(bench.page() / "runs.csv", newline="") as table:

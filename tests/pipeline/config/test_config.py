@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pipeline.config import differences, fingerprint, from_dict, load, ready_made_folder, to_dict, to_record
+from pipeline.config import (
+    differences,
+    fingerprint,
+    from_dict,
+    from_record,
+    load,
+    ready_made_folder,
+    to_dict,
+    to_record,
+)
 from pipeline.errors import ConfigError
 
 TEXT = """\
@@ -86,8 +95,10 @@ def refused(path):
             "training.optimizer: found muon, which keeps the kernels at a fixed size and so needs "
             "architecture.batch_norm: true",
         ),
-        ("device: cpu", "evaluation: {views: 3}", "evaluation.views: found 3, expected one of 1, 2, 6"),
-        ("device: cpu", "evaluation: {view: 2}", "unknown key evaluation.view (did you mean views?)"),
+        ("device: cpu", "evaluation: {tta: 3}", "evaluation.tta: found 3, expected one of 1, 2, 6"),
+        ("device: cpu", "evaluation: {ttas: 2}", "unknown key evaluation.ttas (did you mean tta?)"),
+        ("device: cpu", "evaluation: {views: 2}", "evaluation.views: is now called tta"),
+        ("device: cpu", "schedule: {every: day}", "schedule: is now called retrain"),
         ("epochs: 2", "epochs: 2, momentum: 1", "training.momentum: found 1, expected float < 1.0"),
         ("mini.tar.gz", "mini.tar.gz, sha256: 123", "data.sha256: found 123, expected str"),
         ("{epochs: 2", "{epochs: 2}}", "not valid YAML at line 3"),
@@ -295,6 +306,15 @@ def test_a_schedule_of_which_something_is_ignored_or_cannot_be_meant_is_refused(
 def test_the_full_configuration_that_a_training_leaves_can_be_loaded(write, schedule):
     first = load(write(changed("{kind: step, milestones: [1]}", schedule)))
     assert load(write(yaml.safe_dump(to_dict(first)))) == first
+
+
+def test_a_configuration_recorded_before_keys_were_renamed_is_still_read(write):
+    old = "evaluation: {views: 6}\nschedule: {every: day, keep: 2}\n"
+    now = load(write(TEXT + "evaluation: {tta: 6}\nretrain: {every: day, keep: 2}\n"))
+    value = {**yaml.safe_load(TEXT + old), "data": to_dict(now.data)}
+    assert from_record(value) == now
+    assert load(write(f"# The full configuration that tiny-0123abcd was trained with.\n{TEXT}{old}")) == now
+    assert "schedule: is now called retrain" in refused(write(TEXT + "schedule: {every: day}\n"))
 
 
 def test_a_run_with_a_schedule_that_is_refused_today_is_still_read():

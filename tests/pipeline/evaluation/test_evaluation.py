@@ -102,7 +102,7 @@ def test_evaluating_again_gives_the_same_bytes(done, device):
 def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
     alone = read_json(done.folder("evaluate") / "metrics.json")
     assert (alone["views"], alone["single_view_accuracy"]) == (1, alone["accuracy"])
-    done.configure(evaluation__views=2)
+    done.configure(evaluation__tta=2)
     chain = done.chain()
     log = io.StringIO()
     evaluation.evaluate(chain, child.Reporter(log=log))

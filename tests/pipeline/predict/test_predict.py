@@ -74,7 +74,7 @@ def test_a_folder_gives_the_predictions_of_the_evaluation(
 def test_a_model_of_several_views_predicts_as_it_was_evaluated(
     done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done.configure(evaluation__views=6)
+    done.configure(evaluation__tta=6)
     assert done.report().ran == ["evaluate", "export", "report"]
     value, _ = answered(capsys, "--model", done.folder("export").parent, folder)
     assert value["views"] == 6

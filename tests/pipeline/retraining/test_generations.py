@@ -272,9 +272,9 @@ def test_a_generation_that_would_only_repeat_a_training_is_known_as_such(done: S
     assert twin(done, training__learning_rate=0.01) is None
     assert twin(done, training__learning_rate=rate, training__epochs=2) is None
     assert twin(done, training__epochs=1, training__checkpoint_seconds=5, launcher=["env"]) == plain
-    assert twin(done, schedule={"warm_start": True}) is None
-    assert twin(done, schedule={"new_seed": True}) is None
-    assert twin(done, schedule={}, training__init_from="old.params") is None
+    assert twin(done, retrain={"warm_start": True}) is None
+    assert twin(done, retrain={"new_seed": True}) is None
+    assert twin(done, retrain={}, training__init_from="old.params") is None
     assert twin(done, training__init_from=None) == plain
     train = done.manifest("train")
     _change(done.folder("train"), details={**train["details"], "exact": False, "inexact": ["other threads"]})
@@ -285,7 +285,7 @@ def test_a_generation_that_would_only_repeat_a_training_is_known_as_such(done: S
 
 
 def test_generations_with_a_seed_of_their_own_have_each_another_one_and_always_the_same(done: SmallChain) -> None:
-    done.configure(schedule={"new_seed": True})
+    done.configure(retrain={"new_seed": True})
     config = done.chain().config
     seeds = [with_generation_seed(config, f"2026-W{week}").training.seed for week in range(10, 50)]
     assert len(set(seeds)) == 40
@@ -342,7 +342,7 @@ def test_a_current_model_without_a_generation_may_be_trained_further(done: Small
 
 
 def test_a_warm_start_begins_with_what_was_made_before_any_generation(done: SmallChain) -> None:
-    done.configure(schedule={"warm_start": True})
+    done.configure(retrain={"warm_start": True})
     path, why = generations.warm_start(done.chain("2026-W48"))
     assert path == done.folder("train") / "model.params"
     assert why.startswith("warm start from")

@@ -86,13 +86,13 @@ def test_a_training_writes_them_when_asked_and_going_on_keeps_every_epoch(prepar
     assert not any("tensorboard" in name for name in prepared.manifest("train")["files"])
 
 
-def test_they_are_off_by_default_and_the_key_neither_retrains_nor_drifts(done: SmallChain) -> None:
+def test_they_are_off_by_default_and_the_key_neither_retrains_nor_is_told(done: SmallChain) -> None:
     run = done.chain().run()
     assert run is not None
     assert not run.curves.exists()
     done.configure(training__tensorboard=True)
     assert done.report().ran == []
-    assert "drift" not in done.status()
+    assert "config changed" not in done.status()
 
 
 def test_a_missing_package_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The rule of reruns in words: what differs, what is only drift, what of a source may be shown."""
+"""The rule of reruns in words: what differs, what only changed, what of a source may be shown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from pipeline import files
 from pipeline.config import from_dict, to_dict
 from pipeline.workspace import Workspace, run_id
-from pipeline.workspace.freshness import Chain, drift, shown_source
+from pipeline.workspace.freshness import Chain, config_changes, shown_source
 
 VALUE = {
     "data": {"name": "mini", "source": "https://me:secret@host/mini.tar.gz?token=secret"},
@@ -44,16 +44,16 @@ def trained(value):
         ),
     ],
 )
-def test_drift_is_every_training_key_that_does_not_retrain(then, now, lines):
-    assert drift(trained(config(**then)), config(**now)) == lines
+def test_config_changes_are_every_training_key_that_does_not_retrain(then, now, lines):
+    assert config_changes(trained(config(**then)), config(**now)) == lines
 
 
-def test_a_key_that_came_with_an_upgrade_is_no_drift_at_its_default():
+def test_a_key_that_came_with_an_upgrade_is_no_change_at_its_default():
     before = trained(config())
     del before["details"]["config"]["training"]["augmentation"]["cutout"]
     del before["details"]["config"]["training"]["label_smoothing"]
-    assert drift(before, config()) == []
-    assert drift(before, config(augmentation={"cutout": 8})) == [
+    assert config_changes(before, config()) == []
+    assert config_changes(before, config(augmentation={"cutout": 8})) == [
         "training.augmentation.cutout: trained with 0, config now says 8"
     ]
 
@@ -61,17 +61,17 @@ def test_a_key_that_came_with_an_upgrade_is_no_drift_at_its_default():
 def test_a_key_that_an_upgrade_took_away_is_shown():
     before = trained(config())
     before["details"]["config"]["training"]["mystery"] = 7
-    assert drift(before, config()) == ["training.mystery: trained with 7, config now says (gone)"]
+    assert config_changes(before, config()) == ["training.mystery: trained with 7, config now says (gone)"]
 
 
 def test_a_manifest_without_its_configuration_is_compared_all_the_same():
     before = {"details": {"config": {"training": {"mystery": 7}}, "epochs": 4}}
-    assert "training.mystery: trained with 7, config now says (gone)" in drift(before, config())
-    assert "training.learning_rate: trained with (none), config now says 0.01" in drift(before, config())
+    assert "training.mystery: trained with 7, config now says (gone)" in config_changes(before, config())
+    assert "training.learning_rate: trained with (none), config now says 0.01" in config_changes(before, config())
 
 
-def test_what_was_never_trained_has_not_drifted():
-    assert drift(None, config()) == []
+def test_what_was_never_trained_has_no_config_changes():
+    assert config_changes(None, config()) == []
 
 
 def test_a_password_in_an_address_is_never_shown(tmp_path):

@@ -1,8 +1,8 @@
 """The Luigi tasks of the plugin: `luigi --module tasks Report`, or `luigi.build([tasks.Report(…)])` in a program."""
 
-import tasks.neighbours  # noqa: F401 (first: is there another `pipeline` in front of ours?)
+import tasks.shadowing  # noqa: F401 (first: is there another `pipeline` in front of ours?)
 from tasks import command
-from tasks.comparing import Compare
+from tasks.compare import Compare
 from tasks.doctor import Doctor
 from tasks.maintenance import Restore, SetAside, Status, Verify
 from tasks.retraining import GenerationReport, Promote, Prune, Retire, Retrain, Rollback

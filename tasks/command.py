@@ -13,10 +13,7 @@ import atexit
 import logging
 import multiprocessing
 import os
-import re
 import sys
-import time
-import warnings
 from typing import Any
 
 from luigi import interface
@@ -29,21 +26,19 @@ from luigi.worker import TaskProcess
 
 from pipeline import streams
 from pipeline.doctor import semaphores
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError
 from pipeline.process.child import GRACE_SECONDS
-from pipeline.text import printable
-from tasks import luigid, mistakes, progress, scheduler
-from tasks.base import StageTask
-from tasks.defaults import (
+from tasks import command_log, mistakes, scheduler_client, terminal
+from tasks.exit_codes import (
     BAD_CONFIGURATION,
     RETURN_CODES,
     asked_for,
     exit_with,
     is_command,
-    log,
     return_code,
     take_the_command,
 )
+from tasks.log import log
 from tasks.worker import Worker
 
 
@@ -66,14 +61,14 @@ def install() -> None:
     take_the_command()
     streams.forgive()
     tell_errors_in_one_line()
-    _set_up_logging()
-    progress.draw_bars()
+    command_log.set_up()
+    terminal.draw_bars()
     _refuse_luigi_cfg()
     _set_return_codes()
     _leave_locking_to_the_workspace()
     CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
     # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
-    interface._WorkerSchedulerFactory.create_remote_scheduler = luigid.create_remote_scheduler  # type: ignore[method-assign]
+    interface._WorkerSchedulerFactory.create_remote_scheduler = scheduler_client.create_remote_scheduler  # type: ignore[method-assign]
     interface._WorkerSchedulerFactory.create_worker = _create_worker  # type: ignore[method-assign]
     atexit.register(_leave)
 
@@ -81,7 +76,7 @@ def install() -> None:
 def tell_errors_in_one_line() -> None:
     """Let expected errors of this plugin be one line where Luigi would show a traceback. Nothing else is changed."""
     for name in ("luigi-interface", "luigi"):
-        logging.getLogger(name).addFilter(_without_traceback)
+        logging.getLogger(name).addFilter(command_log.without_traceback)
     sys.excepthook = _excepthook
 
 
@@ -117,7 +112,7 @@ def _leave() -> None:
     for process in multiprocessing.active_children():
         if isinstance(process, TaskProcess):
             process.join(timeout=GRACE_SECONDS + 5)  # it is writing its checkpoint
-    progress.settle()
+    terminal.settle()
     code = asked_for()
     if code is not None:
         logging.shutdown()
@@ -149,85 +144,6 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: obje
         raise SystemExit(BAD_CONFIGURATION)
     else:
         sys.__excepthook__(kind, error, traceback)  # type: ignore[arg-type]
-
-
-# --- the log --------------------------------------------------------------------------------------------------------
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    if record.exc_info and error is None:  # Luigi asks for a traceback where there is none
-        record.exc_info = record.exc_text = None
-    if isinstance(error, PipelineError):
-        record.msg, record.args = "%s", (_with_run(str(error), record.args),)
-        record.exc_info = record.exc_text = None
-    elif str(record.msg).startswith("Will not run"):
-        # Of an error in `complete` or `requires` Luigi logs the formatted traceback, which ends with the error.
-        kinds = r"pipeline\.[\w.]+|luigi\.parameter\.\w+" if is_command() else r"pipeline\.[\w.]+"
-        ours = re.search(rf"\n(?:{kinds}): (.*)\s*\Z", record.getMessage())
-        if ours:
-            record.msg, record.args = "%s", (ours[1],)
-    return True
-
-
-def _with_run(text: str, about: object) -> str:
-    """An error's text with the run of the task that it ended, which is the last thing that Luigi's message is about."""
-    task = about[-1] if isinstance(about, tuple) and about else None
-    what = task.what if isinstance(task, StageTask) else ""
-    return f"{what}: {text.removeprefix(f'{what.split()[0]}: ')}" if what and what not in text else text
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    """Luigi's chatter only when it was asked for."""
-    if record.levelno >= logging.WARNING:
-        return True
-    # The summary of a run in which everything went well, or of one task, says nothing that our own lines did not say.
-    message = record.getMessage()
-    return "Luigi Execution Summary" in message and ":)" not in message and not scheduler.is_done_without()
-
-
-class _Formatter(logging.Formatter):
-    """One line for each message, whatever it quotes; nothing in it or in a traceback commands the terminal."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's name)
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        return printable(super().formatException(ei), lines=True)
-
-
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself."""
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        pass
-
-
-def _set_up_logging() -> None:
-    # Only a message of ours is a message for people; Luigi's stay a --log-level away.
-    if not _wants_luigi_messages():
-        for name in ("luigi-interface", "luigi"):
-            logging.getLogger(name).addFilter(_quiet)
-    # Luigi warns of the very keys that its documentation names: default-scheduler-url, -host, -port.
-    warnings.filterwarnings("ignore", ".*'default_scheduler_.*not consumed by the task 'core'")
-    handler = _Stderr()
-    formatter = _Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
-def _wants_luigi_messages() -> bool:
-    given = any(argument.startswith("--log-level") or argument.startswith("--logging") for argument in sys.argv)
-    return given or _is_set("core", "log_level") or _is_set("core", "logging_conf_file")
 
 
 # --- settings of Luigi ------------------------------------------------------------------------------------------------

@@ -28,11 +28,12 @@ from luigi.task_register import Register
 from pipeline import doctor
 from pipeline.doctor import Finding
 from tasks import mistakes, scheduler
-from tasks.defaults import RETURN_CODES, UNHEALTHY, exit_with, is_command, vgg
-from tasks.luigid import disabled, short_name
+from tasks.exit_codes import RETURN_CODES, UNHEALTHY, exit_with, is_command
+from tasks.log import tell
 from tasks.maintenance import Command
 from tasks.mistakes import did_you_mean
-from tasks.progress import tell
+from tasks.scheduler_client import disabled, short_name
+from tasks.settings import vgg
 
 #: Seconds that luigid has for an answer.
 PATIENCE = 2.0

@@ -15,9 +15,10 @@ from pipeline.retraining import registry, trash
 from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace, events, manifest
 from pipeline.workspace.freshness import STAGES, Chain, all_upstream
-from tasks.base import ChainTask, PluginTask, workspace_at
-from tasks.defaults import DAMAGED, NOT_DONE, exit_with
-from tasks.progress import tell
+from tasks.base import ChainTask, PluginTask
+from tasks.exit_codes import DAMAGED, NOT_DONE, exit_with
+from tasks.log import tell
+from tasks.workspaces import workspace_at
 
 
 class Command(ChainTask):
@@ -53,7 +54,7 @@ class SetAside(Command):
     """Move a finished stage to the workspace's trash, so that it runs again. A preview unless --confirm."""
 
     stage = luigi.ChoiceParameter(
-        choices=list(STAGES), description="the stage to set aside, for example train; has no default."
+        choices=list(STAGES), description="the stage to set aside, e.g. train; has no default."
     )
     confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
 
@@ -103,7 +104,7 @@ class Restore(Command):
 
     item = luigi.Parameter(
         default="",
-        description="what to bring back: a generation, run or data set, for example 2026-W47; default: nothing, the "
+        description="what to bring back: a generation, run or data set, e.g. 2026-W47; default: nothing, the "
         "trash is only shown",
     )
     confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")

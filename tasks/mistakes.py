@@ -25,7 +25,7 @@ from luigi.scheduler import scheduler
 from luigi.task_register import Register, TaskClassAmbigiousException, TaskClassException, TaskClassNotFoundException
 from luigi.worker import worker
 
-from tasks.defaults import vgg
+from tasks.settings import vgg
 
 #: Sections of luigi.cfg that are no task's.
 SECTIONS: dict[str, type[luigi.Task]] = {

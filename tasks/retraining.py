@@ -18,11 +18,14 @@ from pipeline.files import human_size
 from pipeline.retraining import generations, registry
 from pipeline.workspace import Run, generation_seed, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
-from tasks.base import ChainTask, StageTask, configuration_of, remember
-from tasks.defaults import BAD_CONFIGURATION, REFUSED, exit_with, log, scheduling
+from tasks.base import ChainTask
+from tasks.configurations import configuration_of, remember
+from tasks.exit_codes import BAD_CONFIGURATION, REFUSED, exit_with
+from tasks.log import log, tell
 from tasks.maintenance import Command
-from tasks.progress import tell
+from tasks.stage import StageTask
 from tasks.stages import Evaluate, Export, Report
+from tasks.workspaces import scheduling
 
 
 class Promote(StageTask):
@@ -52,7 +55,7 @@ class Retrain(ChainTask):
 
     date = luigi.DateParameter(
         default=None,  # type: ignore[arg-type]
-        description="the day (UTC) whose generation is wanted, for example 2026-11-25; default: today",
+        description="the day (UTC) whose generation is wanted, e.g. 2026-11-25; default: today",
     )
 
     #: Whether this command has taken the generation on, and the report's manifest that was there then.
@@ -176,7 +179,7 @@ class Rollback(Command):
     """Make the model that was current before current again; with --to any finished generation."""
 
     to = luigi.Parameter(
-        default="", description="the generation to make current, for example 2026-W47; default: the one before"
+        default="", description="the generation to make current, e.g. 2026-W47; default: the one before"
     )
 
     def work(self) -> None:
@@ -195,7 +198,7 @@ class Retire(Command):
     """
 
     name = luigi.Parameter(
-        default="", description="the model to retire, for example cifar10/vgg11; default: none, they are only shown"
+        default="", description="the model to retire, e.g. cifar10/vgg11; default: none, they are only shown"
     )
     confirm = luigi.BoolParameter(default=False, description="really do it; default: only a preview")
 
@@ -216,7 +219,7 @@ class Prune(Command):
 
     keep = luigi.IntParameter(
         default=0,
-        description="how many promoted ones to keep, for example 5; default: retrain.keep of the configuration",
+        description="how many promoted ones to keep, e.g. 5; default: retrain.keep of the configuration",
     )
     confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
 

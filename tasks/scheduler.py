@@ -16,7 +16,8 @@ from luigi.configuration import get_config
 from luigi.interface import core
 
 from pipeline.address import shown as without_secrets
-from tasks.defaults import is_command, log, return_code
+from tasks.exit_codes import is_command, return_code
+from tasks.log import log
 
 if TYPE_CHECKING:
     from luigi.rpc import RemoteScheduler

@@ -8,9 +8,10 @@ from typing import Any
 from pipeline.files import read_json
 from pipeline.retraining import generations
 from pipeline.workspace.freshness import Chain, config_changes
-from tasks import cards
-from tasks.base import StageTask, launcher_of
-from tasks.defaults import log
+from tasks import gpus
+from tasks.configurations import launcher_of
+from tasks.log import log
+from tasks.stage import StageTask
 
 
 class DownloadCifar(StageTask):
@@ -35,7 +36,7 @@ class TrainVGG(StageTask):
     def process_resources(self) -> dict[str, int]:
         # A launcher takes the training to another machine, where a scheduler of its own gives out the cards.
         config = self.chain.config
-        return {} if launcher_of(config) else cards.resources(config.device)
+        return {} if launcher_of(config) else gpus.resources(config.device)
 
     def options(self, chain: Chain) -> dict[str, Any]:
         path, why = generations.warm_start(chain)
@@ -56,7 +57,7 @@ class Evaluate(StageTask):
         return self.clone(TrainVGG)
 
     def process_resources(self) -> dict[str, int]:
-        return cards.resources(self.chain.config.device)
+        return gpus.resources(self.chain.config.device)
 
 
 class Export(StageTask):

@@ -15,8 +15,9 @@ from luigi.scheduler import DISABLED, DONE, FAILED, PENDING
 from luigi.scheduler import scheduler as scheduler_section
 
 from pipeline.errors import AlreadyRunning, Interrupted, PipelineError
-from tasks.defaults import exit_with, log, return_code
-from tasks.luigid import Scheduler, short_name
+from tasks.exit_codes import exit_with, return_code
+from tasks.log import log
+from tasks.scheduler_client import Scheduler, short_name
 
 
 class Failure(str):

@@ -18,7 +18,7 @@ from luigi_runs import SmallChain, clean_environment, luigi_command
 from luigid_process import Luigid, luigid, wait_for
 
 from pipeline.workspace import Workspace, events
-from tasks import cards
+from tasks import gpus
 
 _CHROMIUM = Path(__file__).parents[1] / "pipeline" / "report" / "chromium.py"
 
@@ -270,9 +270,9 @@ def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> No
 )
 def test_a_task_takes_the_cards_that_it_computes_on(device: str, visible: str, expected: dict[str, int]) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
-    assert cards.resources(device, environment, "Node1.example.org", has_gpu=True) == expected
+    assert gpus.resources(device, environment, "Node1.example.org", has_gpu=True) == expected
     if device == "auto":
-        assert cards.resources(device, environment, has_gpu=False) == {}
+        assert gpus.resources(device, environment, has_gpu=False) == {}
 
 
 def test_two_trainings_share_a_card_only_when_luigi_cfg_says_so(prepared: SmallChain, tmp_path: Path) -> None:

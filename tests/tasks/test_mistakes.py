@@ -40,8 +40,8 @@ def _told(arguments: list[str]) -> str | None:
             "SetAside --stage traain",
             ["--stage: found 'traain'", "dataset, evaluate, export, report, train", "mean train?"],
         ),
-        ("SetAside", ["SetAside: --stage is missing", "for example train"]),
-        ("Compare", ["Compare: --configs is missing", "for example config/vgg11.yaml,"]),
+        ("SetAside", ["SetAside: --stage is missing", "e.g. train"]),
+        ("Compare", ["Compare: --configs is missing", "e.g. config/vgg11.yaml,"]),
         ("Prune --keep many", ["--keep: found 'many', expected a whole number"]),
         ("Report --Prune-keep many", ["--Prune-keep: found 'many', expected a whole number"]),
         ("Retrain --date tomorrow", ["--date: found 'tomorrow', expected a day as 2026-11-25"]),
@@ -115,7 +115,7 @@ def test_help_gives_default_and_example_and_only_what_is_meant_to_be_given(famil
         elif isinstance(parameter, luigi.BoolParameter):
             assert "default: " in text, name
         else:
-            assert "for example " in text, name
+            assert "e.g. " in text, name
             assert "default: " in text or "no default" in text, name
 
 
@@ -251,7 +251,7 @@ def test_the_command_line_wins_over_luigi_cfg_and_is_expanded_as_well(done: Smal
 
 
 def test_compare_takes_commas_as_well_as_json() -> None:
-    from tasks.comparing import _listed, _seeds
+    from tasks.compare import _listed, _seeds
 
     both = ["a.yaml", "b*.yaml"]
     assert _listed("a.yaml,b*.yaml") == _listed("a.yaml, b*.yaml") == _listed('["a.yaml", "b*.yaml"]') == both

@@ -48,7 +48,8 @@ assert after == before, [(key, before[key], after[key]) for key in before if aft
 signal.signal(signal.SIGUSR1, lambda *received: print("a signal for the program"))
 
 def used():  # in a process of the program's own, which Luigi has not forked
-    from tasks.defaults import ask_for_no_more_work, exit_with
+    from tasks.exit_codes import exit_with
+    from tasks.signals import ask_for_no_more_work
     ask_for_no_more_work()
     exit_with(30)
     assert luigi.build([{report}], local_scheduler=True)

@@ -9,8 +9,9 @@ import pytest
 
 import tasks
 from pipeline.errors import StageFailed
-from tasks import command
-from tasks.progress import SchedulerVoice, line
+from tasks import command_log
+from tasks.progress import SchedulerProgress
+from tasks.terminal import line
 
 
 class Task:
@@ -31,7 +32,7 @@ class Task:
 
 def test_the_end_of_a_stage_sends_the_last_word_at_once_whatever_the_turn() -> None:
     task = Task()
-    voice = SchedulerVoice(task, seconds=3600)
+    voice = SchedulerProgress(task, seconds=3600)
     voice.say(0.0, "half <way>")
     assert task.first.wait(60)
     voice.say(1.0, "done")
@@ -58,14 +59,14 @@ def test_the_log_of_two_trainings_tells_them_apart() -> None:
     for said in ("train: its process was killed", "the loss is no longer a finite number"):
         about = ("[pid %s] Worker %s failed    %s", (1, "w", task), (StageFailed, StageFailed(said), None))
         record = logging.LogRecord("luigi-interface", logging.ERROR, "", 0, *about)
-        assert command._without_traceback(record)
+        assert command_log.without_traceback(record)
         assert record.getMessage() == f"train vgg11-quick-4d872bc8: {said.removeprefix('train: ')}"
 
 
 def test_a_scheduler_that_is_gone_breaks_nothing() -> None:
     task = Task()
     task.set_status_message = task.set_progress_percentage = lambda value: 1 / 0  # type: ignore[method-assign,assignment]
-    voice = SchedulerVoice(task, seconds=0)
+    voice = SchedulerProgress(task, seconds=0)
     voice.say(0.5, "anything")
     voice.close()
     assert not voice._thread.is_alive()

@@ -24,7 +24,9 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_fixed
 from pipeline.storage.locks import is_gone
 from pipeline.storage.mirror import all_mirrors
 from tasks import scheduler
-from tasks.defaults import log, return_code, vgg
+from tasks.exit_codes import return_code
+from tasks.log import log
+from tasks.settings import vgg
 
 #: Seconds between two questions to luigid whether another command has finished its task.
 POLL_SECONDS = 1.0

@@ -18,16 +18,15 @@ from pipeline.process import parent
 from pipeline.storage import locks
 from pipeline.workspace import MANIFEST
 from pipeline.workspace.freshness import Chain
-from tasks.base import PluginTask, StageTask, check_name, looked_again, recorded, remember, workspace_at
-from tasks.defaults import (
-    forked_for_a_task,
-    log,
-    scheduling,
-    take_signals,
-    vgg,
-)
-from tasks.progress import speak_through_the_command
+from tasks.base import PluginTask
+from tasks.configurations import check_name, remember
+from tasks.log import log
+from tasks.settings import vgg
+from tasks.signals import forked_for_a_task, take_signals
+from tasks.stage import StageTask, recorded
 from tasks.stages import Evaluate, Report
+from tasks.terminal import speak_through_the_command
+from tasks.workspaces import looked_again, scheduling, workspace_at
 
 #: Plans by the parameters of their task, with what the files were like then: Luigi asks for the same task again and
 #: again, and a plan of many runs takes a while.
@@ -38,15 +37,13 @@ class Compare(PluginTask):
     """Train what is missing of several configurations and seeds, and write one page that ranks them."""
 
     configs = luigi.Parameter(
-        description="the YAML files: paths or patterns, for example config/vgg11.yaml,config/vgg1*-bn.yaml, or the "
+        description="the YAML files: paths or patterns, e.g. config/vgg11.yaml,config/vgg1*-bn.yaml, or the "
         "same as a JSON list; has no default"
     )
     seeds = luigi.Parameter(
-        default="", description="seeds to train each with, for example 0,1,2; default: the one in its file"
+        default="", description="seeds to train each with, e.g. 0,1,2; default: the one in its file"
     )
-    name = luigi.Parameter(
-        default="", description="the page's folder, for example depth; default: made from what is compared"
-    )
+    name = luigi.Parameter(default="", description="the page's folder, e.g. depth; default: made from what is compared")
     reports = luigi.BoolParameter(default=False, description="also export each run and write its report; default: no")
     accepts_messages = False
     disable_hard_timeout = None

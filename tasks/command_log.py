@@ -1,0 +1,95 @@
+"""The log of the `luigi` command: our messages as plain lines, expected errors in one line, Luigi's on request."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+import warnings
+from typing import Any
+
+from luigi.configuration import get_config
+
+from pipeline.errors import PipelineError
+from pipeline.text import printable
+from tasks import scheduler
+from tasks.exit_codes import is_command
+from tasks.log import log
+from tasks.stage import StageTask
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if record.exc_info and error is None:  # Luigi asks for a traceback where there is none
+        record.exc_info = record.exc_text = None
+    if isinstance(error, PipelineError):
+        record.msg, record.args = "%s", (_with_run(str(error), record.args),)
+        record.exc_info = record.exc_text = None
+    elif str(record.msg).startswith("Will not run"):
+        # Of an error in `complete` or `requires` Luigi logs the formatted traceback, which ends with the error.
+        kinds = r"pipeline\.[\w.]+|luigi\.parameter\.\w+" if is_command() else r"pipeline\.[\w.]+"
+        ours = re.search(rf"\n(?:{kinds}): (.*)\s*\Z", record.getMessage())
+        if ours:
+            record.msg, record.args = "%s", (ours[1],)
+    return True
+
+
+def _with_run(text: str, about: object) -> str:
+    """An error's text with the run of the task that it ended, which is the last thing that Luigi's message is about."""
+    task = about[-1] if isinstance(about, tuple) and about else None
+    what = task.what if isinstance(task, StageTask) else ""
+    return f"{what}: {text.removeprefix(f'{what.split()[0]}: ')}" if what and what not in text else text
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Luigi's chatter only when it was asked for."""
+    if record.levelno >= logging.WARNING:
+        return True
+    # The summary of a run in which everything went well, or of one task, says nothing that our own lines did not say.
+    message = record.getMessage()
+    return "Luigi Execution Summary" in message and ":)" not in message and not scheduler.is_done_without()
+
+
+class _Formatter(logging.Formatter):
+    """One line for each message, whatever it quotes; nothing in it or in a traceback commands the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's name)
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return printable(super().formatException(ei), lines=True)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def set_up() -> None:
+    # Only a message of ours is a message for people; Luigi's stay a --log-level away.
+    if not _wants_luigi_messages():
+        for name in ("luigi-interface", "luigi"):
+            logging.getLogger(name).addFilter(_quiet)
+    # Luigi warns of the very keys that its documentation names: default-scheduler-url, -host, -port.
+    warnings.filterwarnings("ignore", ".*'default_scheduler_.*not consumed by the task 'core'")
+    handler = _Stderr()
+    formatter = _Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _wants_luigi_messages() -> bool:
+    given = any(argument.startswith("--log-level") or argument.startswith("--logging") for argument in sys.argv)
+    return given or get_config().has_option("core", "log_level") or get_config().has_option("core", "logging_conf_file")

@@ -1,0 +1,40 @@
+"""Section `[vgg]` of luigi.cfg."""
+
+from __future__ import annotations
+
+import luigi
+
+
+class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
+    """Section `[vgg]` of luigi.cfg."""
+
+    workspace = luigi.Parameter(default="artifacts", description="--workspace of all tasks, e.g. /data/vgg")
+    config = luigi.Parameter(
+        default="config/vgg11.yaml", description="--config of all tasks, e.g. /etc/vgg/nightly.yaml"
+    )
+    overlap = luigi.ChoiceParameter(
+        choices=["leave", "wait"],
+        default="leave",
+        description="when another process works on the same stage: leave at once (exit code 10) or wait for it",
+    )
+    cache = luigi.Parameter(
+        default="",
+        description="for a workspace in a store (s3://…): the folder for copies here and work in progress; default: "
+        "luigi-vgg in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)",
+    )
+    patience_seconds = luigi.FloatParameter(
+        default=60.0, description="for how long a request that a store does not answer rightly is tried again"
+    )
+    stale_seconds = luigi.FloatParameter(
+        default=120.0,
+        description="after how many silent seconds another host's lock in a store counts as left behind; at "
+        "least twice patience_seconds",
+    )
+    report_seconds = luigi.FloatParameter(
+        default=2.0, description="seconds between two progress reports to the scheduler"
+    )
+    launcher = luigi.Parameter(
+        default="",
+        description="in place of the configuration's launcher: a file that holds one, or the words of its command; "
+        "none for none",
+    )

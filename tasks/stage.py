@@ -1,0 +1,188 @@
+"""A stage as a Luigi task: when it is complete, and how its process is run, watched, talked to and recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import luigi
+
+from pipeline import stage_sync
+from pipeline.errors import AlreadyRunning, Interrupted, from_os_error
+from pipeline.process import parent
+from pipeline.process.child import COMMANDS
+from pipeline.storage import locks
+from pipeline.workspace import MANIFEST, Workspace, events
+from pipeline.workspace.freshness import Chain
+from tasks.base import ChainTask
+from tasks.exit_codes import exit_with
+from tasks.log import log
+from tasks.progress import SchedulerProgress
+from tasks.settings import vgg
+from tasks.signals import ask_for_no_more_work, forked_for_a_task, take_signals
+from tasks.terminal import TerminalBar, speak_through_the_command
+from tasks.workspaces import looked_again, scheduling
+
+
+class StageTask(ChainTask):
+    """A stage of the chain: one process, one folder, one manifest."""
+
+    stage = ""
+    accepts_messages = True
+    disable_hard_timeout = None
+    gave_up = False
+    told_to_stop = False
+
+    def complete(self) -> bool:
+        """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
+        take_signals()
+        with scheduling():
+            chain = self.chain
+            return chain.complete(self.stage) or (looked_again(chain) and chain.complete(self.stage))
+
+    def output(self) -> luigi.LocalTarget:
+        folder = self.chain.folder(self.stage)
+        unknown = self.chain.workspace.runs / "data set not known yet" / self.chain.run_id / self.stage
+        return luigi.LocalTarget(str((folder or unknown) / MANIFEST))
+
+    @property
+    def what(self) -> str:
+        """How the stage is called in messages."""
+        return self.stage if self.stage == "dataset" else f"{self.stage} {self.chain.run_id}"
+
+    def run(self) -> None:
+        """Do the stage's work in its own process, unless another process has just done it."""
+        if forked_for_a_task():
+            parent.end_with_parent()
+            speak_through_the_command()
+        chain = self.chain
+        try:
+            with self._locked(chain) as held:
+                stage_sync.refresh(chain)
+                reasons = chain.why(self.stage)
+                if reasons and stage_sync.publish_finished(chain, self.stage):
+                    log.info("%s: was made here before, is published now", self.what)
+                    return
+                if not reasons:
+                    log.info("%s: done meanwhile, nothing to do", self.what)
+                    return
+                log.info("%s: running: %s", self.what, "; ".join(reasons))
+                self._run_stage(chain, held, reasons)
+        except Interrupted as error:
+            if self.gave_up:
+                lost = f"{self.what}: another host took it over, as this one could not be heard"
+                raise AlreadyRunning(lost) from error
+            if self.told_to_stop:
+                ask_for_no_more_work()  # with keep_alive Luigi would take it up again
+            raise
+        except OSError as error:
+            raise from_os_error(error, "use the workspace") from error
+
+    def options(self, chain: Chain) -> dict[str, Any]:
+        """What the stage's process is told beyond the chain."""
+        return {}
+
+    def launcher(self, chain: Chain) -> list[str]:
+        """What is put in front of the command of the stage's process."""
+        return []
+
+    def _run_stage(self, chain: Chain, held: list[int], reasons: list[str]) -> None:
+        voice, bar = SchedulerProgress(self, vgg().report_seconds), TerminalBar(self.what)
+        path = _log_path(chain, self.stage)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "progress":
+                # The dashboard's box is narrow: one fact a line.
+                voice.say(event["fraction"], "\n".join([*event["message"].split(", "), f"log: {path}"]))
+                bar.say(event)
+            elif event["event"] == "note":
+                log.info("%s: %s", self.what, event["message"])
+                bar.say(event)
+
+        about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
+        try:
+            options = self.options(chain)
+            with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
+                parent.run_stage(
+                    self.stage,
+                    chain,
+                    log=path,
+                    on_event=on_event,
+                    take_commands=self._commands,
+                    launcher=self.launcher(chain),
+                    inherit=held,
+                    options=options,
+                )
+        finally:
+            voice.close()
+            bar.close()
+
+    @contextlib.contextmanager
+    def _locked(self, chain: Chain) -> Iterator[list[int]]:
+        """Hold the locks of what this stage writes and reads; gives their file descriptors."""
+        run, workspace = chain.run(), chain.workspace
+        if self.stage == "dataset" or run is None:
+            path = workspace.lock(workspace.source_pointer(chain.config.data).stem)
+        else:
+            path = run.lock(self.stage)
+        wait = vgg().overlap == "wait"
+        with contextlib.ExitStack() as held:
+            own = held.enter_context(locks.hold(path, self.what, wait, log.info, mirror=workspace.mirror))
+            if self.stage == "dataset" or run is None:
+                yield [own]
+            else:
+                yield [own, held.enter_context(locks.share(workspace.readers_lock(run.dataset_id), self.what))]
+
+    def _commands(self) -> list[str]:
+        """Words for the child out of the scheduler's messages; unknown ones are answered."""
+        words: list[str] = []
+        messages = getattr(self, "scheduler_messages", None)
+        mirror = self.chain.workspace.mirror
+        if mirror is not None and mirror.lost and not self.gave_up:
+            words.append("stop")  # another host goes on with it
+            self.gave_up = True
+        while messages is not None and not messages.empty():
+            message = messages.get()
+            word = str(message.content).strip()
+            known = COMMANDS if self.stage == "train" else ("stop",)
+            reply = "ok" if word in known else f"unknown message {word!r}; known: {', '.join(known)}"
+            with contextlib.suppress(Exception):  # the scheduler may be gone
+                message.respond(html.escape(reply, quote=False))  # the dashboard inserts it as HTML
+            if word in known:
+                words.append(word)
+                self.told_to_stop |= word.startswith("stop")
+        return words
+
+
+@contextlib.contextmanager
+def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator[None]:
+    """Tell the event log of the work in this block, how it ends, and end the command rightly when it was stopped."""
+    started = time.monotonic()
+    events.record(workspace, "started", **about, reasons=reasons)
+    try:
+        yield
+    except BaseException as error:
+        outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
+        if isinstance(error, parent.Stopped) and error.finished:
+            outcome = "finished"
+        seconds = round(time.monotonic() - started, 3)
+        events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
+        events.publish(workspace)
+        if isinstance(error, parent.Stopped):
+            exit_with(128 + error.signal)
+            if forked_for_a_task():  # it ends like any other failure
+                raise Interrupted(str(error)) from None
+        raise
+    events.record(workspace, "finished", **about, seconds=round(time.monotonic() - started, 3))
+    events.publish(workspace)
+
+
+def _log_path(chain: Chain, stage: str) -> Path:
+    run = chain.run()
+    if stage == "dataset" or run is None:
+        return chain.workspace.downloads / f"{chain.workspace.source_pointer(chain.config.data).stem}.log"
+    return run.log(stage)

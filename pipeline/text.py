@@ -1,8 +1,13 @@
-"""Text that came from elsewhere (a file's metadata, a library's message, a name) made fit to be shown."""
+"""Text for people: numbers with their nouns, and foreign text (metadata, a library's message) made safe to show."""
 
 from __future__ import annotations
 
 import unicodedata
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 thread`, `2 threads`, `71,000 steps`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def printable(text: str, lines: bool = False) -> str:

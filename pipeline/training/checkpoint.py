@@ -55,6 +55,13 @@ class Counters:
     #: Why the weights are not exactly those of an undisturbed run; empty when they are.
     inexact: list[str] = field(default_factory=list)
 
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Count a finished epoch and keep its row of the history."""
+        self.history.append(row)
+        self.seconds += self.epoch_seconds
+        self.epoch += 1
+        self.step_in_epoch, self.epoch_seconds, self.sums = 0, 0.0, []
+
 
 class _Row(Struct, frozen=True):
     epoch: int

@@ -157,7 +157,7 @@ def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: S
     pair.configure(distributed={"workers": 1})
     luigi = start(pair)
     assert luigi.wait() == 0, luigi.log
-    assert "exactness is off: workers 2 -> 1 when resumed at step" in luigi.log
+    assert "not bit-reproducible: resumed with 1 worker instead of 2 (step" in luigi.log
 
 
 def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.MonkeyPatch, pair: SmallChain) -> None:

@@ -163,8 +163,8 @@ def test_momentum_that_was_lost_is_said_when_epochs_are_raised(finished: Place) 
     finished.configure(epochs=EPOCHS + 1)
     command = finished.run()
     assert command.code == 0
-    assert "going on from model.params with momentum zero" in command.output
-    assert finished.manifest()["details"]["inexact"] == ["the momentum was lost when the run was continued"]
+    assert "resuming from model.params with zero momentum" in command.output
+    assert finished.manifest()["details"]["inexact"] == ["the momentum was lost when the run was resumed"]
     assert finished.history() == list(range(1, EPOCHS + 2))
 
 

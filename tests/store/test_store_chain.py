@@ -76,7 +76,7 @@ def test_raised_epochs_go_on_from_another_hosts_weights_exactly(
     other.configure(epochs=2)
     result = other.good("TrainVGG")
     assert result.ran == ["train"]
-    assert "continued from 1 epochs" in result.log
+    assert "resumed from 1 epoch of" in result.log
     assert bucket.weights() == local_weights(tmp_path / "undisturbed", other)
     assert bucket.manifest("train")["details"]["exact"]
     # The first host sees that its own copies are outdated; its configuration wants less than there is.

@@ -229,8 +229,8 @@ def test_a_training_goes_on_without_its_momentum_as_in_a_folder(host: Hosts, buc
     key = bucket.key("/train/trainer.npz")
     bucket.write(key, bucket.read(key)[:-100])
     result = two.good("TrainVGG")
-    assert "going on from model.params with momentum zero" in result.log
-    assert "continued from 1 epochs" in result.log
+    assert "resuming from model.params with zero momentum" in result.log
+    assert "resumed from 1 epoch of" in result.log
 
 
 def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reach: Proxy) -> None:

@@ -1,0 +1,74 @@
+"""What a training says while it runs: the head of its log, its progress, a line per epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pipeline import model
+from pipeline.text import counted
+from pipeline.training.session import Session
+
+
+def announce(session: Session) -> None:
+    """The first lines of the log: what is trained, on what, with what, from where."""
+    note, conditions, segment = session.reporter.note, session.conditions(), session.counters.segments[-1]
+    note(f"training {session.run.run_id} on {session.about_data['label']} ({session.run.dataset_id})")
+    note(
+        f"{model.count_parameters(session.chain.config.architecture):,} parameters, "
+        f"{len(session.batches.indices):,} training and {len(session.validation[1]):,} validation images, "
+        f"{counted(session.batches.steps_per_epoch, 'step')} per epoch"
+    )
+    workers = f"{counted(session.share.workers, 'worker')} with " if session.share.workers > 1 else ""
+    note(
+        f"device {session.devices.name}, precision {session.precision} ({session.why_precision}), "
+        f"{workers}{counted(conditions['threads'], 'thread')}, mxnet {conditions['versions'].get('mxnet', '?')}"
+    )
+    note(f"{segment['how']} at epoch {segment['epoch']} of {session.training.epochs}, step {segment['step']}")
+    for reason in session.counters.inexact:
+        note(f"not bit-reproducible: {reason}")
+
+
+def tell(session: Session, learning_rate: float) -> bool:
+    """Report the progress within the epoch. False when the loss is no longer finite."""
+    counters, batches, epochs = session.counters, session.batches, session.training.epochs
+    loss = session.network.recent_loss()
+    if loss is not None and not math.isfinite(loss):
+        return False
+    done = counters.epoch + counters.step_in_epoch / batches.steps_per_epoch
+    seen = counters.step_in_epoch * batches.batch_size
+    speed = seen / counters.epoch_seconds if counters.epoch_seconds else 0.0
+    left = (epochs - done) * len(batches.indices) / speed if speed else 0.0
+    validation = counters.history[-1]["validation_accuracy"] if counters.history else None
+    session.reporter.progress(
+        done / epochs,
+        f"epoch {counters.epoch + 1}/{epochs}, step {counters.step_in_epoch}/{batches.steps_per_epoch}, "
+        f"loss {'-' if loss is None else f'{loss:.3f}'}"
+        + (f", validation accuracy {validation:.1%}" if validation is not None else "")
+        + f", {speed:,.0f} images/s, {_duration(left)} left",
+        epoch=counters.epoch + 1,
+        step=counters.step,
+        loss=loss,
+        learning_rate=learning_rate,
+        images_per_second=speed,
+        seconds_left=left,
+    )
+    return True
+
+
+def readable(row: dict[str, Any], epochs: int) -> str:
+    """An epoch's row of the history as a line of the log."""
+    validation = ""
+    if row["validation_loss"] is not None:
+        validation = f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}, "
+    return (
+        f"epoch {row['epoch']}/{epochs}: train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}, "
+        f"{validation}learning rate {row['learning_rate']:.3g}, {row['images_per_second']:,.0f} images/s, "
+        f"{row['seconds']:.1f} s"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,109 @@
+"""What one process of a training works with: its devices, data, network and counters."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import dataset, runtime
+from pipeline.config import Training
+from pipeline.dataset import batches
+from pipeline.errors import ConfigError
+from pipeline.process.child import Reporter
+from pipeline.training import precision
+from pipeline.training.checkpoint import Counters
+from pipeline.training.gradient_sync import Exchange, Share
+from pipeline.training.network import Network
+from pipeline.training.schedule import learning_rate
+from pipeline.workspace import Run
+from pipeline.workspace.freshness import Chain
+
+
+@dataclass
+class Session:
+    """One process of a training, of which there are several when `distributed.workers` says so."""
+
+    chain: Chain
+    run: Run
+    reporter: Reporter
+    devices: runtime.Devices
+    exchange: Exchange
+    precision: str
+    why_precision: str
+    #: `name`, `digest`, `label`, `sample`, `official` and `classes` of the data set.
+    about_data: dict[str, Any]
+    normalisation: batches.Normalisation
+    batches: batches.TrainingBatches
+    #: (n, 3, 32, 32) uint8 images and (n,) labels.
+    validation: tuple[np.ndarray, np.ndarray]
+    network: Network
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def training(self) -> Training:
+        return self.chain.config.training
+
+    @property
+    def share(self) -> Share:
+        return self.exchange.share
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(self.training, self.counters.step, self.batches.steps_per_epoch)
+
+    def conditions(self) -> dict[str, Any]:
+        """Where and with what it computes. The bits of the result depend on all but `host`."""
+        return {
+            "device": self.devices.name,
+            "precision": self.precision,
+            "threads": int(os.environ["OMP_NUM_THREADS"]),
+            "workers": self.share.workers,
+            "cpu": runtime.cpu_name(),
+            "host": platform.node(),
+            "versions": runtime.versions(),
+        }
+
+
+def open_session(chain: Chain, run: Run, reporter: Reporter, share: Share) -> Session:
+    """Load the data set and build the network. Raises `ConfigError` when they do not fit together."""
+    training, architecture = chain.config.training, chain.config.architecture
+    devices = runtime.devices(chain.config.device)
+    runtime.adapt_to_load(reporter.write if share.leads else lambda line: None)
+    exchange = Exchange(runtime.mxnet(), devices, share)
+    with exchange.lead_first():
+        chosen, why = precision.choose(architecture, training, devices, run)
+    data = dataset.load(run.workspace.dataset(run.dataset_id), verify=True)
+    if len(data.classes) > architecture.classes:
+        raise ConfigError(
+            f"architecture.classes: found {architecture.classes}, but {run.dataset_id} has {len(data.classes)} classes"
+        )
+    train_indices, validation_indices = batches.split(
+        data.train_labels, min(training.validation_images, len(data.train_labels) // 2), training.seed
+    )
+    norm = batches.measure_normalisation(data.train_images) if training.normalize else batches.Normalisation()
+    network = Network(architecture, training, devices, chosen, exchange)
+    if devices.is_gpu:
+        network.hold(data.train_images, norm)
+    # Several sources can hold the same images; label and officialness are those of the configured one.
+    source = chain.source_record() or {}
+    about_data = {**data.manifest["details"], **{k: source[k] for k in ("label", "official") if k in source}}
+    return Session(
+        chain=chain,
+        run=run,
+        reporter=reporter,
+        devices=devices,
+        exchange=exchange,
+        precision=chosen,
+        why_precision=why,
+        about_data={key: about_data[key] for key in ("name", "digest", "label", "sample", "official", "classes")},
+        normalisation=norm,
+        batches=batches.TrainingBatches(
+            data.train_images, data.train_labels, train_indices, training, norm, (share.rank, share.workers)
+        ),
+        validation=(data.train_images[validation_indices], data.train_labels[validation_indices]),
+        network=network,
+    )

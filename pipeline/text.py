@@ -20,6 +20,12 @@ def printable(text: str, lines: bool = False) -> str:
     return "".join(_printable(letter, lines) for letter in text)
 
 
+def cause(error: BaseException) -> str:
+    """The line of a library's message that says what is wrong: MXNet's are tracebacks, with the cause at the end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Traceback") else 0][:300]
+
+
 def _printable(letter: str, lines: bool) -> str:
     if letter in "\n\t":
         return letter if lines else " "

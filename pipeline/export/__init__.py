@@ -1,8 +1,7 @@
-"""Export: `train/` of a run in, `export/` out: a model that runs without this pipeline.
+"""Export: from `train/` of a run to `export/`, a model that runs without this pipeline.
 
 Leaves `model.onnx` (runs anywhere, without MXNet) and MXNet's own `model-symbol.json` and `model-0000.params`. All of
-them take RGB images as (N, 3, 32, 32) float32 in 0..1 and normalise them inside. Run as `python -m pipeline.export`
-by `launch.run_stage`.
+them take RGB images as (N, 3, 32, 32) float32 in 0..1 and normalise them inside.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from pipeline.errors import PipelineError, from_os_error
 from pipeline.export import onnx_runner
 from pipeline.model import CHANNELS
 from pipeline.process import child
+from pipeline.text import cause
 from pipeline.workspace import MANIFEST, manifest
 from pipeline.workspace.freshness import Chain
 
@@ -37,15 +37,15 @@ FILES = ("model.onnx", "model-symbol.json", "model-0000.params")
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
 LAYOUT = "NCHW float32, RGB, values 0 to 1 (a pixel's 0..255 divided by 255)"
 
-#: The operators that MXNet's converter writes are those of this ONNX version; any onnxruntime since 1.8 knows it.
+#: MXNet's converter writes operators of this ONNX version; onnxruntime 1.8 and later know it.
 _OPSET, _IR_VERSION = 13, 7
 
-#: Largest difference of a logit, relative to the largest logit, that rounding in another order may cause.
+#: Largest difference of a logit, relative to the largest logit, that a different order of rounding may cause.
 _TOLERANCE = 1e-3
 
 
 def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Export the run's weights, check the result on all test images, publish it; gives the manifest.
+    """Export the run's weights, check the result on all test images and publish it; returns the manifest.
 
     Raises `WeightsError` when the weights do not have the digest that the training recorded, `PipelineError` when a
     library is missing or the exported model does not agree with the trained one.
@@ -62,28 +62,28 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     folder = run.stage("export")
     started = time.monotonic()
     try:
-        with _staging(folder) as half_done:
-            _write_mxnet(net, norm, half_done)
-            _write_onnx(onnx, half_done, facts)
-            reporter.note(f"written in {time.monotonic() - started:.1f} s; comparing with MXNet on the test images")
-            check = _check(half_done, net, norm, context, data, reporter)
+        with _staging(folder) as staging:
+            _write_mxnet(net, norm, staging)
+            _write_onnx(onnx, staging, facts)
+            reporter.note(f"written in {time.monotonic() - started:.1f} s; checking against MXNet on the test images")
+            check = _check(staging, net, norm, context, data, reporter)
             # From here until the new manifest is there the stage is not complete.
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in FILES:
-                os.replace(half_done / name, folder / name)
+                os.replace(staging / name, folder / name)
         details = {"run": run.run_id, **facts, "check": check, "versions": _versions()}
         value = manifest.write(folder, "export", FILES, inputs, details)  # type: ignore[arg-type]
     except OSError as error:
         raise from_os_error(error, "publish the exported model") from error
     reporter.note(
         f"model.onnx agrees with MXNet on {check['images']:,} images: {check['top1_identical']:,} identical "
-        f"predictions, largest difference of a logit {check['max_difference']:.2g}"
+        f"predictions, logits differ by at most {check['max_difference']:.2g}"
     )
     return value
 
 
 def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
-    """What a user of the exported model has to know, for the manifest and for the metadata of the ONNX file."""
+    """What users of the exported model need to know: for the manifest and the metadata of the ONNX file."""
     details = train["details"]
     architecture = details["config"]["architecture"]
     return {
@@ -105,7 +105,7 @@ def _write_mxnet(net: Any, norm: batches.Normalisation, folder: Path) -> None:
     """Write `model-symbol.json` and `model-0000.params`: the network with the normalisation in front of it."""
     mx = runtime.mxnet()
     images = mx.sym.var(INPUT)
-    # Their shapes cannot be told from that of the images, which is all that `Module.bind` is given.
+    # Their shapes cannot be inferred from that of the images, which is all that `Module.bind` gets.
     scale, shift = (mx.sym.var(f"normalisation_{name}", shape=(1, CHANNELS, 1, 1)) for name in ("scale", "shift"))
     values = mx.sym.broadcast_add(mx.sym.broadcast_mul(images, scale, name="scaled"), shift, name="normalised")
     logits = mx.sym.identity(net(values), name=OUTPUTS[0])
@@ -202,8 +202,8 @@ def _check(
     """
     images, labels = data.test_images, np.asarray(data.test_labels)
     expected = evaluation.predict_logits(net, images, norm, context)
-    onnx_runner.onnxruntime()  # what its import has to say is about the machine, not about the model
-    with _standard_error() as said:
+    onnx_runner.onnxruntime()  # what its import prints is about the machine, not about the model
+    with _standard_error() as warnings:
         model = dataclasses.replace(onnx_runner.open_model(folder / "model.onnx", onnx_runner.WARNINGS), views=1)
     started = time.monotonic()
     found = model.logits(
@@ -216,7 +216,7 @@ def _check(
         "largest_logit": float(np.abs(expected).max()),
         "top1_identical": int((found.argmax(1) == expected.argmax(1)).sum()),
         "accuracy": float((found.argmax(1) == labels).mean()),
-        "onnxruntime_warnings": said,
+        "onnxruntime_warnings": warnings,
         "mxnet_max_difference": _check_mxnet(folder, images[:250], expected[:250], context),
         "onnxruntime_images_per_second": round(len(labels) / seconds, 1),
     }
@@ -227,15 +227,15 @@ def _check(
                 f"{name}: its logits differ from the trained network's by up to {check[key]:.3g}, "
                 f"allowed {tolerance:.3g}"
             )
-    if said:
-        reporter.note(f"onnxruntime warns when it loads model.onnx: {said[0]}")
+    if warnings:
+        reporter.note(f"onnxruntime warns when it loads model.onnx: {warnings[0]}")
     return check
 
 
 def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray, context: Any) -> float:
     """Largest difference of a logit between the exported MXNet files and the trained network.
 
-    Read both ways that programs have for such files: Gluon's `SymbolBlock` and the older `Module`.
+    Loaded in both ways that MXNet offers: Gluon's `SymbolBlock` and the older `Module`.
     """
     mx = runtime.mxnet()
     values = mx.nd.array(np.asarray(images).astype(np.float32) / np.float32(255), ctx=context)
@@ -250,12 +250,8 @@ def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray, context
         module.forward(mx.io.DataBatch([values]), is_train=False)
         found = [outputs[0].asnumpy() for outputs in (block(values), module.get_outputs())]
     except RuntimeError as error:
-        raise PipelineError(f"model-symbol.json: MXNet cannot load what was exported: {_last_line(error)}") from error
+        raise PipelineError(f"model-symbol.json: MXNet cannot load the exported model: {cause(error)}") from error
     return max(float(np.abs(logits - expected).max()) for logits in found)
-
-
-def _last_line(error: Exception) -> str:
-    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
 
 
 @contextlib.contextmanager
@@ -282,7 +278,7 @@ def _standard_error() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` for files that are not finished; it is removed, and so are those of killed exports."""
+    """A folder inside `folder` for unfinished files; removed at the end, as are those of killed exports."""
     prefix = ".export-"
     folder.mkdir(parents=True, exist_ok=True)
     for debris in folder.glob(f"{prefix}*"):

@@ -1,6 +1,6 @@
-"""What an `.onnx` file must not hold, found out before anything loads it: tensors whose values lie in other files.
+"""A check of an `.onnx` file before anything loads it: no tensor may have its values in another file.
 
-Reads the protocol buffers themselves, message by message, and skips the values: `onnx` is not needed.
+Walks the protocol buffers itself, message by message, and skips the values: `onnx` is not needed.
 Field numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 
-#: For each message the fields that are messages with tensors somewhere below them.
+#: For each message, the fields that hold messages with tensors somewhere below them.
 _MESSAGES = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -28,7 +28,7 @@ _ELSEWHERE = (13, 14)
 
 
 def check(path: Path) -> None:
-    """Raise `PipelineError` unless the file is an ONNX model that is all in one file.
+    """Raise `PipelineError` unless the file is an ONNX model that is complete in itself.
 
     onnxruntime before 1.24 reads values from whatever path a model names. The export writes none.
     """
@@ -38,9 +38,9 @@ def check(path: Path) -> None:
     except OSError as error:
         raise PipelineError(f"{path}: cannot read it: {error.strerror}") from error
     except (ValueError, IndexError):
-        raise PipelineError(f"{path}: not a usable ONNX model (damaged, or of another kind); export it again") from None
+        raise PipelineError(f"{path}: not a usable ONNX model (damaged, or another format); export it again") from None
     if elsewhere:
-        raise PipelineError(f"{path}: has values in other files, which are not read; save the model as one file")
+        raise PipelineError(f"{path}: stores values in other files, which are not read; save the model as one file")
 
 
 def _names_other_files(content: mmap.mmap) -> bool:

@@ -1,6 +1,6 @@
-"""A model that left the house: an exported `.onnx` file, run by onnxruntime. Neither MXNet nor a run is needed.
+"""An exported `.onnx` file, run by onnxruntime. Needs neither MXNet nor a run.
 
-Reads one file. Used by the export to check what it wrote, and by `predict`.
+Used by the export, to check what it wrote, and by `predict`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import tta
 from pipeline.export import onnx_file
 from pipeline.process.cores import usable_cores
+from pipeline.text import cause
 
 BATCH_SIZE = 250
 
-#: Pixels that a side of a model's images has at most.
+#: Largest side of a model's input images, in pixels.
 MOST_PIXELS = 1024
 
-#: onnxruntime's severities: 2 prints warnings and errors, 4 nothing that its exceptions do not say too. What it prints
-#: goes past Python to the terminal, with whatever names are in the file.
+#: onnxruntime's log severities: 2 prints warnings and errors, 4 only what its exceptions say too. It prints straight to
+#: the terminal, past Python, with whatever names are in the file.
 WARNINGS, SILENT = 2, 4
 
 
@@ -47,7 +48,8 @@ class Model:
     def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
         """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.
 
-        `tell` hears how many images are done. Raises `PipelineError` when onnxruntime cannot run the model on them.
+        `tell` is called with the number of images done so far. Raises `PipelineError` when onnxruntime cannot run the
+        model on them.
         """
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
@@ -64,24 +66,26 @@ class Model:
         try:
             logits = self.session.run(["logits"], {name: batch})[0]
         except Exception as error:  # onnxruntime's errors have no common base of their own
-            raise PipelineError(f"{self.path}: cannot be run on these images ({_first_line(error)})") from error
+            raise PipelineError(f"{self.path}: cannot be run on these images ({cause(error)})") from error
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
             found = getattr(logits, "dtype", type(logits).__name__)
             raise PipelineError(f"{self.path}: gives logits of type {found}, expected float32; export it again")
         if logits.shape != (len(batch), len(self.classes)):
             raise PipelineError(
                 f"{self.path}: gives logits of shape {logits.shape} for {len(batch)} images and "
-                f"{len(self.classes)} class names; it is not as this pipeline exported it"
+                f"{len(self.classes)} class names: not an unchanged export of this pipeline"
             )
         if not np.isfinite(logits).all():
-            raise PipelineError(f"{self.path}: gives logits that are no finite numbers; train and export it again")
+            raise PipelineError(
+                f"{self.path}: gives logits that are not finite (NaN or infinity); train and export it again"
+            )
         return logits
 
 
 def open_model(path: Path, severity: int = SILENT) -> Model:
     """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
 
-    Raises `PipelineError` when onnxruntime is missing, or the file is missing, damaged or of other origin.
+    Raises `PipelineError` when onnxruntime or the file is missing, or the file is not an intact export of this pipeline.
     """
     session = _session(path, severity)
     try:
@@ -99,18 +103,18 @@ def open_model(path: Path, severity: int = SILENT) -> Model:
         return Model(path, session, classes, (int(height), int(width)), metadata, count)
     except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise PipelineError(
-            f"{path}: an ONNX model, but not one that this pipeline exported ({error}); "
-            "expected one NCHW input of RGB images, the output `logits` and the metadata `classes`"
+            f"{path}: an ONNX model, but not exported by this pipeline ({error}); "
+            "expected one NCHW input of RGB images, an output `logits` and the metadata `classes`"
         ) from None
 
 
 def _classes(text: str) -> list[str]:
-    """The class names in the metadata; raises `ValueError` for what is none, and for one that comes twice."""
+    """The class names in the metadata; raises `ValueError` for anything else, and for duplicates."""
     names = json.loads(text)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError("classes: expected a list of names")
     if len(set(names)) < len(names):
-        raise ValueError("classes: a name comes twice")
+        raise ValueError("classes: duplicate names")
     return names
 
 
@@ -119,29 +123,23 @@ def onnxruntime() -> Any:
     try:
         import onnxruntime as module
     except ImportError as error:
-        raise PipelineError(
-            f"onnxruntime cannot be imported ({error}): pip install onnxruntime, and run it again"
-        ) from error
+        raise PipelineError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
     return module
 
 
 def _session(path: Path, severity: int) -> Any:
     ort = onnxruntime()
     if not path.is_file():
-        raise PipelineError(f"{path}: no such file; give the path of an .onnx file or of a run's folder")
+        raise PipelineError(f"{path}: no such file; expected an .onnx file or a run's folder")
     onnx_file.check(path)
     options = ort.SessionOptions()
-    # By default onnxruntime takes a thread for each core of the machine and pins it, container or not.
+    # By default onnxruntime pins one thread to each core of the machine, even in a container with fewer.
     options.intra_op_num_threads = usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = severity
     try:
-        # Before its own second try it prints to standard output, among predictions, what is in the file.
+        # Before its own second try it prints parts of the file to standard output, among the predictions.
         with contextlib.redirect_stdout(io.StringIO()):
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base of their own
-        raise PipelineError(f"{path}: not a usable ONNX model ({_first_line(error)}); export it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise PipelineError(f"{path}: not a usable ONNX model ({cause(error)}); export it again") from error

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.files import human_size
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 #: Letters of a word that stay together in a narrow column.
 _LONG_WORD = 12
@@ -38,11 +38,6 @@ def count(value: float | None) -> str:
 def times(number: int) -> str:
     """How often something happened: `never`, `1 time`, `3 times`."""
     return counted(number, "time") if number else "never"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 thread`, `1,200 steps`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def short(value: float) -> str:

@@ -1,7 +1,6 @@
-"""Prediction: image files in, classes and probabilities out. `vgg-predict --model RUN image.png …`.
+"""Prediction: classes and probabilities of image files. `vgg-predict --model RUN image.png …`.
 
-Reads an exported model (`.onnx`) and image files of any size; leaves nothing behind. Needs neither MXNet nor the data
-set.
+Reads an exported model (`.onnx`) and image files of any size; writes nothing. Needs neither MXNet nor the data set.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from pipeline.workspace import Run, Workspace, manifest, workspace_of
 
 DEFAULT_MODEL = "artifacts"
 
-#: Bytes that the command takes at most, besides 8 times the model's file and each core's share: a file that declares
-#: what it does not hold ends in one line, not in a machine without memory.
+#: Most memory in bytes that the command may take, besides 8 times the model's file and a share per core: a file that
+#: declares more than it holds ends in one line, not in a machine without memory.
 MOST_MEMORY, CORE_MEMORY = 4 << 30, 64 << 20
 
 #: A run or a pointer to the current one within the address of a store; what is before it is the workspace.
@@ -65,7 +64,7 @@ class Prediction:
 
 
 def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction | Unreadable]:
-    """Classify image files, in their order. A file that cannot be read is answered with `Unreadable`."""
+    """Classify image files; the results are in their order. A file that cannot be read gives `Unreadable`."""
     images = image_files.read_all(files, model.size)
     pixels = [image.pixels for image in images if isinstance(image, Picture)]
     empty = np.zeros((0, 3, *model.size), np.uint8)
@@ -90,7 +89,7 @@ def resolve_model(path: Path) -> Path:
         return _promoted(path) if path.suffix == ".json" else path
     if not path.is_dir():
         raise PipelineError(
-            f"{path}: no such model; give --model a run's folder, a workspace, `current`, or an .onnx file"
+            f"{path}: no such model; --model takes a run's folder, a workspace, `current`, or an .onnx file"
         )
     for folder in (path, path / "export"):
         exported = manifest.read(folder)
@@ -102,8 +101,10 @@ def resolve_model(path: Path) -> Path:
     newest = _newest_export(workspace)
     if newest is None:
         if workspace.runs.exists():
-            os.listdir(workspace.runs)  # raises what kept it from being searched
-        raise PipelineError(f"{path}: no exported model here: run the Export task first, or give --model an .onnx file")
+            os.listdir(workspace.runs)  # raises what made it unreadable
+        raise PipelineError(
+            f"{path}: no exported model here: run the Export task first, or choose an .onnx file with --model"
+        )
     return resolve_model(newest)
 
 
@@ -135,7 +136,7 @@ def in_store(url: str) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit status: 0, or 1 when anything could not be read."""
+    """The command line; returns the exit status: 0, or 1 when anything could not be read."""
     if arguments is None:  # not in a program that calls this function
         streams.forgive()
     options = _parser().parse_args(arguments)
@@ -147,12 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _limit_memory(path)
         model = onnx_runner.open_model(path)
         _introduce(path, model, named)
-        # What Pillow warns of, the limit on pixels decides.
+        # The limit on pixels replaces Pillow's warning.
         warnings.filterwarnings("ignore", category=image_files.bomb_warning())
-        files, passed_over = image_files.find(options.paths)
+        files, skipped = image_files.find(options.paths)
         results = classify(model, files)
     except MemoryError:
-        print(f"vgg-predict: {_shown(path)}: takes more memory than is allowed here", file=sys.stderr)
+        print(f"vgg-predict: {_shown(path)}: needs more memory than this command may use", file=sys.stderr)
         return 1
     except (PipelineError, OSError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
@@ -160,18 +161,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     predictions = [result for result in results if isinstance(result, Prediction)]
     unreadable = [result for result in results if isinstance(result, Unreadable)]
-    shown = _json(path, model, predictions, unreadable, passed_over) if options.json else _table(predictions)
+    shown = _json(path, model, predictions, unreadable, skipped) if options.json else _table(predictions)
     print(shown, flush=True)
     _warn_resized(predictions, model.size)
-    if passed_over:
-        print(f"vgg-predict: {image_files.passed_over(passed_over)}", file=sys.stderr)
+    if skipped:
+        print(f"vgg-predict: {image_files.skipped(skipped)}", file=sys.stderr)
     for result in unreadable:
         print(f"vgg-predict: {_shown(result.file)}: {result.why}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
 def _limit_memory(model: Path) -> None:
-    """Let this process fail to get more memory than it can need, threads' stacks included."""
+    """Limit this process to the memory that it can need, threads' stacks included."""
     most = MOST_MEMORY + 8 * model.stat().st_size + CORE_MEMORY * usable_cores()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     allowed = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
@@ -190,7 +191,7 @@ def _checked(folder: Path, exported: dict[str, Any]) -> Path:
     except OSError as error:
         raise PipelineError(f"{path}: cannot read it: {error.strerror}; export the run again") from error
     if digest != manifest.digest(exported, path.name):
-        raise PipelineError(f"{path}: damaged, not what its manifest recorded; export the run again")
+        raise PipelineError(f"{path}: damaged: its checksum is not the recorded one; export the run again")
     return path
 
 
@@ -199,14 +200,14 @@ def _current(workspace: Workspace) -> Path:
     pointers = workspace.currents()
     if not pointers:
         raise PipelineError(
-            f"{_address(workspace.root)}: no model was promoted yet: run the Retrain task, or give --model a run"
+            f"{_address(workspace.root)}: no model has been promoted yet: run the Retrain task, or choose a run with --model"
         )
     if len(pointers) > 1:
         choice = ", ".join(map(_address, pointers))
         old = _shown(Path(registry.name_of(pointers[0])))
         raise PipelineError(
-            f"{_address(workspace.root)}: several models are current; choose with --model: {choice}; or retire one "
-            f"that is no longer meant: luigi --module tasks Retire --name {old} --confirm"
+            f"{_address(workspace.root)}: several models are current; choose one with --model: {choice}; or retire "
+            f"one: luigi --module tasks Retire --name {old} --confirm"
         )
     return _promoted(pointers[0])
 
@@ -221,11 +222,11 @@ def _promoted(pointer: Path) -> Path:
         mirror.know_folders([folder])
     exported = manifest.read(folder)
     if exported is None:
-        raise PipelineError(f"{folder}: the current model is not exported there: run the Export task for it again")
+        raise PipelineError(f"{folder}: the current model is not exported: run the Export task for this run")
     if exported["details"].get("weights_sha256") != entry.weights_sha256:
         raise PipelineError(
-            f"{folder}: exported from other weights than those that {pointer} names: export it again, or let the gate "
-            "decide about the new ones (luigi --module tasks Retrain)"
+            f"{folder}: exported from other weights than those promoted in {pointer}: export it again, or run the "
+            "promotion gate on the new weights (luigi --module tasks Retrain)"
         )
     return _checked(folder, exported)
 
@@ -242,7 +243,7 @@ def _newest_export(workspace: Workspace) -> Path | None:
 
 
 def _address(path: Path) -> str:
-    """A path as people find it: in a store, its address there."""
+    """A path as users know it: in a store, its address there."""
     mirror = mirror_of(path) or mirror_of(path / "x")
     return mirror.shown(path) if mirror else str(path)
 
@@ -262,19 +263,19 @@ def _prediction(file: Path, image: Picture, probabilities: np.ndarray, classes: 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vgg-predict", description="Classify images with a trained network.")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders with images")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of images")
     parser.add_argument(
         "--model",
-        help="a run's folder, an .onnx file, `current`, or a workspace: its current model, or else its newest run; "
-        "a run or a workspace may also be in a store, s3://… "
+        help="a run's folder, an .onnx file, `current`, or a workspace, which means its current model or else its newest "
+        "run; runs and workspaces may also be in a store, s3://… "
         f"(default: [vgg] workspace in luigi.cfg, else {DEFAULT_MODEL})",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON with the probabilities of all classes")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the probabilities of all classes")
     return parser
 
 
 def _table(predictions: Sequence[Prediction]) -> str:
-    rows = [("file", "class", "probability", "next")]
+    rows = [("file", "class", "probability", "runner-up")]
     for prediction in predictions:
         (label, probability), *others = prediction.probabilities.items()
         runner_up = f"{others[0][0]} {others[0][1]:.1%}" if others else ""
@@ -291,7 +292,7 @@ def _json(
     model: onnx_runner.Model,
     predictions: Sequence[Prediction],
     unreadable: Sequence[Unreadable],
-    passed_over: Sequence[Path],
+    skipped: Sequence[Path],
 ) -> str:
     value = {
         "trained_on": model.metadata.get("trained_on"),
@@ -309,7 +310,7 @@ def _json(
             for prediction in predictions
         ],
         "unreadable": [{"file": str(result.file), "why": result.why} for result in unreadable],
-        "passed_over": [str(file) for file in passed_over],
+        "skipped": [str(file) for file in skipped],
     }
     return json.dumps(value, indent=2, allow_nan=False)
 
@@ -325,10 +326,10 @@ def _warn_resized(predictions: Sequence[Prediction], size: tuple[int, int]) -> N
 
 
 def _introduce(path: Path, model: onnx_runner.Model, named: str) -> None:
-    """Say first what a model of the bundled sample can know, then which model it is where that was left open."""
+    """Say first if the model only knows the bundled sample, then which model it is unless the user named the file."""
     if model.metadata.get("trained_on") == SAMPLE_LABEL:
         print(
-            f"vgg-predict: this model was trained on drawn shapes ({SAMPLE_LABEL}): it calls any photograph one of "
+            f"vgg-predict: this model was trained on drawn shapes ({SAMPLE_LABEL}); it labels any photo as one of "
             f"{printable(', '.join(model.classes))}",
             file=sys.stderr,
         )
@@ -337,5 +338,5 @@ def _introduce(path: Path, model: onnx_runner.Model, named: str) -> None:
 
 
 def _shown(file: Path) -> str:
-    """A file name as it may be printed: a name can hold line breaks and terminal codes."""
+    """A file name that is safe to print: names can hold line breaks and terminal codes."""
     return printable(str(file))

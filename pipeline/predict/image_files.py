@@ -1,7 +1,7 @@
-"""Image files in, pixels for a network out: which files of a folder are images, and what is in them.
+"""Image files as pixels for a network: which files of a folder are images, and what is in them.
 
-Reads raster formats from a list, one picture of each file, and says of every other file why it is not read. A file
-cannot take more memory than the number of pixels that is allowed; large pictures are decoded one at a time.
+Reads the first picture of each file in a list of raster formats; every other file is returned with the reason. The
+number of pixels limits the memory that a file can take; large pictures are decoded one at a time.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.process.cores import usable_cores
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
-#: Formats by Pillow's names: what holds pixels, never what is a program for another one to run (EPS: Ghostscript).
+#: Pillow's names of formats that hold pixels, never a program for another one to run (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-#: Pixels that are decoded at most. A JPEG may have twice as many: most of them are skipped while it is decoded.
+#: Most pixels that are decoded. A JPEG may have twice as many: most of them are skipped while it is decoded.
 MOST_PIXELS = 1 << 26
 
-#: Pixels from which on only one picture is decoded at a time.
+#: Pictures of this many pixels or more are decoded one at a time.
 LARGE = 1 << 22
 
 #: Rows that are converted at a time.
@@ -54,10 +54,10 @@ class Unreadable:
 
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The files named in `paths` with the image files below every folder among them, and what was passed over there.
+    """The files in `paths`, with the image files below every folder among them; and the files skipped there.
 
-    Passed over are files without an image's ending; what is hidden does not count at all. Raises `PipelineError` for
-    a path that does not exist and for a folder without images.
+    Skipped are files without the extension of an image; hidden ones are ignored. Raises `PipelineError` for a path
+    that does not exist and for a folder without images.
     """
     endings = _endings()
     found: list[Path] = []
@@ -72,21 +72,19 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         images = [file for file in files if file.suffix.lower() in endings]
         passed = [file for file in files if file.suffix.lower() not in endings]
         if not images and not unlisted:
-            besides = f" ({passed_over(passed)})" if passed else ""
-            raise PipelineError(
-                f"{path}: no image files in this folder{besides}; give a folder with images, or the files"
-            )
+            besides = f" ({skipped(passed)})" if passed else ""
+            raise PipelineError(f"{path}: no image files in this folder{besides}")
         found += images + unlisted
         others += passed
     return found, others
 
 
-def passed_over(files: Sequence[Path]) -> str:
-    """In words, how many files were passed over, and of which kinds: `3 files passed over: 2 .heic, 1 .txt`."""
-    kinds = Counter(file.suffix.lower() or "without an ending" for file in files).most_common()
+def skipped(files: Sequence[Path]) -> str:
+    """How many files were skipped, and of which kinds: `3 files skipped: 2 .heic, 1 .txt`."""
+    kinds = Counter(file.suffix.lower() or "without an extension" for file in files).most_common()
     named = ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:5])
     more = f", {sum(count for _, count in kinds[5:]):,} of other kinds" if kinds[5:] else ""
-    return f"{len(files):,} file{'s' if len(files) != 1 else ''} passed over: {named}{more}"
+    return f"{counted(len(files), 'file')} skipped: {named}{more}"
 
 
 def read_all(files: Sequence[Path], size: tuple[int, int]) -> list[Picture | Unreadable]:
@@ -98,7 +96,7 @@ def read_all(files: Sequence[Path], size: tuple[int, int]) -> list[Picture | Unr
 def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
     """The first picture in a file, upright, of this size (height, width).
 
-    Another size is scaled until the shorter side fits, and the middle is cut out: nothing is squashed.
+    Other sizes are scaled until the shorter side fits, then cropped to the centre: the aspect ratio stays.
     """
     pil = _pillow()
     try:
@@ -111,8 +109,7 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
         with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
             return _decoded(pil, opened, size)
     except pil.UnidentifiedImageError:
-        kinds = ", ".join(_formats(pil))
-        return Unreadable(file, f"not an image, or of a kind that cannot be read here (only {kinds})")
+        return Unreadable(file, f"not an image, or an unsupported format (supported: {', '.join(_formats(pil))})")
     except _Refused as refused:
         return Unreadable(file, str(refused))
     except Exception as error:  # each decoder of Pillow has errors of its own for damaged files
@@ -124,7 +121,7 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
 
 
 class _Refused(Exception):
-    """Pixels that could be decoded, but not rightly, or not in the memory that is allowed."""
+    """Pixels that cannot be decoded correctly, or not within the memory allowed."""
 
 
 def _decoded(pil: Any, opened: Any, size: tuple[int, int]) -> Picture:
@@ -135,7 +132,7 @@ def _decoded(pil: Any, opened: Any, size: tuple[int, int]) -> Picture:
     _check_size(opened.size, MOST_PIXELS)
     raw = _raw_mode(opened)
     if opened.format == "TIFF" and opened.tag_v2.get(262) == 6 and raw == "RGBX":
-        raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow {pil.__version__} cannot read, version 13 can")
+        raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow 13 can read, but not {pil.__version__}")
     return Picture(_pixels(pil, opened, ";16" in raw and not raw.endswith("S"), size), original)
 
 
@@ -149,7 +146,7 @@ def _pixels(pil: Any, opened: Any, sixteen: bool, size: tuple[int, int]) -> np.n
     image = _eight_bits(pil, opened, sixteen)
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), pil.Resampling.BOX if small else pil.Resampling.LANCZOS)
-    if image.mode == "RGBA":  # what is transparent becomes white
+    if image.mode == "RGBA":  # transparent pixels become white
         image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB")).transpose(2, 0, 1)
 
@@ -157,29 +154,29 @@ def _pixels(pil: Any, opened: Any, sixteen: bool, size: tuple[int, int]) -> np.n
 def _check_size(size: tuple[int, int], most: int) -> None:
     if size[0] * size[1] > most:
         found = f"{size[0]:,} x {size[1]:,} pixels, {size[0] * size[1] / 1e6:,.0f} million"
-        raise _Refused(f"{found}; at most {most / 1e6:.0f} million are read: scale it down first")
+        raise _Refused(f"{found}; the limit is {most / 1e6:.0f} million: scale it down first")
 
 
 def _raw_mode(opened: Any) -> str:
-    """How the values lie in the file, in Pillow's words: `RGB;16B` are 16 bits, `I;16S` signed ones."""
+    """The layout of the values in the file, in Pillow's words: `RGB;16B` has 16 bits, `I;16S` signed ones."""
     arguments = opened.tile[0][3] if opened.tile else ""
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return raw if isinstance(raw, str) else ""
 
 
 def _eight_bits(pil: Any, image: Any, sixteen: bool) -> Any:
-    """Any mode as L, RGB or RGBA, 8 bits each. Raises `_Refused` where the file does not say which value is white."""
-    scaled = image.format == "PPM"  # it names its range, and Pillow scales by that
+    """Any mode as L, RGB or RGBA, 8 bits each. Raises `_Refused` when the range of the values is unknown."""
+    scaled = image.format == "PPM"  # states its range, by which Pillow scales
     if image.mode == "F":
         image = _by_bands(pil, image, _from_floats)
     elif image.mode.startswith("I"):
         if not (sixteen or scaled):
-            raise _Refused("does not say which of its integers is white; save it with 8 bits a channel")
+            raise _Refused("its integer pixels have no defined range; save it with 8 bits per channel")
         image = _by_bands(pil, image, lambda values: values >> 8)
     if sixteen and not scaled and max(image.convert("L").getextrema()) < 64:
         raise _Refused(
-            "its 16-bit pixels fill less than a quarter of their range: 10, 12 or 14 bits in 16? "
-            "Scale them to the whole range, or save it with 8 bits a channel"
+            "its 16-bit pixels use less than a quarter of their range (10, 12 or 14 bits in 16?); "
+            "scale them to the full range, or save it with 8 bits per channel"
         )
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
@@ -187,7 +184,7 @@ def _eight_bits(pil: Any, image: Any, sixteen: bool) -> Any:
 
 
 def _by_bands(pil: Any, image: Any, eight_bits: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """An L image of what a function makes of the values, a few rows at a time: copies of everything take memory."""
+    """An L image, converted a few rows at a time: a copy of the whole image would take memory."""
     made = pil.new("L", image.size)
     for top in range(0, image.height, _BAND):
         band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
@@ -199,8 +196,8 @@ def _from_floats(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):
         raise _Refused(
-            f"its floating-point pixels go from {low:g} to {high:g}, expected 0 to 1; "
-            "scale them, or save it with 8 bits a channel"
+            f"its floating-point pixels range from {low:g} to {high:g}, expected 0 to 1; "
+            "scale them, or save it with 8 bits per channel"
         )
     return np.round(values * np.float32(255))
 
@@ -217,7 +214,7 @@ def _pillow() -> Any:
 
 
 def bomb_warning() -> type[Warning]:
-    """Pillow's warning of a picture of many pixels."""
+    """Pillow's warning about a picture with many pixels."""
     warning: type[Warning] = _pillow().DecompressionBombWarning
     return warning
 

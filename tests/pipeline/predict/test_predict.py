@@ -89,7 +89,7 @@ def test_the_table_names_file_class_probability_and_the_next_class(
 ) -> None:
     assert predict.main(["--model", str(run), str(folder / "000.png"), str(folder / "001.png")]) == 0
     head, first, second = capsys.readouterr().out.splitlines()
-    assert head.split() == ["file", "class", "probability", "next"]
+    assert head.split() == ["file", "class", "probability", "runner-up"]
     assert first.split()[0].endswith("000.png")
     assert second.split()[1] in CLASSES
     assert "%" in second
@@ -131,8 +131,8 @@ def test_in_a_folder_only_image_files_count(run: Path, folder: Path, capsys: pyt
     (folder / "deeper" / "photo.HEIC").write_bytes(b"x")
     value, said = answered(capsys, "--model", run, folder)
     assert len(value["predictions"]) == 60
-    assert value["passed_over"] == [str(folder / "deeper" / "photo.HEIC"), str(folder / "labels.csv")]
-    assert "vgg-predict: 2 files passed over: 1 .heic, 1 .csv" in said.splitlines()
+    assert value["skipped"] == [str(folder / "deeper" / "photo.HEIC"), str(folder / "labels.csv")]
+    assert "vgg-predict: 2 files skipped: 1 .heic, 1 .csv" in said.splitlines()
 
 
 def test_a_name_that_would_command_the_terminal_is_printed_harmlessly(
@@ -236,13 +236,13 @@ def test_a_file_that_is_no_model_is_one_clear_line(
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("classes", "[" * 100_000, "an ONNX model, but not one that this pipeline exported"),
+        ("classes", "[" * 100_000, "an ONNX model, but not exported by this pipeline"),
         ("classes", '"airplanes!"', "classes: expected a list of names"),
-        ("classes", json.dumps(["cat"] * 10), "classes: a name comes twice"),
+        ("classes", json.dumps(["cat"] * 10), "classes: duplicate names"),
         ("classes", '["cat", "dog"]', "gives logits of shape (60, 10) for 60 images and 2 class names"),
-        ("classes", "[", "an ONNX model, but not one that this pipeline exported"),
-        ("views", "5", "an ONNX model, but not one that this pipeline exported (views 5)"),
-        ("views", "many", "an ONNX model, but not one that this pipeline exported"),
+        ("classes", "[", "an ONNX model, but not exported by this pipeline"),
+        ("views", "5", "an ONNX model, but not exported by this pipeline (views 5)"),
+        ("views", "many", "an ONNX model, but not exported by this pipeline"),
     ],
 )
 def test_metadata_that_do_not_fit_the_model_are_one_clear_line(
@@ -296,7 +296,7 @@ def test_a_model_that_gives_no_numbers_is_one_clear_line(
     captured = capfd.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
-    assert "gives logits that are no finite numbers" in line
+    assert "gives logits that are not finite" in line
 
 
 def test_a_name_that_is_no_text_is_one_clear_line(
@@ -322,7 +322,7 @@ def test_a_model_cannot_read_other_files(
     path = small_model(tmp_path, tensor, where)
     assert predict.main(["--model", str(path), str(folder)]) == 1
     assert capsys.readouterr().err == (
-        f"vgg-predict: {path}: has values in other files, which are not read; save the model as one file\n"
+        f"vgg-predict: {path}: stores values in other files, which are not read; save the model as one file\n"
     )
 
 

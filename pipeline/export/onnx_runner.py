@@ -85,7 +85,7 @@ class Model:
 def open_model(path: Path, severity: int = SILENT) -> Model:
     """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
 
-    Raises `PipelineError` when onnxruntime or the file is missing, or the file is not an intact export of this pipeline.
+    Raises `PipelineError` when onnxruntime or the file is missing, or the file is not an intact export.
     """
     session = _session(path, severity)
     try:

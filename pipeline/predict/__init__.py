@@ -200,7 +200,7 @@ def _current(workspace: Workspace) -> Path:
     pointers = workspace.currents()
     if not pointers:
         raise PipelineError(
-            f"{_address(workspace.root)}: no model has been promoted yet: run the Retrain task, or choose a run with --model"
+            f"{_address(workspace.root)}: no model has been promoted yet: run the Retrain task, or pass --model a run"
         )
     if len(pointers) > 1:
         choice = ", ".join(map(_address, pointers))
@@ -266,8 +266,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of images")
     parser.add_argument(
         "--model",
-        help="a run's folder, an .onnx file, `current`, or a workspace, which means its current model or else its newest "
-        "run; runs and workspaces may also be in a store, s3://… "
+        help="a run's folder, an .onnx file, `current`, or a workspace (its current model, else its newest run); "
+        "runs and workspaces may also be in a store, s3://… "
         f"(default: [vgg] workspace in luigi.cfg, else {DEFAULT_MODEL})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with the probabilities of all classes")

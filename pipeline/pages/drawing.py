@@ -24,7 +24,7 @@ class Mark:
 
 
 def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[Mark]) -> Markup:
-    """An accuracy with its interval on a scale, and up to two other accuracies to see it against."""
+    """An accuracy with its interval on a scale, beside up to two others."""
     low, high = _scale_ends([*interval, accuracy, *(mark.value for mark in marks)])
 
     def x(value: float) -> float:
@@ -35,11 +35,11 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[M
     tick = math.ceil(low / step - 1e-9) * step
     while tick <= high + 1e-9:
         parts.append(_line(x(tick), 45, x(tick), 51, "var(--muted)", 1))
-        parts.append(_text(x(tick), 65, f"{tick * 100:.3g} %", "var(--muted)", x(tick)))
+        parts.append(_text(x(tick), 65, f"{tick * 100:.3g} %", "var(--muted)"))
         tick += step
     for number, mark in enumerate(marks[:2]):
         parts.append(_line(x(mark.value), 18 + 14 * number, x(mark.value), 54, "var(--series-2)", 2))
-        parts.append(_text(x(mark.value), 13 + 14 * number, mark.text, "var(--ink)", x(mark.value)))
+        parts.append(_text(x(mark.value), 13 + 14 * number, mark.text, "var(--ink)"))
     parts.append(_line(x(interval[0]), 48, x(interval[1]), 48, "var(--series-1)", 9, "round"))
     dot = '<circle cx="{:.1f}" cy="48" r="7" fill="var(--series-1)" stroke="var(--paper)" stroke-width="2"/>'
     parts.append(Markup(dot).format(x(accuracy)))
@@ -47,7 +47,7 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[M
 
 
 def interval_row(accuracy: float, interval: Sequence[float], values: Sequence[float], ends: Sequence[float]) -> Markup:
-    """One row of a table as a dot on a scale that all rows share, with its interval and the single values."""
+    """An accuracy on the scale of all rows of a table: a dot, its interval, and the values it is the mean of."""
 
     def x(value: float) -> float:
         return 6 + 188 * (min(max(value, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0])
@@ -81,18 +81,12 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float,
     ).format(x1, y1, x2, y2, colour, width, cap)
 
 
-def _text(x: float, y: float, text: str, colour: str, within: float | None = None, bold: bool = False) -> Markup:
-    """Centred text; one that would leave a drawing of `_WIDTH` is aligned to its edge instead (`within`)."""
+def _text(x: float, y: float, text: str, colour: str) -> Markup:
+    """Centred text, or aligned to an edge of the scale that it would cross."""
     half = 3.6 * len(text)  # of a wide font: half of about 0.65 em a letter
-    anchor = "middle"
-    if within is not None and within - half < 0:
-        x, anchor = 2, "start"
-    elif within is not None and within + half > _WIDTH:
-        x, anchor = _WIDTH - 2, "end"
-    weight = "600" if bold else "400"
-    return Markup(
-        '<text x="{:.1f}" y="{}" font-size="11" font-weight="{}" text-anchor="{}" fill="{}">{}</text>'
-    ).format(x, y, weight, anchor, colour, text)
+    x, anchor = (2, "start") if x < half else (_WIDTH - 2, "end") if x + half > _WIDTH else (x, "middle")
+    element = '<text x="{:.1f}" y="{}" font-size="11" text-anchor="{}" fill="{}">{}</text>'
+    return Markup(element).format(x, y, anchor, colour, text)
 
 
 def _svg(width: float, height: float, parts: Sequence[Markup]) -> Markup:

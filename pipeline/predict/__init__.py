@@ -24,7 +24,7 @@ from pipeline.config import SAMPLE_LABEL, settings
 from pipeline.errors import PipelineError
 from pipeline.evaluation import softmax
 from pipeline.export import onnx_runner
-from pipeline.files import expanded, sha256_file
+from pipeline.files import expanded
 from pipeline.predict import image_files
 from pipeline.predict.image_files import Picture, Unreadable
 from pipeline.process.cores import usable_cores
@@ -183,16 +183,9 @@ def _limit_memory(model: Path) -> None:
 
 
 def _checked(folder: Path, exported: dict[str, Any]) -> Path:
-    path = folder / "model.onnx"
     if mirror := mirror_of(folder):
         mirror.fetch(folder)
-    try:
-        digest = sha256_file(path)
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot read it: {error.strerror}; export the run again") from error
-    if digest != manifest.digest(exported, path.name):
-        raise PipelineError(f"{path}: damaged: its checksum is not the recorded one; export the run again")
-    return path
+    return manifest.verified(folder, exported, "model.onnx")
 
 
 def _current(workspace: Workspace) -> Path:

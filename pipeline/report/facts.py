@@ -19,7 +19,7 @@ from pipeline import dataset, model, pages
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.evaluation import output_names, read_predictions, statistics, tta
-from pipeline.files import now, read_json, sha256_file
+from pipeline.files import now, read_json
 from pipeline.pages import PUBLISHED_ACCURACY
 from pipeline.report import examples
 from pipeline.retraining import generations, registry
@@ -68,9 +68,11 @@ def read(chain: Chain) -> Sources:
     if run is None:
         raise PipelineError("there is no data set yet: run the DownloadCifar task first")
     train, evaluate, export = (_manifest(run, stage) for stage in ("train", "evaluate", "export"))
-    metrics = read_json(_checked(run, "evaluate", evaluate, "metrics.json"))
-    labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
-    history = read_numbers(_checked(run, "train", train, "history.csv").read_text(encoding="utf-8"), whole=["epoch"])
+    metrics = read_json(manifest.verified(run.stage("evaluate"), evaluate, "metrics.json"))
+    labels, probabilities = _predictions(manifest.verified(run.stage("evaluate"), evaluate, "predictions.npz"))
+    history = read_numbers(
+        manifest.verified(run.stage("train"), train, "history.csv").read_text(encoding="utf-8"), whole=["epoch"]
+    )
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     return Sources(run, train, evaluate, export, history, metrics or {}, labels, probabilities, data)
 
@@ -261,7 +263,7 @@ def _baseline(sources: Sources) -> dict[str, Any] | None:
 def _decision(chain: Chain, run: Run) -> dict[str, Any] | None:
     """What the promotion gate decided about these weights; None where it was not asked."""
     recorded = chain.decision_manifest()
-    return read_json(_checked(run, "promote", recorded, "decision.json")) if recorded else None
+    return read_json(manifest.verified(run.stage("promote"), recorded, "decision.json")) if recorded else None
 
 
 def _gate_baseline(decision: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -304,7 +306,7 @@ def _previous(sources: Sources, named: dict[str, Any] | None) -> dict[str, Any] 
     if run is None or evaluate is None:
         return None
     try:
-        labels, probabilities = _predictions(_checked(run, "evaluate", evaluate, "predictions.npz"))
+        labels, probabilities = _predictions(manifest.verified(run.stage("evaluate"), evaluate, "predictions.npz"))
     except WorkspaceError:
         return None  # the earlier run's own business; it must not keep this one from being reported
     if not np.array_equal(labels, sources.labels):
@@ -401,18 +403,6 @@ def _manifest(run: Run, stage: str) -> dict[str, Any]:
     if found is None:
         raise PipelineError(f"{run.stage(stage)}: this stage is not done yet: run the Report task, which runs it first")
     return found
-
-
-def _checked(run: Run, stage: str, recorded: dict[str, Any], name: str) -> Path:
-    """The path of a file of a stage whose content is what the manifest recorded."""
-    path = run.stage(stage) / name
-    try:
-        found = sha256_file(path)
-    except OSError as error:
-        raise WorkspaceError(f"{path}: cannot read it: {error.strerror}; delete {stage}/ and run it again") from error
-    if found != manifest.digest(recorded, name):
-        raise WorkspaceError(f"{path}: damaged, not what its manifest recorded; delete {stage}/ and run it again")
-    return path
 
 
 def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -153,17 +153,11 @@ def _compare(
 
 def _own(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """The labels (n,) of the test images, and which of them the run predicted right, (n,) booleans."""
-    path = run.stage("evaluate") / "predictions.npz"
-    recorded = manifest.read(run.stage("evaluate"))
+    folder = run.stage("evaluate")
+    recorded = manifest.read(folder)
     if recorded is None:
         raise PipelineError("the generation is not evaluated yet: run the Evaluate task first")
-    try:
-        found = sha256_file(path)
-    except OSError as error:
-        raise from_os_error(error, "read the predictions") from error
-    if found != manifest.digest(recorded, path.name):
-        raise WorkspaceError(f"{path}: damaged, not what its manifest recorded; delete evaluate/ and run it again")
-    return _read_predictions(path)
+    return _read_predictions(manifest.verified(folder, recorded, "predictions.npz"))
 
 
 def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:

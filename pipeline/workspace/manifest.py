@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from pipeline import names
-from pipeline.errors import from_os_error
+from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import MANIFEST, human_size, now, read_json, read_regular, sha256_file, write_json
 
 SCHEMA = 1
@@ -127,6 +127,23 @@ def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:
 def recorded_inputs(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The inputs of a manifest. An older one calls `TTA` evaluation.views; one older still means one view."""
     return {TTA: manifest["inputs"].get("evaluation.views", "1"), **manifest["inputs"]}
+
+
+def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
+    """The path of a file of the stage in `folder`, once its content has the recorded checksum.
+
+    Raises `WorkspaceError` when it has not, or cannot be read.
+    """
+    path = folder / name
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
+        raise WorkspaceError(f"{path}: {why}; delete {folder.name}/ and run that stage again") from error
+    if found != digest(manifest, name):
+        why = "damaged, its checksum is not the recorded one"
+        raise WorkspaceError(f"{path}: {why}; delete {folder.name}/ and run that stage again")
+    return path
 
 
 def size_here(path: Path) -> int:

@@ -8,7 +8,6 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import pickles
-from pipeline.dataset.refusal import Refused, shown
+from pipeline.dataset.refusal import ADVICE, Refused, shown
 from pipeline.workspace.sources import BATCH, META
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -80,12 +79,11 @@ class Collector:
         if name in self._seen:
             raise Refused(f"holds {name} twice")
         self._seen.add(name)
-        if match is None:
-            self._check_limit(name, size, META_LIMIT)
-        elif match[2]:
+        limit = PICKLE_LIMIT if match else META_LIMIT
+        if match and match[2]:
             self._check_records(name, size)
-        else:
-            self._check_limit(name, size, PICKLE_LIMIT)
+        elif not 0 < size <= limit:
+            raise Refused(f"{name} has {size:,} bytes, expected 1 to {limit:,}")
         return True
 
     def add(self, name: str, content: bytes | bytearray) -> None:
@@ -97,50 +95,36 @@ class Collector:
 
     def finish(self) -> Content:
         """The whole data set; raises `Refused` when a file is missing or wrong."""
-        suffix, numbers = self._numbers()
-        train = [self._batches[f"data_batch_{number}{suffix}"].result() for number in numbers]
-        test = [self._batches[f"test_batch{suffix}"].result()]
-        highest = max(int(batch.labels.max()) for batch in train + test)
-        return Content(train, test, self._classes(highest), "binary" if suffix else "python")
-
-    # --- one file ---------------------------------------------------------------------------------------------
-
-    def _check_limit(self, name: str, size: int, limit: int) -> None:
-        if not 0 < size <= limit:
-            raise Refused(f"{name} has {size:,} bytes, expected 1 to {limit:,}")
+        names = self._names()
+        *train, test = (self._batches[name].result() for name in names)
+        highest = max(int(batch.labels.max()) for batch in (*train, test))
+        layout = "binary" if names[0].endswith(".bin") else "python"
+        return Content(train, [test], self._classes(highest), layout)
 
     def _check_records(self, name: str, size: int) -> None:
         whole = CIFAR10_BATCH_IMAGES * RECORD
         if self._strict and size != whole:
-            found = f"{name} has {size:,} bytes, expected {whole:,} ({CIFAR10_BATCH_IMAGES:,} images of {RECORD:,})"
-            raise Refused(found)
+            expected = f"{whole:,} ({CIFAR10_BATCH_IMAGES:,} images of {RECORD:,})"
+            raise Refused(f"{name} has {size:,} bytes, expected {expected}")
         if size <= 0 or size % RECORD:
-            found = f"{name} has {size:,} bytes, expected a multiple of {RECORD:,} (a label and 3,072 pixel values)"
-            raise Refused(found)
+            expected = f"a multiple of {RECORD:,} (a label and 3,072 pixel values)"
+            raise Refused(f"{name} has {size:,} bytes, expected {expected}")
 
     def _parse(self, name: str, content: bytes | bytearray) -> Batch:
-        parse = self._parse_records if name.endswith(".bin") else self._parse_pickle
-        batch = parse(name, content)
+        batch = _records(content) if name.endswith(".bin") else self._parse_pickle(name, content)
         wrong = np.flatnonzero(batch.labels >= self._label_limit)
         if wrong.size:
             first = int(wrong[0])
             found = f"{name}: image {first} has label {batch.labels[first]}, expected 0 to {self._label_limit - 1}"
-            if self._strict:
-                raise Refused(found)
-            raise Refused(found, f"get a good copy, or raise architecture.classes ({self._label_limit})")
+            advice = ADVICE if self._strict else f"get a good copy, or raise architecture.classes ({self._label_limit})"
+            raise Refused(found, advice)
         return batch
-
-    def _parse_records(self, name: str, content: bytes | bytearray) -> Batch:
-        records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
-        return Batch(np.ascontiguousarray(records[:, 1:]), records[:, 0].copy())
 
     def _parse_pickle(self, name: str, content: bytes | bytearray) -> Batch:
         value = pickles.load(content, name)
-        images = self._integers(name, "data", value)
-        labels = self._integers(name, "labels", value)
+        images, labels = (_integers(name, key, value) for key in ("data", "labels"))
         if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
-            found = f"{name}: data is {images.dtype} {images.shape}, expected uint8 (N, {PIXELS})"
-            raise Refused(found)
+            raise Refused(f"{name}: data is {images.dtype} {images.shape}, expected uint8 (N, {PIXELS})")
         if labels.shape != (len(images),):
             raise Refused(f"{name}: {len(images)} images, but labels of shape {labels.shape}")
         if self._strict and len(images) != CIFAR10_BATCH_IMAGES:
@@ -149,22 +133,8 @@ class Collector:
             raise Refused(f"{name}: labels from {labels.min()} to {labels.max()}, expected 0 to 255")
         return Batch(np.ascontiguousarray(images), labels.astype(np.uint8))
 
-    def _integers(self, name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:
-        item = value.get(key)
-        try:
-            if isinstance(item, pickles.Array):
-                return item.to_numpy()
-            if isinstance(item, list) and item and all(type(entry) is int for entry in item):
-                return np.array(item, np.int64)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise Refused(f"{name}: {key} cannot be read ({shown(str(error))})") from None
-        found = "is missing" if item is None else f"is a {type(item).__name__}"
-        raise Refused(f"{name}: {key} {found}, expected an array or list of integers")
-
-    # --- the whole --------------------------------------------------------------------------------------------
-
-    def _numbers(self) -> tuple[str, range]:
-        """The suffix of the batch files (`.bin` or none) and their numbers, once they are complete."""
+    def _names(self) -> list[str]:
+        """The files of the training batches in order and, last, that of the test batch, once they are complete."""
         suffixes = {".bin" if name.endswith(".bin") else "" for name in self._batches}
         if not suffixes:
             found = ", ".join(shown(name) for name in self._others[:5]) or "nothing"
@@ -174,17 +144,12 @@ class Collector:
         suffix = suffixes.pop()
         present = [int(match[1]) for match in map(BATCH.fullmatch, self._batches) if match and match[1]]
         last = CIFAR10_BATCHES if self._strict else max(present, default=1)
-        names = [f"data_batch_{number}{suffix}" for number in range(1, last + 1)] + [f"test_batch{suffix}"]
-        missing = [name for name in names if name not in self._batches]
-        if missing:
-            raise Refused(f"{', '.join(missing[:5])} missing; found {self._found()}")
-        extra = sorted(set(self._batches) - set(names))
-        if extra:
+        names = [*(f"data_batch_{number}{suffix}" for number in range(1, last + 1)), f"test_batch{suffix}"]
+        if missing := [name for name in names if name not in self._batches]:
+            raise Refused(f"{', '.join(missing[:5])} missing; found {', '.join(sorted(self._batches)[:8])}")
+        if extra := sorted(set(self._batches) - set(names)):
             raise Refused(f"{extra[0]} is one batch too many for CIFAR-10")
-        return suffix, range(1, last + 1)
-
-    def _found(self) -> str:
-        return ", ".join(sorted(self._batches)[:8])
+        return names
 
     def _classes(self, highest: int) -> list[str]:
         """The class names: those in the archive, CIFAR-10's own, or `class 0`, `class 1`, …"""
@@ -192,23 +157,40 @@ class Collector:
             named = self._strict or highest < len(CIFAR10_CLASSES)
             return list(CIFAR10_CLASSES) if named else [f"class {label}" for label in range(highest + 1)]
         file, content = self._meta
-        read: Callable[[str, bytes], list[str]] = self._pickled_names if META[file] == "python" else self._written_names
-        names = read(file, content)
+        names = _class_names(file, content)
         if any(not name.isprintable() or len(name) > 64 for name in names) or len(set(names)) != len(names):
-            raise Refused(f"{file}: a class name is given twice, too long or not printable")
+            raise Refused(f"{file}: a class name is repeated, too long or not printable")
         if not highest < len(names) <= 256 or (self._strict and len(names) != len(CIFAR10_CLASSES)):
             expected = len(CIFAR10_CLASSES) if self._strict else f"{highest + 1} to 256"
             raise Refused(f"{file} has {len(names)} class names, expected {expected}")
         return names
 
-    def _written_names(self, file: str, content: bytes) -> list[str]:
+
+def _records(content: bytes | bytearray) -> Batch:
+    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
+    return Batch(np.ascontiguousarray(records[:, 1:]), records[:, 0].copy())
+
+
+def _integers(name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:
+    item = value.get(key)
+    try:
+        if isinstance(item, pickles.Array):
+            return item.to_numpy()
+        if isinstance(item, list) and item and all(type(entry) is int for entry in item):
+            return np.array(item, np.int64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(f"{name}: {key} cannot be read ({shown(str(error))})") from None
+    found = "is missing" if item is None else f"is a {type(item).__name__}"
+    raise Refused(f"{name}: {key} {found}, expected an array or list of integers")
+
+
+def _class_names(file: str, content: bytes) -> list[str]:
+    if META[file] == "binary":
         try:
             return [line.strip() for line in content.decode().splitlines() if line.strip()]
         except UnicodeDecodeError:
             raise Refused(f"{file} is not UTF-8 text") from None
-
-    def _pickled_names(self, file: str, content: bytes) -> list[str]:
-        names = pickles.load(content, file).get("label_names")
-        if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
-            raise Refused(f"{file}: label_names is missing or no list of names")
-        return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
+    names = pickles.load(content, file).get("label_names")
+    if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
+        raise Refused(f"{file}: label_names is missing or no list of names")
+    return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

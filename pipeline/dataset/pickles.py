@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,14 @@ _NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FL
 _TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 _PYTHON_2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+}
 
 #: What a pickle may name. The cores of numpy 1 and 2 have different names.
 _ENCODE = "_codecs encode"
@@ -50,8 +57,7 @@ def load(content: bytes | bytearray, name: str) -> dict[str, Any]:
     except (PipelineError, MemoryError):
         raise
     except Exception as error:
-        found = f"{name} is not a readable pickle ({type(error).__name__}: {shown(str(error))})"
-        raise Refused(found) from None
+        raise Refused(f"{name} is not a readable pickle ({type(error).__name__}: {shown(str(error))})") from None
     if not isinstance(value, dict):
         raise Refused(f"{name} holds a {type(value).__name__}, expected a dict with data and labels")
     return {_text(key): item for key, item in value.items()}
@@ -122,13 +128,7 @@ class _Machine:
             case _ if operation in _PYTHON_2_STRINGS:
                 stack.append(argument.encode("latin1"))
             case _ if operation in _CONSTANTS:
-                stack.append(_CONSTANTS[operation])
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_TUPLE":
-                stack.append(())
+                stack.append(_CONSTANTS[operation]())
             case "LIST":
                 stack.append(self._since_mark())
             case "TUPLE":
@@ -163,8 +163,7 @@ class _Machine:
                 state = stack.pop()
                 self._build(stack[-1], state)
             case _:
-                found = f"{self._name} is a pickle with the operation {operation}, which no batch needs"
-                raise Refused(found)
+                raise Refused(f"{self._name} is a pickle with the operation {operation}, which no batch needs")
 
     def _last(self, count: int) -> list[Any]:
         if len(self._stack) < count:

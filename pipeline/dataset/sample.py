@@ -16,20 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-CLASSES = (
-    "disc",
-    "ring",
-    "square",
-    "frame",
-    "triangle",
-    "cross",
-    "horizontal stripes",
-    "vertical stripes",
-    "diagonal stripes",
-    "checkerboard",
-)
-
-TRAIN_BATCHES, BATCH_IMAGES, TEST_IMAGES = 5, 1000, 1000
+TRAIN_IMAGES, TRAIN_BATCHES, TEST_IMAGES = 5000, 5, 1000
 
 _SIDE = 32
 _TRAIN_SEED, _TEST_SEED = 1010, 2020
@@ -43,11 +30,10 @@ def members() -> dict[str, bytes]:
     A batch holds records of 3,073 bytes: the label, then 3 planes (red, green, blue) of 32 x 32 pixels. 5,000
     training and 1,000 test pictures, every class equally often in both.
     """
-    train = _records(TRAIN_BATCHES * BATCH_IMAGES, _TRAIN_SEED)
+    train = _records(TRAIN_IMAGES, _TRAIN_SEED)
     files = {"batches.meta.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
-    for number in range(TRAIN_BATCHES):
-        batch = train[number * BATCH_IMAGES : (number + 1) * BATCH_IMAGES]
-        files[f"data_batch_{number + 1}.bin"] = batch.tobytes()
+    for number, batch in enumerate(np.split(train, TRAIN_BATCHES), start=1):
+        files[f"data_batch_{number}.bin"] = batch.tobytes()
     files["test_batch.bin"] = _records(TEST_IMAGES, _TEST_SEED).tobytes()
     return files
 
@@ -57,7 +43,7 @@ def _records(count: int, seed: int) -> NDArray[np.uint8]:
     random = np.random.RandomState(seed)
     each = count // len(CLASSES)
     records = np.empty((count, 1 + 3 * _SIDE * _SIDE), np.uint8)
-    for label, shape in enumerate(_SHAPES):
+    for label, shape in enumerate(_SHAPES.values()):
         rows = records[label * each : (label + 1) * each]
         rows[:, 0] = label
         rows[:, 1:] = _pictures(shape, each, random).reshape(each, -1)
@@ -71,19 +57,19 @@ def _pictures(
     radius = _uniform(random, (count, 1, 1), 6.0, 11.0)
     u, v = _tilted_coordinates(count, radius, random)
     # Half a pixel of soft edge: how much of each pixel the shape covers, 0..1.
-    cover = np.minimum(np.maximum(np.float32(0.5) - shape(u, v) * radius, 0), 1)[:, None]
+    cover = np.minimum(np.maximum(0.5 - shape(u, v) * radius, 0), 1)[:, None]
     ground, figure = _colours(count, random)
     picture = ground + (figure - ground) * cover
     picture += _shading(count, random)
     noise = np.frombuffer(random.bytes(picture.size), np.uint8).reshape(picture.shape)
-    picture += (noise.astype(np.float32) - np.float32(127.5)) * _uniform(random, (count, 1, 1, 1), 0.1, 0.6)
-    return np.minimum(np.maximum(picture + np.float32(0.5), 0), 255).astype(np.uint8)
+    picture += (noise.astype(np.float32) - 127.5) * _uniform(random, (count, 1, 1, 1), 0.1, 0.6)
+    return np.minimum(np.maximum(picture + 0.5, 0), 255).astype(np.uint8)
 
 
 def _tilted_coordinates(count: int, radius: _Array, random: np.random.RandomState) -> tuple[_Array, _Array]:
     """Each pixel's place (count, 32, 32) as the shape sees it: centre 0, half width 1, turned by up to 14 degrees."""
-    margin = np.float32(_SIDE / 2) - radius
-    middle = np.float32((_SIDE - 1) / 2)
+    margin = _SIDE / 2 - radius
+    middle = (_SIDE - 1) / 2
     centre_x = middle + margin * _uniform(random, (count, 1, 1), -1.0, 1.0)
     centre_y = middle + margin * _uniform(random, (count, 1, 1), -1.0, 1.0)
     # A rotation without sin and cos, which are not rounded alike everywhere: t is the tangent of half the angle.
@@ -104,7 +90,7 @@ def _colours(count: int, random: np.random.RandomState) -> tuple[_Array, _Array]
 
 def _shading(count: int, random: np.random.RandomState) -> _Array:
     """A slope of light across each picture, (count, 3, 32, 32), up to 40 levels either way."""
-    across = np.arange(1 - _SIDE, _SIDE, 2).astype(np.float32) / np.float32(_SIDE - 1)  # -1..1
+    across = np.arange(1 - _SIDE, _SIDE, 2).astype(np.float32) / (_SIDE - 1)  # -1..1
     along_x = _uniform(random, (count, 3, 1, 1), -20.0, 20.0) * across.reshape(1, 1, 1, _SIDE)
     along_y = _uniform(random, (count, 3, 1, 1), -20.0, 20.0) * across.reshape(1, 1, _SIDE, 1)
     return np.add(along_x, along_y)
@@ -118,65 +104,45 @@ def _uniform(random: np.random.RandomState, shape: tuple[int, ...], low: float, 
 
 
 def _disc(u: _Array, v: _Array) -> _Array:
-    return np.sqrt(u * u + v * v) - np.float32(1)
+    return np.sqrt(u * u + v * v) - 1.0
 
 
-def _ring(u: _Array, v: _Array) -> _Array:
-    return np.abs(np.sqrt(u * u + v * v) - np.float32(0.75)) - np.float32(0.25)
-
-
-def _square(u: _Array, v: _Array) -> _Array:
-    return np.maximum(np.abs(u), np.abs(v)) - np.float32(0.9)
-
-
-def _frame(u: _Array, v: _Array) -> _Array:
-    return np.abs(np.maximum(np.abs(u), np.abs(v)) - np.float32(0.67)) - np.float32(0.23)
+def _box(u: _Array, v: _Array) -> _Array:
+    return np.maximum(np.abs(u), np.abs(v))
 
 
 def _triangle(u: _Array, v: _Array) -> _Array:
-    slanted = (np.float32(2) * np.abs(u) - v - np.float32(1)) / np.float32(2.236068)
-    return np.maximum(slanted, v - np.float32(0.9))
+    return np.maximum((2 * np.abs(u) - v - 1) / 2.236068, v - 0.9)
 
 
 def _cross(u: _Array, v: _Array) -> _Array:
     u, v = np.abs(u), np.abs(v)
-    arm = np.minimum(np.maximum(u, v - np.float32(0.7)), np.maximum(v, u - np.float32(0.7)))
-    return arm - np.float32(0.3)
+    return np.minimum(np.maximum(u, v - 0.7), np.maximum(v, u - 0.7)) - 0.3
 
 
 def _bands(along: _Array) -> _Array:
     """Bands of equal width across a coordinate, one band and one gap in each 0.7 units."""
-    phase = along / np.float32(0.7)
-    return (np.abs(phase - np.floor(phase) - np.float32(0.5)) - np.float32(0.25)) * np.float32(0.7)
+    phase = along / 0.7
+    return (np.abs(phase - np.floor(phase) - 0.5) - 0.25) * 0.7
 
 
-def _horizontal_stripes(u: _Array, v: _Array) -> _Array:
-    return np.maximum(_bands(v), _disc(u, v))
-
-
-def _vertical_stripes(u: _Array, v: _Array) -> _Array:
-    return np.maximum(_bands(u), _disc(u, v))
-
-
-def _diagonal_stripes(u: _Array, v: _Array) -> _Array:
-    return np.maximum(_bands((u + v) / np.float32(1.4142135)), _disc(u, v))
-
-
-def _checkerboard(u: _Array, v: _Array) -> _Array:
+def _squares(u: _Array, v: _Array) -> _Array:
+    """Inside where exactly one of two bandings is."""
     a, b = _bands(u), _bands(v)
-    # Inside where exactly one of the two bandings is.
-    return np.maximum(np.maximum(np.minimum(a, b), -np.maximum(a, b)), _disc(u, v))
+    return np.maximum(np.minimum(a, b), -np.maximum(a, b))
 
 
-_SHAPES: tuple[Callable[[_Array, _Array], _Array], ...] = (
-    _disc,
-    _ring,
-    _square,
-    _frame,
-    _triangle,
-    _cross,
-    _horizontal_stripes,
-    _vertical_stripes,
-    _diagonal_stripes,
-    _checkerboard,
-)
+_SHAPES: dict[str, Callable[[_Array, _Array], _Array]] = {
+    "disc": _disc,
+    "ring": lambda u, v: np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.25,
+    "square": lambda u, v: _box(u, v) - 0.9,
+    "frame": lambda u, v: np.abs(_box(u, v) - 0.67) - 0.23,
+    "triangle": _triangle,
+    "cross": _cross,
+    "horizontal stripes": lambda u, v: np.maximum(_bands(v), _disc(u, v)),
+    "vertical stripes": lambda u, v: np.maximum(_bands(u), _disc(u, v)),
+    "diagonal stripes": lambda u, v: np.maximum(_bands((u + v) / 1.4142135), _disc(u, v)),
+    "checkerboard": lambda u, v: np.maximum(_squares(u, v), _disc(u, v)),
+}
+
+CLASSES = tuple(_SHAPES)

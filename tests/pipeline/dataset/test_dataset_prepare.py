@@ -78,7 +78,7 @@ def test_the_chain_counts_the_stage_as_done_until_the_archive_changes(chain, arc
     dataset.prepare(made, reporter)
     assert made.why("dataset") == []
     archive(tar_gz(mini_files(batches=3)))
-    assert "changed since" in made.why("dataset")[0]
+    assert "has changed" in made.why("dataset")[0]
     dataset.prepare(made, reporter)
     assert made.why("dataset") == []
 
@@ -95,7 +95,7 @@ def test_a_source_that_changes_while_it_is_read_counts_as_changed(chain, archive
 
     monkeypatch.setattr(dataset.source.archive, "read", read_then_touch)
     dataset.prepare(made, reporter)
-    assert "changed since" in made.why("dataset")[0]
+    assert "has changed" in made.why("dataset")[0]
 
 
 def test_each_host_s_own_copy_of_the_source_is_read_once(chain, archive, reporter, monkeypatch):
@@ -111,7 +111,7 @@ def test_each_host_s_own_copy_of_the_source_is_read_once(chain, archive, reporte
     archive(tar_gz(mini_files(batches=3)))
     dataset.prepare(made, reporter)
     os.utime(path, ns=(1, 1))
-    assert "changed since" in made.why("dataset")[0], "what was known of other images does not count"
+    assert "has changed" in made.why("dataset")[0], "what was known of other images does not count"
 
 
 @pytest.mark.parametrize("copies", [None, 5, ["x", {}]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -12,7 +13,7 @@ import luigi
 
 from pipeline import comparison, stage_sync
 from pipeline.comparison import Comparison
-from pipeline.errors import ConfigError, from_os_error
+from pipeline.errors import ConfigError
 from pipeline.files import expanded, read_json
 from pipeline.process import parent
 from pipeline.storage import locks
@@ -22,11 +23,9 @@ from tasks.base import PluginTask
 from tasks.configurations import check_name, remember
 from tasks.log import log
 from tasks.settings import vgg
-from tasks.signals import forked_for_a_task, take_signals
-from tasks.stage import StageTask, recorded
+from tasks.stage import StageTask, checking, recorded, working
 from tasks.stages import Evaluate, Report
-from tasks.terminal import speak_through_the_command
-from tasks.workspaces import looked_again, scheduling, workspace_at
+from tasks.workspaces import looked_again, workspace_at
 
 #: Plans by the parameters of their task, with what the files were like then: Luigi asks for the same task again and
 #: again, and a plan of many runs takes a while.
@@ -81,8 +80,7 @@ class Compare(PluginTask):
 
     def complete(self) -> bool:
         """True when every run is done and the page is made from them. Looks at manifests and file sizes only."""
-        take_signals()
-        with scheduling():
+        with checking():
             compared = self.comparison
             self._know()
             return compared.complete() or (looked_again(*self._chains()) and compared.complete())
@@ -92,33 +90,29 @@ class Compare(PluginTask):
 
     def run(self) -> None:
         """Write the page in a process of its own, unless another process has just done it."""
-        if forked_for_a_task():
-            parent.end_with_parent()
-            speak_through_the_command()
         compared = self.comparison
-        try:
-            lock = compared.workspace.lock(f"comparison.{compared.name}")
-            wait, mirror = vgg().overlap == "wait", compared.workspace.mirror
-            with locks.hold(lock, f"comparison {compared.name}", wait, log.info, mirror=mirror) as descriptor:
-                self._know(since=time.monotonic())
-                reasons = compared.why()
-                if reasons:
-                    self._write(compared, descriptor, reasons)
-        except OSError as error:
-            raise from_os_error(error, "use the workspace") from error
+        lock = compared.workspace.lock(f"comparison.{compared.name}")
+        wait, mirror = vgg().overlap == "wait", compared.workspace.mirror
+        with (
+            working(),
+            locks.hold(lock, f"comparison {compared.name}", wait, log.info, mirror=mirror) as descriptor,
+        ):
+            self._know(since=time.monotonic())
+            reasons = compared.why()
+            if reasons:
+                self._write(compared, descriptor, reasons)
 
     def _write(self, compared: Comparison, lock: int, reasons: list[str]) -> None:
         mirror, data = compared.workspace.mirror, compared.entries[0].chain.dataset_folder()
         with recorded(compared.workspace, reasons, stage="compare", run=compared.name):
             if mirror is not None and data is not None:
                 mirror.fetch(data)
+            tell = functools.partial(log.info, "comparison %s: %s", compared.name)
             parent.run_stage(
                 "compare",
                 compared.entries[0].chain,
                 log=compared.folder / "compare.log",
-                on_event=lambda event: (
-                    log.info("comparison %s: %s", compared.name, event["message"]) if event["event"] == "note" else None
-                ),
+                on_event=lambda event: tell(event["message"]) if event["event"] == "note" else None,
                 inherit=[lock],
                 options=comparison.request(compared),
             )
@@ -147,11 +141,6 @@ class Compare(PluginTask):
         except (KeyError, IndexError, TypeError, ValueError):  # of the right size, so nobody looked into it
             return f"ranking.json is damaged (luigi --module tasks Verify); ranking: {page}"
         return f"{name} leads {count} configurations with {accuracy} ({data}); ranking: {page}"
-
-
-def _tell_note(compared: Comparison, event: dict[str, Any]) -> None:
-    if event["event"] == "note":
-        log.info("comparison %s: %s", compared.name, event["message"])
 
 
 def _plan(values: dict[str, Any]) -> Comparison:

@@ -23,9 +23,8 @@ from tasks.configurations import configuration_of, remember
 from tasks.exit_codes import BAD_CONFIGURATION, REFUSED, exit_with
 from tasks.log import log, tell
 from tasks.maintenance import Command
-from tasks.stage import StageTask
+from tasks.stage import StageTask, checking
 from tasks.stages import Evaluate, Export, Report
-from tasks.workspaces import scheduling
 
 
 class Promote(StageTask):
@@ -94,7 +93,7 @@ class Retrain(ChainTask):
         return self.clone(GenerationReport, generation=self.subject.generation)
 
     def complete(self) -> bool:
-        with scheduling():
+        with checking():
             if not generations.unfinished(self.subject):
                 return True
             # The gate cannot decide without it, and is asked after the training.

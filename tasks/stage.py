@@ -25,7 +25,7 @@ from tasks.progress import SchedulerProgress
 from tasks.settings import vgg
 from tasks.signals import ask_for_no_more_work, forked_for_a_task, take_signals
 from tasks.terminal import TerminalBar, speak_through_the_command
-from tasks.workspaces import looked_again, scheduling
+from tasks.workspaces import looked_again
 
 
 class StageTask(ChainTask):
@@ -39,8 +39,7 @@ class StageTask(ChainTask):
 
     def complete(self) -> bool:
         """True when this stage and everything before it is done. Looks at manifests and file sizes only."""
-        take_signals()
-        with scheduling():
+        with checking():
             chain = self.chain
             return chain.complete(self.stage) or (looked_again(chain) and chain.complete(self.stage))
 
@@ -56,12 +55,9 @@ class StageTask(ChainTask):
 
     def run(self) -> None:
         """Do the stage's work in its own process, unless another process has just done it."""
-        if forked_for_a_task():
-            parent.end_with_parent()
-            speak_through_the_command()
         chain = self.chain
         try:
-            with self._locked(chain) as held:
+            with working(), self._locked(chain) as held:
                 stage_sync.refresh(chain)
                 reasons = chain.why(self.stage)
                 if reasons and stage_sync.publish_finished(chain, self.stage):
@@ -79,8 +75,6 @@ class StageTask(ChainTask):
             if self.told_to_stop:
                 ask_for_no_more_work()  # with keep_alive Luigi would take it up again
             raise
-        except OSError as error:
-            raise from_os_error(error, "use the workspace") from error
 
     def options(self, chain: Chain) -> dict[str, Any]:
         """What the stage's process is told beyond the chain."""
@@ -156,6 +150,28 @@ class StageTask(ChainTask):
                 words.append(word)
                 self.told_to_stop |= word.startswith("stop")
         return words
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """Around a task's `complete`: a signal ends the command in order, an `OSError` becomes an expected error."""
+    take_signals()
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, "look at the workspace") from error
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Around a task's `run`: a forked process ends with the command, an `OSError` becomes an expected error."""
+    if forked_for_a_task():
+        parent.end_with_parent()
+        speak_through_the_command()
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, "use the workspace") from error
 
 
 @contextlib.contextmanager

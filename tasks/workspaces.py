@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import ConfigError, from_os_error
+from pipeline.errors import ConfigError
 from pipeline.files import check_path, expanded
 from pipeline.storage.mirror import default_cache, mirror_at
 from pipeline.storage.store import check_url, is_url
@@ -53,12 +51,3 @@ def looked_again(*chains: Chain) -> bool:
     if multiprocessing.parent_process() and mirror.process != os.getpid():  # forked by Luigi for one task
         mirror.process, mirror.doubtful_before = os.getpid(), time.monotonic()
     return mirror.know(chains, since=mirror.doubtful_before)
-
-
-@contextlib.contextmanager
-def scheduling() -> Iterator[None]:
-    """Around a task's `complete`: what the operating system says becomes an expected error."""
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(error, "look at the workspace") from error

@@ -31,7 +31,7 @@ STACK = """
     pages
     report
     comparison
-    predict doctor status stage_sync
+    predict doctor status verify stage_sync
 """
 LEVELS = {room: level for level, line in enumerate(STACK.strip().splitlines()) for room in line.split()}
 

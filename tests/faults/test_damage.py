@@ -16,9 +16,9 @@ import pytest
 from fault_runs import EPOCHS, Place, copy_of, fill, flip_a_bit, shiftable_clock
 
 from pipeline import config, status
+from pipeline.verify import verify
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
-from tasks.maintenance import verify
 
 Undisturbed = Callable[..., str]
 

@@ -164,9 +164,9 @@ def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
     from pipeline import status
     from pipeline.config import load
     from pipeline.predict import resolve_model
+    from pipeline.verify import verify
     from pipeline.workspace import Workspace
     from pipeline.workspace.freshness import STAGES, Chain
-    from tasks.maintenance import verify
 
     chain = Chain(Workspace(sandbox / "artifacts"), load(sandbox / "config.yaml"))
 

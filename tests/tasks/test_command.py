@@ -19,7 +19,7 @@ import pytest
 from luigi_runs import CHECKOUT, LIMIT, SmallChain, clean_environment, free_port, luigi_command, run
 
 from pipeline.storage import locks
-from tasks.maintenance import verify
+from pipeline.verify import verify
 
 CONFIG = """\
 data: {name: mini, source: mini.tar.gz}

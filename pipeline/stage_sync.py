@@ -130,17 +130,17 @@ def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) ->
     else:
         mirror.fetch_log(run.log(stage))
     if stage == "promote":
-        _fetch_opponents(chain, mirror)
+        _fetch_baseline(chain, mirror)
     if stage == "report":
         _fetch_previous(chain, mirror, run)
 
 
-def _fetch_opponents(chain: Chain, mirror: Mirror) -> None:
+def _fetch_baseline(chain: Chain, mirror: Mirror) -> None:
     """The runs that the gate may compare with: the current one and the one before, or the one before all generations.
 
     Of those that were rolled back the gate looks at the manifests.
     """
-    pointer, before_all = registry.read(chain.workspace.current(chain.config)), generations.first(chain)
+    pointer, before_all = registry.read(chain.workspace.current(chain.config)), generations.plain_run(chain)
     if pointer:
         mirror.know_folders(registry.run_at(chain.workspace, place).stage("train") for place in pointer.rolled_back)
     for entry in [pointer, *pointer.before[:1]] if pointer else [before_all] if before_all else []:

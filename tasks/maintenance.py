@@ -111,13 +111,13 @@ class Restore(Command):
 
     def work(self) -> None:
         workspace = self.chain.workspace
-        known = trash.entries(workspace)
+        known = trash.items(workspace)
         found = [entry for entry in known if not self.item or entry.is_named(self.item)]
         for entry in found:
             tell(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
         if not self.item:
             tell(f"{len(found)} things in {workspace.shown(workspace.trash)}: --item NAME brings one back")
-            if others := trash.strangers(workspace):
+            if others := trash.unknown(workspace):
                 tell(f"to be moved back by hand, as nothing tells where they were: {', '.join(others)}")
             return
         if not found:

@@ -15,7 +15,7 @@ import luigi
 
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
-from pipeline.retraining import generations, registry
+from pipeline.retraining import generations, periods, registry, retention, rollback
 from pipeline.workspace import Run, generation_seed, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
@@ -70,10 +70,10 @@ class Retrain(ChainTask):
                 f"--generation: found {values['generation']}, but seed-N names a repetition with another seed; choose "
                 "another name"
             )
-        values["date"] = values["date"] or generations.today()
+        values["date"] = values["date"] or periods.today()
         if not values["generation"]:
             config = configuration_of(values["config"], values["settings"])
-            values["generation"] = generations.name(config.retrain.every, values["date"])
+            values["generation"] = periods.name(config.retrain.every, values["date"])
             values["settings"] = remember(values["config"], with_generation_seed(config, values["generation"]))
         return values
 
@@ -109,14 +109,14 @@ class Retrain(ChainTask):
         # Only the command that finishes a generation fails for it, not one that finds it finished.
         if decision.get("outcome") == generations.REFUSED and self.subject.manifest("report") != self._report_before:
             exit_with(REFUSED)
-        spare = generations.superfluous(self.chain, self.chain.config.retrain.keep)
-        if spare:
-            log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(spare))
+        expired = retention.expired(self.chain, self.chain.config.retrain.keep)
+        if expired:
+            log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(expired))
 
     @property
     def by_date(self) -> bool:
         """Whether the generation's name is that of its period, rather than one that was asked for by hand."""
-        return self.generation == generations.name(self.chain.config.retrain.every, self.date)
+        return self.generation == periods.name(self.chain.config.retrain.every, self.date)
 
     @property
     def subject(self) -> Chain:
@@ -160,7 +160,7 @@ def _tell_nothing_due(task: Retrain) -> None:
     every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
     then = ""
     if task.by_date:
-        then = f"; next is due {generations.next_start(every, task.date)}"
+        then = f"; next is due {periods.next_start(every, task.date)}"
     if subject.generation != task.generation:
         ways = "retrain.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
         log.info(
@@ -182,7 +182,7 @@ class Rollback(Command):
     )
 
     def work(self) -> None:
-        old, new = generations.roll_back(self.chain, self.to)
+        old, new = rollback.roll_back(self.chain, self.to)
         path = self.chain.workspace.current(self.chain.config)
         tell(f"current was {old.run} (accuracy {old.accuracy:.2%})")
         tell(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
@@ -203,10 +203,10 @@ class Retire(Command):
 
     def work(self) -> None:
         workspace = self.chain.workspace
-        for path in generations.retirable(workspace):
+        for path in registry.pointers(workspace):
             tell(f"{registry.name_of(path)}: {workspace.shown(path)}")
         if self.name and self.confirm:
-            target = generations.retire(workspace, self.name)
+            target = rollback.retire(workspace, self.name)
             tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
             tell(f"  Restore --item current/{self.name}.json --confirm brings it back")
         else:
@@ -228,21 +228,21 @@ class Prune(Command):
         if keep < 1:
             exit_with(BAD_CONFIGURATION)
             raise ConfigError(f"--keep: found {keep}, expected at least 1")
-        spare = generations.superfluous(chain, keep)
+        expired = retention.expired(chain, keep)
         total = 0
-        for item in spare:
+        for item in expired:
             size = self.chain.workspace.size_of(item.run.root)
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
             tell(f"{'moving' if self.confirm else 'would move'} generation {item.name} ({told})")
         keeping = f"keeping {keep} and the current one"
-        count = f"{len(spare)} generation{'s' if len(spare) > 1 else ''}"
-        tell(f"{count}, {human_size(total)} ({keeping})" if spare else f"nothing to prune ({keeping})")
+        count = f"{len(expired)} generation{'s' if len(expired) > 1 else ''}"
+        tell(f"{count}, {human_size(total)} ({keeping})" if expired else f"nothing to prune ({keeping})")
         if self.confirm:
-            moved, left = generations.prune(chain, spare)
+            moved, left = retention.prune(chain, expired)
             tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
             if moved:
                 tell("  Restore --item NAME --confirm brings one back")
-        elif spare:
+        elif expired:
             tell("nothing was done: add --confirm to do it")

@@ -1,1 +1,1 @@
-"""Generations: when one is due, whether it becomes the current model, and how to go back."""
+"""Scheduled retraining: generations and their calendar, the promotion gate, the registry of current models."""

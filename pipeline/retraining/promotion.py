@@ -1,8 +1,8 @@
-"""The promotion gate: a finished generation becomes the current model only if it is not worse than that one.
+"""The promotion gate: a generation becomes the current model unless it is worse than the baseline, the current one.
 
-Reads the generation's predictions and those of the current run on the same test images (which it computes when the
-test images have changed). Leaves `promote/decision.json` and its manifest in the run, and moves the pointer (see
-`registry`) when the generation is promoted. Run as `python -m pipeline.retraining.promotion` by `parent.run_stage`.
+Reads the predictions of both on the same test images (and computes the baseline's when the images have changed).
+Writes `promote/decision.json` and its manifest in the run, and updates the registry when the generation is promoted.
+Run as `python -m pipeline.retraining.promotion` by `parent.run_stage`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation.statistics import compare_paired
 from pipeline.files import now, sha256_file, write_json
 from pipeline.process import child
-from pipeline.retraining import generations, registry
+from pipeline.retraining import generations, periods, registry
 from pipeline.retraining.generations import PROMOTED, REFUSED
 from pipeline.retraining.registry import Entry, Pointer
 from pipeline.workspace import MANIFEST, Run, events, manifest
@@ -28,19 +28,19 @@ SCHEMA = 1
 
 
 def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Decide about the chain's run, move the pointer if it is promoted, and publish the decision; gives the manifest.
+    """Decide about the chain's run, make it current if it is promoted, publish the decision; gives the manifest.
 
-    Raises `PipelineError` when the run is not evaluated, or the current one can no longer be compared with.
+    Raises `PipelineError` when the run is not evaluated, or the files of the baseline are gone or damaged.
     """
     started = time.monotonic()
     run, _ = evaluation.trained_run(chain)
     inputs = chain.inputs("promote")
-    labels, correct = _own(run)
+    labels, correct = _evaluated_run(run)
     path = chain.workspace.current(chain.config)
     with registry.held(chain.workspace, path):
-        pointer = _known(chain, reporter)
-        opponent = _opponent(pointer, run)
-        compared = _compare(chain, run, opponent, labels, correct, reporter) if opponent else None
+        pointer = _adopted(chain, reporter)
+        baseline = _baseline(pointer, run)
+        compared = _compare(chain, run, baseline, labels, correct, reporter) if baseline else None
         decision = decide(run, pointer, float(correct.mean()), compared, chain.config.retrain.tolerance)
         decision["generation"] = chain.generation
         if decision["outcome"] == PROMOTED:
@@ -60,90 +60,87 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
 def decide(
     run: Run, pointer: Pointer | None, accuracy: float, compared: dict[str, Any] | None, tolerance: float
 ) -> dict[str, Any]:
-    """The decision as it is published: outcome, the reason in words, and the comparison that it rests on."""
+    """The decision as it is published: the outcome, the reason for people, and the comparison with the baseline."""
     common = {"schema": SCHEMA, "run": run.place, "accuracy": accuracy, "tolerance": tolerance, "compared": compared}
     if pointer is not None and (objection := _objection(run, pointer)):
         reason = f"{objection}; `Rollback --to {run.generation or run.run_id}` makes it current by hand"
         return {**common, "outcome": REFUSED, "reason": reason, "decided": now()}
     if compared is None:
-        outcome, reason = PROMOTED, generations.FIRST_MODEL
-    else:
-        # Shares of whole images: a rounding error of the difference must not decide.
-        short = round(-compared["difference"] * compared["images"])
-        outcome = PROMOTED if short <= tolerance * compared["images"] + 1e-6 else REFUSED
-        verdict = "not worse by more than" if outcome == PROMOTED else "worse by more than"
-        low, high = compared["interval"]
-        reason = (
-            f"accuracy {accuracy:.2%} against {compared['accuracy']:.2%} of {compared['run']} on the same "
-            f"{compared['images']:,} test images, {verdict} the tolerance of {tolerance * 100:g} points "
-            f"(difference {compared['difference'] * 100:+.2f} points, 95 % interval {low * 100:+.2f} to "
-            f"{high * 100:+.2f}, p = {compared['p']:.2g})"
-        )
+        return {**common, "outcome": PROMOTED, "reason": generations.FIRST_MODEL, "decided": now()}
+    # Whole images: a rounding error of the difference must not decide.
+    missing = round(-compared["difference"] * compared["images"])
+    outcome = PROMOTED if missing <= tolerance * compared["images"] + 1e-6 else REFUSED
+    low, high = compared["interval"]
+    reason = (
+        f"accuracy {accuracy:.2%}, {compared['difference'] * 100:+.2f} points from the baseline {compared['run']} "
+        f"({compared['accuracy']:.2%}) on the same {compared['images']:,} test images "
+        f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}, p = {compared['p']:.2g}; tolerance "
+        f"{tolerance * 100:g} points)"
+    )
     return {**common, "outcome": outcome, "reason": reason, "decided": now()}
 
 
 def _objection(run: Run, pointer: Pointer) -> str:
-    """Why a run does not become current by itself, however good it is; empty when nothing is against it."""
+    """Why a run is not promoted however good it is; empty when nothing is against it."""
     if run.place in pointer.rolled_back:
-        return "it was rolled back before"
+        return "rolled back before"
     weights = manifest.digest(manifest.read(run.stage("train")), "model.params")
     for place in pointer.rolled_back:
         other = manifest.read(registry.run_at(run.workspace, place).stage("train"))
         if weights and manifest.digest(other, "model.params") == weights:
-            return f"it has the very same weights as {place}, which was rolled back before"
+            return f"the very same weights as {place}, which was rolled back before"
     others = (entry for entry in (pointer.entry, *pointer.before) if entry.run != run.place)
-    newest = next((entry for entry in others if generations.period(entry.generation)), None)
-    if newest and generations.is_older(run.generation, newest.generation):
-        return f"it is of an earlier period than {newest.generation}, {newest.run}"
+    newest = next((entry for entry in others if periods.period(entry.generation)), None)
+    if newest and periods.is_older(run.generation, newest.generation):
+        return f"from an earlier period than {newest.generation}, {newest.run}"
     return ""
 
 
-def _known(chain: Chain, reporter: child.Reporter) -> Pointer | None:
-    """What is current before the chain's run is decided about. The caller holds the pointer's lock.
+def _adopted(chain: Chain, reporter: child.Reporter) -> Pointer | None:
+    """The pointer, in which the run without a generation (if there is one) counts as the first current model.
 
-    Before the first decision that is the run without a generation, if there is one. It may be trained further when it
-    is current already: then its present weights count.
+    When it was trained further since, its present weights count. The caller holds the pointer's lock.
     """
     path = chain.workspace.current(chain.config)
-    pointer, entry = registry.read(path), generations.first(chain)
+    pointer, entry = registry.read(path), generations.plain_run(chain)
     if entry is None or (pointer and (pointer.run, pointer.weights_sha256) == (entry.run, entry.weights_sha256)):
         return pointer
     if pointer and pointer.run != entry.run:
         return pointer
-    since = "was trained further since it became current" if pointer else "was made before any generation"
-    reporter.note(f"{entry.run} {since}: it counts as the current model as it is now")
+    since = "was trained further since it became current" if pointer else "exists since before the first generation"
+    reporter.note(f"{entry.run} {since}: its present weights are the current model")
     told = {"run": entry.run, "generation": entry.generation, "accuracy": entry.accuracy}
     events.record(chain.workspace, "adopted", **registry.about(chain), **told)
     return registry.set_current(path, entry)
 
 
-def _opponent(pointer: Pointer | None, run: Run) -> Entry | None:
-    """Whom the run is compared with: the current one, or the one before when a killed gate had promoted this run."""
+def _baseline(pointer: Pointer | None, run: Run) -> Entry | None:
+    """The current model, or the one before it when a gate that was killed had already promoted this run."""
     if pointer is None or pointer.run != run.place:
         return pointer
     return pointer.before[0] if pointer.before else None
 
 
 def _compare(
-    chain: Chain, run: Run, entry: Entry, labels: np.ndarray, correct: np.ndarray, reporter: child.Reporter
+    chain: Chain, run: Run, baseline: Entry, labels: np.ndarray, correct: np.ndarray, reporter: child.Reporter
 ) -> dict[str, Any]:
-    other = registry.run_of(chain.workspace, entry)
-    problems = registry.problems(chain.workspace, entry)
+    other = registry.run_of(chain.workspace, baseline)
+    problems = registry.problems(chain.workspace, baseline)
     if problems:
         raise WorkspaceError(
-            f"the current model cannot be compared with: {'; '.join(problems)}; restore it, go back to an earlier one "
+            f"cannot compare with the current model: {'; '.join(problems)}; restore it, go back to an earlier one "
             f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
         )
     same = _test_images(chain, run) == _test_images(chain, other)
     before = _saved(other, labels, chain.config.evaluation.tta) if same else None
     if before is None:
-        reporter.note(f"evaluating the current model, {entry.run}, on the same images and views as the new one")
-        before = _evaluated(chain, run, other, labels, reporter)
+        reporter.note(f"evaluating the current model, {baseline.run}, on the same images and views as the new one")
+        before = _evaluate(chain, run, other, labels, reporter)
     return {
-        "run": entry.run,
-        "generation": entry.generation,
+        "run": baseline.run,
+        "generation": baseline.generation,
         "accuracy": float(before.mean()),
-        "accuracy_when_promoted": entry.accuracy,
+        "accuracy_when_promoted": baseline.accuracy,
         "same_images": same,
         "images": len(labels),
         "difference": float(correct.mean() - before.mean()),
@@ -151,8 +148,8 @@ def _compare(
     }
 
 
-def _own(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The labels (n,) of the test images, and which of them the run predicted right, (n,) booleans."""
+def _evaluated_run(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (n,) of the test images, and which of them the run classified correctly, (n,) booleans."""
     folder = run.stage("evaluate")
     recorded = manifest.read(folder)
     if recorded is None:
@@ -161,10 +158,9 @@ def _own(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
-    """Which test images the run got right by its saved predictions.
+    """Which test images the run classified correctly, (n,) booleans, by its saved predictions.
 
-    None when they are gone, of other weights, or averaged over other views than those of the run that it is compared
-    with.
+    None when they are gone, or of other weights, images or views.
     """
     path = run.stage("evaluate") / "predictions.npz"
     recorded, train = manifest.read(run.stage("evaluate")), manifest.read(run.stage("train"))
@@ -178,8 +174,8 @@ def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
     return correct if np.array_equal(saved_labels, labels) else None
 
 
-def _evaluated(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter: child.Reporter) -> np.ndarray:
-    """Which of the present test images the other run's weights get right."""
+def _evaluate(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter: child.Reporter) -> np.ndarray:
+    """Which of the present test images the other run's weights classify correctly."""
     train = manifest.read(other.stage("train"))
     assert train is not None
     devices = runtime.devices(chain.config.device)

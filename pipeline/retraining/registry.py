@@ -1,7 +1,7 @@
-"""Which run is the promoted one: a small file for each data set and architecture name, replaced atomically.
+"""The registry of current models: a small file for each data set and architecture name, replaced atomically.
 
-`current/<data name>/<architecture name>.json` names the run, the digest of its weights, its accuracy and since when,
-and the runs that were current before it, so that a roll back finds its way. Imports nothing heavy.
+`current/<data name>/<architecture name>.json` names the current run, the digest of its weights, its accuracy and since
+when, and the runs that were current before it, for a roll back. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def read(path: Path) -> Pointer | None:
         ) from error
 
 
-def ever(path: Path) -> set[str]:
-    """The runs that are, or were, current by the pointer in `path`; none when there is none, or it is damaged."""
+def ever_current(path: Path) -> set[str]:
+    """The runs that are or were current, by the pointer in `path`; none when it is missing or damaged."""
     try:
         pointer = read(path)
     except WorkspaceError:
@@ -76,7 +76,7 @@ def ever(path: Path) -> set[str]:
 
 
 def _check(entry: Entry) -> None:
-    """Raise `ValidationError` for an entry whose texts are not such as are written here."""
+    """Raise `ValidationError` for an entry with a text that this program does not write."""
     _check_run(entry.run)
     for text in (entry.generation, entry.weights_sha256, entry.architecture, entry.since):
         if text and not names.is_name(text):
@@ -87,6 +87,13 @@ def _check_run(run: str) -> None:
     place = run.split("/")
     if len(place) != 3 or place[0] != "runs" or not names.is_place(run):
         raise msgspec.ValidationError(f"run: found {run!a}, expected runs/DATASET/RUN")
+
+
+def pointers(workspace: Workspace) -> list[Path]:
+    """The pointers to all current models of the workspace."""
+    if workspace.mirror:
+        workspace.mirror.know_currents()
+    return workspace.currents()
 
 
 def run_of(workspace: Workspace, entry: Entry) -> Run:
@@ -101,7 +108,7 @@ def run_at(workspace: Workspace, place: str) -> Run:
 
 
 def problems(workspace: Workspace, entry: Entry) -> list[str]:
-    """Why the run of `entry` cannot be used as it was when it was promoted; empty when it can."""
+    """Why the run of `entry` is not what was promoted any more; empty when it is."""
     folder = run_of(workspace, entry).stage("train")
     if workspace.mirror:
         workspace.mirror.know_folders([folder, folder.parent / "evaluate"])
@@ -109,31 +116,28 @@ def problems(workspace: Workspace, entry: Entry) -> list[str]:
     if train is None:
         return [f"{entry.run}/train is gone or not finished"]
     if manifest.digest(train, "model.params") != entry.weights_sha256:
-        return [f"the weights in {entry.run}/train are other ones now than those that were promoted"]
+        return [f"{entry.run}/train has other weights now than those that were promoted"]
     return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.size)]
 
 
 def set_current(path: Path, entry: Entry) -> Pointer:
-    """Make `entry` the current one; what was current goes on top of those before. The caller holds the lock."""
+    """Make `entry` current; the former one goes on top of `before`. The caller holds the lock."""
     old = read(path)
-    before = [former for former in ([old.entry, *old.before] if old else []) if former.run != entry.run]
-    pardoned = [run for run in (old.rolled_back if old else []) if run != entry.run]
-    return _write(path, entry, before, pardoned)
+    before, rolled_back = ([old.entry, *old.before], old.rolled_back) if old else ([], [])
+    return _write(path, entry, before, rolled_back)
 
 
 def withdraw(path: Path, entry: Entry) -> Pointer:
-    """Make `entry` current instead of what is; that is remembered as rolled back, and the gate does not promote it
-    again. The caller holds the lock.
+    """Make `entry` current; the former one counts as rolled back: the gate does not promote it again. The caller
+    holds the lock.
     """
     old = read(path)
     assert old is not None
-    before = [former for former in old.before if former.run != entry.run]
-    rejected = [run for run in [*old.rolled_back, old.run] if run != entry.run]
-    return _write(path, entry, before, list(dict.fromkeys(rejected)))
+    return _write(path, entry, old.before, [*old.rolled_back, old.run])
 
 
 def entry_of(run: Run, generation: str) -> Entry | None:
-    """What the pointer would say of a run from now on; None when its weights are not evaluated."""
+    """The entry for a run that becomes current now; None when its weights are not evaluated."""
     train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
     weights = manifest.digest(train, "model.params")
     accuracy = evaluate["details"].get("accuracy") if evaluate else None
@@ -152,7 +156,7 @@ def entry_of(run: Run, generation: str) -> Entry | None:
 
 
 def name_of(path: Path) -> str:
-    """What people call a pointer: `<data name>/<architecture name>`."""
+    """The name of a pointer on the command line: `<data name>/<architecture name>`."""
     return f"{path.parent.name}/{path.stem}"
 
 
@@ -184,12 +188,16 @@ def _content(path: Path) -> bytes | None:
 
 
 def about(chain: Chain) -> dict[str, str]:
-    """What tells one pointer's events from another's in the event log."""
+    """What an event says about the pointer that it changed."""
     return {"dataset": chain.config.data.name, "architecture": chain.config.architecture.name}
 
 
 def _write(path: Path, entry: Entry, before: list[Entry], rolled_back: list[str]) -> Pointer:
-    pointer = Pointer(**msgspec.structs.asdict(entry), before=before[:REMEMBERED], rolled_back=rolled_back)
+    pointer = Pointer(
+        **msgspec.structs.asdict(entry),
+        before=[former for former in before if former.run != entry.run][:REMEMBERED],
+        rolled_back=[run for run in dict.fromkeys(rolled_back) if run != entry.run],
+    )
     try:
         write_json(path, msgspec.to_builtins(pointer))
     except OSError as error:

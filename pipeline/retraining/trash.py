@@ -1,6 +1,6 @@
-"""The trash of a workspace: what was set aside, pruned or retired, under the path that it had, and its way back.
+"""The trash of a workspace: what was set aside, pruned or retired, under its former path, and how to restore it.
 
-`trash/<when>/<path in the workspace>`. Nothing here deletes anything; emptying the trash is left to people.
+`trash/<when>/<path in the workspace>`. Nothing here deletes a file; people empty the trash.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from pipeline.workspace import RUN_FOLDERS, Run, Workspace
 
 _WHEN = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
 
-#: How many parts the path of a thing of each room has: a run, a data set, a pointer to a current model.
-_PARTS = {"runs": 3, "datasets": 2, "current": 3}
+#: How many parts the path of an item has: of a run, a data set, a pointer to a current model.
+_DEPTHS = {"runs": 3, "datasets": 2, "current": 3}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One thing in the trash. `place` is the path in the workspace that it had."""
+class Item:
+    """One item in the trash. `place` is its former path in the workspace."""
 
     place: str
     when: str
     path: Path
 
     def is_named(self, name: str) -> bool:
-        """True when a person may mean it by `name`: its path, a part of that, or its generation."""
+        """True when `name` is its path, a part of that, or its generation."""
         parts = self.place.split("/")
         return name in (self.place, *parts, Path(parts[-1]).stem) or parts[-1].endswith(f"@{name}")
 
 
 def target(workspace: Workspace, path: Path) -> Path:
-    """Where `path` of the workspace goes when it is moved to the trash now."""
+    """The place in the trash for `path` of the workspace, when it is moved there now."""
     return workspace.trash / now().replace(":", "") / path.relative_to(workspace.root)
 
 
-def entries(workspace: Workspace) -> list[Entry]:
-    """What is in the trash and knows its way back, newest first."""
-    found = {(when, "/".join(rest)) for when, *rest in _things(workspace) if _WHEN.fullmatch(when)}
-    return [Entry(place, when, workspace.trash / when / place) for when, place in sorted(found, reverse=True)]
+def items(workspace: Workspace) -> list[Item]:
+    """What is in the trash, newest first."""
+    found = {(when, "/".join(rest)) for when, *rest in _listed(workspace) if _WHEN.fullmatch(when)}
+    return [Item(place, when, workspace.trash / when / place) for when, place in sorted(found, reverse=True)]
 
 
-def strangers(workspace: Workspace) -> list[str]:
-    """What else is in the trash, by name: an earlier version did not note where things came from, people do not."""
+def unknown(workspace: Workspace) -> list[str]:
+    """What else is in the trash, by name: people and earlier versions did not note where things came from."""
     if mirror := workspace.mirror:
         mirror.know_folders([workspace.trash])
         names = {path.split("/")[1] for path in mirror.below(workspace.trash)}
@@ -59,46 +59,49 @@ def strangers(workspace: Workspace) -> list[str]:
 
 
 def hint(workspace: Workspace, name: str) -> str:
-    """How to bring back what `name` means, for the end of a message; empty when that is not in the trash."""
-    if not any(entry.is_named(name) for entry in entries(workspace)):
+    """How to restore `name`, for the end of a message; empty when it is not in the trash."""
+    if not any(item.is_named(name) for item in items(workspace)):
         return ""
     return f"; it is in the trash: `Restore --item {name} --confirm` brings it back"
 
 
-def restore(workspace: Workspace, entry: Entry) -> list[str]:
-    """Move it back to where it was, of a run each stage; gives where that is. Raises `WorkspaceError` when something
-    else is there now.
+def restore(workspace: Workspace, item: Item) -> list[str]:
+    """Move an item back to where it was; gives its places, of a run one for each stage. Raises `WorkspaceError` when
+    something else is there now.
     """
-    moves = {part: workspace.root / entry.place / part.relative_to(entry.path) for part in _parts(workspace, entry)}
+    moves = {part: workspace.root / item.place / part.relative_to(item.path) for part in _parts(workspace, item)}
     taken = [goal for goal in moves.values() if _exists(workspace, goal)]
     if taken:
         there = ", ".join(workspace.shown(goal) for goal in taken)
-        raise WorkspaceError(f"{there}: there again; set that aside first, then restore {entry.place}")
-    with contextlib.ExitStack() as held:
-        parts = entry.place.split("/")
-        if parts[0] == "runs":
-            held.enter_context(whole_run(workspace.run(parts[1], parts[2]), f"the restoring of {parts[2]}"))
-        elif parts[0] == "current":
-            held.enter_context(registry.held(workspace, workspace.root / entry.place))
-        else:
-            what, mirror = f"the restoring of {parts[1]}", workspace.mirror
-            held.enter_context(locks.hold(workspace.lock(parts[1]), what, False, mirror=mirror))
+        raise WorkspaceError(f"{there}: exists again; set that aside first, then restore {item.place}")
+    with _locked(workspace, item):
         try:
             for part, goal in moves.items():
                 workspace.move(part, goal)
         except OSError as error:
             raise from_os_error(error, "restore it from the trash") from error
-    _remove_empty(workspace, entry.path)
+    _remove_empty(workspace, item.path)
     return [workspace.shown(goal) for goal in moves.values()]
 
 
-def contents(workspace: Workspace, entry: Entry) -> list[str]:
-    """What of a run is there, by name: all of its stages, or one that was set aside; of anything else its own name."""
-    return [part.name for part in _parts(workspace, entry)]
+def contents(workspace: Workspace, item: Item) -> list[str]:
+    """The names of the stages of a run that are there; of anything else its own name."""
+    return [part.name for part in _parts(workspace, item)]
+
+
+def _locked(workspace: Workspace, item: Item) -> contextlib.AbstractContextManager[object]:
+    """The lock of the place that an item returns to."""
+    kind, name = item.place.split("/")[:2]
+    if kind == "current":
+        return registry.held(workspace, workspace.root / item.place)
+    if kind == "runs":
+        run = workspace.run(name, item.path.name)
+        return whole_run(run, f"the restoring of {run.run_id}")
+    return locks.hold(workspace.lock(name), f"the restoring of {name}", False, mirror=workspace.mirror)
 
 
 def _remove_empty(workspace: Workspace, folder: Path) -> None:
-    """Remove what nothing is left in, up to the trash."""
+    """Remove a folder and those above it, up to the trash, as far as they are empty."""
     with contextlib.suppress(OSError):
         while folder != workspace.trash:
             if folder.exists():
@@ -108,7 +111,7 @@ def _remove_empty(workspace: Workspace, folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_run(run: Run, what: str) -> Iterator[None]:
-    """Hold the locks of all stages of a run, of which each reads what others wrote; raises `AlreadyRunning`."""
+    """Hold the locks of all stages of a run, which read each other's files; raises `AlreadyRunning`."""
     with contextlib.ExitStack() as held:
         for stage in RUN_FOLDERS:
             held.enter_context(locks.hold(run.lock(stage), what, wait=False, mirror=run.workspace.mirror))
@@ -116,27 +119,27 @@ def whole_run(run: Run, what: str) -> Iterator[None]:
         yield
 
 
-def _things(workspace: Workspace) -> Iterator[tuple[str, ...]]:
-    """When each thing was moved to the trash and the path that it had, in parts."""
-    for room, length in _PARTS.items():
+def _listed(workspace: Workspace) -> Iterator[tuple[str, ...]]:
+    """For each item when it was moved to the trash, and its former path, in parts."""
+    for kind, depth in _DEPTHS.items():
         if mirror := workspace.mirror:
             mirror.know_folders([workspace.trash])
             paths = [tuple(path.split("/")[1:]) for path in mirror.below(workspace.trash)]
-            yield from {path[: length + 1] for path in paths if len(path) > length and path[1] == room}
+            yield from {path[: depth + 1] for path in paths if len(path) > depth and path[1] == kind}
         else:
-            pattern = "/".join(["*", room, *["[!.]*"] * (length - 1)])
+            pattern = "/".join(["*", kind, *["[!.]*"] * (depth - 1)])
             yield from (path.relative_to(workspace.trash).parts for path in workspace.trash.glob(pattern))
 
 
-def _parts(workspace: Workspace, entry: Entry) -> list[Path]:
-    """What is moved at once: a run's stages, as others of them may still be where they were."""
-    if not entry.place.startswith("runs/"):
-        return [entry.path]
+def _parts(workspace: Workspace, item: Item) -> list[Path]:
+    """What is moved back: of a run each stage, as other stages may still be in place."""
+    if not item.place.startswith("runs/"):
+        return [item.path]
     if mirror := workspace.mirror:
-        depth = len(entry.path.relative_to(workspace.root).parts)
-        names = {Path(path).parts[depth] for path in mirror.below(entry.path)}
-        return [entry.path / name for name in sorted(names)]
-    return sorted(entry.path.iterdir())
+        depth = len(item.path.relative_to(workspace.root).parts)
+        names = {Path(path).parts[depth] for path in mirror.below(item.path)}
+        return [item.path / name for name in sorted(names)]
+    return sorted(item.path.iterdir())
 
 
 def _exists(workspace: Workspace, path: Path) -> bool:

@@ -217,7 +217,7 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     assert weeks.report_of("2026-W46")[0]["training"]["seed"] != 0
     # A clock in 1970 makes a generation, which stays behind the current one.
     older = weeks.retrain("--date", "1970-01-01", rc=5)
-    assert "it is of an earlier period than 2026-W46" in older.log
+    assert "from an earlier period than 2026-W46" in older.log
     assert weeks.current.generation == "2026-W46"
     back = weeks.luigi("Rollback")
     assert back.rc == 0, back.text

@@ -1,4 +1,4 @@
-"""The promotion gate's rule, and the pointer that it moves."""
+"""The promotion gate's rule, and the registry that it updates."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from generation_runs import current, expired, make, pointer_of, trained_anew
+from luigi_runs import SmallChain
 
 from pipeline.errors import WorkspaceError
 from pipeline.evaluation.statistics import compare_paired
-from pipeline.retraining import promotion, registry
+from pipeline.process import child
+from pipeline.retraining import generations, promotion, registry, rollback
 from pipeline.workspace import Run, Workspace
 
 
@@ -70,7 +73,7 @@ def test_an_older_generation_is_made_but_does_not_become_current_by_itself(
 ) -> None:
     decision = promotion.decide(_run(name), pointer, 1.0, _compared(1000, 700), 0.005)
     assert decision["outcome"] == "refused"
-    assert "is of an earlier period than 2026-" in decision["reason"]
+    assert "from an earlier period than 2026-" in decision["reason"]
     assert f"Rollback --to {name}" in decision["reason"]
 
 
@@ -144,3 +147,52 @@ def test_a_reader_sees_a_whole_pointer_at_any_moment(tmp_path: Path) -> None:
     writer.join()
     assert writer.exitcode == 0
     assert seen == {"a", "b"}
+
+
+# --- the run without a generation ---------------------------------------------------------------------------------
+
+
+def test_what_was_made_before_any_generation_is_compared_with_and_gone_back_to(done: SmallChain) -> None:
+    plain = done.chain().run()
+    assert plain
+    week = make(done, "2026-W48", outcome="")
+    trained_anew(week, "a week later")
+    promotion.promote(done.chain("2026-W48"), child.Reporter())
+    decision = generations.decision(week)
+    assert decision
+    assert decision["outcome"] == "promoted"
+    assert decision["compared"]["run"] == plain.place
+    names = [item.name for item in generations.find(done.chain().workspace, done.chain().config)]
+    assert names == ["2026-W48", plain.run_id]
+    assert expired(done, keep=1) == [], "a run without a generation is never pruned"
+    rollback.roll_back(done.chain())
+    pointer = registry.read(pointer_of(done))
+    assert pointer
+    assert (pointer.run, pointer.generation) == (plain.place, "")
+    rollback.roll_back(done.chain(), "2026-W48")
+    rollback.roll_back(done.chain(), plain.run_id)
+    assert current(done) == ""
+
+
+def test_a_current_model_without_a_generation_may_be_trained_further(done: SmallChain) -> None:
+    plain = done.chain().run()
+    assert plain
+    promotion.promote(done.chain(), child.Reporter())
+    first = registry.read(pointer_of(done))
+    trained_anew(plain, "further")
+    promotion.promote(done.chain(), child.Reporter())
+    second = registry.read(pointer_of(done))
+    assert first
+    assert second
+    assert second.run == first.run == plain.place
+    assert second.weights_sha256 != first.weights_sha256
+    # The next generation is compared with it as it is then, whether the gate had been asked about it or not.
+    trained_anew(plain, "and further")
+    week = make(done, "2026-W48", outcome="")
+    trained_anew(week, "a week later")
+    promotion.promote(done.chain("2026-W48"), child.Reporter())
+    pointer = registry.read(pointer_of(done))
+    assert pointer
+    assert pointer.run == week.place
+    assert [entry.run for entry in pointer.before] == [plain.place]
+    assert registry.problems(plain.workspace, pointer.before[0]) == []

@@ -1,0 +1,102 @@
+"""Changing by hand which model is current: back to an earlier generation, or none at all.
+
+Replaces the pointer of the registry, or moves it to the trash; the runs stay where they are.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from pipeline.errors import PipelineError, from_os_error
+from pipeline.files import now
+from pipeline.retraining import generations, registry, trash
+from pipeline.retraining.registry import Entry, Pointer
+from pipeline.workspace import Workspace, events
+from pipeline.workspace.freshness import Chain
+
+
+def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
+    """Make the run before the current one current again, or the generation `to`; gives the old and the new entry.
+
+    The gate does not promote the run that was current again, until somebody rolls back to it. Raises `PipelineError`
+    when there is nothing to roll back to.
+    """
+    started = time.monotonic()
+    path = chain.workspace.current(chain.config)
+    with registry.held(chain.workspace, path):
+        old = registry.read(path)
+        if old is None:
+            raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
+        new = _named(chain, to) if to else _former(chain, old)
+        new = msgspec.structs.replace(new, since=now())
+        if new.run in old.rolled_back:
+            registry.set_current(path, new)
+        elif new.run != old.run:
+            registry.withdraw(path, new)
+    told = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": old.run}
+    seconds = round(time.monotonic() - started, 3)
+    events.record(chain.workspace, "rolled back", **registry.about(chain), **told, seconds=seconds)
+    events.publish(chain.workspace)
+    return old.entry, new
+
+
+def former(workspace: Workspace, pointer: Pointer) -> tuple[Entry | None, list[str]]:
+    """Where a roll back goes: the newest former model with other weights whose files are still there.
+
+    Also why it passes over newer ones.
+    """
+    reasons = []
+    for entry in pointer.before:
+        if entry.weights_sha256 == pointer.weights_sha256:
+            reasons.append(f"{entry.run} has the very same weights")
+        elif problems := registry.problems(workspace, entry):
+            reasons += [problem + trash.hint(workspace, entry.run) for problem in problems]
+        else:
+            return entry, reasons
+    return None, reasons
+
+
+def _former(chain: Chain, old: Pointer) -> Entry:
+    entry, reasons = former(chain.workspace, old)
+    if entry is None:
+        why = "; ".join(reasons) or "no other generation was current before (--to NAME takes any finished one)"
+        raise PipelineError(f"cannot roll back from {old.run}: {why}; it stays current")
+    return entry
+
+
+def _named(chain: Chain, name: str) -> Entry:
+    """The newest trained and evaluated generation of this name; the run without one goes by its folder's name."""
+    made = generations.find(chain.workspace, chain.config)
+    entry = next((registry.entry_of(item.run, item.run.generation) for item in made if item.name == name), None)
+    if entry is None:
+        known = ", ".join(item.name for item in made) or "none"
+        back = trash.hint(chain.workspace, name)
+        raise PipelineError(f"--to {name}: no finished generation has this name; there are: {known}{back}")
+    if problems := registry.problems(chain.workspace, entry):
+        raise PipelineError(f"--to {name}: {'; '.join(problems)}; choose another one, or restore its files")
+    return entry
+
+
+def retire(workspace: Workspace, name: str) -> Path:
+    """Move a pointer to the trash: no model is current under `name` (`<data name>/<architecture name>`) any more.
+
+    Returns the pointer's path in the trash. Raises `PipelineError` when no model is current under this name.
+    """
+    pointers = {registry.name_of(path): path for path in registry.pointers(workspace)}
+    if name not in pointers:
+        known = ", ".join(pointers) or "none"
+        raise PipelineError(f"--name {name}: no model is current under this name; there are: {known}")
+    path = pointers[name]
+    target = trash.target(workspace, path)
+    try:
+        with registry.held(workspace, path):
+            workspace.move(path, target)
+    except OSError as error:
+        raise from_os_error(error, "move the pointer to the trash") from error
+    data, architecture = name.split("/")
+    events.record(workspace, "retired", dataset=data, architecture=architecture, to=workspace.shown(target))
+    events.publish(workspace)
+    return target

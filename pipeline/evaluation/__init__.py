@@ -18,7 +18,8 @@ import numpy as np
 from pipeline import dataset, model, runtime
 from pipeline.arrays import read_npz
 from pipeline.config import Architecture, from_record
-from pipeline.dataset import batches
+from pipeline.dataset import loader
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation import tta
 from pipeline.files import write_atomically, write_json
@@ -43,7 +44,7 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     runtime.adapt_to_load(reporter.write)
     started = time.monotonic()
     net = load_network(run, train, devices.contexts[:1])
-    norm = batches.unpack(train["details"]["normalisation"])
+    norm = Normalisation.from_manifest(train["details"])
     outputs = view_logits(net, data.test_images, norm, devices.contexts[0], chain.config.evaluation.tta, reporter)
     logits, labels = tta.average(outputs), np.asarray(data.test_labels)
     result = {
@@ -100,7 +101,7 @@ def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
 def predict_logits(
     net: Any,
     images: np.ndarray,
-    norm: batches.Normalisation,
+    norm: Normalisation,
     context: Any,
     count: int = 1,
     reporter: child.Reporter | None = None,
@@ -112,7 +113,7 @@ def predict_logits(
 def view_logits(
     net: Any,
     images: np.ndarray,
-    norm: batches.Normalisation,
+    norm: Normalisation,
     context: Any,
     count: int,
     reporter: child.Reporter | None = None,
@@ -124,7 +125,7 @@ def view_logits(
     waiting: tuple[int, Any, int] | None = None
     for start in range(0, len(images), batch_size):
         for view, pixels in enumerate(tta.views(images[start : start + batch_size], count)):
-            ((values, size),) = batches.fixed_batches(pixels, batch_size, norm)
+            ((values, size),) = loader.fixed_batches(pixels, batch_size, norm)
             output = net(mx.nd.array(values, ctx=context))
             if waiting is not None:  # the previous batch, while this one computes
                 parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])

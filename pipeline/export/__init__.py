@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline import dataset, evaluation, runtime
 from pipeline.config import IMAGE_SIZE
-from pipeline.dataset import batches
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, from_os_error
 from pipeline.export import onnx_runner
 from pipeline.model import CHANNELS
@@ -57,7 +57,7 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     context = runtime.devices("cpu").contexts[0]
     runtime.adapt_to_load(reporter.write)
     net = evaluation.load_network(run, train, [context])
-    norm = batches.unpack(train["details"]["normalisation"])
+    norm = Normalisation.from_manifest(train["details"])
     facts = _facts(train, chain.config.evaluation.tta)
     folder = run.stage("export")
     started = time.monotonic()
@@ -101,7 +101,7 @@ def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def _write_mxnet(net: Any, norm: batches.Normalisation, folder: Path) -> None:
+def _write_mxnet(net: Any, norm: Normalisation, folder: Path) -> None:
     """Write `model-symbol.json` and `model-0000.params`: the network with the normalisation in front of it."""
     mx = runtime.mxnet()
     images = mx.sym.var(INPUT)
@@ -194,7 +194,7 @@ def _drop_identities(graph: Any) -> None:
 
 
 def _check(
-    folder: Path, net: Any, norm: batches.Normalisation, context: Any, data: dataset.Dataset, reporter: child.Reporter
+    folder: Path, net: Any, norm: Normalisation, context: Any, data: dataset.Dataset, reporter: child.Reporter
 ) -> dict[str, Any]:
     """Compare what was written with the trained network on all test images, one view of each.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.dataset.batches import Normalisation
+from pipeline.dataset.normalisation import Normalisation
 
 #: Images that are enough to take the patches from.
 IMAGES = 5000

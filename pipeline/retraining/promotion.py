@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import dataset, evaluation, runtime
-from pipeline.dataset import batches
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation.statistics import compare_paired
 from pipeline.files import now, sha256_file, write_json
@@ -181,7 +181,7 @@ def _evaluate(chain: Chain, run: Run, other: Run, labels: np.ndarray, reporter: 
     devices = runtime.devices(chain.config.device)
     runtime.adapt_to_load(reporter.write)
     net = evaluation.load_network(other, train, devices.contexts[:1])
-    norm = batches.unpack(train["details"]["normalisation"])
+    norm = Normalisation.from_manifest(train["details"])
     images = dataset.load(chain.workspace.dataset(run.dataset_id)).test_images
     views = chain.config.evaluation.tta
     return evaluation.predict_logits(net, images, norm, devices.contexts[0], views, reporter).argmax(1) == labels

@@ -14,8 +14,9 @@ import numpy as np
 
 from pipeline import model
 from pipeline.config import Architecture, Training
-from pipeline.dataset import batches
-from pipeline.dataset.device_images import DeviceImages
+from pipeline.dataset import loader
+from pipeline.dataset.augmentation import DeviceImages, Plan
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.runtime import Devices, mxnet
 from pipeline.training import muon
 from pipeline.training.gradient_sync import Exchange, Share
@@ -153,13 +154,13 @@ class Network:
             for values, context in zip(sums, self.devices.contexts, strict=False)
         ]
 
-    def hold(self, images: np.ndarray, norm: batches.Normalisation) -> None:
+    def hold(self, images: np.ndarray, norm: Normalisation) -> None:
         """Put (N, 3, 32, 32) uint8 images on every device; `step` then takes plans of batches in place of batches."""
         augmentation = self.training.augmentation
         self._held = [DeviceImages(images, augmentation, norm, context) for context in self.devices.contexts]
 
-    def _inputs(self, images: np.ndarray | batches.Plan, parts: int) -> list[Any]:
-        if isinstance(images, batches.Plan):
+    def _inputs(self, images: np.ndarray | Plan, parts: int) -> list[Any]:
+        if isinstance(images, Plan):
             return [held.batch(plan) for held, plan in zip(self._held, images.split(parts), strict=False)]
         whole = self.mx.nd.array(images)
         several = self.mx.gluon.utils.split_data(whole, parts, even_split=False)
@@ -167,7 +168,7 @@ class Network:
 
     def step(
         self,
-        images: np.ndarray | batches.Plan,
+        images: np.ndarray | Plan,
         labels: np.ndarray,
         learning_rate: float,
         step: int,
@@ -248,7 +249,7 @@ class Network:
         self,
         images: np.ndarray,
         labels: np.ndarray,
-        norm: batches.Normalisation,
+        norm: Normalisation,
         batch_size: int,
         between: Callable[[], None] = lambda: None,
     ) -> tuple[float | None, float | None]:
@@ -265,7 +266,7 @@ class Network:
     def logits(
         self,
         images: np.ndarray,
-        norm: batches.Normalisation,
+        norm: Normalisation,
         batch_size: int,
         between: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
@@ -273,7 +274,7 @@ class Network:
         mx, context = self.mx, self.devices.contexts[0]
         net = self._inference_copy()
         parts = []
-        for values, count in batches.fixed_batches(images, batch_size, norm):
+        for values, count in loader.fixed_batches(images, batch_size, norm):
             parts.append(net(mx.nd.array(values, ctx=context)).astype("float32").asnumpy()[:count])
             between()
         return np.concatenate(parts)

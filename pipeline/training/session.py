@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline import dataset, runtime
 from pipeline.config import Training
-from pipeline.dataset import batches
+from pipeline.dataset import loader
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import ConfigError
 from pipeline.process.child import Reporter
 from pipeline.training import precision
@@ -36,8 +37,8 @@ class Session:
     why_precision: str
     #: `name`, `digest`, `label`, `sample`, `official` and `classes` of the data set.
     about_data: dict[str, Any]
-    normalisation: batches.Normalisation
-    batches: batches.TrainingBatches
+    normalisation: Normalisation
+    batches: loader.TrainingLoader
     #: (n, 3, 32, 32) uint8 images and (n,) labels.
     validation: tuple[np.ndarray, np.ndarray]
     network: Network
@@ -81,10 +82,10 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, share: Share) -> Se
         raise ConfigError(
             f"architecture.classes: found {architecture.classes}, but {run.dataset_id} has {len(data.classes)} classes"
         )
-    train_indices, validation_indices = batches.split(
+    train_indices, validation_indices = loader.split(
         data.train_labels, min(training.validation_images, len(data.train_labels) // 2), training.seed
     )
-    norm = batches.measure_normalisation(data.train_images) if training.normalize else batches.Normalisation()
+    norm = Normalisation.measure(data.train_images) if training.normalize else Normalisation()
     network = Network(architecture, training, devices, chosen, exchange)
     if devices.is_gpu:
         network.hold(data.train_images, norm)
@@ -101,7 +102,7 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, share: Share) -> Se
         why_precision=why,
         about_data={key: about_data[key] for key in ("name", "digest", "label", "sample", "official", "classes")},
         normalisation=norm,
-        batches=batches.TrainingBatches(
+        batches=loader.TrainingLoader(
             data.train_images, data.train_labels, train_indices, training, norm, (share.rank, share.workers)
         ),
         validation=(data.train_images[validation_indices], data.train_labels[validation_indices]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import dataset, evaluation, model, runtime
-from pipeline.dataset import batches
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file
 from pipeline.model import weights
@@ -111,7 +111,7 @@ def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
     run, train = evaluation.trained_run(chain)
     context = runtime.devices("cpu").contexts[0]
     net = evaluation.load_network(run, train, [context])
-    norm = batches.unpack(train["details"]["normalisation"])
+    norm = Normalisation.from_manifest(train["details"])
     images = np.asarray(dataset.load(done.folder("dataset")).test_images)
     logits = [evaluation.predict_logits(net, each, norm, context) for each in (images, images[..., ::-1])]
     assert np.abs(logits[0] - logits[1]).max() > 0.01

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline import runtime
 from pipeline.config import Architecture, Training
-from pipeline.dataset import batches
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.model import whitening
 from pipeline.training.network import Network
 
@@ -20,7 +20,7 @@ def smooth_images(count: int = 200) -> np.ndarray:
     return np.clip(np.mean(shifted, axis=0) + noise, 0, 255).astype(np.uint8)
 
 
-def responses(filters: np.ndarray, images: np.ndarray, norm: batches.Normalisation) -> np.ndarray:
+def responses(filters: np.ndarray, images: np.ndarray, norm: Normalisation) -> np.ndarray:
     """(patches, filters): what each filter gives on every patch of the images."""
     windows = np.lib.stride_tricks.sliding_window_view(norm.apply(images), (3, 3), axis=(2, 3))
     patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 27)
@@ -29,7 +29,7 @@ def responses(filters: np.ndarray, images: np.ndarray, norm: batches.Normalisati
 
 def test_the_filters_of_one_sign_give_uncorrelated_responses_of_about_the_same_size() -> None:
     images = smooth_images()
-    norm = batches.measure_normalisation(images)
+    norm = Normalisation.measure(images)
     filters = whitening.filters(images, norm, 16)
     assert filters.shape == (16, 3, 3, 3)
     assert filters.dtype == np.float32
@@ -44,21 +44,21 @@ def test_the_filters_of_one_sign_give_uncorrelated_responses_of_about_the_same_s
 
 def test_each_filter_has_its_negative_beside_it_and_there_are_27_pairs_at_most() -> None:
     images = smooth_images()
-    filters = whitening.filters(images, batches.Normalisation(), 100)
+    filters = whitening.filters(images, Normalisation(), 100)
     assert filters.shape == (54, 3, 3, 3)
     assert np.array_equal(filters[::2], -filters[1::2])
-    assert len(whitening.filters(images, batches.Normalisation(), 5)) == 4
+    assert len(whitening.filters(images, Normalisation(), 5)) == 4
 
 
 def test_images_of_one_colour_give_finite_filters() -> None:
     images = np.full((10, 3, 32, 32), 128, np.uint8)
-    assert np.isfinite(whitening.filters(images, batches.measure_normalisation(images), 16)).all()
+    assert np.isfinite(whitening.filters(images, Normalisation.measure(images), 16)).all()
 
 
 def test_a_network_starts_with_them_and_is_otherwise_what_it_was() -> None:
     architecture = Architecture(name="tiny", conv_arch=[(1, 8), (1, 8)], batch_norm=True, dense=[])
     states = []
-    filters = whitening.filters(smooth_images(), batches.Normalisation(), 6)
+    filters = whitening.filters(smooth_images(), Normalisation(), 6)
     for first_filters in (None, filters):
         network = Network(architecture, Training(epochs=1), runtime.devices("cpu:0,1"), "float32")
         network.initialize(3)

@@ -1,18 +1,64 @@
-"""The training images as uint8 on a device, gathered, augmented and normalised there.
+"""Augmentation of whole batches: the random choices, and what they do to images in memory or on a device.
 
-For GPUs: a step then sends a few hundred bytes of random choices in place of megabytes of pixels. The same operations
-as `batches.augment`, on the same choices, so the batches are the same.
+`augment` works on numpy arrays. `DeviceImages` does the same on the device that holds the images, for GPUs: a step
+then sends a few hundred bytes of random choices in place of megabytes of pixels. The batches are the same.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import Augmentation
-from pipeline.dataset.batches import Normalisation, Plan
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.runtime import mxnet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The random choices of one batch of n images. Made on the CPU, whatever device then changes the images."""
+
+    #: (n,) indices into the data set's images.
+    rows: np.ndarray
+    #: (n,) booleans: which images are mirrored.
+    flips: np.ndarray | None = None
+    #: (2, n): first row and first column of each image's window in the padded image.
+    shifts: np.ndarray | None = None
+    #: (2, n): first row and first column of each image's blank square; may lie outside.
+    holes: np.ndarray | None = None
+
+    def split(self, parts: int) -> list[Plan]:
+        """`parts` plans of consecutive images, the first ones longer if need be, as Gluon's `split_data` has it."""
+        pieces = []
+        for places in np.array_split(np.arange(len(self.rows)), parts):
+            several = (None if value is None else value[..., places] for value in (self.flips, self.shifts, self.holes))
+            pieces.append(Plan(self.rows[places], *several))
+        return pieces
+
+
+def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.ndarray:
+    """Change (n, 3, H, W) uint8 images as planned: mirror, shift within a zero border, blank a square."""
+    count, _, height, width = images.shape
+    if plan.flips is not None:
+        images = np.where(plan.flips[:, None, None, None], images[..., ::-1], images)
+    pad = augmentation.pad_crop
+    if plan.shifts is not None:
+        padded = np.zeros((count, 3, height + 2 * pad, width + 2 * pad), np.uint8)
+        padded[:, :, pad : pad + height, pad : pad + width] = images
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))  # type: ignore[call-overload]
+        tops, lefts = plan.shifts
+        images = windows[np.arange(count), :, tops, lefts]
+    if plan.holes is not None:
+        images = images.copy()
+        rows, columns = (
+            np.arange(size) - first[:, None] for size, first in zip((height, width), plan.holes, strict=True)
+        )
+        size = augmentation.cutout
+        hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
+        images[np.broadcast_to(hole[:, None], images.shape)] = 0
+    return images
 
 
 class DeviceImages:

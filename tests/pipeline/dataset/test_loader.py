@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import Augmentation, Training
-from pipeline.dataset.batches import (
-    Normalisation,
-    Plan,
-    TrainingBatches,
-    augment,
-    fixed_batches,
-    measure_normalisation,
-    split,
-    unpack,
-)
+from pipeline.dataset.augmentation import Plan, augment
+from pipeline.dataset.loader import TrainingLoader, fixed_batches, split
+from pipeline.dataset.normalisation import Normalisation
 
 IMAGES = np.random.RandomState(0).randint(1, 256, (70, 3, 32, 32)).astype(np.uint8)
 LABELS = (np.arange(70) % 7).astype(np.uint8)
@@ -26,7 +19,7 @@ ALL = Augmentation(pad_crop=4, flip="random", cutout=8)
 
 def training_batches(augmentation=ALL, seed=3, batch_size=16, indices=None):
     training = Training(epochs=5, batch_size=batch_size, seed=seed, augmentation=augmentation)
-    return TrainingBatches(IMAGES, LABELS, np.arange(70) if indices is None else indices, training, Normalisation())
+    return TrainingLoader(IMAGES, LABELS, np.arange(70) if indices is None else indices, training, Normalisation())
 
 
 def joined(batches):
@@ -139,7 +132,7 @@ def test_a_hole_blanks_one_square_and_may_hang_over_the_edge():
 
 def test_random_augmentation_uses_its_whole_range():
     training = Training(epochs=1, batch_size=70, augmentation=ALL)
-    batches = TrainingBatches(IMAGES, LABELS, np.arange(70), training, Normalisation())
+    batches = TrainingLoader(IMAGES, LABELS, np.arange(70), training, Normalisation())
     plans = [batches.plan(epoch, 0, np.arange(70)) for epoch in range(30)]
     shifts = np.concatenate([plan.shifts for plan in plans], 1)
     assert {*shifts[0]} == {*shifts[1]} == {*range(9)}
@@ -148,12 +141,12 @@ def test_random_augmentation_uses_its_whole_range():
 
 
 def test_normalisation_gives_mean_zero_and_deviation_one():
-    norm = measure_normalisation(IMAGES)
+    norm = Normalisation.measure(IMAGES)
     values = norm.apply(IMAGES)
     assert values.dtype == np.float32
     assert values.mean((0, 2, 3)) == pytest.approx([0, 0, 0], abs=1e-4)
     assert values.std((0, 2, 3)) == pytest.approx([1, 1, 1], abs=1e-4)
-    assert unpack({"mean": list(norm.mean), "std": list(norm.std)}) == norm
+    assert Normalisation.from_manifest({"normalisation": {"mean": list(norm.mean), "std": list(norm.std)}}) == norm
 
 
 def test_without_normalisation_pixels_are_0_to_1():
@@ -162,7 +155,7 @@ def test_without_normalisation_pixels_are_0_to_1():
 
 
 def test_an_image_of_one_colour_can_be_normalised():
-    assert np.isfinite(measure_normalisation(np.full((4, 3, 32, 32), 7, np.uint8)).apply(IMAGES)).all()
+    assert np.isfinite(Normalisation.measure(np.full((4, 3, 32, 32), 7, np.uint8)).apply(IMAGES)).all()
 
 
 def test_batches_for_prediction_have_one_shape_and_keep_the_order():

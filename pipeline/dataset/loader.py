@@ -1,4 +1,4 @@
-"""The training images, batch by batch: order, augmentation, normalisation.
+"""The data loader: who is held out for validation, and the training images batch by batch, shuffled and augmented.
 
 The whole data set is memory-mapped and every operation acts on a batch. All randomness is a function of the seed
 and the epoch or step, so a training that is resumed in the middle of an epoch sees the very batches that it missed.
@@ -9,46 +9,15 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.config import Augmentation, Training
+from pipeline.dataset.augmentation import Plan, augment
+from pipeline.dataset.normalisation import Normalisation
 
 # What a random stream is for; part of its seed, so that two streams never share numbers.
 _SPLIT, _ORDER, _AUGMENT, _FIRST_FLIP = range(4)
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Pixel values 0..255 become `(value / 255 - mean) / std`, a channel at a time; the identity means 0..1."""
-
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """(1, 3, 1, 1) float32 scale and shift: `value * scale + shift` normalises."""
-        scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, 3, 1, 1)
-        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, 3, 1, 1)
-        return scale, shift
-
-    def apply(self, images: np.ndarray) -> np.ndarray:
-        """(N, 3, H, W) uint8 to float32 of the same shape."""
-        scale, shift = self.factors()
-        values = images.astype(np.float32)
-        values *= scale
-        values += shift
-        return values
-
-
-def measure_normalisation(images: np.ndarray) -> Normalisation:
-    """Mean and standard deviation of each channel of (N, 3, H, W) uint8 images, on the scale 0..1."""
-    counts = np.stack([np.bincount(images[:, channel].reshape(-1), minlength=256) for channel in range(3)])
-    values = np.arange(256) / 255
-    mean = counts @ values / counts.sum(1)
-    std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
-    return Normalisation(_rounded(mean), _rounded(np.maximum(std, 1e-3)))
 
 
 def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,29 +38,7 @@ def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.nda
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The random choices of one batch of n images. Made on the CPU, whatever device then changes the images."""
-
-    #: (n,) indices into the data set's images.
-    rows: np.ndarray
-    #: (n,) booleans: which images are mirrored.
-    flips: np.ndarray | None = None
-    #: (2, n): first row and first column of each image's window in the padded image.
-    shifts: np.ndarray | None = None
-    #: (2, n): first row and first column of each image's blank square; may lie outside.
-    holes: np.ndarray | None = None
-
-    def split(self, parts: int) -> list[Plan]:
-        """`parts` plans of consecutive images, the first ones longer if need be, as Gluon's `split_data` has it."""
-        pieces = []
-        for places in np.array_split(np.arange(len(self.rows)), parts):
-            several = (None if value is None else value[..., places] for value in (self.flips, self.shifts, self.holes))
-            pieces.append(Plan(self.rows[places], *several))
-        return pieces
-
-
-class TrainingBatches:
+class TrainingLoader:
     """Batches of one training: what batch number `step` of an epoch contains depends on nothing else.
 
     `images` (N, 3, 32, 32) uint8 and `labels` (N,) stay where they are; `indices` selects the training part. With a
@@ -183,29 +130,6 @@ class TrainingBatches:
         return None
 
 
-def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.ndarray:
-    """Change (n, 3, H, W) uint8 images as planned: mirror, shift within a zero border, blank a square."""
-    count, _, height, width = images.shape
-    if plan.flips is not None:
-        images = np.where(plan.flips[:, None, None, None], images[..., ::-1], images)
-    pad = augmentation.pad_crop
-    if plan.shifts is not None:
-        padded = np.zeros((count, 3, height + 2 * pad, width + 2 * pad), np.uint8)
-        padded[:, :, pad : pad + height, pad : pad + width] = images
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))  # type: ignore[call-overload]
-        tops, lefts = plan.shifts
-        images = windows[np.arange(count), :, tops, lefts]
-    if plan.holes is not None:
-        images = images.copy()
-        rows, columns = (
-            np.arange(size) - first[:, None] for size, first in zip((height, width), plan.holes, strict=True)
-        )
-        size = augmentation.cutout
-        hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
-        images[np.broadcast_to(hole[:, None], images.shape)] = 0
-    return images
-
-
 def fixed_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:
     """(batch_size, 3, 32, 32) float32 batches in order, the last one filled up, with the number of real images.
 
@@ -221,15 +145,3 @@ def fixed_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> I
 
 def _stream(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-
-def _rounded(values: np.ndarray) -> tuple[float, float, float]:
-    # Six digits are far below what matters, and print and compare well.
-    first, second, third = (round(float(value), 6) for value in values)
-    return (first, second, third)
-
-
-def unpack(value: dict[str, Any]) -> Normalisation:
-    """A `Normalisation` from its JSON form in a manifest."""
-    mean, std = value["mean"], value["std"]
-    return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

@@ -8,13 +8,14 @@ import pytest
 
 from pipeline import runtime
 from pipeline.config import Architecture, Training
-from pipeline.dataset import batches
-from pipeline.dataset.device_images import DeviceImages
+from pipeline.dataset import loader
+from pipeline.dataset.augmentation import DeviceImages
+from pipeline.dataset.normalisation import Normalisation
 from pipeline.training.network import Network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), np.uint8)
 LABELS = (np.arange(40) % 4).astype(np.uint8)
-NORM = batches.measure_normalisation(IMAGES)
+NORM = Normalisation.measure(IMAGES)
 AUGMENTATIONS = (
     {},
     {"flip": "random"},
@@ -25,10 +26,10 @@ AUGMENTATIONS = (
 )
 
 
-def made_of(augmentation: dict, batch_size: int = 12) -> tuple[batches.TrainingBatches, Training]:
+def made_of(augmentation: dict, batch_size: int = 12) -> tuple[loader.TrainingLoader, Training]:
     keys = {"epochs": 1, "batch_size": batch_size, "augmentation": augmentation, "normalize": True}
     training = msgspec.convert(keys, Training)
-    return batches.TrainingBatches(IMAGES, LABELS, np.arange(40), training, NORM), training
+    return loader.TrainingLoader(IMAGES, LABELS, np.arange(40), training, NORM), training
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=str)

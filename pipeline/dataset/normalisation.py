@@ -1,0 +1,46 @@
+"""Normalising images: measured on the training images, recorded in the manifest, the same wherever a model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Pixel values 0..255 become `(value / 255 - mean) / std`, a channel at a time; the default means 0..1."""
+
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def measure(cls, images: np.ndarray) -> Normalisation:
+        """Mean and standard deviation of each channel of (N, 3, H, W) uint8 images, on the scale 0..1."""
+        counts = np.stack([np.bincount(images[:, channel].reshape(-1), minlength=256) for channel in range(3)])
+        values = np.arange(256) / 255
+        mean = counts @ values / counts.sum(1)
+        std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+        # Six digits are far below what matters, and print and compare well.
+        return cls(*(tuple(round(value, 6) for value in part.tolist()) for part in (mean, np.maximum(std, 1e-3))))
+
+    @classmethod
+    def from_manifest(cls, details: Mapping[str, Mapping[str, Sequence[float]]]) -> Normalisation:
+        """The one that a training's manifest records in its details."""
+        value = details["normalisation"]
+        return cls(tuple(value["mean"]), tuple(value["std"]))
+
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """(1, 3, 1, 1) float32 scale and shift: `value * scale + shift` normalises."""
+        scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, 3, 1, 1)
+        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, 3, 1, 1)
+        return scale, shift
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """(N, 3, H, W) uint8 to float32 of the same shape."""
+        scale, shift = self.factors()
+        values = images.astype(np.float32)
+        values *= scale
+        values += shift
+        return values

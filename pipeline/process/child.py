@@ -11,22 +11,19 @@ import contextlib
 import errno
 import json
 import os
-import platform
-import queue
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipeline import config as configuration
 from pipeline.errors import Interrupted, PipelineError, from_os_error
-from pipeline.files import now
-from pipeline.text import printable
+from pipeline.process.liveness import PARENT_TIMEOUT, Watchdog, start_heartbeats
+from pipeline.process.reporter import COMMANDS, Reporter
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
 
@@ -35,77 +32,8 @@ GRACE_SECONDS = 9.5
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 
-#: A process on another host and its parent hear of each other this often. A host that lost its power closes no
-#: connection: the parent takes such a process for dead after LOST_SECONDS of silence, and is itself taken for dead
-#: after SILENCE_SECONDS.
-BEAT_SECONDS, LOST_SECONDS, SILENCE_SECONDS = 5.0, 45.0, 120.0
-
 #: How long a training waits for the last process of one that lost its parent.
-LOCK_SECONDS = SILENCE_SECONDS + GRACE_SECONDS + 15
-
-#: The activity of a process that has done its steps and may now take as long as its disk does.
-FINISHING = -1
-
-#: What can be said to a running training.
-COMMANDS = ("stop", "checkpoint", "stop-after-epoch")
-
-
-@dataclass
-class Reporter:
-    """Where a stage tells what it does. Printed lines go to the log, events to the parent if there is one."""
-
-    events: TextIO | None = None
-    log: TextIO = field(default_factory=lambda: sys.stderr)
-    commands: set[str] = field(default_factory=set)
-    #: Grows with everything that the stage gets done; told with every sign of life.
-    activity: int = 0
-    #: One of several workers that all do the same: it only gives signs of life and errors.
-    quiet: bool = False
-    #: What the parent has said to all processes of a stage that runs in several.
-    told: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
-    _last: float = 0.0
-    _turn: threading.Lock = field(default_factory=threading.Lock)
-
-    def progress(self, fraction: float, message: str, **values: Any) -> None:
-        """Say how far the stage is (0..1) and what it is doing; at most about five a second get through."""
-        moment = time.monotonic()
-        if not self.quiet and (moment - self._last >= 0.2 or fraction >= 1):
-            self._last = moment
-            self._send({"event": "progress", "fraction": round(fraction, 4), "message": message, **values})
-
-    def note(self, message: str) -> None:
-        """One line for people: into the log with the time in UTC, and to the parent."""
-        if not self.quiet:
-            self.write(message)
-            self._send({"event": "note", "message": message})
-
-    def write(self, message: str) -> None:
-        """One line into the log alone, with the time in UTC."""
-        with contextlib.suppress(OSError, ValueError):  # a full disk must not turn into another error
-            print(f"{now()} {printable(message)}", file=self.log, flush=True)
-
-    def send(self, event: str, **values: Any) -> None:
-        """Any other event, for example `result`."""
-        self._send({"event": event, **values})
-
-    def take(self, command: str) -> bool:
-        """True once for each time that `command` was given."""
-        if command in self.commands:
-            self.commands.discard(command)
-            return True
-        return False
-
-    @property
-    def stopping(self) -> bool:
-        """True once the stage was asked to stop."""
-        return "stop" in self.commands
-
-    def _send(self, value: dict[str, Any]) -> None:
-        if self.events is not None:
-            # The parent may be gone; that must not break what is running, see `_listen`.
-            with self._turn, contextlib.suppress(OSError, ValueError):
-                self.events.write(json.dumps(value) + "\n")
-                self.events.flush()
+LOCK_SECONDS = PARENT_TIMEOUT + GRACE_SECONDS + 15
 
 
 def request(chain: Chain, **options: Any) -> dict[str, Any]:
@@ -141,9 +69,9 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
         value = json.loads(sys.stdin.readline() or "null")
         if value is None:
             return EXIT_INTERRUPTED
-        threading.Thread(target=_listen, args=(reporter, value.get("silence_seconds")), daemon=True).start()
-        if "beat_seconds" in value:
-            threading.Thread(target=beat, args=(reporter, value["beat_seconds"]), daemon=True).start()
+        threading.Thread(target=_listen, args=(reporter, value.get("watchdog_seconds")), daemon=True).start()
+        if "heartbeat_seconds" in value:
+            start_heartbeats(reporter, value["heartbeat_seconds"])
         result = work(chain_of(value), reporter, value.get("options", {}))
         reporter.send("result", value=result or {})
         return 0
@@ -213,7 +141,7 @@ def _install_signals(reporter: Reporter, graceful: bool) -> None:
             # No thread is started in here: there may be no room for one, or a lock of threading's own may be held.
             os.write(ask, b".")
             if not graceful:
-                raise Interrupted("stopped on request; run the same command again to go on")
+                raise Interrupted("stopped on request; run the same command again to resume")
 
     # Whatever blocks the main thread (a stuck device, a dead disk), the process ends.
     threading.Thread(target=end, daemon=True).start()
@@ -221,26 +149,13 @@ def _install_signals(reporter: Reporter, graceful: bool) -> None:
     signal.signal(signal.SIGINT, stop)
 
 
-def host_name() -> str:
-    """This host as its cluster calls it, else as it calls itself."""
-    return os.environ.get("SLURMD_NODENAME") or platform.node()
-
-
-def beat(reporter: Reporter, seconds: float) -> None:
-    """Give a sign of life every so many seconds, the first one at once."""
-    reporter.send("hello", host=host_name(), pid=os.getpid(), job=os.environ.get("SLURM_JOB_ID"))
-    while True:
-        time.sleep(seconds)
-        reporter.send("beat", activity=reporter.activity)
-
-
-def _listen(reporter: Reporter, silence_seconds: float | None) -> None:
-    """Take commands from standard input; its end, or too long a silence, means that the parent is gone."""
-    watch = Countdown(silence_seconds) if silence_seconds else None
+def _listen(reporter: Reporter, watchdog_seconds: float | None) -> None:
+    """Take commands from standard input. Its end, or no heartbeat for too long, means that the parent is gone."""
+    watchdog = Watchdog(watchdog_seconds) if watchdog_seconds else None
     for line in sys.stdin:
         command = line.strip()
-        if watch:
-            watch.restart()
+        if watchdog:
+            watchdog.feed()
         if command == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
         elif command == "kill":
@@ -248,21 +163,5 @@ def _listen(reporter: Reporter, silence_seconds: float | None) -> None:
         elif command in COMMANDS:
             reporter.commands.add(command)
         elif command.startswith("{"):
-            reporter.told.put(command)
+            reporter.broadcasts.put(command)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-class Countdown:
-    """Asks this process to stop, `seconds` after the last `restart`."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._timer: threading.Timer | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGTERM))
-        self._timer.daemon = True
-        self._timer.start()

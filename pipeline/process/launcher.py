@@ -7,25 +7,16 @@ the request on standard input and the command line carry all that the training n
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline import start
 from pipeline.errors import StageFailed
-from pipeline.process import child
-
-#: Seconds without a word from the training after which it is said to be waiting for a node.
-WAITING_SECONDS = 2.0
 
 #: Variables that are for the parent, or for another program, and would change or stop a training: optimised, Python
 #: drops the docstrings that MXNet reads; with a role in somebody else's cluster MXNet serves that and never returns.
@@ -39,9 +30,6 @@ STARTERS = ("chrt", "doas", "env", "ionice", "nice", "nohup", "setsid", "stdbuf"
 
 #: The options of ssh that have a value (OpenSSH 9).
 SSH_VALUES = "BbcDEeFIiJLlmOoPpQRSWw"
-
-#: How long a launcher may take to end what it started. Slurm gives a job its KillWait, 30 s by default.
-END_SECONDS = 45.0
 
 
 def shown(launcher: Sequence[str]) -> str:
@@ -114,107 +102,3 @@ def _filled(word: str, folders: Mapping[str, str], far: bool) -> str:
             word = re.sub(rf"(?<!['\"])\{{{name}\}}", quoted, word)
         word = word.replace(f"{{{name}}}", folder)
     return word
-
-
-class Watch:
-    """Follows a process that gives signs of life: whether it has begun, whether it is lost, and how to end it.
-
-    Without a launcher it runs here, and has begun from the start.
-    """
-
-    def __init__(self, launcher: Sequence[str], log: Path) -> None:
-        self.launcher, self.log = launcher, log
-        self.running = not launcher
-        self.lost = False
-        self.where = "here"
-        self._started = self._spoken = self._heard = time.monotonic()
-        self._told = ""
-        self._ending: float | None = None
-        self._offset = log.stat().st_size if log.exists() else 0
-
-    def request(self) -> dict[str, float]:
-        """What the child has to be told."""
-        return {"silence_seconds": child.SILENCE_SECONDS, "beat_seconds": child.BEAT_SECONDS}
-
-    def attend(self, event: dict[str, Any] | None, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
-        """Take the child's signs of life out of its events; gives what to tell, or None for nothing."""
-        moment = time.monotonic()
-        if event is None:
-            self.lost = self.lost or (self.running and moment - self._heard > child.LOST_SECONDS)
-            if self.lost:
-                self.end(process)
-            return self._waiting(moment - self._started)
-        self._heard = moment
-        if event.get("event") == "hello" and not self.running:
-            self.running = True
-            self.where = event["host"] + (f" (Slurm job {event['job']})" if event.get("job") else "")
-            return {"event": "note", "message": f"started on {self.where}"}
-        return None if event.get("event") in ("hello", "beat") else event
-
-    def due(self) -> bool:
-        """True when it is time for a word to the child, so that it stays sure of its parent.
-
-        Not before it has begun: what a queued job is told nobody reads, for days.
-        """
-        moment = time.monotonic()
-        if not self.running or moment - self._spoken < child.BEAT_SECONDS:
-            return False
-        self._spoken = moment
-        return True
-
-    def _waiting(self, seconds: float) -> dict[str, Any] | None:
-        if self.running or seconds < WAITING_SECONDS:
-            return None
-        minutes, rest = divmod(int(seconds), 60)
-        message = f"waiting for a node for {minutes}:{rest:02} ({self.last_words() or self.launcher[0]})"
-        if message == self._told:
-            return None
-        first, self._told = not self._told, message
-        if first:
-            return {"event": "note", "message": f"waiting for a node ({self.last_words() or self.launcher[0]})"}
-        return {"event": "progress", "fraction": 0.0, "message": message}
-
-    def last_words(self) -> str:
-        """The last line that the launcher wrote to the log."""
-        try:
-            with open(self.log, "rb") as file:
-                file.seek(max(self._offset, file.seek(0, os.SEEK_END) - 4096))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-    def failure(self, what: str, status: int) -> StageFailed | None:
-        """What went wrong with starting or keeping the process, if something did."""
-        if self.lost:
-            return StageFailed(
-                f"{what}: no sign of life from its process on {self.where} for {child.LOST_SECONDS:.0f} s: the host is "
-                "dead or cut off, or the process hangs; run the same command again to go on from the last checkpoint"
-            )
-        if self.running:
-            return None
-        said = self.last_words() or "(it said nothing)"
-        return StageFailed(
-            f"{what}: the launcher {shown(self.launcher)!r} ended with status {status} before the training began; "
-            f"its last line: {said}; log: {self.log}"
-        )
-
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
-        """Take a training that still waits for its node out of the queue; one that runs is asked by word."""
-        if not self.running:
-            self.end(process)
-
-    def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Have the launcher end what it started, at once; to be called until it has ended.
-
-        SIGKILL would leave a job behind, so that comes last.
-        """
-        moment = time.monotonic()
-        with contextlib.suppress(OSError):
-            if not self.launcher:
-                process.kill()
-            elif self._ending is None:
-                self._ending = moment
-                process.send_signal(signal.SIGTERM if self.running else signal.SIGINT)
-            elif moment - self._ending > END_SECONDS:
-                process.kill()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import json
 import multiprocessing
 import os
@@ -24,9 +23,11 @@ from typing import Any, BinaryIO
 
 from pipeline import errors
 from pipeline.files import open_regular
+from pipeline.process import liveness
 from pipeline.process.child import EXIT_INTERRUPTED, GRACE_SECONDS, chain_of, request
 from pipeline.process.cores import misread_threads, thread_environment
-from pipeline.process.launcher import Watch, command_line, own_environment
+from pipeline.process.launcher import command_line, own_environment
+from pipeline.process.liveness import Monitor
 from pipeline.workspace.freshness import UPSTREAM, Chain
 
 MODULES = {
@@ -65,7 +66,7 @@ def run_stage(
     """Run one stage in a process of its own and give its result.
 
     `launcher` is put in front of the command (see `launcher`); `take_commands` is asked a few times a second
-    for words to pass to the child (see `child.COMMANDS`); `inherit` are file descriptors (locks) that the child
+    for commands to pass to the child (see `reporter.COMMANDS`); `inherit` are file descriptors (locks) that the child
     keeps open. Raises the `PipelineError` that the child reported, `StageFailed` when it died without one, and
     `Stopped` when this process got SIGTERM or SIGINT; a second SIGINT (Ctrl-C) kills the child at once.
     """
@@ -77,9 +78,9 @@ def run_stage(
         told = {**(options or {}), **({"launched": True} if launcher else {})}
         first_line, words = request(chain, **told), command(stage)
         several = stage == "train" and chain.config.distributed.workers > 1
-        watch = Watch(launcher, log) if launcher or several else None
-        if watch:
-            first_line |= watch.request()
+        monitor = Monitor(launcher, log) if launcher or several else None
+        if monitor:
+            first_line |= monitor.request()
         if launcher:
             words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
         child = subprocess.Popen(
@@ -92,9 +93,9 @@ def run_stage(
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
         )
         try:
-            return _follow(stage, child, first_line, log, on_event, take_commands, received, watch)
+            return _follow(stage, child, first_line, log, on_event, take_commands, received, monitor)
         finally:
-            _end(child, watch)
+            _end(child, monitor)
 
 
 def _appended(log: Path) -> BinaryIO:
@@ -126,10 +127,10 @@ def _follow(
     on_event: Callable[[dict[str, Any]], None],
     take_commands: Callable[[], Iterable[str]],
     received: list[tuple[int, float]],
-    watch: Watch | None,
+    monitor: Monitor | None,
 ) -> dict[str, Any]:
     pipe = _Pipe(child)
-    pipe.say(json.dumps(first_line))
+    pipe.send(json.dumps(first_line))
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     asked_at: float | None = None
@@ -137,25 +138,25 @@ def _follow(
         pipe.write()
         if received and asked_at is None:
             asked_at = time.monotonic()
-            pipe.say("stop")
-            if watch:
-                watch.stop(child)
+            pipe.send("stop")
+            if monitor:
+                monitor.stop(child)
         if _in_a_hurry(received) or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
-            _kill(child, watch)
-        for word in take_commands():
-            pipe.say(word)
-        if watch:
-            if watch.due():
-                pipe.beat()
-            event = watch.attend(event, child)
+            _kill(child, monitor)
+        for line in take_commands():
+            pipe.send(line)
+        if monitor:
+            if monitor.heartbeat_due():
+                pipe.heartbeat()
+            event = monitor.attend(event, child)
         if event is None:
             continue
         if event.get("event") == "result":
             result = event["value"]
         elif event.get("event") == "error":
             error = error or event  # of several processes the first one tells the cause
-        elif event.get("event") == "tell":  # from one of several processes to all of them
-            pipe.say(event["line"])
+        elif event.get("event") == "broadcast":  # from one of several processes to all of them
+            pipe.send(event["line"])
         else:
             on_event(event)
     status = child.wait()
@@ -165,12 +166,12 @@ def _follow(
         raise Stopped(f"{stage}: {how}", received[0][0], finished)
     if status == 0 and result is not None:
         return result
-    failure = watch.failure(stage, status) if watch and error is None else None
+    failure = monitor.failure(stage, status) if monitor and error is None else None
     raise failure or _failure(stage, status, error, log)
 
 
 def _is_done(stage: str, request: dict[str, Any]) -> bool:
-    """Whether the stage's result is there, whatever its process had time to say."""
+    """Whether the stage's result is there, whatever its process had time to report."""
     return (stage == "dataset" or stage in UPSTREAM) and not chain_of(request).why(stage)
 
 
@@ -178,7 +179,7 @@ def _unfinished(stage: str, error: dict[str, Any] | None, received: list[tuple[i
     if error:
         return error["message"]
     how = "stopped at once" if _in_a_hurry(received) else "did not stop in time"
-    return f"{how}, its last checkpoint counts" if stage == "train" else f"{how}, it starts anew next time"
+    return f"{how}, it resumes from its last checkpoint" if stage == "train" else f"{how}, it starts over next time"
 
 
 def _failure(stage: str, status: int, error: dict[str, Any] | None, log: Path) -> errors.PipelineError:
@@ -187,7 +188,7 @@ def _failure(stage: str, status: int, error: dict[str, Any] | None, log: Path) -
     if error is not None:
         return errors.StageFailed(f"{stage} failed: {error['message']} (details in {log})")
     if status == EXIT_INTERRUPTED:
-        return errors.Interrupted(f"{stage}: its process was stopped; run the same command again to go on")
+        return errors.Interrupted(f"{stage}: its process was stopped; run the same command again to resume")
     if status == -signal.SIGKILL:
         how = "was killed (SIGKILL: by the out-of-memory killer or by hand)"
     elif status < 0:
@@ -233,15 +234,15 @@ class _Pipe:
         os.set_blocking(self._descriptor, False)
         self._rest = b""
 
-    def say(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """One line, now or as soon as there is room for it."""
         self._rest += line.encode() + b"\n"
         self.write()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """An empty line, unless others are still to be read."""
         if not self._rest:
-            self.say("")
+            self.send("")
 
     def write(self) -> None:
         """As much as there is room for."""
@@ -254,25 +255,25 @@ class _Pipe:
             self._rest = b""
 
 
-def _kill(child: subprocess.Popen[bytes], watch: Watch | None) -> None:
-    if watch:
-        watch.end(child)
+def _kill(child: subprocess.Popen[bytes], monitor: Monitor | None) -> None:
+    if monitor:
+        monitor.end(child)
     else:
         child.kill()
 
 
-def _end(child: subprocess.Popen[bytes], watch: Watch | None) -> None:
+def _end(child: subprocess.Popen[bytes], monitor: Monitor | None) -> None:
     """Make sure that no process and no pipe of the child is left."""
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
-    if watch:
-        watch.stop(child)
+    if monitor:
+        monitor.stop(child)
     deadline = time.monotonic() + GRACE_SECONDS + 2  # its standard input ended: it stops by itself
     while child.poll() is None:
         if time.monotonic() > deadline:
-            _kill(child, watch)
+            _kill(child, monitor)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=0.5)
 
@@ -322,9 +323,8 @@ def end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent.pid:  # it died before that
-        os.kill(os.getpid(), signal.SIGTERM)
+    assert parent.pid is not None
+    liveness.end_with_parent(parent.pid)
 
 
 def _last_line(log: Path) -> str:

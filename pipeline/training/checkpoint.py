@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a training needs to go on as if it had never stopped.
+"""Checkpoints: everything that a training needs to resume as if it had never stopped.
 
 One `.npz` a checkpoint in the run's `work/…/checkpoints`: plain arrays, no pickle; ZIP's CRC-32 guards every array.
 Written beside its place, fsynced and renamed. The last two are kept, so that a damaged one costs a minute, not a run.
@@ -50,9 +50,9 @@ class Counters:
     input_seconds: float = 0.0
     resumed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    #: One entry for each time that training started or went on: from which step, how, with what.
+    #: One entry per process that trained: from which step, how, with what.
     segments: list[dict[str, Any]] = field(default_factory=list)
-    #: Why the weights are not exactly those of an undisturbed run; empty when they are.
+    #: Why the weights may differ in bits from those of an uninterrupted run; empty when they do not.
     inexact: list[str] = field(default_factory=list)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
@@ -113,17 +113,17 @@ class _Meta(Struct, frozen=True):
 class Snapshot:
     """The state of a training at a step boundary.
 
-    `parameters` and `momenta` map structural names to float32 arrays; names with `@1`, `@2` … are the second and
-    further devices' own running statistics. `meta` is JSON: counters, history, identity.
+    `parameters` and `optimizer_state` (momentum buffers, loss scale) map structural names to float32 arrays; names
+    with `@1`, `@2` … are the second and further devices' own running statistics. `meta` is JSON.
     """
 
     parameters: dict[str, np.ndarray]
-    momenta: dict[str, np.ndarray]
+    optimizer_state: dict[str, np.ndarray]
     meta: dict[str, Any] = field(default_factory=dict)
 
     def finite(self) -> bool:
         """True when no number is NaN or infinite: either would show in the sum."""
-        arrays = (*self.parameters.values(), *self.momenta.values())
+        arrays = (*self.parameters.values(), *self.optimizer_state.values())
         return all(np.isfinite(array.sum(dtype=np.float64)) for array in arrays)
 
 
@@ -132,7 +132,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
     arrays = {
         "meta": np.frombuffer(json.dumps({**snapshot.meta, "schema": SCHEMA}).encode(), np.uint8),
         **{f"parameter:{name}": value for name, value in snapshot.parameters.items()},
-        **{f"momentum:{name}": value for name, value in snapshot.momenta.items()},
+        **{f"momentum:{name}": value for name, value in snapshot.optimizer_state.items()},
     }
     try:
         remove_debris(path.parent, "step-*")
@@ -152,8 +152,8 @@ def load(path: Path) -> Snapshot:
         raise Damaged(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
     if schema != SCHEMA:
         raise WorkspaceError(
-            f"{path}: checkpoint of schema {schema}, this version reads {SCHEMA}: go on with the version that wrote "
-            "it, or move the file away to train again from the start"
+            f"{path}: checkpoint of schema {schema}, this version reads {SCHEMA}: resume with the version that "
+            "wrote it, or move the file away to train again from the start"
         )
     groups: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "momentum": {}}
     for name, value in arrays.items():

@@ -1,4 +1,4 @@
-"""How the gradients of several devices and workers become one sum: MXNet's own kvstores.
+"""All-reduce: how the gradients of several devices and workers become one sum, with MXNet's own kvstores.
 
 `local` and `device` between the devices of one process; `dist_sync` and `dist_device_sync` between workers, each of
 which sees its own part of every batch and applies the same update itself. Imports no MXNet: it is handed over.
@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.runtime import Devices
 
-#: Bits of a float32's significand: sums of multiples of a unit are exact below 2 ** 24 units.
+#: Bits of a float32's significand: sums of multiples of a unit need no rounding below 2 ** 24 units.
 _SIGNIFICAND = 24
 
 #: Stores that must not be freed: a `dist` store then waits until all other workers free theirs, dead or not.
@@ -28,25 +28,25 @@ _kept: list[Any] = []
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which worker this is, of how many. Worker 0 leads: it writes and tells."""
+class Worker:
+    """Which worker this is, of how many. The leader, worker 0, writes files and reports."""
 
     rank: int = 0
-    workers: int = 1
+    world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         return self.rank == 0
 
 
-class Exchange:
-    """The sums over all devices of all workers. Every worker makes the same calls in the same order."""
+class ProcessGroup:
+    """The devices of all workers. Every worker makes the same calls in the same order."""
 
-    def __init__(self, mx: Any, devices: Devices, share: Share) -> None:
-        self.mx, self.devices, self.share = mx, devices, share
+    def __init__(self, mx: Any, devices: Devices, worker: Worker) -> None:
+        self.mx, self.devices, self.worker = mx, devices, worker
         self._shapes: list[tuple[int, ...]] = []
         self._store: Any = None
-        if share.workers > 1:
+        if worker.world_size > 1:
             umask = os.umask(0o077)  # for its socket
             try:
                 self._store = mx.kv.create("dist_device_sync" if devices.is_gpu else "dist_sync")
@@ -63,70 +63,70 @@ class Exchange:
         self._shapes = [weight.shape for weight in weights]
         for index, weight in enumerate(weights):
             self._store.init(index, weight)
-        if self.share.workers > 1:
+        if self.worker.world_size > 1:
             for offset, width in enumerate((2, len(weights), 2)):
-                self._store.init(len(weights) + offset, self.mx.nd.zeros((self.share.workers, width)))
+                self._store.init(len(weights) + offset, self.mx.nd.zeros((self.worker.world_size, width)))
 
-    def sum_gradients(self, gradients: list[list[Any]], parts: int) -> None:
+    def all_reduce_gradients(self, gradients: list[list[Any]], parts: int) -> None:
         """Replace each parameter's gradients (a copy a device) by their sum. Only the first `parts` devices count."""
         if self._store is None:
             return
         for copies in gradients:
             for unused in copies[parts:]:  # a batch smaller than the number of devices
                 unused[:] = 0
-        if self.share.workers > 2:
+        if self.worker.world_size > 2:
             self._round_to_a_common_grid(gradients)
         for index, copies in enumerate(gradients):
             self._store.pushpull(index, copies, priority=-index)
 
-    def sum_tallies(self, tallies: list[tuple[Any, Any]]) -> Any:
+    def all_reduce_tallies(self, tallies: list[tuple[Any, Any]]) -> Any:
         """(2,) sum over all workers of pairs of (1,) arrays, on the first device."""
         own = self.mx.nd.zeros((2,), ctx=self.devices.contexts[0])
         for pair in tallies:
             own = own + self.mx.nd.concat(*(value.reshape(1) for value in pair), dim=0).as_in_context(own.context)
-        return self._gather(0, own).sum(axis=0)
+        return self._all_gather(0, own).sum(axis=0)
 
     def check_same(self, what: str, arrays: Mapping[str, np.ndarray], number: int) -> None:
         """Raise `PipelineError` unless every worker has the same `arrays` and `number`. Waits for all of them."""
-        if self.share.workers == 1:
+        if self.worker.world_size == 1:
             return
         digest = 0
         for name in sorted(arrays):
             digest = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), zlib.crc32(name.encode(), digest))
         own = self.mx.nd.array([digest % 2**24, number % 2**24], ctx=self.devices.contexts[0])
-        every = self._gather(2, own).asnumpy()
+        every = self._all_gather(2, own).asnumpy()
         if (every != every[0]).any():
             raise PipelineError(f"the workers do not start from the same {what}: do all hosts see the same workspace?")
 
     @contextlib.contextmanager
-    def lead_first(self) -> Iterator[None]:
-        """Worker 0 does what is in the block before the others do."""
-        if not self.share.leads:
+    def leader_first(self) -> Iterator[None]:
+        """The leader runs the block before the others do."""
+        if not self.worker.is_leader:
             self.barrier()
         yield
-        if self.share.leads:
+        if self.worker.is_leader:
             self.barrier()
 
     def barrier(self) -> None:
-        """Wait until every worker is here."""
-        if self.share.workers > 1:
+        """Wait for all workers."""
+        if self.worker.world_size > 1:
             self.mx.nd.waitall()
             self._store._barrier()
 
     def leave(self) -> None:
-        """At the end: worker 0 waits for the others, which need not wait for it. The server may end after that."""
-        if self.share.leads:
+        """At the end: the leader waits for the others, which need not wait for it. Then the server may end."""
+        if self.worker.is_leader:
             self.barrier()
-        elif self.share.workers > 1:
+        elif self.worker.world_size > 1:
             self.mx.nd.waitall()
             waiting = threading.Thread(target=self._store._barrier, daemon=True)
             waiting.start()
             waiting.join(timeout=5)
 
-    def _gather(self, offset: int, own: Any) -> Any:
-        """(workers, n) array of every worker's (n,) array. Each adds its row to zeros, which is exact in any order."""
-        rows = self.mx.nd.zeros((self.share.workers, own.shape[0]), ctx=own.context)
-        rows[self.share.rank] = own
+    def _all_gather(self, offset: int, own: Any) -> Any:
+        """(workers, n) array of every worker's (n,) array. Each adds its row to zeros, in whatever order."""
+        rows = self.mx.nd.zeros((self.worker.world_size, own.shape[0]), ctx=own.context)
+        rows[self.worker.rank] = own
         self._store.pushpull(len(self._shapes) + offset, [rows])
         return rows
 
@@ -141,8 +141,8 @@ class Exchange:
             nd.max(nd.concat(*(nd.max(nd.abs(copy)).reshape(1).as_in_context(first) for copy in copies), dim=0))
             for copies in gradients
         ]
-        limits = self._gather(1, nd.concat(*(value.reshape(1) for value in largest), dim=0)).asnumpy().max(axis=0)
-        addends = self.share.workers * len(self.devices.contexts)
+        limits = self._all_gather(1, nd.concat(*(value.reshape(1) for value in largest), dim=0)).asnumpy().max(axis=0)
+        addends = self.worker.world_size * len(self.devices.contexts)
         for limit, copies in zip(limits, gradients, strict=True):
             if not (0 < limit < math.inf):
                 continue

@@ -19,7 +19,7 @@ from pipeline.dataset.augmentation import DeviceImages, Plan
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.runtime import Devices, mxnet
 from pipeline.training import muon
-from pipeline.training.gradient_sync import Exchange, Share
+from pipeline.training.gradient_sync import ProcessGroup, Worker
 
 #: Weights that one operator updates at once. MXNet's kernel takes at most 60.
 _AGGREGATE = 32
@@ -28,7 +28,7 @@ _AGGREGATE = 32
 class Network:
     """A VGG with its optimizer on one or several devices.
 
-    `step` runs one update; `state` and `set_state` are mirror images. Precision `bfloat16` and `float16` compute the
+    `step` runs one update; `state` and `set_state` mirror each other. Precision `bfloat16` and `float16` compute the
     layers in that type and keep the weights in float32.
     """
 
@@ -38,7 +38,7 @@ class Network:
         training: Training,
         devices: Devices,
         precision: str,
-        exchange: Exchange | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.mx = mx = mxnet()
         if precision != "float32":
@@ -54,8 +54,8 @@ class Network:
         self.parameters = model.parameters(self.net)
         self.learned = {name: p for name, p in self.parameters.items() if p.grad_req != "null"}
         self.optimizer = _optimizer(mx, training, {name: p.shape for name, p in self.learned.items()})
-        self.momenta: list[list[Any]] = []
-        self.exchange = exchange or Exchange(mx, devices, Share())
+        self.momentum_buffers: list[list[Any]] = []
+        self.group = group or ProcessGroup(mx, devices, Worker())
         self.scaler = _LossScaler() if precision == "float16" else None
         self._sums: list[list[Any]] = []
         self._architecture = architecture
@@ -83,9 +83,9 @@ class Network:
             weight[: len(filters)] = self.mx.nd.array(filters, ctx=weight.context)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Parameters and momenta as float32 arrays by structural name. Waits for the computations in flight.
+        """Parameters and optimizer state as float32 arrays by structural name. Waits for the computations in flight.
 
-        Learned parameters and momenta are the same on every device; running statistics are not and get a name
+        Learned parameters and momentum buffers are the same on every device; running statistics are not and get a name
         each (`0.1.running_mean@1` for the second device).
         """
         self._settle()
@@ -96,37 +96,37 @@ class Network:
             if name not in self.learned:
                 for number, copy in enumerate(copies[1:], start=1):
                     parameters[f"{name}@{number}"] = copy.asnumpy()
-        momenta = {
+        optimizer_state = {
             name: momentum.asnumpy()
-            for name, momentum in zip(self.learned, self.momenta[0], strict=True)
+            for name, momentum in zip(self.learned, self.momentum_buffers[0], strict=True)
             if momentum is not None
         }
         if self.scaler is not None:
-            momenta["loss scale"] = np.array([self.scaler.scale, self.scaler.good_steps], np.float32)
-        return parameters, momenta
+            optimizer_state["loss scale"] = np.array([self.scaler.scale, self.scaler.good_steps], np.float32)
+        return parameters, optimizer_state
 
-    def set_state(self, parameters: Mapping[str, np.ndarray], momenta: Mapping[str, np.ndarray]) -> None:
-        """Put back what `state` gave; missing momenta are zero. Works for another number of devices."""
+    def set_state(self, parameters: Mapping[str, np.ndarray], optimizer_state: Mapping[str, np.ndarray]) -> None:
+        """Put back what `state` gave; missing momentum is zero. Works for another number of devices."""
         mx = self.mx
         for name, parameter in self.parameters.items():
             for number, copy in enumerate(parameter.list_data()):
                 copy[:] = mx.nd.array(parameters.get(f"{name}@{number}", parameters[name]), ctx=copy.context)
         self._reset_optimizer()
-        for copies in self.momenta:
+        for copies in self.momentum_buffers:
             for name, momentum in zip(self.learned, copies, strict=True):
-                if momentum is not None and name in momenta:
-                    momentum[:] = mx.nd.array(momenta[name], ctx=momentum.context)
-        if self.scaler is not None and "loss scale" in momenta:
-            self.scaler.scale, self.scaler.good_steps = map(float, momenta["loss scale"])
+                if momentum is not None and name in optimizer_state:
+                    momentum[:] = mx.nd.array(optimizer_state[name], ctx=momentum.context)
+        if self.scaler is not None and "loss scale" in optimizer_state:
+            self.scaler.scale, self.scaler.good_steps = map(float, optimizer_state["loss scale"])
         mx.nd.waitall()
 
-    def misfit(self, parameters: Mapping[str, np.ndarray], momenta: Mapping[str, np.ndarray]) -> str:
+    def misfit(self, parameters: Mapping[str, np.ndarray], optimizer_state: Mapping[str, np.ndarray]) -> str:
         """Why arrays are not what `state` gives, in words; empty when they are."""
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         if missing := [name for name in shapes if name not in parameters]:
             return f"{missing[0]} is missing"
         given = [(name, name.partition("@")[0], value.shape) for name, value in parameters.items()]
-        given += [(f"the momentum of {name}", name, value.shape) for name, value in momenta.items()]
+        given += [(f"the momentum of {name}", name, value.shape) for name, value in optimizer_state.items()]
         shapes["loss scale"] = (2,)
         for title, name, shape in given:
             if shape != shapes.get(name):
@@ -134,18 +134,18 @@ class Network:
         return ""
 
     def _reset_optimizer(self) -> None:
-        self.momenta = [
+        self.momentum_buffers = [
             [self.optimizer.create_state(i, p.list_data()[d]) for i, p in enumerate(self.learned.values())]
             for d in range(len(self.devices.contexts))
         ]
-        self.exchange.prepare([parameter.list_data()[0] for parameter in self.learned.values()])
+        self.group.prepare([parameter.list_data()[0] for parameter in self.learned.values()])
 
     # --- training -----------------------------------------------------------------------------------------------
 
     def start_epoch(self, sums: list[list[float]]) -> None:
         """Set the sums that `step` adds to: zero (an empty list), or where an interrupted epoch was."""
         # Of several workers each has the sums over all of them, and so not one for each device.
-        devices = 1 if self.exchange.share.workers > 1 else len(self.devices.contexts)
+        devices = 1 if self.group.worker.world_size > 1 else len(self.devices.contexts)
         if len(sums) != devices:  # a new epoch, or resumed on another number of devices
             total = [sum(values) for values in zip(*sums, strict=True)] or [0.0, 0.0]
             sums = [total] + [[0.0, 0.0]] * (devices - 1)
@@ -180,9 +180,9 @@ class Network:
         gives its part of a batch of `count` images, which may be none.
         `step` seeds the random numbers of this step, so that dropout after a resume is what it would have been.
         """
-        mx, share = self.mx, self.exchange.share
+        mx, worker = self.mx, self.group.worker
         if self.has_dropout:
-            mx.random.seed(_step_seed(self.training.seed, step * share.workers + share.rank))
+            mx.random.seed(_step_seed(self.training.seed, step * worker.world_size + worker.rank))
         parts = min(len(self.devices.contexts), len(labels))
         contexts = self.devices.contexts[:parts]
         inputs = self._inputs(images, parts) if parts else []
@@ -204,8 +204,8 @@ class Network:
 
     def _add_up(self, tallies: list[tuple[Any, Any]]) -> None:
         """Add loss and correct predictions of a step to the epoch's sums."""
-        if self.exchange.share.workers > 1:
-            both = self.exchange.sum_tallies(tallies)
+        if self.group.worker.world_size > 1:
+            both = self.group.all_reduce_tallies(tallies)
             tallies = [(both[0:1], both[1:2])]
         for totals, values in zip(self._sums, tallies, strict=False):
             for total, value in zip(totals, values, strict=True):
@@ -213,7 +213,7 @@ class Network:
 
     def _update(self, count: int, learning_rate: float, parts: int) -> None:
         gradients = [parameter.list_grad() for parameter in self.learned.values()]
-        self.exchange.sum_gradients(gradients, parts)
+        self.group.all_reduce_gradients(gradients, parts)
         scale = self.scaler.scale if self.scaler else 1.0
         if self.scaler and not self.scaler.accept([copies[0] for copies in gradients], self.mx):
             return  # the gradients overflowed: this step only lowers the scale
@@ -221,8 +221,8 @@ class Network:
         self.optimizer.set_learning_rate(learning_rate)
         values = [parameter.list_data() for parameter in self.learned.values()]
         indices = list(range(len(values)))
-        for device, states in enumerate(self.momenta):
-            if len(self.momenta) > 1:
+        for device, states in enumerate(self.momentum_buffers):
+            if len(self.momentum_buffers) > 1:
                 self.optimizer._set_current_context(device)
             weights = [copies[device] for copies in values]
             grads = [copies[device] for copies in gradients]

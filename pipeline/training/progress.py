@@ -19,7 +19,7 @@ def announce(session: Session) -> None:
         f"{len(session.batches.indices):,} training and {len(session.validation[1]):,} validation images, "
         f"{counted(session.batches.steps_per_epoch, 'step')} per epoch"
     )
-    workers = f"{counted(session.share.workers, 'worker')} with " if session.share.workers > 1 else ""
+    workers = f"{counted(session.worker.world_size, 'worker')} with " if session.worker.world_size > 1 else ""
     note(
         f"device {session.devices.name}, precision {session.precision} ({session.why_precision}), "
         f"{workers}{counted(conditions['threads'], 'thread')}, mxnet {conditions['versions'].get('mxnet', '?')}"

@@ -47,7 +47,7 @@ def publish(session: Session, snapshot: Snapshot) -> dict[str, Any]:
         # From here until the new manifest is there the stage is not complete; its checkpoint stays until then.
         (folder / MANIFEST).unlink(missing_ok=True)
         weights.save(session.network.net, folder / "model.params")
-        checkpoint.save(folder / "trainer.npz", Snapshot({}, snapshot.momenta, snapshot.meta))
+        checkpoint.save(folder / "trainer.npz", Snapshot({}, snapshot.optimizer_state, snapshot.meta))
         write_atomically(folder / "history.csv", csv_text(HISTORY_COLUMNS, session.counters.history))
         write_atomically(folder / "config.yaml", _CONFIG_HEAD.format(run=run.run_id) + configuration)
         files = ("model.params", "history.csv", "config.yaml")

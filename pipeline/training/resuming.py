@@ -45,7 +45,7 @@ def save(session: Session) -> Snapshot:
     """The whole state of a training, as plain arrays and JSON. Waits for the computations in flight."""
     counters = session.counters
     # 1. Weights, running statistics, momentum buffers, loss scale.
-    parameters, momenta = session.network.state()
+    parameters, optimizer_state = session.network.state()
     # 2. The counters, with the sums of the epoch in progress, which are on the devices.
     counters.sums = session.network.sums() if counters.step_in_epoch else []
     meta: dict[str, Any] = {"counters": asdict(counters), "step": counters.step}
@@ -59,13 +59,13 @@ def save(session: Session) -> Snapshot:
         "learning_rate": session.learning_rate(),
         "seed": session.training.seed,
     }
-    return Snapshot(parameters, momenta, meta)
+    return Snapshot(parameters, optimizer_state, meta)
 
 
 def put_back(session: Session, snapshot: Snapshot) -> None:
     """Restore what `save` saved."""
     # 1. Weights, running statistics, momentum buffers, loss scale.
-    session.network.set_state(snapshot.parameters, snapshot.momenta)
+    session.network.set_state(snapshot.parameters, snapshot.optimizer_state)
     # 2. The counters, with the sums of the epoch in progress, which are on the devices.
     counters = session.counters = Counters(**snapshot.meta["counters"])
     session.network.start_epoch(counters.sums)
@@ -79,16 +79,16 @@ def restore(session: Session, init_from: str | None) -> None:
     """Put a training where it was left, or begin it from the file `init_from` or as configured."""
     session.network.initialize(session.training.seed)
     session.network.start_epoch([])
-    with session.exchange.lead_first():  # it may move a checkpoint that does not belong to this training
+    with session.group.leader_first():  # it may move a checkpoint that does not belong to this training
         if found := _newest_checkpoint(session) or _finished_run(session):
             snapshot, how = found
             put_back(session, snapshot)
         else:
             how = _begin(session, init_from)
-    parameters, momenta = session.network.state()
-    momenta = {f"momentum {name}": value for name, value in momenta.items()}
+    parameters, optimizer_state = session.network.state()
+    optimizer_state = {f"momentum {name}": value for name, value in optimizer_state.items()}
     counters = session.counters
-    session.exchange.check_same("state", {**parameters, **momenta}, counters.step)
+    session.group.check_same("state", {**parameters, **optimizer_state}, counters.step)
     counters.segments.append(
         {
             "how": how,
@@ -140,7 +140,7 @@ def _newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
                 _check_fit(session, snapshot, path)
         except Damaged as error:
             note(f"{error}; falling back to the one before")
-            if session.share.leads:
+            if session.worker.is_leader:
                 checkpoint.set_damaged_aside(path)
             continue
         if why_not:
@@ -180,7 +180,7 @@ def _why_not(session: Session, snapshot: Snapshot) -> str:
 
 def _check_fit(session: Session, snapshot: Snapshot, path: Path) -> None:
     """Raise `Damaged` for a checkpoint of this training that this training cannot have written."""
-    why = session.network.misfit(snapshot.parameters, snapshot.momenta)
+    why = session.network.misfit(snapshot.parameters, snapshot.optimizer_state)
     if not why and not snapshot.finite():
         why = "its numbers are not all finite"
     if not why and snapshot.meta["counters"]["step_in_epoch"] > session.batches.steps_per_epoch:

@@ -12,8 +12,8 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
 
     `constant` and `step` depend on the step alone, so a training whose `epochs` were raised goes on exactly as one
     long run would have. `cosine` (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017,
-    arXiv:1708.07120, one cycle: linear up to the share `peak` of all steps, linear down after it) stretch over the
-    total; when `epochs` were raised, the rate is that of the new, longer curve at the same step.
+    arXiv:1708.07120, one cycle: linear up to the share `peak` of all steps, linear down after it) depend on
+    the total number of steps; when `epochs` were raised, the rate is that of the new, longer curve at the same step.
     """
     schedule, base = training.schedule, training.learning_rate
     total = training.epochs * steps_per_epoch

@@ -14,10 +14,10 @@ from pipeline.config import Training
 from pipeline.dataset import loader
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import ConfigError
-from pipeline.process.child import Reporter
+from pipeline.process.reporter import Reporter
 from pipeline.training import precision
 from pipeline.training.checkpoint import Counters
-from pipeline.training.gradient_sync import Exchange, Share
+from pipeline.training.gradient_sync import ProcessGroup, Worker
 from pipeline.training.network import Network
 from pipeline.training.schedule import learning_rate
 from pipeline.workspace import Run
@@ -32,7 +32,7 @@ class Session:
     run: Run
     reporter: Reporter
     devices: runtime.Devices
-    exchange: Exchange
+    group: ProcessGroup
     precision: str
     why_precision: str
     #: `name`, `digest`, `label`, `sample`, `official` and `classes` of the data set.
@@ -49,8 +49,8 @@ class Session:
         return self.chain.config.training
 
     @property
-    def share(self) -> Share:
-        return self.exchange.share
+    def worker(self) -> Worker:
+        return self.group.worker
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -62,20 +62,20 @@ class Session:
             "device": self.devices.name,
             "precision": self.precision,
             "threads": int(os.environ["OMP_NUM_THREADS"]),
-            "workers": self.share.workers,
+            "workers": self.worker.world_size,
             "cpu": runtime.cpu_name(),
             "host": platform.node(),
             "versions": runtime.versions(),
         }
 
 
-def open_session(chain: Chain, run: Run, reporter: Reporter, share: Share) -> Session:
+def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> Session:
     """Load the data set and build the network. Raises `ConfigError` when they do not fit together."""
     training, architecture = chain.config.training, chain.config.architecture
     devices = runtime.devices(chain.config.device)
-    runtime.adapt_to_load(reporter.write if share.leads else lambda line: None)
-    exchange = Exchange(runtime.mxnet(), devices, share)
-    with exchange.lead_first():
+    runtime.adapt_to_load(reporter.write if worker.is_leader else lambda line: None)
+    group = ProcessGroup(runtime.mxnet(), devices, worker)
+    with group.leader_first():
         chosen, why = precision.choose(architecture, training, devices, run)
     data = dataset.load(run.workspace.dataset(run.dataset_id), verify=True)
     if len(data.classes) > architecture.classes:
@@ -86,7 +86,7 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, share: Share) -> Se
         data.train_labels, min(training.validation_images, len(data.train_labels) // 2), training.seed
     )
     norm = Normalisation.measure(data.train_images) if training.normalize else Normalisation()
-    network = Network(architecture, training, devices, chosen, exchange)
+    network = Network(architecture, training, devices, chosen, group)
     if devices.is_gpu:
         network.hold(data.train_images, norm)
     # Several sources can hold the same images; label and officialness are those of the configured one.
@@ -97,13 +97,13 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, share: Share) -> Se
         run=run,
         reporter=reporter,
         devices=devices,
-        exchange=exchange,
+        group=group,
         precision=chosen,
         why_precision=why,
         about_data={key: about_data[key] for key in ("name", "digest", "label", "sample", "official", "classes")},
         normalisation=norm,
         batches=loader.TrainingLoader(
-            data.train_images, data.train_labels, train_indices, training, norm, (share.rank, share.workers)
+            data.train_images, data.train_labels, train_indices, training, norm, (worker.rank, worker.world_size)
         ),
         validation=(data.train_images[validation_indices], data.train_labels[validation_indices]),
         network=network,

@@ -9,16 +9,17 @@ from typing import Any
 
 from pipeline.errors import Interrupted, PipelineError, TrainingDiverged
 from pipeline.process import child
+from pipeline.process.reporter import FINISHING, Reporter
 from pipeline.storage import locks
-from pipeline.training import checkpoint, distributed, progress, publishing, resuming, tensorboard
-from pipeline.training.gradient_sync import Share
+from pipeline.training import checkpoint, distributed, progress, publishing, rendezvous, resuming, tensorboard
+from pipeline.training.gradient_sync import Worker
 from pipeline.training.schedule import learning_rate
 from pipeline.training.session import Session, open_session
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain
 
 
-def train(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def train(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train until `training.epochs` are reached and publish the result; gives the manifest.
 
     Resumes from the newest good checkpoint, else from the finished run when `epochs` were raised; else starts from
@@ -30,39 +31,39 @@ def train(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None
         raise PipelineError("the data set is not there yet: run the DownloadCifar task first")
     options = options or {}
     if "rank" in options:
-        distributed.follow_supervisor(options["supervisor"], options["rank"])
+        distributed.follow_supervisor(options["supervisor"], is_leader=options["rank"] == 0)
         return _train(chain, run, reporter, options)
-    place = distributed.place(chain.config, launched="launched" in options)
-    if not place.leads:
-        return distributed.supervise(chain, reporter, options, place)
+    where = rendezvous.placement(chain.config, launched="launched" in options)
+    if not where.is_leader:
+        return distributed.supervise(chain, reporter, options, where)
     # The run's own lock: the process of a luigi command that was killed may still be writing its checkpoint.
     with locks.hold(run.job_lock, f"train {run.run_id}", True, reporter.note, child.LOCK_SECONDS):
         if not chain.why("train"):
             reporter.note("another process has finished this training meanwhile")
-            distributed.dismiss(reporter, place)
+            rendezvous.announce_finished(reporter, where)
             return manifest.read(run.stage("train")) or {}
         if chain.config.distributed.workers > 1:
-            return distributed.supervise(chain, reporter, options, place)
+            return distributed.supervise(chain, reporter, options, where)
         return _train(chain, run, reporter, options)
 
 
-def _train(chain: Chain, run: Run, reporter: child.Reporter, options: dict[str, Any]) -> dict[str, Any]:
+def _train(chain: Chain, run: Run, reporter: Reporter, options: dict[str, Any]) -> dict[str, Any]:
     training = chain.config.training
-    share = Share(options.get("rank", 0), chain.config.distributed.workers)
-    reporter.quiet = not share.leads
+    worker = Worker(options.get("rank", 0), chain.config.distributed.workers)
+    reporter.quiet = not worker.is_leader
     # Made now rather than after the first epoch: it raises when tensorboardX is not installed.
     curves = tensorboard.Curves(run.curves) if training.tensorboard else None
-    session = open_session(chain, run, reporter, share)
+    session = open_session(chain, run, reporter, worker)
     resuming.restore(session, options.get("init_from") or training.init_from)
     progress.announce(session)
-    trainer = Trainer(session, curves if share.leads else None)
+    trainer = Trainer(session, curves if worker.is_leader else None)
     while session.counters.epoch < training.epochs:
         trainer.train_epoch()
         if reporter.take("stop-after-epoch") and session.counters.epoch < training.epochs:
             trainer.stop("stopped after an epoch as asked")
-    session.exchange.leave()
-    reporter.activity = child.FINISHING
-    if not share.leads:
+    session.group.leave()
+    reporter.activity = FINISHING
+    if not worker.is_leader:
         return {}
     trainer.checkpoint(wait=True)
     return publishing.publish(session, resuming.save(session))
@@ -99,7 +100,7 @@ class Trainer:
                 last_told = moment
                 if not progress.tell(session, rate):
                     self._diverged()
-            if session.share.leads:
+            if session.worker.is_leader:
                 self._obey(moment)
         self._end_epoch(started)
 
@@ -113,7 +114,7 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         self.session.reporter.activity += 1
-        if self.session.reporter.stopping and self.session.share.leads:
+        if self.session.reporter.stopping and self.session.worker.is_leader:
             self.stop("stopped on request")
 
     def _end_epoch(self, started: float) -> None:

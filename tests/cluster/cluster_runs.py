@@ -99,7 +99,7 @@ def roles(chain: SmallChain) -> dict[str, int]:
     for folder in Path("/proc").iterdir():
         try:
             command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
-            if b"pipeline.training" not in command and b"pipeline.training.distributed" not in command:
+            if not {b"pipeline.training", b"pipeline.training.parameter_server"} & set(command):
                 continue
             environment = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if item)
         except OSError:

@@ -21,11 +21,11 @@ from luigi_runs import SmallChain
 from pipeline import config, training
 from pipeline.errors import ConfigError, StageFailed
 from pipeline.process import child, parent
-from pipeline.training import distributed
+from pipeline.training import rendezvous
 
 
 def arrays(chain: SmallChain) -> dict[str, np.ndarray]:
-    """The momenta and, from the last checkpoint's sibling, the weights of the finished training."""
+    """The weights of the finished training."""
     from pipeline import model
     from pipeline.runtime import mxnet
 
@@ -141,8 +141,8 @@ def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.Monkey
             frozen.append(roles(pair)[name])
             os.kill(frozen[0], signal.SIGSTOP)
 
-    with pytest.raises(StageFailed, match=f"distributed training: {name} .* hangs: no sign of life"):
-        parent.run_stage("train", chain, log=run.log("train"), on_event=freeze, options={"hanging_seconds": 10})
+    with pytest.raises(StageFailed, match=f"distributed training: {name} .* hangs: no heartbeat"):
+        parent.run_stage("train", chain, log=run.log("train"), on_event=freeze, options={"heartbeat_timeout": 10})
     assert not roles(pair)
 
 
@@ -165,8 +165,8 @@ def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.
     monkeypatch.setenv("SLURM_PROCID", "0")
     wanted = config.load(pair.config)
     with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: give srun --ntasks=2"):
-        distributed.place(wanted, launched=True)
-    assert distributed.place(wanted, launched=False).ranks == (0, 1)
+        rendezvous.placement(wanted, launched=True)
+    assert rendezvous.placement(wanted, launched=False).ranks == (0, 1)
 
 
 def test_a_first_task_that_finds_the_work_done_tells_the_others(
@@ -179,14 +179,14 @@ def test_a_first_task_that_finds_the_work_done_tells_the_others(
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert training.train(chain.chain(), child.Reporter(events), {"launched": True})["stage"] == "train"
-    (line,) = (json.loads(line)["line"] for line in events.getvalue().splitlines() if '"tell"' in line)
+    (line,) = (json.loads(line)["line"] for line in events.getvalue().splitlines() if '"broadcast"' in line)
 
     follower = child.Reporter(io.StringIO())
-    follower.told.put(line)
+    follower.broadcasts.put(line)
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert training.train(chain.chain(), follower, {"launched": True}) == {}
     assert follower.events is None, "the result is for the first task to tell"
 
 
 def test_the_others_wait_longer_than_the_first_task_may_wait_for_its_lock() -> None:
-    assert distributed.MEETING_SECONDS > child.LOCK_SECONDS
+    assert rendezvous.RENDEZVOUS_SECONDS > child.LOCK_SECONDS

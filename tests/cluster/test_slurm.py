@@ -16,7 +16,7 @@ from cluster_runs import CONFIG, Luigi, Slurm, checkpoints, eventually, listenin
 from luigi_runs import SmallChain
 
 from pipeline.errors import StageFailed
-from pipeline.process import child, cores, parent
+from pipeline.process import cores, liveness, parent
 
 SRUN = ["srun", "--job-name=vgg", "--ntasks=1", "--kill-on-bad-exit=1"]
 
@@ -232,8 +232,8 @@ def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
     chain: SmallChain, cluster: Slurm, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.wait_until_ready()
-    monkeypatch.setattr(child, "BEAT_SECONDS", 0.5)
-    monkeypatch.setattr(child, "LOST_SECONDS", 15.0)
+    monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr(liveness, "CHILD_TIMEOUT", 15.0)
     chain.configure(launcher=SRUN, training__checkpoint_seconds=0.1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     nodes: list[str] = []
@@ -248,7 +248,7 @@ def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
     run = chain.chain().run()
     assert run is not None
     try:
-        with pytest.raises(StageFailed, match=r"no sign of life from its process on n\d"):
+        with pytest.raises(StageFailed, match=r"no heartbeat from its process on n\d"):
             parent.run_stage("train", chain.chain(), log=run.log("train"), on_event=kill_node, launcher=SRUN)
         goes_on_to_the_same_weights(chain, undisturbed)
     finally:

@@ -65,7 +65,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_everything(
     nothing_is_left(place, command)
     assert time.monotonic() - asked < WITHIN + SLACK
     assert place.log().count("stopped on request: checkpoint written at epoch") == 1
-    assert "run the same command again to go on" in command.output
+    assert "run the same command again to resume" in command.output
     assert [event["event"] for event in place.events()][-2:] == ["started", "stopped"]
 
 

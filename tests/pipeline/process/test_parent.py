@@ -17,7 +17,7 @@ from luigi_runs import LIMIT, run
 from pipeline import start
 from pipeline.config import from_dict
 from pipeline.errors import DataError, Interrupted, StageFailed
-from pipeline.process import child, launcher, parent
+from pipeline.process import launcher, liveness, parent
 from pipeline.process.cores import usable_cores
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
@@ -98,7 +98,7 @@ def test_a_death_without_a_word_is_told_with_the_last_line_of_the_log(run_child,
 
 
 def test_a_child_that_was_stopped_is_no_failure(run_child):
-    with pytest.raises(Interrupted, match="run the same command again to go on"):
+    with pytest.raises(Interrupted, match="run the same command again to resume"):
         run_child("sys.exit(3)")
 
 
@@ -109,8 +109,8 @@ STOPPED = "say(event='note')\nassert sys.stdin.readline() == 'stop\\n'\n"
     ("stage", "lines", "message"),
     [
         ("train", "say(event='result', value={})", "train: finished before it could stop"),
-        ("train", "sys.exit(3)", "train: did not stop in time, its last checkpoint counts"),
-        ("evaluate", "sys.exit(3)", "evaluate: did not stop in time, it starts anew next time"),
+        ("train", "sys.exit(3)", "train: did not stop in time, it resumes from its last checkpoint"),
+        ("evaluate", "sys.exit(3)", "evaluate: did not stop in time, it starts over next time"),
         ("evaluate", "say(event='error', type='Interrupted', message='as asked'); sys.exit(3)", "evaluate: as asked"),
     ],
 )
@@ -183,24 +183,24 @@ def test_nobody_waits_for_a_child_that_does_not_read_and_it_misses_nothing():
         pipe = parent._Pipe(SimpleNamespace(stdin=standard_input))
         lines = [f"{number} {'x' * 5000}" for number in range(40)]
         for line in lines:
-            pipe.say(line)
-            pipe.beat()
+            pipe.send(line)
+            pipe.heartbeat()
         read = b""
         while lines[-1].encode() not in read:
             read += output.read(1 << 16)
             pipe.write()
         told = [line for line in read.decode().split("\n") if line]
         assert told == lines
-    pipe.say("after its end")
-    pipe.beat()
+    pipe.send("after its end")
+    pipe.heartbeat()
 
 
 def test_a_queued_job_is_told_nothing_that_nobody_reads(tmp_path, monkeypatch):
-    monkeypatch.setattr(child, "BEAT_SECONDS", 0.0)
-    watch = launcher.Watch(["srun"], tmp_path / "log")
-    assert not watch.due()
-    watch.attend({"event": "hello", "host": "n1"}, None)
-    assert watch.due()
+    monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.0)
+    monitor = liveness.Monitor(["srun"], tmp_path / "log")
+    assert not monitor.heartbeat_due()
+    monitor.attend({"event": "hello", "host": "n1"}, None)
+    assert monitor.heartbeat_due()
 
 
 def test_the_child_gets_a_number_of_threads_that_mxnet_understands_and_a_wrong_one_is_told(run_child, monkeypatch):

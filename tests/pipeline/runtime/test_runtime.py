@@ -17,6 +17,7 @@ from pipeline.errors import DeviceError
 from pipeline.model import weights
 from pipeline.process import child
 from pipeline.process.cores import usable_cores
+from pipeline.runtime import device, importing
 
 #: `mxnet` without its cache: checks again and, here, imports again.
 check_and_import = runtime.mxnet.__wrapped__
@@ -40,8 +41,8 @@ def test_an_unsupported_python_is_named(monkeypatch, version):
 
 
 def test_a_numpy_that_is_too_new_is_named(monkeypatch):
-    version = runtime.metadata.version
-    monkeypatch.setattr(runtime.metadata, "version", lambda name: "2.1.3" if name == "numpy" else version(name))
+    version = importing.metadata.version
+    monkeypatch.setattr(importing.metadata, "version", lambda name: "2.1.3" if name == "numpy" else version(name))
     assert refused() == "numpy 2.1.3 is too new for mxnet 1.9.1: pip install 'numpy>=1.23,<2'"
 
 
@@ -62,8 +63,8 @@ def test_two_mxnets_are_refused(tmp_path, monkeypatch):
 
 
 def test_no_mxnet_is_refused(monkeypatch):
-    monkeypatch.setattr(runtime.metadata, "distributions", list)
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importing.metadata, "distributions", list)
+    monkeypatch.setattr(importing.importlib.util, "find_spec", lambda name: None)
     assert refused() == "mxnet is not installed: pip install mxnet==1.9.1"
 
 
@@ -92,9 +93,10 @@ def test_an_mxnet_that_cannot_be_imported_says_what_is_missing(tmp_path, error, 
     (tmp_path / "mxnet.py").write_text(f"raise {error}\n")
     program = """
 from pipeline import runtime
+from pipeline.errors import DeviceError
 try:
     runtime.mxnet()
-except runtime.DeviceError as error:
+except DeviceError as error:
     print(error)
 """
     path = os.pathsep.join((str(tmp_path), str(CHECKOUT)))
@@ -106,21 +108,21 @@ except runtime.DeviceError as error:
 
 
 def test_the_cuda_libraries_that_cannot_be_loaded_are_named(tmp_path, monkeypatch):
-    package, path = runtime.CUDA_LIBRARIES[0]
+    package, path = importing.CUDA_LIBRARIES[0]
     library = tmp_path / "nvidia" / path
     library.parent.mkdir(parents=True)
     library.write_bytes(b"not a library")
     (tmp_path / "nvidia" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nvidia", raising=False)
-    monkeypatch.setattr(runtime, "_installed_mxnets", lambda: ["mxnet-cu117"])
-    message = refused(runtime._preload_cuda_libraries)
+    monkeypatch.setattr(importing, "installed_mxnets", lambda: ["mxnet-cu117"])
+    message = refused(importing._preload_cuda_libraries)
     assert message.startswith(f"{package}: cannot load {library}")
     assert message.endswith(f"pip install --force-reinstall {package}")
 
 
 cpu_only = pytest.mark.skipif(
-    any(name.startswith("mxnet-cu") for name in runtime._installed_mxnets()), reason="this mxnet has GPU code"
+    any(name.startswith("mxnet-cu") for name in importing.installed_mxnets()), reason="this mxnet has GPU code"
 )
 
 
@@ -137,8 +139,8 @@ def test_auto_is_the_cpu_where_there_is_no_gpu():
 
 @pytest.mark.parametrize("capability", [(3, 7), (9, 0), (10, 0)])
 def test_a_card_that_the_wheels_have_no_code_for_is_refused_before_it_fails(monkeypatch, capability):
-    monkeypatch.setattr(runtime, "_capability", lambda number: capability)
-    message = refused(runtime._check_capability, 0)
+    monkeypatch.setattr(device, "gpu_capability", lambda number: capability)
+    message = refused(device._check_capability, 0)
     assert f"gpu:0 has compute capability {capability[0]}.{capability[1]}" in message
     assert "5.0 to 8.9" in message
     assert "container" in message
@@ -146,13 +148,13 @@ def test_a_card_that_the_wheels_have_no_code_for_is_refused_before_it_fails(monk
 
 @pytest.mark.parametrize("capability", [(5, 0), (7, 5), (8, 9), (0, 0)])
 def test_a_card_that_they_have_code_for_or_that_does_not_tell_is_tried(monkeypatch, capability):
-    monkeypatch.setattr(runtime, "_capability", lambda number: capability)
-    runtime._check_capability(0)
+    monkeypatch.setattr(device, "gpu_capability", lambda number: capability)
+    device._check_capability(0)
 
 
 def test_the_kernel_that_is_not_there_is_found_in_the_noise():
     noise = RuntimeError("Traceback\n  at src/x.cc:12\nCUDA: no kernel image is available for execution\nmore")
-    found = runtime._first_line(noise)
+    found = device._first_line(noise)
     assert found == "CUDA: no kernel image is available for execution; this mxnet has no code for this card"
 
 
@@ -179,12 +181,12 @@ def test_two_devices_train_to_the_same_weights_as_one(prepared):
     prepared.configure(architecture__batch_norm=False, architecture__dense=[16], architecture__dropout=0.0)
     prepared.configure(training__epochs=2, training__batch_size=30, training__learning_rate=0.02)
     found = {}
-    for device in ("cpu", "cpu:0,1"):
-        prepared.configure(device=device, architecture__name=f"on-{device.count(',') + 1}")
+    for name in ("cpu", "cpu:0,1"):
+        prepared.configure(device=name, architecture__name=f"on-{name.count(',') + 1}")
         manifest = training.train(prepared.chain(), child.Reporter(log=io.StringIO()))
-        assert manifest["details"]["device"] == device
-        found[device] = weights.read(prepared.folder("train") / "model.params")
-        found[f"{device} loss"] = manifest["details"]["last_epoch"]["train_loss"]
+        assert manifest["details"]["device"] == name
+        found[name] = weights.read(prepared.folder("train") / "model.params")
+        found[f"{name} loss"] = manifest["details"]["last_epoch"]["train_loss"]
     for name, value in found["cpu"].items():
         np.testing.assert_allclose(found["cpu:0,1"][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
     assert found["cpu:0,1 loss"] == pytest.approx(found["cpu loss"], rel=1e-4)

@@ -25,15 +25,15 @@ from pipeline.training.checkpoint import Counters, Damaged, Snapshot
 def snapshot(step: int = 1) -> Snapshot:
     generator = np.random.RandomState(step)
     parameters = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32), "0.1.running_mean@1": np.zeros(4)}
-    momenta = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32)}
+    optimizer_state = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32)}
     meta = {"step": step, "counters": asdict(Counters(step=step)), "identity": {"training": {}}, "versions": {}}
-    return Snapshot(parameters, momenta, meta)
+    return Snapshot(parameters, optimizer_state, meta)
 
 
 def same(one: Snapshot, other: Snapshot) -> bool:
     return all(
         mine.keys() == its.keys() and all(np.array_equal(mine[name], its[name]) for name in mine)
-        for mine, its in ((one.parameters, other.parameters), (one.momenta, other.momenta))
+        for mine, its in ((one.parameters, other.parameters), (one.optimizer_state, other.optimizer_state))
     ) and other.meta == {**one.meta, "schema": checkpoint.SCHEMA}
 
 
@@ -146,7 +146,7 @@ def test_a_write_that_failed_is_told_by_the_next_look_and_leaves_the_old_ones(
 def test_numbers_that_are_not_finite_are_seen_anywhere(tmp_path: Path) -> None:
     good = snapshot()
     assert good.finite()
-    good.momenta["0.0.weight"][1, 2, 0, 1] = np.inf
+    good.optimizer_state["0.0.weight"][1, 2, 0, 1] = np.inf
     assert not good.finite()
     good = snapshot()
     good.parameters["0.0.weight"][3, 2, 2, 2] = np.nan

@@ -1,0 +1,111 @@
+"""Devices: the configuration's `device` as MXNet contexts that compute."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import DeviceError
+from pipeline.runtime.importing import installed_mxnets, mxnet
+
+#: Compute capabilities for which the mxnet-cu112 … cu117 wheels carry machine code. They carry no PTX.
+CUDA_CAPABILITIES = ((5, 0), (8, 9))
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a stage computes: MXNet contexts, and the text that goes into logs and manifests."""
+
+    contexts: list[Any]
+    name: str
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.contexts[0].device_type == "gpu"
+
+
+def devices(device: str) -> Devices:
+    """Turn the configuration's `device` into contexts: auto, cpu, gpu, gpu:0,1, cpu:0,1.
+
+    `auto` takes the first GPU if MXNet can use one, else the CPU. Several CPU contexts share the same cores; they
+    exist to test the code for several devices. Raises `DeviceError` when a GPU is asked for and unusable.
+    """
+    mx = mxnet()
+    kind, _, numbers = device.partition(":")
+    if kind == "auto":
+        kind = "gpu" if _count_gpus(mx) > 0 else "cpu"
+    if kind == "cpu":
+        ids = [int(number) for number in numbers.split(",")] if numbers else [0]
+        return Devices([mx.cpu(i) for i in ids], "cpu" if not numbers else f"cpu:{numbers}")
+    return _gpus(mx, device, [int(number) for number in numbers.split(",")] if numbers else [0])
+
+
+def _count_gpus(mx: Any) -> int:
+    try:
+        return int(mx.context.num_gpus())
+    except Exception:  # MXNetError of a driver that is too old, for example; `auto` then means CPU
+        return 0
+
+
+def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
+    """The GPUs of these numbers, each of which has computed something."""
+    wheel = any(name.startswith("mxnet-cu") for name in installed_mxnets())
+    if not wheel and not mx.runtime.Features().is_enabled("CUDA"):
+        raise DeviceError(
+            f"device: found {device}, but the installed mxnet has no GPU code: run make gpu, or device: cpu"
+        )
+    try:
+        count = int(mx.context.num_gpus())
+    except Exception as error:
+        text = str(error).splitlines()[0]
+        advice = (
+            "the NVIDIA driver is too old for CUDA 11" if "insufficient" in text else "is the NVIDIA driver loaded?"
+        )
+        raise DeviceError(f"device: found {device}, but CUDA says: {text}; {advice}") from error
+    if count == 0:
+        raise DeviceError(
+            f"device: found {device}, but no NVIDIA GPU is visible (see nvidia-smi, CUDA_VISIBLE_DEVICES)"
+        )
+    for number in ids:
+        if number >= count:
+            raise DeviceError(f"device: found {device}, but only gpu:0 to gpu:{count - 1} are visible here")
+        if wheel:  # another build, such as the one in NVIDIA's container, has code for other cards
+            _check_capability(number)
+        try:
+            (mx.nd.ones((2, 2), ctx=mx.gpu(number)) + 1).asnumpy()
+        except Exception as error:
+            raise DeviceError(f"device: gpu:{number} does not compute: {_first_line(error)}") from error
+    return Devices([mx.gpu(number) for number in ids], "gpu:" + ",".join(map(str, ids)))
+
+
+def _check_capability(number: int) -> None:
+    capability = gpu_capability(number)
+    low, high = CUDA_CAPABILITIES
+    if capability != (0, 0) and not low <= capability <= high:
+        raise DeviceError(
+            f"device: gpu:{number} has compute capability {capability[0]}.{capability[1]}; the mxnet wheels have code "
+            f"for {low[0]}.{low[1]} to {high[0]}.{high[1]} (Maxwell to Ada): use NVIDIA's MXNet container, "
+            "or device: cpu"
+        )
+
+
+def gpu_capability(number: int) -> tuple[int, int]:
+    """The GPU's compute capability from the driver, or (0, 0) when the driver does not tell."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return (0, 0)
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(handle), number):
+        return (0, 0)
+    # 75 and 76 are CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, handle)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, handle)
+    return (major.value, minor.value)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    line = next((line for line in text if "no kernel image" in line), text[0] if text else type(error).__name__)
+    return line.strip() + ("; this mxnet has no code for this card" if "no kernel image" in line else "")

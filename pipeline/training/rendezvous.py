@@ -1,0 +1,106 @@
+"""Where the processes of a distributed training run, and how they find each other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError, Interrupted, StageFailed
+from pipeline.process import child
+from pipeline.process.liveness import host_name
+from pipeline.process.reporter import Reporter
+
+#: The folder in which ps-lite makes its sockets with DMLC_LOCAL.
+SOCKETS = Path("/tmp")
+
+#: How long the tasks of an `srun` wait for the first one, which may have to wait for its lock before.
+RENDEZVOUS_SECONDS = child.LOCK_SECONDS + 120.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which workers this supervisor has, and how many supervisors there are."""
+
+    ranks: tuple[int, ...]
+    supervisors: int = 1
+
+    @property
+    def is_leader(self) -> bool:
+        return 0 in self.ranks
+
+
+def placement(config: Config, launched: bool) -> Placement:
+    """The workers of this process, from Slurm's environment when a launcher started it.
+
+    Raises `ConfigError` when the number of tasks is neither one nor the number of workers.
+    """
+    workers = config.distributed.workers
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if launched else 1
+    if tasks == 1:
+        return Placement(tuple(range(workers)))
+    if tasks != workers:
+        raise ConfigError(
+            f"distributed.workers: found {workers}, but the launcher started {tasks} tasks: "
+            f"give srun --ntasks={workers}, or --ntasks=1 for all of them on one host"
+        )
+    return Placement((int(os.environ["SLURM_PROCID"]),), tasks)
+
+
+def rendezvous(reporter: Reporter, where: Placement) -> tuple[str, int] | None:
+    """Address and port of the scheduler, or None when the training is finished already.
+
+    Of several supervisors the leader chooses, and its parent tells the others.
+    """
+    if where.supervisors == 1:
+        return "127.0.0.1", free_port("127.0.0.1")
+    if where.is_leader:
+        host = own_address(os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        reporter.send("broadcast", line=json.dumps({"scheduler": host, "port": free_port("")}))
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
+    while time.monotonic() < deadline:
+        if reporter.stopping:
+            raise Interrupted("stopped before the training began; run the same command again")
+        with contextlib.suppress(queue.Empty):
+            received = json.loads(reporter.broadcasts.get(timeout=0.2))
+            return None if "finished" in received else (received["scheduler"], received["port"])
+    raise StageFailed(
+        f"distributed training: nothing heard from the first task for {RENDEZVOUS_SECONDS:.0f} s; the launcher has to "
+        "pass standard input to all tasks, as srun does by default"
+    )
+
+
+def announce_finished(reporter: Reporter, where: Placement) -> None:
+    """Tell the other supervisors that the training is finished already."""
+    if where.supervisors > 1:
+        reporter.send("broadcast", line=json.dumps({"finished": True}))
+
+
+def own_address(other: str) -> str:
+    """The address of this host by which `other` reaches it; DMLC_NODE_HOST, where it is set, wins."""
+    if "DMLC_NODE_HOST" in os.environ:
+        return os.environ["DMLC_NODE_HOST"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((other, 9))  # sends nothing
+        address = probe.getsockname()[0]
+    if not address.startswith("127.") or int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) == 1:
+        return address
+    with contextlib.suppress(OSError):  # the first task runs where srun was started: by its name it is reachable
+        return socket.gethostbyname(host_name())
+    return address
+
+
+def free_port(host: str) -> int:
+    """A port that is free, also as the name of a socket of ps-lite."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind((host, 0))
+            port = int(listener.getsockname()[1])
+        if not (SOCKETS / str(port)).exists():  # another training's, on this host
+            return port

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import arrays, model
+from pipeline import arrays
 from pipeline.errors import WeightsError
-from pipeline.files import open_regular, remove_debris, set_usual_mode, sha256_file, sync_directory
+from pipeline.files import atomic_writer, open_regular, remove_debris, sha256_file
+from pipeline.model import vgg
 from pipeline.runtime import mxnet
 
 _FOREIGN = (
@@ -28,28 +29,18 @@ _FOREIGN = (
 
 def save(net: Any, path: Path) -> None:
     """Write the network's parameters under their structural names, atomically. Raises `OSError` on a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     remove_debris(path.parent, path.name)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(descriptor)
-    try:
-        net.save_parameters(temporary)
-        with open(temporary, "rb+") as file:
-            _check_written(file.fileno(), net, temporary)
-            set_usual_mode(file.fileno())
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    sync_directory(path.parent)
+    with atomic_writer(path) as file:
+        net.save_parameters(f"/proc/self/fd/{file.fileno()}")  # MXNet writes to names, not to open files
+        # It does not always report a full disk; a file that is too short must not replace a good one.
+        if os.fstat(file.fileno()).st_size < sum(value.data().size * 4 for value in net.collect_params().values()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def load(net: Any, path: Path, contexts: list[Any]) -> None:
     """Load a `.params` file into `net` on `contexts`; raises `WeightsError` when it is damaged or does not fit."""
     found = {name: value.astype(np.float32) for name, value in read(path).items()}
-    expected = model.parameters(net)
+    expected = vgg.parameters(net)
     check_fit({name: value.shape for name, value in found.items()}, {n: p.shape for n, p in expected.items()}, path)
     for name, value in found.items():
         if wrong := int(np.count_nonzero(~np.isfinite(value))):
@@ -63,7 +54,7 @@ def load(net: Any, path: Path, contexts: list[Any]) -> None:
 def set_parameters(net: Any, values: Mapping[str, np.ndarray], contexts: list[Any]) -> None:
     """Put float32 arrays (by structural name) into `net` on `contexts`."""
     mx = mxnet()
-    for name, parameter in model.parameters(net).items():
+    for name, parameter in vgg.parameters(net).items():
         if parameter._data is None:
             parameter.initialize(mx.init.Zero(), ctx=contexts, force_reinit=True)
         parameter.set_data(mx.nd.array(values[name], dtype="float32"))
@@ -111,26 +102,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def check_fit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Raise `WeightsError` naming what is missing, unexpected or of another shape."""
-    problems = []
-    missing = [f"{name} {shape}" for name, shape in expected.items() if name not in found]
-    unexpected = [f"{name} {shape}" for name, shape in found.items() if name not in expected]
-    different = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
+    problems = {
+        "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in found],
+        "unexpected": [f"{name} {shape}" for name, shape in found.items() if name not in expected],
+        "other shape": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ],
+    }
+    lines = [
+        f"{title}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
+        for title, names in problems.items()
+        if names
     ]
-    for title, names in (("missing", missing), ("unexpected", unexpected), ("other shape", different)):
-        if names:
-            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            problems.append(f"{title}: {shown}")
-    if problems:
-        raise WeightsError(f"{path}: does not fit the configured architecture; {'; '.join(problems)}")
-
-
-def _check_written(descriptor: int, net: Any, path: str) -> None:
-    # MXNet's writer does not always report a full disk; a file that is too short must not replace a good one.
-    least = sum(parameter.data().size * 4 for parameter in net.collect_params().values())
-    if os.fstat(descriptor).st_size < least:
-        import errno
-
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    if lines:
+        raise WeightsError(f"{path}: does not fit the configured architecture; {'; '.join(lines)}")

@@ -26,7 +26,7 @@ from luigi.worker import TaskProcess
 
 from pipeline import streams
 from pipeline.doctor import semaphores
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.process.child import GRACE_SECONDS
 from tasks import command_log, mistakes, scheduler_client, terminal
 from tasks.exit_codes import (
@@ -98,10 +98,11 @@ def _module_of_the_command() -> str | None:
 
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
     """In place of Luigi's own; ends the command with one line where the machine lacks what a worker needs."""
-    found = semaphores()
-    if not found.ok:
-        log.error("%s", found.text)
-        raise SystemExit(return_code("scheduling_error"))
+    try:
+        semaphores()
+    except PipelineError as error:
+        log.error("%s", error)
+        raise SystemExit(return_code("scheduling_error")) from None
     return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
 
 

@@ -46,7 +46,7 @@ class Doctor(Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # What Luigi lacks keeps it from running any task, this one too.
-        if is_command() and not doctor.semaphores().ok:
+        if is_command() and not doctor.finding("shared memory", doctor.semaphores).ok:
             self.work()
             raise SystemExit(UNHEALTHY)
 

@@ -1,4 +1,4 @@
-"""The report: what the earlier stages of a run measured, as a page for people.
+"""The report: the results of a run on one page.
 
 Reads `train/`, `evaluate/` and `export/` of the run; leaves `index.html` (one file, nothing loaded from elsewhere),
 `report.json` (the same facts for programs), `report.md` (a summary for mail and pull requests) and the manifest.
@@ -17,16 +17,14 @@ from pipeline.workspace.freshness import Chain
 
 
 def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Render the report of the chain's run and publish it; gives the manifest.
+    """Render the report of the chain's run and publish it; returns the manifest.
 
-    `options["previous"]` may name an earlier run on the same data set to compare with,
-    `{"run_id": "vgg11-…@2026-W47"}`; without it, that is the newest earlier generation.
     Raises `PipelineError` when an earlier stage is not done, `WorkspaceError` when one of its files is damaged.
     """
     started = time.monotonic()
     inputs = chain.inputs("report")
     sources = facts.read(chain)
-    found = facts.gather(chain, sources, (options or {}).get("previous"))
+    found = facts.gather(chain, sources)
     shown = {example["image"] for group in found["examples"].values() for example in group}
     images = {index: examples.data_uri(sources.data.test_images[index]) for index in sorted(shown)}
     contents: dict[str, Any] = {

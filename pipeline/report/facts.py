@@ -1,10 +1,11 @@
-"""Everything that a report says, as plain JSON: gathered from the manifests of a run and the files that they record.
+"""The facts of a report as plain JSON, from the data set and from `train/`, `evaluate/` and `export/` of a run.
 
-Reads `train/`, `evaluate/` and `export/` of the run and the data set; leaves nothing behind.
+Reads manifests and the files that they record; writes nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics as numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +30,10 @@ from pipeline.workspace.freshness import Chain, config_changes
 
 SCHEMA = 1
 
+#: Most frequent mistakes that a report lists.
 CONFUSIONS = 8
 
-#: Generations that a report lists at most.
+#: Most generations that a report lists.
 GENERATIONS = 24
 
 _DECISION = ("outcome", "reason", "tolerance", "decided")
@@ -39,7 +41,7 @@ _DECISION = ("outcome", "reason", "tolerance", "decided")
 
 @dataclass(frozen=True)
 class Sources:
-    """What a report is made from: the run's manifests, its measured values, its predictions, the images."""
+    """What a report is made from: the run's manifests, metrics and predictions, and the data set."""
 
     run: Run
     train: dict[str, Any]
@@ -53,12 +55,12 @@ class Sources:
 
     @property
     def views(self) -> Literal[1, 2, 6]:
-        """Over how many views the predictions are averaged; evaluations from before there were views used one."""
+        """How many views the predictions are averaged over; older evaluations, which do not say, used one."""
         return self.metrics.get("views", 1)
 
     @property
     def correct(self) -> np.ndarray:
-        """(n,) booleans: which test images were predicted right."""
+        """(n,) booleans: which test images are predicted correctly."""
         return self.probabilities.argmax(1) == self.labels
 
 
@@ -77,13 +79,10 @@ def read(chain: Chain) -> Sources:
     return Sources(run, train, evaluate, export, history, metrics or {}, labels, probabilities, data)
 
 
-def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> dict[str, Any]:
-    """The content of `report.json`.
-
-    `previous` names an earlier run to compare with, `{"run_id": …}`; without it, it is the newest earlier generation.
-    """
+def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
+    """The content of `report.json`."""
     trained = configuration.from_record(sources.train["details"]["config"], "the trained configuration")
-    # Of the configuration, `evaluation` alone may have changed since the training: the evaluation knows what it used.
+    # `evaluation` may have changed since training: what counts is what the evaluation used.
     measured = configuration.Evaluation(tta=sources.views)
     trained = msgspec.structs.replace(trained, evaluation=measured)
     decision = _decision(chain, sources.run)
@@ -99,7 +98,7 @@ def gather(chain: Chain, sources: Sources, previous: dict[str, Any] | None) -> d
         "evaluation": _evaluation(sources),
         "comparison": {
             "baseline": _baseline(sources),
-            "previous": _gate_baseline(decision) or _previous(sources, previous),
+            "previous": _gate_baseline(decision) or _previous(sources),
             "decision": {key: decision[key] for key in _DECISION} if decision else None,
         },
         "generations": _generations(chain),
@@ -126,31 +125,18 @@ def _architecture(architecture: Architecture) -> dict[str, Any]:
 
 
 def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[dict[str, Any]]:
-    """The network in the steps in which it is drawn: the convolution blocks, then each dense layer."""
-    parameters = sum(layer.parameters for layer in layers)
-    work = sum(layer.multiply_adds for layer in layers)
-    groups: list[list[model.Layer]] = []
-    for layer in layers:
-        if groups and layer.block >= 0 and groups[-1][0].block == layer.block:
-            groups[-1].append(layer)
-        else:
-            groups.append([layer])
-    blocks = []
-    dense = 0
-    for group in groups:
-        first, last = group[0], group[-1]
-        dense += first.block < 0
-        name = (
-            f"Block {first.block + 1}" if first.block >= 0 else f"Dense {dense}" if first.kind == "dense" else "Output"
-        )
-        own, own_work = sum(layer.parameters for layer in group), sum(layer.multiply_adds for layer in group)
+    """The network as the page lists it: the convolution blocks, then each dense layer."""
+    parameters, work = (sum(layer.parameters for layer in layers), sum(layer.multiply_adds for layer in layers))
+    blocks: list[dict[str, Any]] = []
+    for _, group in itertools.groupby(layers, key=lambda layer: layer.name.partition(".")[0]):
+        members = list(group)
+        own, own_work = sum(layer.parameters for layer in members), sum(layer.multiply_adds for layer in members)
+        name, described = _described(members[0], len(blocks) + 1, architecture)
         blocks.append(
             {
                 "name": name,
-                "kind": "convolutions" if first.block >= 0 else first.kind,
-                "convolutions": architecture.conv_arch[first.block][0] if first.block >= 0 else 0,
-                "layers": _layer_names(group, architecture),
-                "output": list(last.output),
+                "layers": described,
+                "output": list(members[-1].output),
                 "parameters": own,
                 "parameter_share": own / parameters,
                 "multiply_adds": own_work,
@@ -160,40 +146,27 @@ def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[d
     return blocks
 
 
-def _layer_names(group: Sequence[model.Layer], architecture: Architecture) -> list[str]:
-    """What happens in one step, in words: `2 x conv 3x3, 256 channels`, `ReLU`, `max pool 2x2`."""
-    first = group[0]
-    if first.block < 0:
-        drop = [f"dropout {architecture.dropout:g}"] if first.kind == "dense" and architecture.dropout else []
-        return [f"{first.output[0]} units", *(["ReLU", *drop] if first.kind == "dense" else ["softmax"])]
+def _described(first: model.Layer, number: int, architecture: Architecture) -> tuple[str, list[str]]:
+    """The name of the block that begins with this layer, and what it does: `2 × conv 3×3, 256 channels`, `ReLU`, …"""
+    if first.kind == "output":
+        return "Output", [f"{first.output[0]} units", "softmax"]
+    if first.kind == "dense":
+        dropout = [f"dropout {architecture.dropout:g}"] if architecture.dropout else []
+        return f"Dense {number - len(architecture.conv_arch)}", [f"{first.output[0]} units", "ReLU", *dropout]
     count, channels = architecture.conv_arch[first.block]
     times = f"{count} × " if count > 1 else ""
     norm = ["batch norm"] if architecture.batch_norm else []
-    return [f"{times}conv 3×3, {channels} channels", *norm, "ReLU", "max pool 2×2"]
+    return f"Block {number}", [f"{times}conv 3×3, {channels} channels", *norm, "ReLU", "max pool 2×2"]
 
 
 def _training(sources: Sources, trained: Config) -> dict[str, Any]:
     details = sources.train["details"]
     keys = (
-        "epochs",
-        "steps",
-        "seconds",
-        "images_per_second",
-        "resumed",
-        "exact",
-        "inexact",
-        "segments",
-        "train_images",
-        "validation_images",
-        "normalisation",
-        "device",
-        "precision",
-        "threads",
-        "cpu",
-        "host",
+        "epochs steps seconds images_per_second resumed exact inexact segments train_images validation_images "
+        "normalisation device precision threads cpu host"
     )
     return {
-        **{key: details.get(key) for key in keys},
+        **{key: details.get(key) for key in keys.split()},
         "seed": trained.training.seed,
         "history": sources.history,
         "measured_with": _measured_with(trained.training),
@@ -261,7 +234,7 @@ def _baseline(sources: Sources) -> dict[str, Any] | None:
 
 
 def _decision(chain: Chain, run: Run) -> dict[str, Any] | None:
-    """What the promotion gate decided about these weights; None where it was not asked."""
+    """The decision of the promotion gate about these weights, if there is one."""
     recorded = chain.decision_manifest()
     return read_json(manifest.verified(run.stage("promote"), recorded, "decision.json")) if recorded else None
 
@@ -276,11 +249,11 @@ def _gate_baseline(decision: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _generations(chain: Chain) -> list[dict[str, Any]]:
-    """The generations of this architecture and data set, newest first, as far as they are now."""
+    """The present generations of this architecture and data set, newest first."""
     try:
         pointer = registry.read(chain.workspace.current(chain.config))
     except WorkspaceError:
-        pointer = None  # the gate's business, see Status and Doctor; it must not keep this one from being reported
+        pointer = None  # damaged, which Status and Doctor report; it does not prevent this report
     standing = {run: "rolled back" for run in pointer.rolled_back} if pointer else {}
     standing |= {pointer.run: "current"} if pointer else {}
     return [
@@ -296,19 +269,16 @@ def _generations(chain: Chain) -> list[dict[str, Any]]:
     ]
 
 
-def _previous(sources: Sources, named: dict[str, Any] | None) -> dict[str, Any] | None:
-    """How the predictions compare with those of an earlier run on the same test images; None without one."""
-    if named and named.get("run_id"):
-        run: Run | None = sources.run.workspace.run(sources.run.dataset_id, named["run_id"])
-    else:
-        run = generations.previous(sources.run, sources.train)
+def _previous(sources: Sources) -> dict[str, Any] | None:
+    """How the predictions compare with those of the previous generation on the same test images; None without one."""
+    run = generations.previous(sources.run, sources.train)
     evaluate = manifest.read(run.stage("evaluate")) if run else None
     if run is None or evaluate is None:
         return None
     try:
         labels, probabilities = _predictions(manifest.verified(run.stage("evaluate"), evaluate, "predictions.npz"))
     except WorkspaceError:
-        return None  # the earlier run's own business; it must not keep this one from being reported
+        return None  # damage to an earlier run does not prevent this report
     if not np.array_equal(labels, sources.labels):
         return None
     before = probabilities.argmax(1) == labels
@@ -324,8 +294,8 @@ def _examples(sources: Sources) -> dict[str, Any]:
     names = output_names(sources.metrics["classes"], sources.probabilities.shape[1])
     given = (sources.probabilities, sources.labels, names)
     return {
-        "mistakes": [example.facts() for example in examples.most_confident_mistakes(*given)],
-        "correct": [example.facts() for example in examples.least_confident_correct(*given)],
+        "mistakes": examples.most_confident_mistakes(*given),
+        "correct": examples.least_confident_correct(*given),
     }
 
 
@@ -355,9 +325,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
     return {
         "config": _config_rows(trained),
-        "config_changes": config_changes(
-            sources.train, chain.config
-        ),  # as of `rendered`; later changes render nothing anew
+        "config_changes": config_changes(sources.train, chain.config),  # as of `rendered`
         "versions": details["versions"],
         "stages": {
             name: {"version": value["version"], "created": value["created"], "files": value["files"]}
@@ -367,7 +335,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
 
 
 def _config_rows(trained: Config) -> list[dict[str, Any]]:
-    """Every key of the configuration with its value and its default; `chosen` are those a reader has to know."""
+    """Every key of the configuration with its value and its default; `chosen` are the required and non-default ones."""
     least = {
         "architecture": {"name": trained.architecture.name, "conv_arch": trained.architecture.conv_arch},
         "training": {"epochs": trained.training.epochs},

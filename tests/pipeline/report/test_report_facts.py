@@ -82,8 +82,8 @@ def test_mcnemar_is_exact(gained: int, lost: int) -> None:
 # --- facts of a finished run --------------------------------------------------------------------------------------
 
 
-def gathered(chain: Chain, **options: Any) -> dict[str, Any]:
-    return facts.gather(chain, facts.read(chain), options.get("previous"))
+def gathered(chain: Chain) -> dict[str, Any]:
+    return facts.gather(chain, facts.read(chain))
 
 
 def test_report_json_has_the_promised_keys(finished: SmallChain) -> None:
@@ -125,11 +125,11 @@ def test_the_figures_are_those_of_the_evaluation(finished: SmallChain) -> None:
 def test_the_page_says_what_makes_training_harder_than_validation(finished: SmallChain) -> None:
     chain, any_image = finished.chain(), collections.defaultdict(str)
     sources = facts.read(chain)
-    plain = page.html(facts.gather(chain, sources, None), any_image)
+    plain = page.html(facts.gather(chain, sources), any_image)
     assert "are averages over the epoch; validation is measured at its end." in plain
     settings = sources.train["details"]["config"]["training"]
     settings.update(label_smoothing=0.1, augmentation={"flip": "random"})
-    harder = page.html(facts.gather(chain, sources, None), any_image)
+    harder = page.html(facts.gather(chain, sources), any_image)
     told = "epoch, with augmentation and with label smoothing 0.1; validation is measured at its end, without either."
     assert told in harder
 
@@ -150,15 +150,15 @@ def test_examples_are_wrong_and_sure_or_right_and_unsure_and_show_the_true_class
     labels = generator.randint(0, 10, 300)
     mistakes = examples.most_confident_mistakes(probabilities, labels, CLASSES)
     correct = examples.least_confident_correct(probabilities, labels, CLASSES)
-    sure = [example.probabilities[0][1] for example in mistakes]
+    sure = [max(example["probabilities"].values()) for example in mistakes]
     assert sure == sorted(sure, reverse=True)
-    assert sure[0] == probabilities.max(1)[probabilities.argmax(1) != labels].max()
+    assert sure[0] == pytest.approx(probabilities.max(1)[probabilities.argmax(1) != labels].max(), abs=1e-6)
     for example in mistakes:
-        assert example.label != example.predicted
-        assert example.label in dict(example.probabilities)
-    unsure = [example.probabilities[0][1] for example in correct]
+        assert example["label"] != example["predicted"]
+        assert example["label"] in example["probabilities"]
+    unsure = [max(example["probabilities"].values()) for example in correct]
     assert unsure == sorted(unsure)
-    assert all(example.label == example.predicted for example in correct)
+    assert all(example["label"] == example["predicted"] for example in correct)
 
 
 def test_a_source_s_password_does_not_get_into_the_report(finished: SmallChain) -> None:

@@ -107,7 +107,7 @@ def browser() -> Iterator[chromium.Page]:
 def report(finished: SmallChain) -> dict[str, Any]:
     """The facts of a run that was resumed twice, with everything that a page can show."""
     chain = finished.chain()
-    value = facts.gather(chain, facts.read(chain), None)
+    value = facts.gather(chain, facts.read(chain))
     first = value["training"]["segments"][0]
     value["training"]["segments"] = [
         first,

@@ -30,7 +30,7 @@ gpu: $(INSTALLED)
 	$(PIP) install --quiet --no-deps --force-reinstall mxnet-cu117==1.9.1
 	@$(BIN)/python -m pipeline.runtime
 
-$(INSTALLED): pyproject.toml Makefile
+$(INSTALLED): pyproject.toml Makefile tasks/luigi_vgg.py
 	@rm -f $@
 	@set -e; good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; \
 	if [ -x $(BIN)/python ] && $(BIN)/python -c "$$good" 2>/dev/null; then :; else \

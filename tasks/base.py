@@ -96,8 +96,8 @@ class ChainTask(PluginTask):
         for name, value in filled.items():
             if values[name] not in ("", value):
                 raise ConfigError(
-                    f"{values['config']}: gives {name} {value}, but this task was made for {values[name]}: the "
-                    "file was changed since, or --" + name + " was given, which is filled in and not meant to be given"
+                    f"{values['config']}: {name} is {value}, but this task has {values[name]}: the file has changed, "
+                    f"or --{name} was given, which is read from the file"
                 )
         return values | filled
 

@@ -140,7 +140,8 @@ class Compare(PluginTask):
             name, accuracy = best["architecture"]["name"], f"{best['accuracy']:.2%}"
         except (KeyError, IndexError, TypeError, ValueError):  # of the right size, so nobody looked into it
             return f"ranking.json is damaged (luigi --module tasks Verify); ranking: {page}"
-        return f"{name} leads {count} configurations with {accuracy} ({data}); ranking: {page}"
+        ranked = f"{count} configuration{'s' if count > 1 else ''} ranked"
+        return f"{ranked}; best: {name}, {accuracy} ({data}); ranking: {page}"
 
 
 def _plan(values: dict[str, Any]) -> Comparison:
@@ -200,4 +201,4 @@ def _tell_result(task: Compare) -> None:
 
 @Compare.event_handler("event.core.dependency.present")
 def _tell_up_to_date(task: Compare) -> None:
-    log.info("comparison %s: up to date, nothing runs; %s", task.name, task.headline())
+    log.info("comparison %s: up to date; %s", task.name, task.headline())

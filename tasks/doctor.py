@@ -66,7 +66,7 @@ def luigi_configuration() -> list[Finding]:
     """Which files Luigi really read, and whether it understands what is in them."""
     wanted = os.environ.get("LUIGI_CONFIG_PATH")
     if wanted is not None and not Path(wanted).is_file():
-        text = f"LUIGI_CONFIG_PATH is {wanted}, which is no file; Luigi goes on without it: correct or unset it"
+        text = f"LUIGI_CONFIG_PATH is {wanted}, which is not a file, so Luigi ignores it: correct or unset it"
         return [Finding("luigi config", False, text)]
     read = ", ".join(mistakes.files())
     found = [Finding("luigi config", False, f"{mistake} (read: {read})") for mistake in _mistakes()]
@@ -127,7 +127,7 @@ def _mistakes() -> Iterator[str]:
     yield from _missing_folders()
     zero = [name for name in RETURN_CODES if str(get_config().get("retcode", name, "1")) == "0"]
     if zero:
-        yield f"[retcode] {', '.join(zero)} is 0: cron and systemd would not notice; remove the line"
+        yield f"[retcode] {', '.join(zero)} is 0, so cron and systemd would not notice a failure: remove the line"
 
 
 def _missing_packages() -> Iterator[str]:
@@ -162,4 +162,4 @@ def _missing_folders() -> Iterator[str]:
     for what, path in wanted.items():
         folder = os.path.dirname(path)
         if folder and not os.path.isdir(folder):
-            yield f"{what}: the folder {folder} does not exist, so luigid could not keep anything there: make it"
+            yield f"{what}: the folder {folder} does not exist, and luigid does not create it: create it"

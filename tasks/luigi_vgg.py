@@ -12,7 +12,7 @@ from pathlib import Path
 def _home() -> Path:
     """The folder that holds this plugin's packages."""
     places = (Path(__file__).resolve().parent, *map(Path, sys.path))
-    marks = ("pipeline/start.py", "tasks/shadowing.py")
+    marks = ("pipeline/start.py", "tasks/neighbours.py")
     return next(place for place in places if all((place / mark).is_file() for mark in marks))
 
 
@@ -24,8 +24,8 @@ def _take(name: str) -> None:
     if other is None or other.resolve() == ours / "__init__.py":
         return
     if name in sys.modules:
-        raise ImportError(f"{other} is at work here as {name}, which {ours} is called, too: use them in two programs")
-    print(f"{name}: {ours} is taken, and not {other}, which comes first on the Python path", file=sys.stderr)
+        raise ImportError(f"{name} is already imported from {other}, not from {ours}: use them in separate programs")
+    print(f"{name}: using {ours} instead of {other}, which comes first on the Python path", file=sys.stderr)
     spec = importlib.util.spec_from_file_location(name, ours / "__init__.py", submodule_search_locations=[str(ours)])
     assert spec is not None
     assert spec.loader is not None

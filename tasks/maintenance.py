@@ -56,7 +56,7 @@ class SetAside(Command):
     stage = luigi.ChoiceParameter(
         choices=list(STAGES), description="the stage to set aside, e.g. train; has no default."
     )
-    confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
+    confirm = luigi.BoolParameter(default=False, description="move the files; default: preview")
 
     def work(self) -> None:
         chain = self.chain
@@ -68,9 +68,9 @@ class SetAside(Command):
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
         tell(f"{moving} {shown(folder)} ({size / 1e6:.1f} MB)\n  to {shown(target)}")
-        tell(f"  the next run makes {self.stage} again" + (f", then as needed {', '.join(after)}" if after else ""))
+        tell(f"  the next run repeats {self.stage}" + (f", then {', '.join(after)} where needed" if after else ""))
         if not self.confirm:
-            tell("  nothing was done: add --confirm to do it")
+            tell("  preview only: add --confirm to do it")
             return
         what, mirror = f"{self.stage} {chain.run_id}", chain.workspace.mirror
         try:
@@ -85,7 +85,7 @@ class SetAside(Command):
         except OSError as error:
             raise from_os_error(error, "move the stage to the trash") from error
         name = folder.name if self.stage == "dataset" else chain.run_id
-        tell(f"  Restore --item {name} --confirm brings it back")
+        tell(f"  Restore --item {name} --confirm restores it")
         events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=shown(target))
         events.publish(chain.workspace)
 
@@ -104,10 +104,10 @@ class Restore(Command):
 
     item = luigi.Parameter(
         default="",
-        description="what to bring back: a generation, run or data set, e.g. 2026-W47; default: nothing, the "
-        "trash is only shown",
+        description="what to restore: a generation, run or data set, e.g. 2026-W47; default: nothing, the "
+        "trash is listed",
     )
-    confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
+    confirm = luigi.BoolParameter(default=False, description="move the files; default: preview")
 
     def work(self) -> None:
         workspace = self.chain.workspace
@@ -116,21 +116,19 @@ class Restore(Command):
         for entry in found:
             tell(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
         if not self.item:
-            tell(f"{len(found)} things in {workspace.shown(workspace.trash)}: --item NAME brings one back")
+            tell(f"{len(found)} items in {workspace.shown(workspace.trash)}; --item NAME restores one")
             if others := trash.unknown(workspace):
-                tell(f"to be moved back by hand, as nothing tells where they were: {', '.join(others)}")
+                tell(f"of unknown origin, to be moved back by hand: {', '.join(others)}")
             return
         if not found:
             place = workspace.shown(workspace.trash)
             raise WorkspaceError(
-                f"--item {self.item}: there is nothing of this name in {place}; without it all is shown"
+                f"--item {self.item}: not found in {place}; Restore without --item lists what is there"
             )
         if len({entry.place for entry in found}) > 1:
-            raise WorkspaceError(
-                f"--item {self.item}: several things have this name: give the whole path of one of them"
-            )
+            raise WorkspaceError(f"--item {self.item}: several items have this name: give the full path of one")
         if not self.confirm:
-            tell(f"  would bring back {found[0].place}, the newest of them; nothing was done: add --confirm to do it")
+            tell(f"  would restore {found[0].place}, the newest; preview only: add --confirm to do it")
             return
         for place in trash.restore(workspace, found[0]):
             tell(f"  restored {place}")
@@ -156,11 +154,11 @@ class Verify(PluginTask):
             tell(f"damaged: {line}")
         for line in found.unfinished:
             tell(f"unfinished: {line}")
-        result = f"{len(found.damaged)} damaged" if found.damaged else "all as recorded"
+        result = f"{len(found.damaged)} damaged" if found.damaged else "no damage"
         result += f"; {len(found.unfinished)} unfinished" if found.unfinished else ""
         tell(f"{found.files} files checked in {place}: {result}")
         if found.damaged:
             exit_with(DAMAGED)
-            advice = "restore the files or set the stage aside"
-            raise WorkspaceError(f"{place}: {len(found.damaged)} problems found; {advice}")
+            advice = "restore the files, or set the stage aside with SetAside"
+            raise WorkspaceError(f"{place}: {len(found.damaged)} damaged: {advice}")
         self.done = True

@@ -41,7 +41,7 @@ _EXPECTED: dict[type[Parameter[Any]], str] = {
     luigi.IntParameter: "a whole number",
     luigi.FloatParameter: "a number",
     luigi.BoolParameter: "true or false",
-    luigi.DateParameter: "a day as 2026-11-25",
+    luigi.DateParameter: "a date as 2026-11-25",
     luigi.DictParameter: "a JSON object",
 }
 
@@ -104,15 +104,12 @@ def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
 
 def _unknown_task(name: str) -> str:
     known = sys.modules["tasks"].__all__
-    return f"no task {name}{did_you_mean(name, known)}; the tasks are {', '.join(known)}"
+    return f"unknown task {name}{did_you_mean(name, known)}; available: {', '.join(known)}"
 
 
 def _ambiguous(name: str) -> str:
     places = sorted({f"{cls.__module__}.{cls.__name__}" for cls in Register._reg if cls.get_task_family() == name})
-    return (
-        f"{name} is the name of several tasks ({', '.join(places)}): give yours a task_namespace = 'mine' and call it "
-        f"mine.{name}"
-    )
+    return f"{name} is ambiguous ({', '.join(places)}): set task_namespace = 'mine' in yours and call it mine.{name}"
 
 
 # --- in luigi.cfg -----------------------------------------------------------------------------------------------------
@@ -186,7 +183,7 @@ def _wrong(section: str, option: str, written: object, parameter: Parameter[Any]
 
 
 def _no_file(path: str | None) -> str | None:
-    return f"found {path!r}, which is no file" if path and not os.path.isfile(path) else None
+    return f"found {path!r}, which is not a file" if path and not os.path.isfile(path) else None
 
 
 def _file(section: str, option: str | None) -> str:

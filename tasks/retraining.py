@@ -67,8 +67,7 @@ class Retrain(ChainTask):
         values = super().filled_in(values)
         if generation_seed(values["generation"]) is not None:
             raise ConfigError(
-                f"--generation: found {values['generation']}, but seed-N names a repetition with another seed; choose "
-                "another name"
+                f"--generation: found {values['generation']}, but seed-N is reserved for Compare; choose another name"
             )
         values["date"] = values["date"] or periods.today()
         if not values["generation"]:
@@ -146,7 +145,7 @@ class Retrain(ChainTask):
         log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
         twin = subject if subject.generation != self.generation else None
         if twin or (same := generations.same_weights(self.chain)):
-            what = "that one is taken" if twin else "it is trained all the same, as it was asked for by name"
+            what = "reusing it" if twin else "training anyway, as it was named by hand"
             log.info("generation %s: %s", self.generation, f"{_same_as(twin.run() if twin else same)}; {what}")
 
 
@@ -171,7 +170,9 @@ def _tell_nothing_due(task: Retrain) -> None:
     refused = " (refused)" if outcome == generations.REFUSED else ""
     log.info("up to date: %s exists%s%s", task.generation, refused, then)
     if changed := config_changes(subject.manifest("train"), subject.config):
-        log.warning("not in it: %s; the next generation has it, --generation NAME makes one now", "; ".join(changed))
+        log.warning(
+            "changed since: %s; applies to the next generation, or to --generation NAME now", "; ".join(changed)
+        )
 
 
 class Rollback(Command):
@@ -187,7 +188,7 @@ class Rollback(Command):
         tell(f"current was {old.run} (accuracy {old.accuracy:.2%})")
         tell(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
         name = old.generation or Path(old.run).name
-        tell(f"{name} is not promoted again by itself; Rollback --to {name} undoes this")
+        tell(f"{name} will not be promoted again automatically; Rollback --to {name} undoes this")
 
 
 class Retire(Command):
@@ -197,9 +198,9 @@ class Retire(Command):
     """
 
     name = luigi.Parameter(
-        default="", description="the model to retire, e.g. cifar10/vgg11; default: none, they are only shown"
+        default="", description="the model to retire, e.g. cifar10/vgg11; default: none, only list them"
     )
-    confirm = luigi.BoolParameter(default=False, description="really do it; default: only a preview")
+    confirm = luigi.BoolParameter(default=False, description="do it; default: preview")
 
     def work(self) -> None:
         workspace = self.chain.workspace
@@ -208,9 +209,9 @@ class Retire(Command):
         if self.name and self.confirm:
             target = rollback.retire(workspace, self.name)
             tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
-            tell(f"  Restore --item current/{self.name}.json --confirm brings it back")
+            tell(f"  Restore --item current/{self.name}.json --confirm restores it")
         else:
-            tell("nothing was done: --name NAME --confirm retires one")
+            tell("preview only: --name NAME --confirm retires one")
 
 
 class Prune(Command):
@@ -218,9 +219,9 @@ class Prune(Command):
 
     keep = luigi.IntParameter(
         default=0,
-        description="how many promoted ones to keep, e.g. 5; default: retrain.keep of the configuration",
+        description="how many promoted generations to keep, e.g. 5; default: retrain.keep of the configuration",
     )
-    confirm = luigi.BoolParameter(default=False, description="really move the files; default: only a preview")
+    confirm = luigi.BoolParameter(default=False, description="move the files; default: preview")
 
     def work(self) -> None:
         chain = self.chain
@@ -243,6 +244,6 @@ class Prune(Command):
             moved, left = retention.prune(chain, expired)
             tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
             if moved:
-                tell("  Restore --item NAME --confirm brings one back")
+                tell("  Restore --item NAME --confirm restores one")
         elif expired:
-            tell("nothing was done: add --confirm to do it")
+            tell("preview only: add --confirm to do it")

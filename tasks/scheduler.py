@@ -45,17 +45,17 @@ def problem(client: RemoteScheduler, patience: tuple[float, float] = PATIENCE) -
     except requests.exceptions.InvalidSchema as error:
         if "SOCKS" in str(error):
             return f"{_proxy(url)} is a SOCKS proxy: pip install 'requests[socks]', or add the host to NO_PROXY"
-        return f"the scheduler's address is {shown(url)}, expected one as http://localhost:8082"
+        return f"invalid scheduler address {shown(url)}: expected e.g. http://localhost:8082"
     except requests.exceptions.ProxyError:
-        return f"{_proxy(url)} does not let through to {shown(url)}: correct it, or add the host to NO_PROXY"
+        return f"{_proxy(url)} does not allow access to {shown(url)}: fix it, or add the host to NO_PROXY"
     except (requests.exceptions.SSLError, requests.exceptions.HTTPError, ValueError, LookupError, TypeError) as error:
         through = f", through {_proxy(url)}" if _proxies(url) else ""
         advice = "correct --scheduler-url or [core] in luigi.cfg, or add --local-scheduler"
-        return f"what answers at {shown(url)} is no luigid ({reason(error)}{through}): {advice}"
+        return f"{shown(url)} is not luigid ({reason(error)}{through}): {advice}"
     except requests.exceptions.RequestException:
-        return f"no luigid answers at {shown(url)}: start one with luigid, or add --local-scheduler"
+        return f"no luigid is running at {shown(url)}: start one with luigid, or add --local-scheduler"
     except OSError as error:  # a file that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names
-        return f"{shown(url)} cannot be asked: {reason(error)}; see REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
+        return f"{shown(url)} cannot be reached: {reason(error)}; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
     return None
 
 
@@ -97,13 +97,13 @@ def reason(error: BaseException | None) -> str:
     if response is not None:
         return f"HTTP {response.status_code} {response.reason or ''}".rstrip()
     if isinstance(error, requests.exceptions.SSLError):
-        return "the secure connection failed: certificate?"
+        return "TLS failed: check the certificate"
     if isinstance(error, requests.exceptions.Timeout):
         return "no answer in time"
     if isinstance(error, requests.exceptions.ConnectionError):
         return "no connection"
     if isinstance(error, (ValueError, LookupError, TypeError)):
-        return "the answer is not luigid's"
+        return "unexpected answer"
     return str(error) or type(error).__name__
 
 

@@ -117,7 +117,7 @@ class Scheduler(_Client):
             answer = super().ping(**about)
         except (RPCError, OSError, ValueError, LookupError):
             if self._hears:
-                log.info("%s does not answer; what runs here goes on", scheduler.shown(self._url))
+                log.info("%s is not responding; running tasks continue", scheduler.shown(self._url))
             self._hears = False
             return None
         self._hears = True
@@ -126,7 +126,7 @@ class Scheduler(_Client):
             with self._telling:
                 states = [(self._find(task_id) or {}).get("status") for task_id in self._running]
                 if any(state in (None, "PENDING", "FAILED") for state in states):
-                    log.info("luigid did not know of what runs here: told it again")
+                    log.info("luigid had lost track of the running tasks: registered them again")
                     self._announce()
         return answer
 
@@ -171,8 +171,8 @@ class Scheduler(_Client):
 
     def _refuse(self, given: list[str], own: str) -> None:
         names = ", ".join(re.sub(r"[^ -~]", "?", str(task_id))[:100] for task_id in given)
-        what = f"{names}: refused, luigid hands it out but this command did not plan it"
-        self._say_once(f"{what}; who can reach luigid's port? Let it listen on 127.0.0.1 (luigid --address)")
+        what = f"{names}: refused: assigned by luigid but not planned by this command"
+        self._say_once(f"{what}; restrict access to luigid's port (luigid --address 127.0.0.1)")
         for task_id in given:
             for status in ("FAILED", "DISABLED"):  # the second one keeps luigid from handing it out again
                 super().add_task(
@@ -196,7 +196,7 @@ class Scheduler(_Client):
                 for task_id in ready:
                     shared = sorted(set(held) & set(self._sent[task_id].get("resources") or ()))
                     if running == task_id:
-                        return f"{short_name(task_id)}: being run by {_who(worker)}, says luigid"
+                        return f"{short_name(task_id)}: already running in {_who(worker)}, according to luigid"
                     if shared:
                         return f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
         return None
@@ -209,10 +209,10 @@ class Scheduler(_Client):
         self.done_elsewhere.update(task_id for task_id in done if self.is_complete(task_id))
         done = [task_id for task_id in done if task_id not in self.done_elsewhere]
         if len(known) < len(found):
-            log.info("luigid was restarted: telling it again what is left to do")
+            log.info("luigid was restarted: registering the remaining tasks again")
             self._announce()
         elif any(task["status"] == "PENDING" and own not in task["workers"] for task in known.values()):
-            log.info("luigid took this command for dead: telling it again what is left to do")
+            log.info("luigid had dropped this command as dead: registering the remaining tasks again")
             self._announce()
         elif done:
             self._wait_for_cooldown(done)
@@ -233,7 +233,7 @@ class Scheduler(_Client):
 
     def _wait_for_cooldown(self, task_ids: list[str]) -> None:
         """For 10 s (stable_done_cooldown_secs) luigid takes no new order for a task that it has just seen done."""
-        log.info("luigid has just seen it done by another command: looking again in a few seconds")
+        log.info("just done by another command, according to luigid: retrying in a few seconds")
         until = time.monotonic() + COOLDOWN_SECONDS
         while time.monotonic() < until and any(self._is_done(task_id) for task_id in task_ids):
             time.sleep(POLL_SECONDS)
@@ -255,11 +255,13 @@ class Scheduler(_Client):
             if other.get("host") == socket.gethostname() and (
                 other.get("pid") == os.getpid() or is_gone(other.get("pid"))
             ):
-                log.info("%s: luigid still had it as running in %s, which is gone", short_name(task_id), _who(other))
+                log.info(
+                    "%s: luigid listed it as running in %s, which no longer exists", short_name(task_id), _who(other)
+                )
                 lost = json.dumps(f"{_who(other)} is gone")
                 super().add_task(worker=other["name"], task_id=task_id, status="FAILED", expl=lost)
                 return
-            self._say_once(f"{short_name(task_id)}: being run by {_who(other)}, says luigid", _advice())
+            self._say_once(f"{short_name(task_id)}: already running in {_who(other)}, according to luigid", _advice())
             if vgg().overlap != "wait":
                 return
             time.sleep(POLL_SECONDS)
@@ -284,8 +286,7 @@ class Scheduler(_Client):
                 raise
             why = scheduler.reason(error.sub_exception if isinstance(error, RPCError) else error)
             log.error(
-                "%s no longer answers as luigid does (%s): what is done stays, and the same command goes on from there "
-                "once it is back",
+                "%s stopped responding (%s): finished stages are kept; run the same command again once it is back",
                 scheduler.shown(self._url),
                 why,
             )
@@ -299,8 +300,8 @@ class Scheduler(_Client):
 
         def tell(state: RetryCallState) -> None:
             if state.attempt_number == 1 < attempts:
-                again = f"asking again every {seconds} s, {attempts - 1} times"
-                log.info("%s does not answer: %s", scheduler.shown(self._url), again)
+                again = f"retrying every {seconds} s, {attempts - 1} times"
+                log.info("%s is not responding: %s", scheduler.shown(self._url), again)
 
         return Retrying(wait=wait_fixed(seconds), stop=stop_after_attempt(attempts), reraise=True, after=tell)
 
@@ -310,8 +311,8 @@ def disabled(task: dict[str, Any]) -> str:
     seconds = luigi.scheduler.scheduler().disable_persist
     until = datetime.datetime.fromtimestamp(task["last_updated"] + seconds, datetime.timezone.utc)
     return (
-        f"luigid does not let it run after too many failures, until {until:%Y-%m-%dT%H:%M:%SZ} ([scheduler] "
-        "disable_persist); once repaired, press Re-enable beside it on luigid's page"
+        f"disabled by luigid after too many failures until {until:%Y-%m-%dT%H:%M:%SZ} ([scheduler] "
+        "disable_persist); once fixed, click Re-enable on luigid's page"
     )
 
 
@@ -331,7 +332,7 @@ def _who(worker: dict[str, Any]) -> str:
 def _advice() -> str:
     if vgg().overlap == "wait":
         return "; waiting for it"
-    return "; if it is gone, luigid will notice within a minute or so (worker_disconnect_delay)"
+    return "; if that process is gone, luigid notices within about a minute (worker_disconnect_delay)"
 
 
 def create_remote_scheduler(self: object, url: str) -> Scheduler:

@@ -61,16 +61,16 @@ class StageTask(ChainTask):
                 stage_sync.refresh(chain)
                 reasons = chain.why(self.stage)
                 if reasons and stage_sync.publish_finished(chain, self.stage):
-                    log.info("%s: was made here before, is published now", self.what)
+                    log.info("%s: publishing the result that was made here earlier", self.what)
                     return
                 if not reasons:
-                    log.info("%s: done meanwhile, nothing to do", self.what)
+                    log.info("%s: already done by another process", self.what)
                     return
                 log.info("%s: running: %s", self.what, "; ".join(reasons))
                 self._run_stage(chain, held, reasons)
         except Interrupted as error:
             if self.gave_up:
-                lost = f"{self.what}: another host took it over, as this one could not be heard"
+                lost = f"{self.what}: taken over by another host, because this one lost touch with the store"
                 raise AlreadyRunning(lost) from error
             if self.told_to_stop:
                 ask_for_no_more_work()  # with keep_alive Luigi would take it up again

@@ -104,7 +104,7 @@ def _tell_config_changes(task: StageTask) -> None:
     if changed and (place := f"{chain.workspace.root}/{chain.run_id}") not in _told:
         _told.add(place)
         ways = "--generation NAME (beside this one), another architecture.name, or SetAside --stage train --confirm"
-        log.warning("train %s: not trained again for this: %s; to do so: %s", chain.run_id, "; ".join(changed), ways)
+        log.warning("train %s: not retrained for this: %s; to retrain: %s", chain.run_id, "; ".join(changed), ways)
 
 
 @Report.event_handler("event.core.success")
@@ -114,4 +114,4 @@ def _tell_result(task: Report) -> None:
 
 @Report.event_handler("event.core.dependency.present")
 def _tell_up_to_date(task: Report) -> None:
-    log.info("%s: up to date, nothing runs; %s", task.what, task.headline())
+    log.info("%s: up to date; %s", task.what, task.headline())

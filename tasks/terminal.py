@@ -23,7 +23,7 @@ class TerminalBar:
     def __init__(self, what: str) -> None:
         self._what = what
         self._fraction = 0.0
-        self._say("starting Python and what it needs")
+        self._say("starting Python")
         if _terminal is not None:
             _terminal.settle()  # from now on lines go above the bar
 

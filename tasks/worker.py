@@ -82,9 +82,9 @@ class Worker(luigi.worker.Worker):
         elif disabled and isinstance(self._scheduler, Scheduler):
             self._scheduler.explain_disabled(task["task_id"])
         elif disabled:
-            log.info("%s: failed too often ([scheduler] retry_count), is not tried again", short_name(task["task_id"]))
+            log.info("%s: failed too often ([scheduler] retry_count): giving up", short_name(task["task_id"]))
         elif self._config.keep_alive and not self._stop_requesting_work:
-            log.info("%s: is tried again %s", short_name(task["task_id"]), self._when())
+            log.info("%s: retrying %s", short_name(task["task_id"]), self._when())
 
     def _when(self) -> str:
         remote = isinstance(self._scheduler, Scheduler)

@@ -296,7 +296,7 @@ def load_launcher(name: str, where: str, folder: Path) -> list[str]:
     if file is None:
         known = ", ".join(f"config/launchers/{found.name}" for found in sorted(ready_made.glob("*.yaml")))
         raise ConfigError(
-            f"{where}: found {name!r}, which is no file; give a list of arguments such as [srun, --gres=gpu:1], "
+            f"{where}: found {name!r}, which is not a file; give a list of arguments such as [srun, --gres=gpu:1], "
             f"a YAML file that holds one, or one of the ready-made {known}"
         )
     value = parse_yaml(file, name)

@@ -62,7 +62,7 @@ def hint(workspace: Workspace, name: str) -> str:
     """How to restore `name`, for the end of a message; empty when it is not in the trash."""
     if not any(item.is_named(name) for item in items(workspace)):
         return ""
-    return f"; it is in the trash: `Restore --item {name} --confirm` brings it back"
+    return f"; it is in the trash: `Restore --item {name} --confirm` restores it"
 
 
 def restore(workspace: Workspace, item: Item) -> list[str]:

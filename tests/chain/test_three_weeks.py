@@ -201,7 +201,7 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     # The gate decides about it, which is all that is new.
     first = weeks.retrain("--date", "2026-11-04")
     assert first.ran == ["promote", "report"]
-    assert f"same images, settings and seed, so the same weights as {plain.run_id}; that one is taken" in first.log
+    assert f"same images, settings and seed, so the same weights as {plain.run_id}; reusing it" in first.log
     assert weeks.current
     assert weeks.current.run == plain.place
     assert weeks.report().ran == [], "its report is up to date, with the decision in it"

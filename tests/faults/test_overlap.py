@@ -142,7 +142,7 @@ def test_a_rerun_at_once_after_kill_9_runs_although_luigid_lists_the_dead_comman
     command.process.wait()
     command = place.run("TrainVGG", luigid.argument)
     assert command.code == 0, command.output
-    assert "luigid still had it as running in process" in command.output
+    assert "luigid listed it as running in process" in command.output
     assert place.digest() == undisturbed()
 
 
@@ -151,7 +151,7 @@ def test_a_second_command_under_luigid_leaves_with_10(place: Place, luigid: Luig
     first = place.start("TrainVGG", luigid.argument)
     first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
     second = place.run("TrainVGG", luigid.argument).check(10)
-    assert f"being run by process {first.process.pid}" in second.output
+    assert f"already running in process {first.process.pid}" in second.output
     first.send(signal.SIGTERM)
     first.finish(143)
     assert place.started("train") == 1

@@ -84,7 +84,7 @@ def test_the_chain_is_made_recognised_elsewhere_verified_and_set_aside(
     assert luigi("one", "Report", *chosen).ran == ["dataset", "train", "evaluate", "export", "report"]
     assert list((tmp_path / "shared").glob("runs/*/*/report/index.html"))
     assert luigi("two", "Report", *chosen).ran == []
-    assert "all as recorded" in luigi("two", "Verify").output
+    assert "no damage" in luigi("two", "Verify").output
     luigi("two", "SetAside", "--stage", "evaluate", "--confirm", *chosen)
     assert list((tmp_path / "shared").glob("trash/*/runs/*/*/evaluate/metrics.json"))
     assert luigi("one", "Report", *chosen).ran == ["evaluate"]  # to the same figures, so the report stands

@@ -61,7 +61,7 @@ def test_server_errors_cut_uploads_and_slow_answers_are_tried_again(host: Hosts,
     assert {entry.split()[0] for entry in proxy.troubled} == {"500", "cut", "slow"}
     assert {"cut PUT", "500 GET"} <= set(proxy.troubled)
     proxy.quiet()
-    assert "all as recorded" in host("two").good("Verify").output
+    assert "no damage" in host("two").good("Verify").output
 
 
 def test_a_result_that_cannot_be_uploaded_is_kept_and_published_by_the_next_command(
@@ -80,7 +80,7 @@ def test_a_result_that_cannot_be_uploaded_is_kept_and_published_by_the_next_comm
     proxy.quiet()
     again = one.good("TrainVGG")
     assert again.ran == []
-    assert "was made here before, is published now" in again.log
+    assert "publishing the result that was made here earlier" in again.log
     assert "train     done" in host("two").good("Status").output
 
 
@@ -128,7 +128,7 @@ def test_a_host_that_dies_while_it_uploads_leaves_nothing_that_counts(
     assert not bucket.objects("/train/manifest.json")
     assert "train     will run" in two.good("Status").output
     assert two.good("TrainVGG").ran == ["train"]
-    assert "all as recorded" in one.good("Verify").output
+    assert "no damage" in one.good("Verify").output
 
 
 def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket) -> None:
@@ -145,7 +145,7 @@ def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket
             waiting.wait_for(lambda: "waiting for process" in waiting.text, "it waits")
             running.finish(0)
             waiting.finish(0)
-            assert "done meanwhile" in waiting.text
+            assert "already done by another process" in waiting.text
     started = [event for event in bucket.events() if (event["event"], event["stage"]) == ("started", "train")]
     assert len(started) == 1
 

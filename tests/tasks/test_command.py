@@ -176,14 +176,12 @@ def test_another_package_in_front_of_ours_is_named_with_the_way_out(done, foreig
         result = run([*luigi_command(), "--module", "tasks", *about], done.cwd, clean_environment(PYTHONPATH=path))
         assert result.rc == 2, result.text
         (line,) = result.log.splitlines()
-        assert line.startswith(
-            f"{other} is not this plugin's pipeline, which is {CHECKOUT / 'pipeline'}, and comes first"
-        )
-        assert line.endswith("take its folder out of PYTHONPATH, or run luigi --module luigi_vgg")
+        assert line.startswith(f"{other} hides this plugin's pipeline ({CHECKOUT / 'pipeline'}) on the Python path")
+        assert line.endswith("remove its folder from PYTHONPATH, or run luigi --module luigi_vgg")
     result = run([*luigi_command(), "--module", "luigi_vgg", *about], done.cwd, clean_environment(PYTHONPATH=path))
     assert result.rc == 0, result.text
     name = foreign.partition("/")[0].removesuffix(".py")
-    assert f"{name}: {CHECKOUT / name} is taken, and not {other}, which comes first on the Python path" in result.log
+    assert f"{name}: using {CHECKOUT / name} instead of {other}, which comes first on the Python path" in result.log
     assert (done.folder("report") / "report.json").exists()
 
 
@@ -191,9 +189,7 @@ def test_two_packages_of_one_name_in_one_program_are_told_apart(tmp_path):
     (tmp_path / "tasks.py").write_text("")
     program = "import tasks\ntry: import luigi_vgg\nexcept ImportError as error: print(error)"
     result = run([sys.executable, "-c", program], tmp_path)
-    assert (
-        f"{tmp_path / 'tasks.py'} is at work here as tasks, which {CHECKOUT / 'tasks'} is called, too" in result.output
-    )
+    assert f"tasks is already imported from {tmp_path / 'tasks.py'}, not from {CHECKOUT / 'tasks'}" in result.output
 
 
 @pytest.mark.pythons
@@ -266,7 +262,7 @@ def test_no_scheduler_is_told_in_one_line_without_waiting(done, way):
     if way == "luigi.cfg":
         (done.cwd / "luigi.cfg").write_text(f"[core]\ndefault-scheduler-url = {url}\n")
     result = done.luigi("Report", scheduler=scheduler.get(way, ()))
-    assert_one_line(result, 35, f"no luigid answers at {url}: start one with luigid, or add --local-scheduler")
+    assert_one_line(result, 35, f"no luigid is running at {url}: start one with luigid, or add --local-scheduler")
     assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
 
 
@@ -276,7 +272,7 @@ def test_no_scheduler_is_told_as_soon_when_a_task_of_luigi_itself_asks_for_ours(
     task = ["RangeDaily", "--of", "Retrain", "--start", "2026-11-01", "--of-params", '{"config": "config.yaml"}']
     command = [*luigi_command(), "--module", "tasks", *task, "--scheduler-url", url]
     result = run(command, tmp_path, clean_environment())
-    assert_fails_clearly(result, 35, f"no luigid answers at {url}: start one with luigid, or add --local-scheduler")
+    assert_fails_clearly(result, 35, f"no luigid is running at {url}: start one with luigid, or add --local-scheduler")
     assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
 
 
@@ -415,7 +411,7 @@ def test_verify_calls_nothing_damaged_that_is_unfinished_or_being_made(done):
     shutil.rmtree(done.folder("export"))
     again = done.luigi("Verify")
     assert again.rc == 0, again.text
-    assert "all as recorded; 1 unfinished" in again.output
+    assert "no damage; 1 unfinished" in again.output
 
 
 def test_verify_reads_the_pointers_too(done):

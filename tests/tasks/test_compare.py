@@ -98,7 +98,7 @@ def test_a_second_call_runs_nothing_and_says_so(compared: tuple[Bench, Result]) 
     assert again.rc == 0
     # Another order of the same files is the same question.
     assert again.ran == []
-    assert "up to date, nothing runs" in again.log
+    assert "up to date" in again.log
 
 
 def test_the_tables_rank_by_mean_accuracy_over_the_seeds(compared: tuple[Bench, Result]) -> None:
@@ -230,7 +230,7 @@ def test_two_commands_under_one_luigid_share_the_work(bench: Bench, luigid: int)
     assert set(started.values()) == {1}
     again = bench.compare('["narrow.yaml", "deep.yaml"]', scheduler=place)
     assert (again.rc, again.ran) == (0, []), again.text
-    assert "up to date, nothing runs" in again.log
+    assert "up to date" in again.log
 
 
 # --- what cannot be compared --------------------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def other() -> Iterator[Any]:
 
 
 def test_something_else_on_luigids_port(prepared: SmallChain, other: Any) -> None:
-    assert "is no luigid" in _with_scheduler(prepared, other.server_port)["luigid"]
+    assert "is not luigid" in _with_scheduler(prepared, other.server_port)["luigid"]
 
 
 def test_luigid_with_another_clock(prepared: SmallChain, other: Any) -> None:

@@ -34,8 +34,8 @@ def _told(arguments: list[str]) -> str | None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("NoSuchTask", ["no task NoSuchTask; the tasks are Compare, Doctor"]),
-        ("report", ["no task report: did you mean Report?"]),
+        ("NoSuchTask", ["unknown task NoSuchTask; available: Compare, Doctor"]),
+        ("report", ["unknown task report: did you mean Report?"]),
         (
             "SetAside --stage traain",
             ["--stage: found 'traain'", "dataset, evaluate, export, report, train", "mean train?"],
@@ -44,14 +44,14 @@ def _told(arguments: list[str]) -> str | None:
         ("Compare", ["Compare: --configs is missing", "e.g. config/vgg11.yaml,"]),
         ("Prune --keep many", ["--keep: found 'many', expected a whole number"]),
         ("Report --Prune-keep many", ["--Prune-keep: found 'many', expected a whole number"]),
-        ("Retrain --date tomorrow", ["--date: found 'tomorrow', expected a day as 2026-11-25"]),
+        ("Retrain --date tomorrow", ["--date: found 'tomorrow', expected a date as 2026-11-25"]),
         ("Report --workers two", ["--workers: found 'two', expected a whole number"]),
         ("Report --vgg-overlap never", ["--vgg-overlap: found 'never', expected one of leave, wait"]),
         ("Report --vgg-stale-seconds long", ["--vgg-stale-seconds: found 'long', expected a number"]),
-        ("Report --logging-conf-file nowhere.conf", ["--logging-conf-file: found 'nowhere.conf', which is no file"]),
+        ("Report --logging-conf-file nowhere.conf", ["--logging-conf-file: found 'nowhere.conf', which is not a file"]),
         ("RangeDaily", ["RangeDaily: --of is missing"]),
-        ("RangeDaily --of Retrian", ["--of: no task Retrian: did you mean Retrain?"]),
-        ("RangeDaily --of Retrain --start May", ["--start: found 'May', expected a day"]),
+        ("RangeDaily --of Retrian", ["--of: unknown task Retrian: did you mean Retrain?"]),
+        ("RangeDaily --of Retrain --start May", ["--start: found 'May', expected a date"]),
         ("RangeDaily --of Retrain --of-params config", ["--of-params: found 'config', expected a JSON object"]),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_mistake_on_the_command_line_is_told(arguments: str, words: list[str])
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["NoSuchTask"], 2, "no task NoSuchTask"),
+        (["NoSuchTask"], 2, "unknown task NoSuchTask"),
         (["SetAside", "--stage", "traain"], 2, "--stage: found 'traain'"),
         (["Compare"], 2, "--configs is missing"),
         (["Compare", "--configs", ","], 2, "--configs: found ',', expected at least one path"),
@@ -97,7 +97,7 @@ def test_two_tasks_of_one_name_are_told_with_the_way_out(tmp_path: Path) -> None
     environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
     result = run([*luigi_command(), "--module", "mine", "Report", "--local-scheduler"], tmp_path, environment)
     assert result.rc == 2, result.text
-    assert "Report is the name of several tasks (mine.Report, tasks.stages.Report)" in result.log
+    assert "Report is ambiguous (mine.Report, tasks.stages.Report)" in result.log
     assert "task_namespace" in result.log
     assert "Traceback" not in result.log
     assert len(result.log.splitlines()) == 1, result.log
@@ -154,7 +154,7 @@ def luigi_cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         ("[vgg]\nworkspace = ${NO_SUCH}/vgg\n", ["[vgg] workspace: found '${NO_SUCH}/vgg'", "environment variable"]),
         (
             "[core]\nlogging_conf_file = nowhere.conf\n",
-            ["[core] logging_conf_file: found 'nowhere.conf', which is no file"],
+            ["[core] logging_conf_file: found 'nowhere.conf', which is not a file"],
         ),
         ("[retcode]\ntask_failed = 30 ; bad\n", ["[retcode] task_failed: found '30 ; bad'", "a line of its own"]),
         (

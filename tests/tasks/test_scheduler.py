@@ -1,4 +1,4 @@
-"""What is at the other end of --scheduler-url: each thing that is no luigid has its line, at once."""
+"""What is at the other end of --scheduler-url: each thing that is not luigid has its line, at once."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def answering() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("path", "environment", "expected"),
     [
-        ("/404", {}, "is no luigid (HTTP 404 Not Found): correct --scheduler-url"),
-        ("/503", {}, "is no luigid (HTTP 503 Service Unavailable)"),
-        ("/200", {}, "is no luigid (the answer is not luigid's)"),
+        ("/404", {}, "is not luigid (HTTP 404 Not Found): correct --scheduler-url"),
+        ("/503", {}, "is not luigid (HTTP 503 Service Unavailable)"),
+        ("/200", {}, "is not luigid (unexpected answer)"),
         (
             "/200",
             {"http_proxy": "http://127.0.0.1:1"},
-            "the proxy http://127.0.0.1:1 does not let through to http://127",
+            "the proxy http://127.0.0.1:1 does not allow access to http://127",
         ),
         (
             "/200",
@@ -72,9 +72,9 @@ def test_what_answers_but_is_no_luigid_is_told_as_such(
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("localhost:8082", "the scheduler's address is localhost:8082, expected one as http://localhost:8082"),
-        ("https://127.0.0.1:{port}", "no luigid answers at https://127.0.0.1:"),
-        ("http://127.0.0.1:{mute}", "no luigid answers at http://127.0.0.1:"),
+        ("localhost:8082", "invalid scheduler address localhost:8082: expected e.g. http://localhost:8082"),
+        ("https://127.0.0.1:{port}", "no luigid is running at https://127.0.0.1:"),
+        ("http://127.0.0.1:{mute}", "no luigid is running at http://127.0.0.1:"),
     ],
 )
 def test_what_does_not_answer_is_told_as_such(url: str, expected: str) -> None:
@@ -88,7 +88,7 @@ def test_what_does_not_answer_is_told_as_such(url: str, expected: str) -> None:
 def test_a_missing_file_of_certificates_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/there/is/none.pem")
     found = scheduler.problem(RemoteScheduler("https://127.0.0.1:1")) or ""
-    assert "/there/is/none.pem; see REQUESTS_CA_BUNDLE" in found
+    assert "/there/is/none.pem; check REQUESTS_CA_BUNDLE" in found
 
 
 def test_a_command_ends_at_once_with_35_and_one_line_when_something_else_answers(
@@ -98,7 +98,7 @@ def test_a_command_ends_at_once_with_35_and_one_line_when_something_else_answers
     assert result.rc == 35, result.text
     assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
     assert result.log.count("\n") == 1
-    assert "is no luigid (HTTP 404 Not Found)" in result.log
+    assert "is not luigid (HTTP 404 Not Found)" in result.log
 
 
 def test_luigi_deps_tree_needs_no_luigid(fresh: SmallChain) -> None:

@@ -63,7 +63,7 @@ def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared
         wait_for(lambda: "epoch" in central.message(task["task_id"]), "its progress")
         assert central.tell(task, "stop-after-epoch") == "ok"
         assert command.end() == 30, command.output
-    assert "luigid did not know of what runs here: told it again" in command.output
+    assert "luigid had lost track of the running tasks: registered them again" in command.output
     assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
 
 
@@ -79,7 +79,7 @@ def test_a_command_that_luigid_took_for_dead_goes_on_to_its_end(prepared: SmallC
             wait_for(lambda: not central.api("worker_list"), "luigid to forget it")
             command.process.send_signal(signal.SIGCONT)
             assert command.end() == 0, command.output
-        assert "told it again" in command.output or "telling it again" in command.output
+        assert "registered them again" in command.output or "registering the remaining" in command.output
 
 
 def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: SmallChain, tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: S
         central.restart()
     assert prepared.manifest("train")["files"]
     heard, asked, left = [line for line in command.output.splitlines() if central.url in line]
-    assert "does not answer; what runs here goes on" in heard
-    assert "does not answer: asking again every 1 s, 1 times" in asked
-    assert "no longer answers as luigid does (no connection): what is done stays" in left
+    assert "is not responding; running tasks continue" in heard
+    assert "is not responding: retrying every 1 s, 1 times" in asked
+    assert "stopped responding (no connection): what is done stays" in left
     assert "Failed pinging" not in command.output
     assert "Traceback" not in command.output
 
@@ -141,12 +141,15 @@ def test_what_another_command_did_while_this_one_stayed_is_done_and_the_code_say
     central.api("add_worker", worker="other", info=[["pid", 4711], ["host", "box"]])
     assert central.api("get_work", worker="other")["task_id"] == name
     with started(done, "Report", central, LUIGI_CONFIG_PATH=str(file)) as command:
-        wait_for(lambda: "being run by process 4711 on box, says luigid" in command.output, "a line about the other")
+        wait_for(
+            lambda: "already running in process 4711 on box, according to luigid" in command.output,
+            "a line about the other",
+        )
         if overlap == "leave":  # the report is left to do, so it stays
             wait_for(lambda: "'first_task':" in str(central.api("worker_list")), "the command to ask for work")
         for folder in away.iterdir():
             shutil.move(folder, run)
         central.api("add_task", **other, status="DONE")
         assert command.end() == 0, command.output
-    assert ("done by another command" if overlap == "wait" else "done meanwhile") in command.output
-    assert command.output.count("being run by process 4711") == 1
+    assert ("done by another command" if overlap == "wait" else "already done by another process") in command.output
+    assert command.output.count("already running in process 4711") == 1

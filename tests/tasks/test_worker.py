@@ -1,4 +1,4 @@
-"""What the sample luigi.cfg makes of failures: what is tried again, what the exit code says, what luigid disables."""
+"""What the sample luigi.cfg makes of failures: what retrying, what the exit code says, what luigid disables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_lock_that_was_met_and_waited_out_is_no_failure(prepared: SmallChain, 
     with contextlib.ExitStack() as other:
         other.enter_context(_somebody_trains(prepared))
         with started(prepared, "TrainVGG", None, "--workers", workers, LUIGI_CONFIG_PATH=sample) as command:
-            wait_for(lambda: ": is tried again in 0 s ([scheduler] retry_delay)" in command.output, "a retry")
+            wait_for(lambda: ": retrying in 0 s ([scheduler] retry_delay)" in command.output, "a retry")
             other.close()
             assert command.end() == 0, command.output
     assert _trainings(prepared) == 1
@@ -67,12 +67,12 @@ def test_a_real_failure_after_a_lock_is_a_failure_and_one_that_stays_is_tried_on
     with contextlib.ExitStack() as other:
         other.enter_context(_somebody_trains(prepared))
         with started(prepared, "Export", None, LUIGI_CONFIG_PATH=sample) as command:
-            wait_for(lambda: "is tried again" in command.output, "a retry")
+            wait_for(lambda: "retrying" in command.output, "a retry")
             other.close()
             assert command.end() == 30, command.output
     assert _trainings(prepared) == 1
     assert command.output.count("there-is-no-such.params") == 1
-    assert "tried again" not in command.output.partition("there-is-no-such.params")[2]
+    assert "retrying" not in command.output.partition("there-is-no-such.params")[2]
 
 
 def test_a_lock_that_stays_ends_with_10(prepared: SmallChain, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_what_a_person_asks_for_is_tried_once(prepared: SmallChain, sample: str,
     about = ("--stage", "report") if task == "SetAside" else ()
     result = prepared.luigi(task, *about, LUIGI_CONFIG_PATH=sample)
     assert result.rc == {"Verify": 4}.get(task, 30), result.text
-    assert "tried again" not in result.log
+    assert "retrying" not in result.log
     errors = [line for line in result.log.splitlines() if line.startswith("ERROR")]
     assert len(errors) <= 1
 
@@ -110,7 +110,7 @@ def test_a_retry_takes_messages_too_and_a_stop_by_message_ends_the_command(
             assert central.tell(task, "stop") == "ok"
             assert command.end() == 30, command.output
         assert _trainings(prepared) == 2
-        assert command.output.count(": is tried again in 0 s or up to a minute later") == 1
+        assert command.output.count(": retrying in 0 s or up to a minute later") == 1
         # Stopped, it is open for the next command, however often it failed before.
         assert prepared.luigi("Status").rc in (0, 3)
         assert central.api("task_list", status="DISABLED", upstream_status="") == {}
@@ -128,13 +128,13 @@ def test_a_task_that_luigid_disabled_is_told_by_the_command_and_by_doctor_with_t
         assert refused.rc == 25, refused.text
         assert refused.ran == []
         (task_id,) = central.api("task_list", status="DISABLED", upstream_status="")
-        line = ": luigid does not let it run after too many failures, until 20"
+        line = ": disabled by luigid after too many failures until 20"
         for log in (failed.log, refused.log):
             assert log.count(line) == 1
-            assert f"press Re-enable beside it on luigid's page ({central.url}/" in log
+            assert f"click Re-enable on luigid's page ({central.url}/" in log
         found = prepared.luigi("Doctor", "--json", scheduler=central.scheduler, **place)
         (problem,) = [item["text"] for item in json.loads(found.output)["findings"] if not item["ok"]]
-        assert ": luigid does not let it run after too many failures, until 20" in problem
+        assert ": disabled by luigid after too many failures until 20" in problem
         assert "Re-enable" in problem
         central.api("re_enable_task", task_id=task_id)  # what the button does
         assert prepared.luigi("TrainVGG", scheduler=central.scheduler, **place).rc == 0

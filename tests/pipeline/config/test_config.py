@@ -129,7 +129,7 @@ def refused(path):
             "name: sample, source: 's3://k:y@b/x?y'",
             "data.source: found s3://b/x, but",
         ),
-        ("device: cpu", f"launcher: {'a' * 300}.yaml", "which is no file"),
+        ("device: cpu", f"launcher: {'a' * 300}.yaml", "which is not a file"),
         ("device: cpu", "1: cpu", "not valid YAML at line 4, column 1: a key must be a plain word"),
     ],
 )

@@ -20,8 +20,8 @@ def check() -> None:
     if other is None or other.resolve() == ours / "__init__.py":
         return
     text = (
-        f"{other} is not this plugin's pipeline, which is {ours}, and comes first on the Python path: "
-        "take its folder out of PYTHONPATH, or run luigi --module luigi_vgg"
+        f"{other} hides this plugin's pipeline ({ours}) on the Python path: "
+        "remove its folder from PYTHONPATH, or run luigi --module luigi_vgg"
     )
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]

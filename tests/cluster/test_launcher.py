@@ -156,7 +156,7 @@ def test_every_ready_made_launcher_is_a_list_of_words() -> None:
     ("value", "said"),
     [
         ("nowhere.yaml", "found 'nowhere.yaml', which is not a file"),
-        (["srun", "--time", 14400], "launcher[2]: found 14400, expected str; each argument is text"),
+        (["srun", "--time", 14400], "launcher[2]: found 14400, expected text; put each argument in quotes"),
         (3, "launcher: found 3, expected a list of arguments, or the name of a file that holds one"),
         (["srun", ""], "an argument cannot be empty"),
     ],

@@ -53,12 +53,12 @@ def assert_fails_clearly(result, code, *words):
     [
         ("epochs: 1", "epoch: 1", ["unknown key training.epoch", "did you mean epochs?"]),
         ("{epochs: 1}", "{epochs: 1, epochs: 2}", ["line 3", "duplicate key 'epochs'"]),
-        ("epochs: 1", "epochs: many", ['training.epochs: found "many", expected int']),
+        ("epochs: 1", "epochs: many", ['training.epochs: found "many", expected an integer']),
         ("epochs: 1", "epochs: 0", ["training.epochs: found 0", ">= 1"]),
         ("[[1, 4]]", "[[1, 4], [1, 4], [1, 4], [1, 4], [1, 4], [1, 4]]", ["found 6 blocks", "32x32", "at most 5"]),
         ("[[1, 4]]", "[[1, 4", ["not valid YAML at line"]),
         ("name: tiny, ", "", ["missing key architecture.name"]),
-        ("epochs: 1", '"\\e]0;x\\a\\n": 1', ["unknown field ?]0;x? "]),
+        ("epochs: 1", '"\\e]0;x\\a\\n": 1', ["unknown key training.?]0;x?"]),
     ],
 )
 def test_a_bad_configuration_ends_with_code_2_and_one_line(fresh, old, new, words):

@@ -1,0 +1,114 @@
+"""What the types of a configuration allow, but no network or training can be."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from pipeline import address
+from pipeline.config.difference import flatten, shown
+from pipeline.config.schema import IMAGE_SIZE, Config, Schedule, Training, to_dict
+from pipeline.errors import ConfigError
+
+
+def check_meaning(config: Config, value: Any, where: str) -> None:
+    """Raise `ConfigError` for values that the types allow; `value` is the configuration as it was given."""
+    _check_leaves(config, where)
+    _check_data(config, value, where)
+    _check_network(config, where)
+    _check_milestones(config.training.schedule, f"{where}: training.schedule")
+    if isinstance(config.launcher, list) and any("\0" in word or not word for word in config.launcher):
+        raise ConfigError(f"{where}: launcher: found {shown(config.launcher)}, an argument cannot be empty")
+    devices = config.device.partition(":")[2].split(",")
+    if len(set(devices)) != len(devices):
+        raise ConfigError(f"{where}: device: found {config.device}, the same device twice")
+
+
+def _check_leaves(config: Config, where: str) -> None:
+    for key, leaf in flatten(to_dict(config)):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            raise ConfigError(f"{where}: {key}: found {leaf}, expected a finite number")
+        if isinstance(leaf, str) and re.search("[\ud800-\udfff]", leaf):
+            raise ConfigError(f"{where}: {key}: found {leaf!a}, which cannot be written as UTF-8")
+        is_place = key.startswith(("data.source", "data.mirrors", "training.init_from"))
+        if is_place and isinstance(leaf, str) and re.search(r"[\x00-\x1f\x7f]", leaf):
+            raise ConfigError(f"{where}: {key}: found {shown(leaf)}, an address or path has no control characters")
+
+
+def _check_data(config: Config, value: Any, where: str) -> None:
+    data = config.data
+    if data.name == "sample" and not data.is_sample:
+        given = isinstance(value, dict) and "source" in (value.get("data") or {})
+        found = address.shown(data.source) if given else "nothing"
+        raise ConfigError(f"{where}: data.source: found {found}, but data.name sample needs source: bundled")
+    if data.is_sample and data.name != "sample":
+        raise ConfigError(f"{where}: data.name: found {data.name}, but source bundled needs name: sample")
+
+
+def _check_network(config: Config, where: str) -> None:
+    architecture, training = config.architecture, config.training
+    pools = len(architecture.conv_arch)
+    allowed = IMAGE_SIZE.bit_length() - 1
+    if pools > allowed:
+        raise ConfigError(
+            f"{where}: architecture.conv_arch: found {pools} blocks, each halving the image; "
+            f"{IMAGE_SIZE}x{IMAGE_SIZE} pixels allow at most {allowed}"
+        )
+    if training.optimizer != "sgd" and training.momentum == 0:
+        raise ConfigError(f"{where}: training.momentum: found 0, but optimizer {training.optimizer} needs momentum > 0")
+    if training.optimizer == "muon" and not architecture.batch_norm:
+        raise ConfigError(
+            f"{where}: training.optimizer: found muon, which keeps the kernels at a fixed size and so needs "
+            "architecture.batch_norm: true; use nag or sgd without"
+        )
+
+
+def _check_milestones(schedule: Schedule, where: str) -> None:
+    if schedule.kind == "step" and not schedule.milestones:
+        raise ConfigError(f"{where}.milestones: missing; kind step needs the epochs of its steps")
+    if schedule.milestones and schedule.kind != "step":
+        raise ConfigError(f"{where}.milestones: found kind {schedule.kind}, but only kind step has milestones")
+    if sorted(set(schedule.milestones)) != schedule.milestones:
+        raise ConfigError(f"{where}.milestones: found {schedule.milestones}, must be ascending")
+
+
+#: Keys of the schedule and the kinds that use them.
+_SCHEDULE_KEYS = {
+    "warmup_epochs": ("constant", "step", "cosine"),
+    "milestones": ("step",),
+    "factor": ("step",),
+    "peak": ("triangle",),
+    "final": ("cosine", "triangle"),
+}
+
+
+def check_schedule(training: Training, where: str) -> None:
+    """Raise `ConfigError` for a schedule with keys that have no effect, or an effect that nobody wants.
+
+    Only files are checked: runs that were trained with such a schedule are still read. Defaults may be spelled out.
+    """
+    schedule, epochs = training.schedule, training.epochs
+    for key, kinds in _SCHEDULE_KEYS.items():
+        found = getattr(schedule, key)
+        if schedule.kind not in kinds and found != getattr(Schedule(), key):
+            why = "has its own warm-up" if key == "warmup_epochs" else "ignores it"
+            raise ConfigError(
+                f"{where}.{key}: found {shown(found)}, but kind {schedule.kind} {why}: leave it out, or use kind "
+                + " or ".join(kinds)
+            )
+    if schedule.warmup_epochs >= epochs:
+        raise ConfigError(
+            f"{where}.warmup_epochs: found {schedule.warmup_epochs:g}, expected less than training.epochs, {epochs}"
+        )
+    late = [milestone for milestone in schedule.milestones if milestone >= epochs]
+    if late:
+        raise ConfigError(
+            f"{where}.milestones: found {late[0]}, but the training ends with epoch {epochs}: leave it out, and add it "
+            "when you raise training.epochs (the result is the same)"
+        )
+    if schedule.milestones and schedule.milestones[0] <= schedule.warmup_epochs:
+        raise ConfigError(
+            f"{where}.milestones: found {schedule.milestones[0]}, expected more than warmup_epochs, "
+            f"{schedule.warmup_epochs:g}"
+        )

@@ -1,0 +1,47 @@
+"""Two configurations told apart, key by key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline import address
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk nested dicts and lists, giving `("training.schedule.kind", "step")`, `("conv_arch[0][1]", 64)`."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and value:
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, value
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What changed between two nested values, one `key: old -> new` for each leaf."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    lines = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        if key not in after:
+            lines.append(f"{key}: {shown(before[key])} -> (gone)")
+        elif key not in before:
+            lines.append(f"{key}: (none) -> {shown(after[key])}")
+        elif before[key] != after[key]:
+            lines.append(f"{key}: {shown(before[key])} -> {shown(after[key])}")
+    return lines
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = ""
+    for piece in json.JSONEncoder(default=str).iterencode(value):  # aliases can make a small file a huge value
+        text += re.sub(r"\w+://[^\"]*", lambda found: address.shown(found[0]), piece)
+        if len(text) > 60:
+            return text[:57] + "..."
+    return text

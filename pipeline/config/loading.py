@@ -1,0 +1,144 @@
+"""From a YAML file to a validated `Config`: where the file is, what its paths mean, and which launcher it names."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.config.checks import check_meaning, check_schedule
+from pipeline.config.difference import shown
+from pipeline.config.messages import explain
+from pipeline.config.schema import OFFICIAL_SHA256, OFFICIAL_URL, RENAMED, Config
+from pipeline.config.yaml_file import parse, read
+from pipeline.errors import ConfigError
+from pipeline.files import check_path, expanded
+
+#: How every `config.yaml` begins that a training recorded.
+_RECORDED = "# The full configuration that "
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read and validate one YAML file; raises `ConfigError` with file, key path, found and allowed.
+
+    A name that does not exist here but is one of the ready-made files (`config/vgg11.yaml`) is read from the
+    installed plugin. Relative paths inside the file are taken from the file's own folder. The environment
+    variable `CIFAR10_SOURCE` replaces the source of a `cifar10` data set.
+    """
+    check_path(path, "--config")
+    file = find(path)
+    text = read(file, str(path))
+    config = (from_record if text.startswith(_RECORDED) else from_dict)(parse(text, str(path)), str(path))
+    check_schedule(config.training, f"{path}: training.schedule")
+    launcher = config.launcher
+    if isinstance(launcher, str):
+        launcher = load_launcher(launcher, f"{path}: launcher", file.parent)
+    data, training = config.data, config.training
+    override = os.environ.get("CIFAR10_SOURCE")
+    if override and data.name == "cifar10":
+        # Another source has another checksum, and the mirrors of the old one no longer apply.
+        data = msgspec.structs.replace(
+            data, source=_absolute(override, Path.cwd(), "CIFAR10_SOURCE"), sha256=None, mirrors=[]
+        )
+    else:
+        data = msgspec.structs.replace(
+            data,
+            source=_absolute(data.source, file.parent, f"{path}: data.source"),
+            mirrors=[_absolute(mirror, file.parent, f"{path}: data.mirrors") for mirror in data.mirrors],
+        )
+        if data.source == OFFICIAL_URL and data.sha256 is None:
+            data = msgspec.structs.replace(data, sha256=OFFICIAL_SHA256)
+    if training.init_from is not None:
+        where = f"{path}: training.init_from"
+        training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent, where))
+    return msgspec.structs.replace(config, data=data, training=training, launcher=launcher)
+
+
+def from_dict(value: Any, where: str = "configuration") -> Config:
+    """Validate plain dicts and lists; raises `ConfigError` naming `where` and the key path."""
+    try:
+        config = msgspec.convert(value, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {explain(str(error), value)}") from None
+    check_meaning(config, value, where)
+    return config
+
+
+def from_record(value: Any, where: str = "configuration") -> Config:
+    """As `from_dict`, for a configuration that a run recorded, maybe when keys had other names."""
+    return from_dict(_with_new_names(value), where)
+
+
+def _with_new_names(value: Any, prefix: str = "") -> Any:
+    if not isinstance(value, dict):
+        return value
+    paths = {f"{prefix}{key}": item for key, item in value.items()}
+    return {
+        RENAMED.get(path, path).rpartition(".")[2]: _with_new_names(item, f"{path}.") for path, item in paths.items()
+    }
+
+
+def _absolute(location: str, folder: Path, where: str) -> str:
+    if location == "bundled" or "://" in location:
+        return location
+    found = os.path.normpath(folder / expanded(location, where))
+    check_path(found, where)
+    return found
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` means: itself, or the ready-made file of that name. Raises `ConfigError`."""
+    given = Path(path)
+    if os.path.exists(given):  # not pathlib's, which raises for a name that is too long
+        return given.resolve()
+    if not given.is_absolute() and given.parent.as_posix() in (".", "config"):
+        ready_made = ready_made_folder() / given.name
+        if os.path.isfile(ready_made):
+            return ready_made
+    known = ", ".join(f"config/{file.name}" for file in sorted(ready_made_folder().glob("*.yaml")))
+    raise ConfigError(f"{path}: no such configuration file; give a path, or one of the ready-made {known}")
+
+
+def ready_made_folder() -> Path:
+    """The folder of the ready-made YAML files: inside the installed package, or `config/` of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "ready_made"
+    return installed if installed.is_dir() else package.parent / "config"
+
+
+def with_launcher(config: Config, launcher: str, where: str) -> Config:
+    """`config` with another launcher: the name of a YAML file, the words of a command, or `none`."""
+    if launcher == "none":
+        words = []
+    elif launcher.endswith((".yaml", ".yml")):
+        words = load_launcher(launcher, where, Path.cwd())
+    else:
+        try:
+            words = shlex.split(launcher)
+        except ValueError as error:
+            raise ConfigError(f"{where}: found {launcher!r}: {error}") from None
+    return msgspec.structs.replace(config, launcher=words)
+
+
+def load_launcher(name: str, where: str, folder: Path) -> list[str]:
+    """The list under `launcher` in the file of this name: in `folder`, here, or the ready-made one.
+
+    Raises `ConfigError`, with `where` naming who wanted it.
+    """
+    ready_made = ready_made_folder() / "launchers"
+    places = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
+    file = next((place for place in places if os.path.isfile(place)), None)
+    if file is None:
+        known = ", ".join(f"config/launchers/{found.name}" for found in sorted(ready_made.glob("*.yaml")))
+        raise ConfigError(
+            f"{where}: found {name!r}, which is not a file; give a list of arguments such as [srun, --gres=gpu:1], "
+            f"a YAML file that holds one, or one of the ready-made {known}"
+        )
+    value = parse(read(file, name), name)
+    words = value.get("launcher")
+    if set(value) != {"launcher"} or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{name}: found {shown(value)}, expected the one key launcher with a list of arguments")
+    return words

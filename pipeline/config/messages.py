@@ -1,0 +1,127 @@
+"""What is wrong with a configuration, in one line: the key, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from msgspec import Struct
+
+from pipeline.config.difference import shown
+from pipeline.config.schema import (
+    RENAMED,
+    Architecture,
+    Augmentation,
+    Config,
+    Data,
+    Distributed,
+    Evaluation,
+    Retraining,
+    Schedule,
+    Training,
+)
+
+_STRUCTS: dict[str, type[Struct]] = {
+    "": Config,
+    "data": Data,
+    "architecture": Architecture,
+    "training": Training,
+    "training.schedule": Schedule,
+    "training.augmentation": Augmentation,
+    "evaluation": Evaluation,
+    "retrain": Retraining,
+    "distributed": Distributed,
+}
+
+
+#: How msgspec calls a type, and how people do.
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping of keys",
+}
+
+#: What text has to look like where a pattern says so, by the key's last part.
+_FORMATS = {
+    "name": "letters, digits, '.', '_' and '-' (at most 64, a letter or digit first)",
+    "sha256": "64 hexadecimal digits",
+    "device": "auto, cpu, gpu, gpu:0 or gpu:0,1",
+}
+
+#: The key that people mean who give a single value for the whole mapping.
+_MAIN_KEYS = {
+    "data": "name",
+    "training.schedule": "kind",
+    "evaluation": "tta",
+    "retrain": "every",
+    "distributed": "workers",
+}
+
+
+def explain(message: str, value: Any) -> str:
+    """Turn msgspec's message into: key path, what was found, what is allowed."""
+    problem, _, pointer = message.partition(" - at `$")
+    path = pointer.rstrip("`").lstrip(".")
+    if unknown := re.match(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
+        return _unknown(path, unknown[1])
+    if missing := re.match(r"Object missing required field `(.*)`", problem):
+        return f"missing key {_join(path, missing[1])}"
+    found = _value_at(value, path)
+    return f"{path or 'top level'}: found {shown(found)}{_expected(problem, path, found)}"
+
+
+def _unknown(path: str, key: str) -> str:
+    old, allowed = _join(path, key), _STRUCTS[path].__struct_fields__
+    if old in RENAMED:
+        return f"{old}: is now called {RENAMED[old].rpartition('.')[2]}"
+    close = difflib.get_close_matches(key, allowed, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return (
+        f"unknown key {_join(path, key if len(key) <= 60 else f'{key[:57]}...')}{hint}; allowed: {', '.join(allowed)}"
+    )
+
+
+def _expected(problem: str, path: str, found: Any) -> str:
+    """What is allowed at `path`, as the end of a sentence about what was found there."""
+    key = path.rpartition(".")[2]
+    if path in _MAIN_KEYS and found is not None and not isinstance(found, (dict, list)):
+        meant = shown(found).strip('"')
+        return f"; write {key}: {{{_MAIN_KEYS[path]}: {meant}}}"
+    if path == "launcher":
+        return ", expected a list of arguments, or the name of a file that holds one"
+    if problem.startswith("Invalid enum value"):
+        return f", expected one of {_choices_at(path)}"
+    if "matching regex" in problem:
+        return f", expected {_FORMATS[key]}"
+    words = re.sub(r"`(\w+)(?: \| null)?`", lambda kind: _TYPES.get(kind[1], kind[1]), problem.partition(", got ")[0])
+    words = re.sub(r"\.0\b", "", words.replace("Expected", "expected", 1))
+    if path.startswith("architecture.conv_arch"):
+        words += " (conv_arch is a list of [convolutions, channels])"
+    if isinstance(found, str) and re.fullmatch(r"[-+]?0[0-9]+", found):
+        words += " without leading zeros"
+    if path.startswith("launcher["):
+        words += "; put each argument in quotes"
+    return f", {words}"
+
+
+def _choices_at(path: str) -> str:
+    parent, _, field = path.rpartition(".")
+    hint = _STRUCTS[re.sub(r"\[.*", "", parent)].__annotations__[re.sub(r"\[.*", "", field)]
+    return ", ".join(re.findall(r"\w+", str(hint).partition("Literal[")[2]))
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _value_at(value: Any, path: str) -> Any:
+    for step in re.findall(r"[^.\[\]]+", path):
+        try:
+            value = value[int(step)] if isinstance(value, (list, tuple)) else value[step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return None
+    return value

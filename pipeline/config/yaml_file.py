@@ -1,0 +1,97 @@
+"""YAML as people mean it: duplicate keys are refused, `1e-3` is a number, a day is text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.schema import Config
+from pipeline.errors import ConfigError
+
+_INT, _FLOAT, _DATE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp"))
+_INTEGER = re.compile(r"[-+]?(0|[1-9](_?[0-9]){0,17}|0x[0-9a-fA-F]{1,15})\Z")
+_REAL = re.compile(
+    r"([-+]?([0-9](_?[0-9])*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?|[-+]?[0-9]+[eE][-+]?[0-9]{1,3}"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
+)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML that refuses duplicate keys and reads numbers as people do.
+
+    PyYAML follows YAML 1.1, where `1e-3` is text (yaml/pyyaml issue 173), `010` is 8, `1:30` is 90, and a day is no
+    text. Here numbers are those of YAML 1.2, with `_` between digits; all else, such as a number too long, is text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012, PyYAML's own
+        first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT, _DATE)]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _number(loader: Any, node: yaml.ScalarNode) -> int | float:
+    text = loader.construct_scalar(node)
+    if _INTEGER.match(text):
+        return int(text.replace("_", ""), 0)
+    if _REAL.match(text):
+        return loader.construct_yaml_float(node)
+    raise yaml.constructor.ConstructorError(None, None, f"{text[:30]!r} is no number", node.start_mark)
+
+
+_Loader.add_implicit_resolver(_INT, _INTEGER, list("-+0123456789"))
+_Loader.add_implicit_resolver(_FLOAT, _REAL, list("-+.0123456789"))
+_Loader.add_constructor(_INT, _number)
+_Loader.add_constructor(_FLOAT, _number)
+
+
+def _mapping_without_duplicates(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True) for key, value in node.value
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def read(file: Path, shown: str) -> str:
+    """The text of a configuration file. Raises `ConfigError`, with `shown` as the file's name."""
+    try:
+        if file.stat().st_size > 1_000_000:
+            raise ConfigError(f"{shown}: {file.stat().st_size} bytes is no configuration file; is it the right path?")
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot read it: {error.strerror}") from None
+
+
+def parse(text: str, shown: str) -> dict[str, Any]:
+    """The mapping in a YAML text. Raises `ConfigError`, with `shown` as the file's name."""
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{shown}: not valid YAML{at}: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # PyYAML meets a wrong value behind a tag, such as `!!bool 5`, with whatever its own code stumbles over.
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"{shown}: not valid YAML ({found})") from None
+    if not isinstance(value, dict):
+        found = "an empty file" if value is None else f"a {type(value).__name__}"
+        raise ConfigError(f"{shown}: found {found}, expected the keys {', '.join(Config.__struct_fields__)}")
+    return value

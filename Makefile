@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 
 report: $(INSTALLED)
 	@$(BIN)/luigi --module tasks Report --config $(CONFIG) --workspace $(WORKSPACE) --local-scheduler
-	@echo "for the commands luigi, luigid and vgg-predict in this shell: . $(VENV)/bin/activate"
+	@echo "to use luigi, luigid and vgg-predict in this shell: source $(VENV)/bin/activate"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)

@@ -431,7 +431,7 @@ def test_make_report_ends_with_how_to_have_the_commands(tmp_path):
     for code in (0, 30):
         make = ["make", "--no-print-directory", "--directory", str(CHECKOUT), "report", f"VENV={environment}"]
         result = run(make, tmp_path, clean_environment(CODE=str(code)))
-        told = f"for the commands luigi, luigid and vgg-predict in this shell: . {environment}/bin/activate"
+        told = f"to use luigi, luigid and vgg-predict in this shell: source {environment}/bin/activate"
         assert (result.output.splitlines()[-1:] == [told]) is (code == 0), result.text
 
 

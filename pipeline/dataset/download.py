@@ -117,7 +117,7 @@ def download(url: str, target: Path, expected: str | None, tell: Tell, note: Cal
                 if futile >= TRIES:
                     raise Refused(f"{reason} ({TRIES} tries)", may_pass=True) from None
                 pause = BACKOFF * 2 ** max(futile - 1, 0)
-                note(f"{reason}; at {human_size(offset)}, next try in {pause:g} s")
+                note(f"{reason}; at {human_size(offset)}, retrying in {pause:g} s")
                 time.sleep(pause)
                 continue
             found = sha256_file(partial.file)

@@ -192,5 +192,5 @@ def _class_names(file: str, content: bytes) -> list[str]:
             raise Refused(f"{file} is not UTF-8 text") from None
     names = pickles.load(content, file).get("label_names")
     if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
-        raise Refused(f"{file}: label_names is missing or no list of names")
+        raise Refused(f"{file}: label_names is missing or not a list of names")
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

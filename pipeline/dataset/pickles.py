@@ -196,7 +196,7 @@ class _Machine:
     def _function(self, name: str) -> _Function:
         if name not in _KNOWN:
             wanted = shown(name.replace(" ", "."))
-            found = f"{self._name} is a pickle that wants {wanted}, which no CIFAR-10 batch needs; it was not run"
+            found = f"{self._name} is a pickle that wants {wanted}, which no CIFAR-10 batch needs; nothing was run"
             raise Refused(found)
         return _Function(name)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pipeline.errors import DataError
 
 ADVICE = (
-    "get a good copy (an archive or an unpacked folder) and name it in data.source or, for cifar10, in CIFAR10_SOURCE, "
-    "or add an address to data.mirrors"
+    "get a good copy (an archive or an unpacked folder) and set data.source to it (for cifar10, CIFAR10_SOURCE works "
+    "too), or add a mirror to data.mirrors"
 )
 
 #: Takes a fraction (0..1) and a line about what is being done.

@@ -34,14 +34,14 @@ def fetch(chain: Chain, reporter: Reporter) -> Fetched:
     for location in (data.source, *data.mirrors):
         name = address.shown(location)
         if failures:
-            reporter.note(f"{failures[-1][0]}: {failures[-1][1]}; trying the next address")
+            reporter.note(f"{failures[-1][0]}: {failures[-1][1]}; trying the next mirror")
         try:
             local = _local_path(location)
             return _read(chain.config, local, reporter) if local else _download(chain, location, name, reporter)
         except Refused as refused:
             failures.append((str(local) if local else name, refused))
         except MemoryError:
-            failures.append((name, Refused("takes more memory than there is", "free some memory")))
+            failures.append((name, Refused("needs more memory than is available", "free some memory")))
     found = "; ".join(f"{name}: {refused}" for name, refused in failures)
     advice = {refused.advice for _, refused in failures}
     kind = SourceUnreachable if any(refused.may_pass for _, refused in failures) else DataError

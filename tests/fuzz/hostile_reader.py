@@ -132,10 +132,13 @@ def onnx(sandbox: Path) -> Callable[[bytes], None]:
 
 
 def image(sandbox: Path) -> Callable[[bytes], None]:
+    from PIL import Image
+
     from pipeline import predict
     from pipeline.export import onnx_runner
 
     onnx_runner.onnxruntime()
+    Image.init()  # every fork would import all formats for itself
     path = sandbox / "in.png"
 
     def read(content: bytes) -> None:

@@ -92,7 +92,7 @@ def test_a_broken_archive_fails_the_chain_with_one_clear_line(fresh):
     broken.write_bytes(fresh.archive.read_bytes()[:100_000])
     fresh.configure(data__source=str(broken))
     result = fresh.luigi("Report")
-    assert_fails_clearly(result, 30, str(broken), "is cut short")
+    assert_fails_clearly(result, 30, str(broken), "is truncated")
     assert result.ran == ["dataset"]
 
 

@@ -72,20 +72,23 @@ CASES = {
     "random bytes": (b"\x07" * 2000, "of an unknown kind"),
     "gzip of something else": (gzip.compress(b"hello" * 1000), "is not a readable tar archive"),
     "an archive without batches": (tar_gz({"train.bin": b"x"}), "no CIFAR-10 batches .*; found train.bin"),
-    "a cut archive": (WHOLE[: len(WHOLE) // 2], "cut short"),
-    "an archive cut in its last bytes": (WHOLE[:-4], "cut short"),
+    "a cut archive": (WHOLE[: len(WHOLE) // 2], "truncated"),
+    "an archive cut in its last bytes": (WHOLE[:-4], "truncated"),
     "a wrong gzip checksum": (BROKEN_CHECKSUM, "its gzip data is damaged"),
-    "a cut plain tar": (gzip.decompress(WHOLE)[:100_000], "cut short: it ends inside test_batch"),
-    "a plain tar cut between members": (PLAIN[:MIDDLE], "cut short: it ends inside its headers"),
-    "a gzipped tar cut between members": (gzip.compress(PLAIN[:MIDDLE]), "cut short: it ends inside its headers"),
+    "a cut plain tar": (gzip.decompress(WHOLE)[:100_000], "truncated: it ends inside test_batch"),
+    "a plain tar cut between members": (PLAIN[:MIDDLE], "truncated: it ends inside its headers"),
+    "a gzipped tar cut between members": (gzip.compress(PLAIN[:MIDDLE]), "truncated: it ends inside its headers"),
     "a flipped bit in a header": (flipped(PLAIN, MIDDLE + 3), rf"at byte {MIDDLE:,} of it: bad checksum"),
     "a flipped bit in the first header": (flipped(PLAIN, 3), "is a tar archive with a damaged first header"),
-    "a header that was wiped out": (PLAIN[:MIDDLE] + bytes(512) + PLAIN[MIDDLE + 512 :], "more follows where its mem"),
+    "a header that was wiped out": (
+        PLAIN[:MIDDLE] + bytes(512) + PLAIN[MIDDLE + 512 :],
+        "data follows its end-of-archive mark",
+    ),
     "a pax header of digits": (tar_gz({}, pax(b"1" * 250_000)), "holds a damaged pax header"),
     "a pax header without an end": (tar_gz({}, pax(b"30 path=x\n")), "holds a damaged pax header"),
     "a pax size of 5,000 digits": (
         tar_gz({}, pax(b"5012 size=" + b"9" * 5001 + b"\n"), plain("a", b"")),
-        "0 bytes or 99",
+        "two sizes, 0 and 99",
     ),
     "a pax size for all members": (
         tar_gz({}, pax(b"11 size=99\n", tarfile.XGLTYPE), *[plain("a", b"x" * 99)] * 2),
@@ -156,7 +159,7 @@ def test_a_size_that_is_only_declared_takes_no_memory(chain, archive, reporter):
         info.size = size
         content = info.tobuf() + bytes(100_000)
         for written in (content, gzip.compress(content)):
-            with memory_below(10_000_000), pytest.raises(DataError, match=r"cut short|unpacks to more than"):
+            with memory_below(10_000_000), pytest.raises(DataError, match=r"truncated|unpacks to more than"):
                 dataset.prepare(chain(archive(written)), reporter)
 
 

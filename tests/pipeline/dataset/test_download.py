@@ -40,7 +40,7 @@ def test_a_cut_download_continues_where_it_broke_off(chain, site, reporter):
     assert [status for _, _, status in site.requests] == [200, 206, 206]
     starts = [int(wanted.split("=")[1].rstrip("-")) for _, wanted, _ in site.requests[1:]]
     assert 100_000 < starts[0] <= 150_000 < starts[1] <= 250_000
-    assert any("cut off" in note and "next try" in note for note in reporter.notes)
+    assert any("cut off" in note and "retrying" in note for note in reporter.notes)
 
 
 def test_an_interrupted_run_is_continued_by_the_next_one(chain, site, reporter, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(chain, archive, sit
     made = chain(site.url(path), mirrors=[str(archive(CONTENT))])
     assert dataset.prepare(made, reporter)["details"]["train_images"] == 120
     assert f"{site.url(path)}: is too slow: " in reporter.notes[1]
-    assert "within 0.3 s (2 tries); trying the next address" in reporter.notes[2]
+    assert "within 0.3 s (2 tries); trying the next mirror" in reporter.notes[2]
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "1" * 20])
@@ -212,7 +212,7 @@ def test_what_takes_more_memory_than_there_is_names_itself_and_mirrors_are_tried
     monkeypatch.setattr(dataset.source.archive, "read", read)
     site.pages["/large"] = CONTENT
     dataset.prepare(chain(site.url("/large"), mirrors=[site.url()]), reporter)
-    assert any(f"{site.url('/large')}: takes more memory than there is; trying" in note for note in reporter.notes)
+    assert any(f"{site.url('/large')}: needs more memory than is available; trying" in note for note in reporter.notes)
 
 
 def test_a_wrong_checksum_names_both_and_keeps_the_download_aside(chain, site, reporter):
@@ -234,7 +234,7 @@ def test_an_html_page_instead_of_an_archive_is_recognised(chain, site, reporter)
 def test_a_broken_archive_without_a_checksum_is_not_used_twice(chain, site, reporter):
     site.pages["/mini.tar.gz"] = CONTENT[:100_000]
     made = chain(site.url())
-    with pytest.raises(DataError, match="cut short"):
+    with pytest.raises(DataError, match="truncated"):
         dataset.prepare(made, reporter)
     site.pages["/mini.tar.gz"] = CONTENT
     dataset.prepare(made, reporter)

@@ -25,7 +25,7 @@ from pipeline.evaluation import tta
 from pipeline.files import write_atomically, write_json
 from pipeline.model import weights
 from pipeline.process import child
-from pipeline.training.network import cross_entropy
+from pipeline.training.loss import cross_entropy
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain
 

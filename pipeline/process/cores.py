@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipeline.process import spinning
 
-#: More threads than this, or than the machine has cores, are a mistake: MXNet would not start. A training of a large
-#: machine can be gone on with exactly on a small one.
+#: More threads than this, or than the machine has cores, are a mistake: MXNet would not start. Fewer may be more than
+#: there are cores, so that a training of a large machine resumes bit for bit on a small one.
 MOST_THREADS = 256
 
 
@@ -25,12 +25,12 @@ def usable_cores() -> int:
 
 
 def slurm_grant(environment: Mapping[str, str]) -> int | None:
-    """Cores that Slurm granted to this task, or None outside of a job and where it does not tell."""
+    """Cores that Slurm granted to this task, or None outside of a job and where it is unknown."""
     if "SLURM_STEP_ID" not in environment:
         return None
     alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"
-    told = environment.get("SLURM_CPUS_PER_TASK") or (environment.get("SLURM_CPUS_ON_NODE") if alone else None)
-    return int(told) if told and told.isdigit() else None
+    granted = environment.get("SLURM_CPUS_PER_TASK") or (environment.get("SLURM_CPUS_ON_NODE") if alone else None)
+    return int(granted) if granted and granted.isdigit() else None
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> float | None:
@@ -47,7 +47,7 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
 
 
 def given_threads(environment: Mapping[str, str]) -> int | None:
-    """What the user says with OMP_NUM_THREADS, or None where that says nothing or cannot be meant.
+    """The number of threads that the user set with OMP_NUM_THREADS; None where it is unset or no sensible number.
 
     Of a list, one number for each level of nesting, the first counts; MXNet has one level and understands no list.
     """
@@ -57,15 +57,15 @@ def given_threads(environment: Mapping[str, str]) -> int | None:
 
 
 def misread_threads(environment: Mapping[str, str]) -> str | None:
-    """What to say when OMP_NUM_THREADS is set and not obeyed."""
+    """A warning for an OMP_NUM_THREADS that is ignored; None when there is none."""
     given = environment.get("OMP_NUM_THREADS")
     if not given or given_threads(environment):
         return None
-    return f"OMP_NUM_THREADS is {given!r}, no number of threads: unset it; {usable_cores()} are taken"
+    return f"OMP_NUM_THREADS: found {given!r}, expected a number of threads: unset it; using {usable_cores()}"
 
 
 def thread_environment(environment: Mapping[str, str], cores: int | None = None) -> dict[str, str]:
-    """What OpenMP is told in a stage's process: how many threads, and how they wait; what the user set wins.
+    """OpenMP's variables for a stage's process: how many threads, and how they wait; what the user set wins.
 
     MXNet takes half of the logical cores by default, which halves the speed on small machines. As many as there are
     usable `cores`, and always as many: results depend on the number.

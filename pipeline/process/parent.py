@@ -11,19 +11,19 @@ import contextlib
 import json
 import multiprocessing
 import os
-import selectors
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pipeline import errors
 from pipeline.files import open_regular
-from pipeline.process import liveness
+from pipeline.process import liveness, pipes
 from pipeline.process.child import EXIT_INTERRUPTED, GRACE_SECONDS, chain_of, request
 from pipeline.process.cores import misread_threads, thread_environment
 from pipeline.process.launcher import command_line, own_environment
@@ -74,16 +74,14 @@ def run_stage(
     _remove_debris(chain.folder(stage))
     if stage == "train" and (misread := misread_threads(os.environ)):
         on_event({"event": "note", "message": misread})
-    with _appended(log) as log_file, _signals() as received:
-        told = {**(options or {}), **({"launched": True} if launcher else {})}
-        first_line, words = request(chain, **told), command(stage)
-        several = stage == "train" and chain.config.distributed.workers > 1
-        monitor = Monitor(launcher, log) if launcher or several else None
-        if monitor:
-            first_line |= monitor.request()
-        if launcher:
-            words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
-        child = subprocess.Popen(
+    several = stage == "train" and chain.config.distributed.workers > 1
+    monitor = Monitor(launcher, log) if launcher or several else None
+    about = request(chain, **(options or {}), **({"launched": True} if launcher else {}))
+    words = command(stage)
+    if launcher:
+        words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
+    with os.fdopen(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as log_file, _signals() as received:
+        process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -92,14 +90,11 @@ def run_stage(
             pass_fds=tuple(inherit),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
         )
+        child = _Child(stage, about, log, process, monitor, received)
         try:
-            return _follow(stage, child, first_line, log, on_event, take_commands, received, monitor)
+            return child.follow(on_event, take_commands)
         finally:
-            _end(child, monitor)
-
-
-def _appended(log: Path) -> BinaryIO:
-    return os.fdopen(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+            child.end()
 
 
 def command(stage: str) -> list[str]:
@@ -119,163 +114,127 @@ def environment(here: bool = True) -> dict[str, str]:
     return {**own_environment(os.environ), **threads, "PYTHONUNBUFFERED": "1"}
 
 
-def _follow(
-    stage: str,
-    child: subprocess.Popen[bytes],
-    first_line: dict[str, Any],
-    log: Path,
-    on_event: Callable[[dict[str, Any]], None],
-    take_commands: Callable[[], Iterable[str]],
-    received: list[tuple[int, float]],
-    monitor: Monitor | None,
-) -> dict[str, Any]:
-    pipe = _Pipe(child)
-    pipe.send(json.dumps(first_line))
+@dataclass
+class _Child:
+    """A stage's process, followed to its end."""
+
+    stage: str
+    request: dict[str, Any]
+    log: Path
+    process: subprocess.Popen[bytes]
+    monitor: Monitor | None
+    #: The signals that this process has got, with their times.
+    received: list[tuple[int, float]]
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
-    asked_at: float | None = None
-    for event in _events(child):
-        pipe.write()
-        if received and asked_at is None:
-            asked_at = time.monotonic()
-            pipe.send("stop")
+
+    def follow(
+        self, on_event: Callable[[dict[str, Any]], None], take_commands: Callable[[], Iterable[str]]
+    ) -> dict[str, Any]:
+        """Pass commands down and events up until the process ends; gives its result."""
+        monitor = self.monitor
+        pipe = pipes.Input(self.process)
+        pipe.send(json.dumps({**self.request, **(monitor.request() if monitor else {})}))
+        asked_at: float | None = None
+        for event in pipes.events(self.process):
+            pipe.flush()
+            if self.received and asked_at is None:
+                asked_at = time.monotonic()
+                pipe.send("stop")
+                if monitor:
+                    monitor.stop(self.process)
+            if self.hurry or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
+                self.kill()
+            for line in take_commands():
+                pipe.send(line)
             if monitor:
-                monitor.stop(child)
-        if _in_a_hurry(received) or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
-            _kill(child, monitor)
-        for line in take_commands():
-            pipe.send(line)
-        if monitor:
-            if monitor.heartbeat_due():
-                pipe.heartbeat()
-            event = monitor.attend(event, child)
-        if event is None:
-            continue
-        if event.get("event") == "result":
-            result = event["value"]
-        elif event.get("event") == "error":
-            error = error or event  # of several processes the first one tells the cause
-        elif event.get("event") == "broadcast":  # from one of several processes to all of them
-            pipe.send(event["line"])
-        else:
-            on_event(event)
-    status = child.wait()
-    if received:
-        finished = (status == 0 and result is not None) or _is_done(stage, first_line)
-        how = "finished before it could stop" if finished else _unfinished(stage, error, received)
-        raise Stopped(f"{stage}: {how}", received[0][0], finished)
-    if status == 0 and result is not None:
-        return result
-    failure = monitor.failure(stage, status) if monitor and error is None else None
-    raise failure or _failure(stage, status, error, log)
-
-
-def _is_done(stage: str, request: dict[str, Any]) -> bool:
-    """Whether the stage's result is there, whatever its process had time to report."""
-    return (stage == "dataset" or stage in UPSTREAM) and not chain_of(request).why(stage)
-
-
-def _unfinished(stage: str, error: dict[str, Any] | None, received: list[tuple[int, float]]) -> str:
-    if error:
-        return error["message"]
-    how = "stopped at once" if _in_a_hurry(received) else "did not stop in time"
-    return f"{how}, it resumes from its last checkpoint" if stage == "train" else f"{how}, it starts over next time"
-
-
-def _failure(stage: str, status: int, error: dict[str, Any] | None, log: Path) -> errors.PipelineError:
-    if error is not None and error["type"] in errors.BY_NAME:
-        return errors.BY_NAME[error["type"]](error["message"])
-    if error is not None:
-        return errors.StageFailed(f"{stage} failed: {error['message']} (details in {log})")
-    if status == EXIT_INTERRUPTED:
-        return errors.Interrupted(f"{stage}: its process was stopped; run the same command again to resume")
-    if status == -signal.SIGKILL:
-        how = "was killed (SIGKILL: by the out-of-memory killer or by hand)"
-    elif status < 0:
-        how = f"died of {signal.Signals(-status).name}"
-    else:
-        how = f"ended with status {status} and no result"
-    last = _last_line(log)
-    return errors.StageFailed(f"{stage}: its process {how}; last line of {log}: {last}")
-
-
-def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
-    """The child's events as they come, and None a few times a second in between, until its output ends."""
-    assert child.stdout is not None
-    descriptor = child.stdout.fileno()
-    os.set_blocking(descriptor, False)
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        while True:
-            ready = selector.select(timeout=0.2)
-            if not ready:
-                yield None
-                if child.poll() is not None and not selector.select(timeout=0):
-                    return  # ended, while something that it started still holds the pipe
+                if monitor.heartbeat_due():
+                    pipe.heartbeat()
+                event = monitor.attend(event, self.process)
+            if event is None:
                 continue
-            block = os.read(descriptor, 1 << 16)
-            if not block:
-                return
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    value = json.loads(line)
-                    if isinstance(value, dict):
-                        yield value
+            if event.get("event") == "result":
+                self.result = event["value"]
+            elif event.get("event") == "error":
+                self.error = self.error or event  # of several processes the first one tells the cause
+            elif event.get("event") == "broadcast":  # from one of several processes to all of them
+                pipe.send(event["line"])
+            else:
+                on_event(event)
+        return self.outcome(self.process.wait())
 
+    def outcome(self, status: int) -> dict[str, Any]:
+        """The result of the process that has ended, or the error that says why there is none."""
+        finished = status == 0 and self.result is not None
+        if self.received:
+            finished = finished or self.is_done()
+            how = "finished before it could stop" if finished else self.unfinished()
+            raise Stopped(f"{self.stage}: {how}", self.received[0][0], finished)
+        if finished and self.result is not None:
+            return self.result
+        failure = self.monitor.failure(self.stage, status) if self.monitor and self.error is None else None
+        raise failure or self.failure(status)
 
-class _Pipe:
-    """The child's standard input. Nobody is waited for: a launcher may pass nothing on while its job is queued."""
+    @property
+    def hurry(self) -> bool:
+        """True after a second Ctrl-C.
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
-        assert child.stdin is not None
-        self._descriptor = child.stdin.fileno()
-        os.set_blocking(self._descriptor, False)
-        self._rest = b""
+        Supervisors and wrappers deliver the same signal twice within milliseconds (to the process and to its group),
+        and Luigi sends SIGTERM after Ctrl-C to the processes that it forked: neither is a second wish.
+        """
+        times = [moment for number, moment in self.received if number == signal.SIGINT]
+        return bool(times) and times[-1] - times[0] > 0.2
 
-    def send(self, line: str) -> None:
-        """One line, now or as soon as there is room for it."""
-        self._rest += line.encode() + b"\n"
-        self.write()
+    def is_done(self) -> bool:
+        """Whether the stage's result is there, whatever its process had time to report."""
+        known = self.stage == "dataset" or self.stage in UPSTREAM
+        return known and not chain_of(self.request).why(self.stage)
 
-    def heartbeat(self) -> None:
-        """An empty line, unless others are still to be read."""
-        if not self._rest:
-            self.send("")
+    def unfinished(self) -> str:
+        """How the stage was stopped without a result."""
+        if self.error:
+            return self.error["message"]
+        how = "stopped at once" if self.hurry else "did not stop in time"
+        return f"{how}, it {'resumes from its last checkpoint' if self.stage == 'train' else 'starts over next time'}"
 
-    def write(self) -> None:
-        """As much as there is room for."""
-        try:
-            while self._rest:
-                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
-        except BlockingIOError:
-            pass
-        except OSError:  # it has ended in the meantime
-            self._rest = b""
+    def failure(self, status: int) -> errors.PipelineError:
+        """Why there is no result, though nobody asked to stop."""
+        stage, error = self.stage, self.error
+        if error is not None and error["type"] in errors.BY_NAME:
+            return errors.BY_NAME[error["type"]](error["message"])
+        if error is not None:
+            return errors.StageFailed(f"{stage} failed: {error['message']} (details in {self.log})")
+        if status == EXIT_INTERRUPTED:
+            return errors.Interrupted(f"{stage}: its process was stopped; run the same command again to resume")
+        if status == -signal.SIGKILL:
+            how = "was killed (SIGKILL: by the out-of-memory killer or by hand)"
+        elif status < 0:
+            how = f"died of {signal.Signals(-status).name}"
+        else:
+            how = f"ended with status {status} and no result"
+        return errors.StageFailed(f"{stage}: its process {how}; last line of {self.log}: {_last_line(self.log)}")
 
+    def kill(self) -> None:
+        """End the process at once."""
+        if self.monitor:
+            self.monitor.end(self.process)
+        else:
+            self.process.kill()
 
-def _kill(child: subprocess.Popen[bytes], monitor: Monitor | None) -> None:
-    if monitor:
-        monitor.end(child)
-    else:
-        child.kill()
-
-
-def _end(child: subprocess.Popen[bytes], monitor: Monitor | None) -> None:
-    """Make sure that no process and no pipe of the child is left."""
-    for pipe in (child.stdin, child.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    if monitor:
-        monitor.stop(child)
-    deadline = time.monotonic() + GRACE_SECONDS + 2  # its standard input ended: it stops by itself
-    while child.poll() is None:
-        if time.monotonic() > deadline:
-            _kill(child, monitor)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=0.5)
+    def end(self) -> None:
+        """Make sure that no process and no pipe of the child is left."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        if self.monitor:
+            self.monitor.stop(self.process)
+        deadline = time.monotonic() + GRACE_SECONDS + 2  # its standard input ended: it stops by itself
+        while self.process.poll() is None:
+            if time.monotonic() > deadline:
+                self.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=0.5)
 
 
 @contextlib.contextmanager
@@ -297,16 +256,6 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _in_a_hurry(received: list[tuple[int, float]]) -> bool:
-    """True after a second Ctrl-C.
-
-    Supervisors and wrappers deliver the same signal twice within milliseconds (to the process and to its group), and
-    Luigi sends SIGTERM after Ctrl-C to the processes that it forked: neither is a second wish.
-    """
-    times = [moment for number, moment in received if number == signal.SIGINT]
-    return bool(times) and times[-1] - times[0] > 0.2
 
 
 def _remove_debris(folder: Path | None) -> None:

@@ -20,6 +20,7 @@ from pipeline.dataset.normalisation import Normalisation
 from pipeline.runtime import Devices, mxnet
 from pipeline.training import muon
 from pipeline.training.gradient_sync import ProcessGroup, Worker
+from pipeline.training.loss import Loss, LossScaler, cross_entropy
 
 #: Weights that one operator updates at once. MXNet's kernel takes at most 60.
 _AGGREGATE = 32
@@ -48,7 +49,7 @@ class Network:
         self.training, self.devices, self.precision = training, devices, precision
         self.net = model.build(architecture, precision)
         self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
-        self.loss = _Loss(mx, training.label_smoothing, architecture.classes)
+        self.loss = Loss(mx, training.label_smoothing, architecture.classes)
         for block in (self.net, self.loss.block):
             block.hybridize(static_alloc=True, static_shape=True)
         self.parameters = model.parameters(self.net)
@@ -56,7 +57,7 @@ class Network:
         self.optimizer = _optimizer(mx, training, {name: p.shape for name, p in self.learned.items()})
         self.momentum_buffers: list[list[Any]] = []
         self.group = group or ProcessGroup(mx, devices, Worker())
-        self.scaler = _LossScaler() if precision == "float16" else None
+        self.scaler = LossScaler() if precision == "float16" else None
         self._sums: list[list[Any]] = []
         self._architecture = architecture
         self._shadow: Any = None
@@ -308,55 +309,6 @@ class Network:
         previous, self._previous = self._previous, self._recent[0]
         if previous is not None:
             previous.wait_to_read()
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per image: the negative log-likelihood of its label, and whether the largest logit is its label.
-
-    (n, classes) float32 logits and (n,) labels; computed in float64 so that the sum does not depend on its order.
-    """
-    values = logits.astype(np.float64)
-    values -= values.max(1, keepdims=True)
-    log_sum = np.log(np.exp(values).sum(1))
-    rows = np.arange(len(labels))
-    return log_sum - values[rows, labels.astype(int)], logits.argmax(1) == labels
-
-
-class _Loss:
-    """Summed cross-entropy (optionally with label smoothing) and the number of correct predictions of a batch."""
-
-    def __init__(self, mx: Any, smoothing: float, classes: int) -> None:
-        class Block(mx.gluon.HybridBlock):
-            def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:
-                log_probability = F.log_softmax(F.cast(logits, dtype="float32"), axis=-1)
-                loss = -F.sum(F.pick(log_probability, labels, axis=-1))
-                if smoothing:
-                    # Szegedy et al. 2015, arXiv:1512.00567: the label gets 1 - smoothing, the rest is uniform.
-                    loss = (1 - smoothing) * loss - smoothing / classes * F.sum(log_probability)
-                correct = F.broadcast_equal(F.argmax(log_probability, axis=-1), labels)
-                return loss, F.sum(F.BlockGrad(correct))
-
-        self.block = Block(prefix="loss_")
-
-    def __call__(self, logits: Any, labels: Any) -> Any:
-        return self.block(logits, labels)
-
-
-class _LossScaler:
-    """Dynamic loss scaling for float16: halve on overflow, double after 2,000 good steps (arXiv:1710.03740)."""
-
-    def __init__(self) -> None:
-        self.scale, self.good_steps = 2.0**16, 0.0
-
-    def accept(self, gradients: list[Any], mx: Any) -> bool:
-        """True when all gradients are finite; adjusts the scale for the next step."""
-        finite = bool(mx.nd.multi_all_finite(*gradients, num_arrays=len(gradients)).asscalar())
-        self.good_steps = self.good_steps + 1 if finite else 0.0
-        if not finite:
-            self.scale = max(1.0, self.scale / 2)
-        elif self.good_steps >= 2000:
-            self.scale, self.good_steps = self.scale * 2, 0.0
-        return finite
 
 
 def _optimizer(mx: Any, training: Training, shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -32,7 +32,7 @@ _STEPS, _TIMEOUT_SECONDS = 5, 360
 def choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
     """The precision for a training of `run`, and why. Only `auto` on a CPU with bfloat16 instructions measures.
 
-    What was measured is kept with the run's work, and a finished run that goes on keeps its precision on the same
+    What was measured is kept with the run's work, and a finished run that is resumed keeps its precision on the same
     processor, so that resuming never switches. Raises `DeviceError` for a precision that the device does not have.
     """
     if training.precision != "auto":

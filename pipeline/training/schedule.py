@@ -10,8 +10,8 @@ from pipeline.config import Training
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     """The learning rate of update number `step` (from 0) of a training of `training.epochs` epochs.
 
-    `constant` and `step` depend on the step alone, so a training whose `epochs` were raised goes on exactly as one
-    long run would have. `cosine` (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017,
+    `constant` and `step` depend on the step alone, so a training whose `epochs` were raised resumes bit for bit as one
+    long run would have gone on. `cosine` (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017,
     arXiv:1708.07120, one cycle: linear up to the share `peak` of all steps, linear down after it) depend on
     the total number of steps; when `epochs` were raised, the rate is that of the new, longer curve at the same step.
     """

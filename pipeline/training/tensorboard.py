@@ -55,7 +55,7 @@ class Curves:
         """Bring the file up to date with a history (one mapping an epoch, the columns of `history.csv`).
 
         Missing values are left out. A process's first call writes the whole history, after an event that makes
-        readers forget what they have: a training that goes on may do epochs again.
+        readers forget what they have: a resumed training may repeat epochs.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

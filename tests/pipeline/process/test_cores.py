@@ -80,7 +80,7 @@ def test_in_a_slurm_job_the_granted_cores_count():
 def test_a_number_of_threads_that_cannot_be_meant_is_not_obeyed_and_told(given, monkeypatch):
     monkeypatch.setattr(cores, "usable_cores", lambda: 6)
     assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == "6"
-    assert "unset it; 6 are taken" in cores.misread_threads({"OMP_NUM_THREADS": given})
+    assert "unset it; using 6" in cores.misread_threads({"OMP_NUM_THREADS": given})
 
 
 def test_of_a_list_for_nested_threads_the_first_number_counts():

@@ -17,7 +17,7 @@ from luigi_runs import LIMIT, run
 from pipeline import start
 from pipeline.config import from_dict
 from pipeline.errors import DataError, Interrupted, StageFailed
-from pipeline.process import launcher, liveness, parent
+from pipeline.process import launcher, liveness, parent, pipes
 from pipeline.process.cores import usable_cores
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
@@ -180,7 +180,7 @@ def test_the_child_is_gone_when_following_it_fails(run_child):
 def test_nobody_waits_for_a_child_that_does_not_read_and_it_misses_nothing():
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as output, open(writer, "wb", buffering=0) as standard_input:
-        pipe = parent._Pipe(SimpleNamespace(stdin=standard_input))
+        pipe = pipes.Input(SimpleNamespace(stdin=standard_input))
         lines = [f"{number} {'x' * 5000}" for number in range(40)]
         for line in lines:
             pipe.send(line)
@@ -188,7 +188,7 @@ def test_nobody_waits_for_a_child_that_does_not_read_and_it_misses_nothing():
         read = b""
         while lines[-1].encode() not in read:
             read += output.read(1 << 16)
-            pipe.write()
+            pipe.flush()
         told = [line for line in read.decode().split("\n") if line]
         assert told == lines
     pipe.send("after its end")
@@ -209,7 +209,7 @@ def test_the_child_gets_a_number_of_threads_that_mxnet_understands_and_a_wrong_o
     for given, expected in (("3", "3"), ("3,1", "3"), ("many", str(usable_cores()))):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
         assert run_child(lines, on_event=events.append) == expected
-    said = f"OMP_NUM_THREADS is 'many', no number of threads: unset it; {usable_cores()} are taken"
+    said = f"OMP_NUM_THREADS: found 'many', expected a number of threads: unset it; using {usable_cores()}"
     assert [event["message"] for event in events] == [said]
 
 
@@ -268,5 +268,5 @@ def test_a_python_with_a_package_of_its_own_does_not_take_that_of_the_folder_it_
 def test_every_process_of_the_plugin_is_started_that_way():
     folder = Path(parent.__file__).parents[1]
     for path in folder.rglob("*.py"):
-        assert '"-m"' not in path.read_text(), f"{path} starts a module without launch.module_command"
+        assert '"-m"' not in path.read_text(), f"{path} starts a module without parent.module_command"
     assert parent.module_command("pipeline.x", "y") == [sys.executable, str(folder / "start.py"), "pipeline.x", "y"]

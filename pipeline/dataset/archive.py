@@ -267,7 +267,7 @@ class _Stream:
             block = self._unpacked.read(count)
         except EOFError:
             raise Refused(f"is truncated: its gzip data ends after {self._size} bytes") from None
-        except (gzip.BadGzipFile, GzipError, zlib.error) as error:  # type: ignore[misc]
+        except (gzip.BadGzipFile, GzipError, zlib.error, OverflowError) as error:  # type: ignore[misc]
             raise Refused(f"its gzip data is damaged ({shown(str(error))})") from None
         self.position += len(block)
         if self.position > max(_UNCHECKED, RATIO_LIMIT * self._file.tell()):

@@ -75,6 +75,7 @@ CASES = {
     "a cut archive": (WHOLE[: len(WHOLE) // 2], "truncated"),
     "an archive cut in its last bytes": (WHOLE[:-4], "truncated"),
     "a wrong gzip checksum": (BROKEN_CHECKSUM, "its gzip data is damaged"),
+    "a gzip header without an end": (b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 600_000, "its gzip data is damaged"),
     "a cut plain tar": (gzip.decompress(WHOLE)[:100_000], "truncated: it ends inside test_batch"),
     "a plain tar cut between members": (PLAIN[:MIDDLE], "truncated: it ends inside its headers"),
     "a gzipped tar cut between members": (gzip.compress(PLAIN[:MIDDLE]), "truncated: it ends inside its headers"),

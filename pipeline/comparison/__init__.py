@@ -1,8 +1,7 @@
-"""Comparisons: several configurations and seeds on one data set. Which runs one is about, and whether it is done.
+"""Comparisons of several configurations and seeds on one data set: which runs belong to one, and whether it is done.
 
-Reads configurations and manifests only, and imports nothing heavy; the page itself is made by `ranking` and `page`
-(`python -m pipeline.comparison`). A configuration's own seed means its plain run; any other seed N means its
-generation `seed-N`, since a seed alone does not retrain.
+Reads configurations and manifests only, and imports nothing heavy; `ranking` and `page` make the page. A configuration
+with its own seed is its plain run; with another seed N it is generation `seed-N`, since a seed alone does not retrain.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.files import each_read_once
+from pipeline.text import counted
 from pipeline.workspace import MANIFEST, Workspace, manifest, seed_generation, source_key, with_generation_seed
 from pipeline.workspace.freshness import Chain, shown_source
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a comparison: the configuration file as the user named it, the seed, the chain that makes the run."""
+    """One run of a comparison: the configuration file as the user named it, the seed, and the chain of the run."""
 
     source: str
     seed: int
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs to rank, and where their page is. `reports` asks for the full report of each run as well."""
+    """Runs to rank, and where their page is. With `reports`, each run gets its own report too."""
 
     workspace: Workspace
     name: str
@@ -52,7 +52,7 @@ class Comparison:
         return "report" if self.reports else "evaluate"
 
     def inputs(self) -> dict[str, str | None]:
-        """What the page is made from: for each run, the digest of its metrics."""
+        """The inputs of the page: the digest of each run's metrics."""
         return {
             entry.chain.run_id: manifest.digest(entry.chain.manifest("evaluate"), "metrics.json")
             for entry in self.entries
@@ -64,10 +64,10 @@ class Comparison:
         return [entry for entry in self.entries if not entry.chain.complete(self.needs, known)]
 
     def why(self) -> list[str]:
-        """Why the page has to be made, its runs being done. Empty: it is up to date."""
+        """Why the page must be rendered once its runs are done; empty when it is up to date."""
         inputs = self.inputs()
         gone = [
-            f"made with {name}, which is no longer compared"
+            f"{name} is no longer compared"
             for name in (manifest.read(self.folder) or {"inputs": {}})["inputs"]
             if name not in inputs
         ]
@@ -75,7 +75,7 @@ class Comparison:
         return here_only + manifest.problems(self.folder, "compare", inputs, self.workspace.size) + gone
 
     def complete(self) -> bool:
-        """True when the page is up to date and so is every run on it. Reads manifests and file sizes only."""
+        """True when the page and all its runs are up to date. Reads manifests and file sizes only."""
         with each_read_once():
             return not self.why() and not self.waiting_for()
 
@@ -83,10 +83,9 @@ class Comparison:
 def plan(
     sources: Sequence[str], seeds: Sequence[int], workspace: Workspace, name: str = "", reports: bool = False
 ) -> Comparison:
-    """The comparison of these configuration files, each with each seed (with its own seed where none are given).
+    """The comparison of these configuration files with each of the seeds, or with their own seed when none are given.
 
-    Raises `ConfigError` when a file is not valid, when two files are the same run, and when they are about different
-    data sets.
+    Raises `ConfigError` for an invalid file, for two files that mean the same run, and for different data sets.
     """
     configs = {source: configuration.load(source) for source in dict.fromkeys(sources)}
     _check_data(configs)
@@ -117,7 +116,7 @@ def request(compared: Comparison) -> dict[str, Any]:
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """The configuration files that paths and globs mean, in order. Raises `ConfigError` when one means none."""
+    """The configuration files that match paths and globs, in order. Raises `ConfigError` when one matches none."""
     found: list[str] = []
     for pattern in patterns:
         given = Path(pattern)
@@ -129,7 +128,9 @@ def expand(patterns: Iterable[str]) -> list[str]:
         if not matches and given.parent.as_posix() in (".", "config"):
             matches = [f"config/{file.name}" for file in sorted(configuration.ready_made_folder().glob(given.name))]
         if not matches:
-            raise ConfigError(f"--configs: no file matches {pattern}; give a JSON list of files, or a pattern")
+            raise ConfigError(
+                f"--configs: no file matches {pattern}; expected files, a pattern, or a JSON list of files"
+            )
         found += matches
     return list(dict.fromkeys(found))
 
@@ -145,8 +146,8 @@ def _check_data(configs: dict[str, Config]) -> None:
         mine, other = config.data, configs[first].data
         if (mine.name, source_key(mine)) != (other.name, source_key(other)):
             raise ConfigError(
-                f"{source}: its data set is {mine.name} from {shown_source(mine)}, but that of {first} is "
-                f"{other.name} from {shown_source(other)}; only accuracies on the same images can be ranked"
+                f"{source}: its data set is {mine.name} from {shown_source(mine)}, that of {first} is "
+                f"{other.name} from {shown_source(other)}; only accuracies on the same images can be compared"
             )
 
 
@@ -156,17 +157,15 @@ def _check_distinct(entries: Sequence[Entry]) -> None:
         other = seen.setdefault(entry.chain.run_id, entry)
         if other is not entry:
             raise ConfigError(
-                f"{entry.source}: the same run as {other.source} ({entry.chain.run_id}): their architectures are "
-                "equal, and no other key makes another run; compare architectures, or seeds with --seeds"
+                f"{entry.source}: the same run as {other.source} ({entry.chain.run_id}): only another architecture "
+                "makes another run; compare architectures, or seeds with --seeds"
             )
 
 
 def _name(configs: dict[str, Config], seeds: Sequence[int], entries: Sequence[Entry]) -> str:
-    """A name that says how much is compared, and that the same question always gets."""
+    """A name for these runs, always the same for the same runs."""
     identity = [[entry.chain.run_id, source_key(entry.chain.config.data)] for entry in entries]
     digest = hashlib.sha256(json.dumps(sorted(identity)).encode()).hexdigest()[:8]
-    return f"{_counted(len(configs), 'configuration')}-{_counted(len(set(seeds)) or 1, 'seed')}-{digest}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number}-{noun}" if number == 1 else f"{number}-{noun}s"
+    return f"{counted(len(configs), 'configuration')} {counted(len(set(seeds)) or 1, 'seed')} {digest}".replace(
+        " ", "-"
+    )

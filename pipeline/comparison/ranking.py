@@ -1,4 +1,4 @@
-"""The ranking of a comparison: the manifests of its runs in, its page and tables out.
+"""The ranking of a comparison: from the manifests of its runs to its page and tables.
 
 Leaves `index.html` (one file, nothing loaded from elsewhere), `ranking.csv` (a row for each configuration), `runs.csv`
 (a row for each run), `ranking.json` (all of it for programs) and the manifest. Never imports MXNet.
@@ -26,7 +26,7 @@ from pipeline.workspace.freshness import Chain, config_changes
 
 SCHEMA = 1
 
-#: What has to be equal for two trainings' seconds to be compared.
+#: What must be equal for the times of two trainings to be comparable.
 _CONDITIONS = ("device", "precision", "threads", "cpu")
 
 _RANKING_COLUMNS = (
@@ -64,7 +64,7 @@ _RUN_COLUMNS = (
 
 
 def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> dict[str, Any]:
-    """Make the page of a comparison whose runs are done, and publish it; gives the manifest.
+    """Render a comparison whose runs are done, and publish it; returns the manifest.
 
     `options` are those of `comparison.request`; `chain` says which workspace. Raises `PipelineError` when a run is
     not done.

@@ -1,7 +1,7 @@
-"""`python -m pipeline.export`: the export in a process of its own, see `pipeline.process.child`."""
+"""`python -m pipeline.export`: the export in a process of its own, see `pipeline.process`."""
 
 from pipeline.export import export
-from pipeline.process.child import exit_with, main
+from pipeline.process import child
 
 if __name__ == "__main__":
-    exit_with(main(export))
+    child.exit_with(child.main(export))

@@ -195,7 +195,7 @@ def test_accuracies_over_different_views_are_told_apart(bench: Bench) -> None:
         assert {row["config"]: row["views"] for row in csv.DictReader(table)} == {"narrow.yaml": "1", "wide.yaml": "2"}
     html = (bench.page() / "index.html").read_text()
     assert ": averaged with that of the mirror image" in html
-    assert "The views differ" in html
+    assert "Test-time augmentation differs between runs" in html
 
 
 def test_reports_are_made_and_linked_when_asked_for(compared: tuple[Bench, Result]) -> None:
@@ -246,7 +246,7 @@ def test_two_files_of_one_architecture_are_refused_before_anything_runs(bench: B
 
 
 def test_other_images_are_refused(bench: Bench) -> None:
-    with pytest.raises(ConfigError, match="only accuracies on the same images can be ranked"):
+    with pytest.raises(ConfigError, match="only accuracies on the same images can be compared"):
         comparison.plan([str(bench.root / "wide.yaml"), "config/quickstart.yaml"], [], bench.workspace)
 
 

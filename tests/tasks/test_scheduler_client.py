@@ -97,7 +97,7 @@ def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: S
     heard, asked, left = [line for line in command.output.splitlines() if central.url in line]
     assert "is not responding; running tasks continue" in heard
     assert "is not responding: retrying every 1 s, 1 times" in asked
-    assert "stopped responding (no connection): what is done stays" in left
+    assert "stopped responding (no connection): finished stages are kept" in left
     assert "Failed pinging" not in command.output
     assert "Traceback" not in command.output
 

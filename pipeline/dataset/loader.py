@@ -42,7 +42,7 @@ class TrainingLoader:
     """Batches of one training: what batch number `step` of an epoch contains depends on nothing else.
 
     `images` (N, 3, 32, 32) uint8 and `labels` (N,) stay where they are; `indices` selects the training part. With a
-    `share` (worker, workers) each batch is only this worker's part of it, which may have no image.
+    `share` (rank, workers) each batch is only the part of this rank, which may have no image.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class TrainingLoader:
         return self.norm.apply(images), self.labels[plan.rows].astype(np.float32)
 
     def plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
-        """Which images batch number `step` of an epoch has for this worker, and how each is changed."""
+        """Which images batch number `step` of an epoch has for this rank, and how each is changed."""
         whole = self._whole_plan(epoch, step, order)
-        worker, workers = self.share
-        return whole.split(workers)[worker] if workers > 1 else whole
+        rank, workers = self.share
+        return whole.split(workers)[rank] if workers > 1 else whole
 
     def _whole_plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -130,8 +130,8 @@ class TrainingLoader:
         return None
 
 
-def fixed_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:
-    """(batch_size, 3, 32, 32) float32 batches in order, the last one filled up, with the number of real images.
+def padded_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:
+    """(batch_size, 3, 32, 32) float32 batches in order, each with its number of images: the last is padded with zeros.
 
     A constant shape keeps MXNet from planning its memory anew.
     """

@@ -125,7 +125,7 @@ def view_logits(
     waiting: tuple[int, Any, int] | None = None
     for start in range(0, len(images), batch_size):
         for view, pixels in enumerate(tta.views(images[start : start + batch_size], count)):
-            ((values, size),) = loader.fixed_batches(pixels, batch_size, norm)
+            ((values, size),) = loader.padded_batches(pixels, batch_size, norm)
             output = net(mx.nd.array(values, ctx=context))
             if waiting is not None:  # the previous batch, while this one computes
                 parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])

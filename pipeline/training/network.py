@@ -275,7 +275,7 @@ class Network:
         mx, context = self.mx, self.devices.contexts[0]
         net = self._inference_copy()
         parts = []
-        for values, count in loader.fixed_batches(images, batch_size, norm):
+        for values, count in loader.padded_batches(images, batch_size, norm):
             parts.append(net(mx.nd.array(values, ctx=context)).astype("float32").asnumpy()[:count])
             between()
         return np.concatenate(parts)

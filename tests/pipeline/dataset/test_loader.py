@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import Augmentation, Training
 from pipeline.dataset.augmentation import Plan, augment
-from pipeline.dataset.loader import TrainingLoader, fixed_batches, split
+from pipeline.dataset.loader import TrainingLoader, padded_batches, split
 from pipeline.dataset.normalisation import Normalisation
 
 IMAGES = np.random.RandomState(0).randint(1, 256, (70, 3, 32, 32)).astype(np.uint8)
@@ -159,7 +159,7 @@ def test_an_image_of_one_colour_can_be_normalised():
 
 
 def test_batches_for_prediction_have_one_shape_and_keep_the_order():
-    parts = list(fixed_batches(IMAGES, 32, Normalisation()))
+    parts = list(padded_batches(IMAGES, 32, Normalisation()))
     assert [(values.shape[0], count) for values, count in parts] == [(32, 32), (32, 32), (32, 6)]
     together = np.concatenate([values[:count] for values, count in parts])
     assert np.array_equal(together, Normalisation().apply(IMAGES))

@@ -75,11 +75,11 @@ def mxnet() -> Any:
     return mx
 
 
-def adapt_to_load(tell: Callable[[str], None]) -> None:
-    """From now on let OpenMP's threads wait as suits the machine's load, see `pipeline.process.spinning`."""
+def adapt_to_load(log: Callable[[str], None]) -> None:
+    """From now on adapt how OpenMP waits to the machine's load, see `pipeline.process.spinning`."""
     library = mxnet().base._LIB
     if _load:  # else it already does
-        spinning.watch(library, _load.pop(), tell)
+        spinning.watch(library, _load.pop(), log)
 
 
 def plain_convolution(operators: Any) -> Any:

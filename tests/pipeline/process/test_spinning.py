@@ -22,68 +22,68 @@ class FakeLoad:
         return self.now
 
 
-class FakeSleepers:
-    asleep = False
+class FakeTeam:
+    running = False
 
-    def lie_down(self) -> None:
-        self.asleep = True
+    def start(self) -> None:
+        self.running = True
 
-    def get_up(self) -> None:
-        self.asleep = False
+    def stop(self) -> None:
+        self.running = False
 
 
 @pytest.fixture
 def watcher():
     said: list[str] = []
-    watcher = spinning.Watcher(FakeLoad(), FakeSleepers(), 4, said.append)
+    watcher = spinning.Watcher(FakeLoad(), FakeTeam(), 4, said.append)
     watcher.said = said
     return watcher
 
 
 def test_it_begins_with_what_the_load_is_and_says_so(watcher):
     watcher.begin()
-    assert not watcher.sleepers.asleep
+    assert not watcher.team.running
     watcher.load.now = 3.9
     watcher.begin()
-    assert watcher.sleepers.asleep
+    assert watcher.team.running
     assert watcher.said == [
-        "OpenMP's threads spin long for each other: other processes use 0.0 of 4 cores, 4 threads are ours",
-        "OpenMP's threads spin shortly for each other: other processes use 3.9 of 4 cores, 4 threads are ours",
+        "OpenMP threads spin long: other processes use 0.0 of 4 cores, this one has 4 threads",
+        "OpenMP threads spin briefly: other processes use 3.9 of 4 cores, this one has 4 threads",
     ]
 
 
 def test_it_changes_when_load_comes_and_when_it_has_gone_for_a_while(watcher):
     watcher.begin()
     watcher.load.now = 2.0
-    watcher.look()
+    watcher.check()
     watcher.load.now = 0.1
-    watcher.look()
+    watcher.check()
     watcher.load.now = 2.0
-    watcher.look()
-    assert not watcher.sleepers.asleep, "a moment's work of somebody else is no load"
-    watcher.look()
-    assert watcher.sleepers.asleep
+    watcher.check()
+    assert not watcher.team.running, "a moment's work of somebody else is no load"
+    watcher.check()
+    assert watcher.team.running
     watcher.load.now = 0.1
-    for _ in range(spinning.QUIET_LOOKS):
-        assert watcher.sleepers.asleep
-        watcher.look()
-    assert not watcher.sleepers.asleep
-    assert [line.split()[3] for line in watcher.said] == ["long", "shortly", "long"]
+    for _ in range(spinning.QUIET_CHECKS):
+        assert watcher.team.running
+        watcher.check()
+    assert not watcher.team.running
+    assert [line.split()[3] for line in watcher.said] == ["long:", "briefly:", "long:"]
 
 
 def test_others_may_have_the_cores_that_are_left_free(watcher):
     watcher.threads, watcher.load.now = 2, 2.0
     watcher.begin()
-    assert not watcher.sleepers.asleep
+    assert not watcher.team.running
 
 
 def test_a_machine_that_does_not_tell_its_load_changes_nothing(watcher):
     watcher.load.now = None
     watcher.begin()
     for _ in range(10):
-        watcher.look()
-    assert not watcher.sleepers.asleep
-    assert watcher.said == ["OpenMP's threads spin long for each other: this machine does not tell how busy it is"]
+        watcher.check()
+    assert not watcher.team.running
+    assert watcher.said == ["OpenMP threads spin long: the load of this machine is unknown"]
 
 
 def test_the_load_is_that_of_others_on_the_cores_that_this_process_may_use(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ from pipeline.process import spinning
 library, libc, gate = ctypes.CDLL("libgomp.so.1"), ctypes.CDLL(None), ctypes.create_string_buffer(64)
 libc.sem_init(gate, 0, 0)
 cores = len(os.sched_getaffinity(0))
-sleepers = spinning.Sleepers(library, cores, 2)
+team = spinning.SleepingTeam(library, cores, 2)
 
 def spinning_seconds():
     # of two threads one waits for the other, which waits for a later word
@@ -128,16 +128,16 @@ threads = lambda: len(os.listdir("/proc/self/task"))
 spinning_seconds()
 for _ in range(2):
     print(spinning_seconds())
-    sleepers.lie_down()
-    while threads() < 2 + sleepers._count:
+    team.start()
+    while threads() < 2 + team._count:
         time.sleep(0.01)
     print(spinning_seconds())
-    sleepers.get_up()
+    team.stop()
 """
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nobody to spin for")
-def test_libgomp_spins_shortly_while_the_sleepers_sleep(tmp_path):
+def test_libgomp_spins_briefly_while_a_team_sleeps(tmp_path):
     done = run([sys.executable, "-c", LIBGOMP], tmp_path, clean_environment(**spinning.environment({})))
     assert done.rc == 0, done.text
     long, short, long_again, short_again = map(float, done.output.split())
@@ -156,14 +156,14 @@ architecture = Architecture(name="tiny", conv_arch=[[1, 16], [1, 32]])
 network = Network(architecture, Training(epochs=1), runtime.devices("cpu"), "float32")
 network.initialize(3)
 network.start_epoch([])
-sleepers = spinning.Sleepers(mx.base._LIB, 2, 2)
+team = spinning.SleepingTeam(mx.base._LIB, 2, 2)
 random = np.random.RandomState(0)
 for step in range(6):
     if sys.argv[1] == "change":
-        sleepers.get_up() if step % 2 else sleepers.lie_down()
+        team.stop() if step % 2 else team.start()
     images = random.rand(16, 3, 32, 32).astype(np.float32)
     network.step(images, random.randint(0, 10, 16).astype(np.float32), 0.05, step, 16)
-parameters, momenta = network.state()
+parameters, _ = network.state()
 print(hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(parameters))).hexdigest())
 """
 

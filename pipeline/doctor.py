@@ -210,7 +210,7 @@ def current_model(chain: Chain) -> str:
         return "no model was promoted yet"
     if problems := registry.problems(chain.workspace, current):
         raise PipelineError(f"{'; '.join(problems)}: restore it, or run Rollback")
-    folder = registry.run_of(chain.workspace, current).stage("export")
+    folder = registry.run_at(chain.workspace, current.run).stage("export")
     if chain.workspace.mirror:
         chain.workspace.mirror.know_folders([folder])
     exported = manifest.read(folder)

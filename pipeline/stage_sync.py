@@ -144,7 +144,7 @@ def _fetch_baseline(chain: Chain, mirror: Mirror) -> None:
     if pointer:
         mirror.know_folders(registry.run_at(chain.workspace, place).stage("train") for place in pointer.rolled_back)
     for entry in [pointer, *pointer.before[:1]] if pointer else [before_all] if before_all else []:
-        other = registry.run_of(chain.workspace, entry)
+        other = registry.run_at(chain.workspace, entry.run)
         folders = [other.stage("train"), other.stage("evaluate")]
         mirror.know_folders([*folders, chain.workspace.dataset(other.dataset_id)])
         for folder in folders:

@@ -210,7 +210,7 @@ def _promoted(pointer: Path) -> Path:
     entry = registry.read(pointer)
     if entry is None:
         raise PipelineError(f"{pointer}: no such file")
-    folder = registry.run_of(workspace_of(pointer), entry).stage("export")
+    folder = registry.run_at(workspace_of(pointer), entry.run).stage("export")
     if mirror := mirror_of(folder):
         mirror.know_folders([folder])
     exported = manifest.read(folder)

@@ -198,5 +198,5 @@ def warm_start(chain: Chain) -> tuple[Path | None, str]:
         return None, f"warm start: {current.run} is of another architecture, training from scratch"
     if problems := registry.problems(chain.workspace, current):
         return None, f"warm start: {'; '.join(problems)}, training from scratch"
-    run = registry.run_of(chain.workspace, current)
+    run = registry.run_at(chain.workspace, current.run)
     return run.stage("train") / "model.params", f"warm start from the current model, {current.run}"

@@ -124,7 +124,7 @@ def _baseline(pointer: Pointer | None, run: Run) -> Entry | None:
 def _compare(
     chain: Chain, run: Run, baseline: Entry, labels: np.ndarray, correct: np.ndarray, reporter: child.Reporter
 ) -> dict[str, Any]:
-    other = registry.run_of(chain.workspace, baseline)
+    other = registry.run_at(chain.workspace, baseline.run)
     problems = registry.problems(chain.workspace, baseline)
     if problems:
         raise WorkspaceError(

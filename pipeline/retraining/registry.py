@@ -35,6 +35,13 @@ class Entry(Struct, frozen=True, kw_only=True):
     accuracy: float
     since: str
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a text that this program does not write."""
+        _check_run(self.run)
+        for text in (self.generation, self.weights_sha256, self.architecture, self.since):
+            if text and not names.is_name(text):
+                raise ValueError(f"{self.run}: found {text!a}")
+
 
 class Pointer(Entry, frozen=True, kw_only=True):
     """The content of the file: the current run, those before it (newest first), and those that were rolled back."""
@@ -42,20 +49,26 @@ class Pointer(Entry, frozen=True, kw_only=True):
     before: list[Entry] = []
     rolled_back: list[str] = []
 
+    def __post_init__(self) -> None:
+        Entry.__post_init__(self)
+        for run in self.rolled_back:
+            _check_run(run)
+
     @property
     def entry(self) -> Entry:
         return Entry(**{name: getattr(self, name) for name in Entry.__struct_fields__})
 
 
+def _check_run(run: str) -> None:
+    parts = run.split("/")
+    if len(parts) != 3 or parts[0] != "runs" or not names.is_place(run):
+        raise ValueError(f"run: found {run!a}, expected runs/DATASET/RUN")
+
+
 def read(path: Path) -> Pointer | None:
     """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
     try:
-        pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
-        for entry in (pointer, *pointer.before):
-            _check(entry)
-        for run in pointer.rolled_back:
-            _check_run(run)
-        return pointer
+        return msgspec.json.decode(path.read_bytes(), type=Pointer)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -75,20 +88,6 @@ def ever_current(path: Path) -> set[str]:
     return {pointer.run, *(entry.run for entry in pointer.before), *pointer.rolled_back} if pointer else set()
 
 
-def _check(entry: Entry) -> None:
-    """Raise `ValidationError` for an entry with a text that this program does not write."""
-    _check_run(entry.run)
-    for text in (entry.generation, entry.weights_sha256, entry.architecture, entry.since):
-        if text and not names.is_name(text):
-            raise msgspec.ValidationError(f"{entry.run}: found {text!a}")
-
-
-def _check_run(run: str) -> None:
-    place = run.split("/")
-    if len(place) != 3 or place[0] != "runs" or not names.is_place(run):
-        raise msgspec.ValidationError(f"run: found {run!a}, expected runs/DATASET/RUN")
-
-
 def pointers(workspace: Workspace) -> list[Path]:
     """The pointers to all current models of the workspace."""
     if workspace.mirror:
@@ -96,20 +95,14 @@ def pointers(workspace: Workspace) -> list[Path]:
     return workspace.currents()
 
 
-def run_of(workspace: Workspace, entry: Entry) -> Run:
-    """The folders of the run that an entry names."""
-    return run_at(workspace, entry.run)
-
-
 def run_at(workspace: Workspace, place: str) -> Run:
-    """The folders of the run at `runs/<dataset>/<run>`."""
-    path = Path(place)
-    return workspace.run(path.parent.name, path.name)
+    """The folders of the run at `runs/<dataset>/<run>`, as an entry names it."""
+    return workspace.run(*place.split("/")[1:])
 
 
 def problems(workspace: Workspace, entry: Entry) -> list[str]:
     """Why the run of `entry` is not what was promoted any more; empty when it is."""
-    folder = run_of(workspace, entry).stage("train")
+    folder = run_at(workspace, entry.run).stage("train")
     if workspace.mirror:
         workspace.mirror.know_folders([folder, folder.parent / "evaluate"])
     train = manifest.read(folder)

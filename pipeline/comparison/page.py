@@ -37,6 +37,17 @@ def html(facts: dict[str, Any]) -> str:
     return pages.html(_TEMPLATE, facts, rows=rows, ends=ends, plots=plots)
 
 
+def pareto_front(ranking: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+    """The configurations that no other one beats in accuracy at the same or less cost, the cheapest first."""
+
+    def beaten(group: dict[str, Any]) -> bool:
+        own = group["accuracy"], group[cost]
+        others = ((other["accuracy"], other[cost]) for other in ranking)
+        return any(other != own and other[0] >= own[0] and other[1] <= own[1] for other in others)
+
+    return sorted((group for group in ranking if not beaten(group)), key=lambda group: group[cost])
+
+
 def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """The scale of the rows: from the least to the most single accuracy, and the intervals as far as they are near."""
     low, high = min(group["least"] for group in ranking), max(group["most"] for group in ranking)
@@ -48,12 +59,12 @@ def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 @plotting.styled
 def _plot(cost: str, ranking: Sequence[dict[str, Any]]) -> str:
-    """Accuracy against a cost on a logarithmic scale; a line joins those that nothing cheaper beats."""
+    """Accuracy against a cost on a logarithmic scale, with a line along the Pareto front."""
     figure, axes = plotting.new_figure(size=(3.9, 3.0))
-    points = [(max(group[cost], 1e-3), 100 * group["accuracy"], group) for group in ranking]
-    front = _front([(x, y) for x, y, _ in points])
+    front = [_point(group, cost) for group in pareto_front(ranking, cost)]
     axes.plot(*zip(*front, strict=True), color=plotting.LINE, linewidth=1.5, zorder=1)
-    for x, y, group in points:
+    for group in ranking:
+        x, y = _point(group, cost)
         values = [100 * run["accuracy"] for run in group["runs"]]
         axes.plot([x] * len(values), values, "_", color=plotting.SECOND, markersize=7, zorder=2)
         axes.plot([x], [y], "o", color=plotting.FIRST, markersize=6, zorder=3)
@@ -67,6 +78,10 @@ def _plot(cost: str, ranking: Sequence[dict[str, Any]]) -> str:
     return plotting.as_svg(figure, cost)
 
 
+def _point(group: dict[str, Any], cost: str) -> tuple[float, float]:
+    return max(group[cost], 1e-3), 100 * group["accuracy"]
+
+
 def _few_ticks(axes: Any) -> None:
     """Round numbers along a logarithmic axis, also where it does not reach from one power of ten to the next."""
     low, high = axes.get_xlim()
@@ -74,12 +89,3 @@ def _few_ticks(axes: Any) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=tuple(steps)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: short(value) if value >= 1 else "<1"))
-
-
-def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that none with less cost reaches, in the order of their cost."""
-    found: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not found or y > found[-1][1]:
-            found.append((x, y))
-    return found

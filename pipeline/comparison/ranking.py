@@ -93,10 +93,11 @@ def gather(compared: Comparison) -> dict[str, Any]:
     ranking = [_group(source, runs) for source, runs in grouped.items()]
     _add_intervals(ranking, data["test_images"])
     ranking.sort(key=lambda group: (-group["accuracy"], group["multiply_adds"]))
+    efficient = page.pareto_front(ranking, "multiply_adds")
     for rank, group in enumerate(ranking, start=1):
         group["rank"] = rank
         group["difference"] = group["accuracy"] - ranking[0]["accuracy"]
-        group["efficient"] = _efficient(group, ranking)
+        group["efficient"] = group in efficient
     runs = [run for group in ranking for run in group["runs"]]
     return {
         "schema": SCHEMA,
@@ -130,7 +131,7 @@ def _comparison(chain: Chain, options: dict[str, Any]) -> Comparison:
 
 
 def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
-    """What a finished run says about itself."""
+    """The facts of a finished run."""
     train, evaluate = entry.chain.manifest("train"), entry.chain.manifest("evaluate")
     run = entry.chain.run()
     if run is None or train is None or evaluate is None:
@@ -155,7 +156,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
 
 
 def _dataset(compared: Comparison) -> dict[str, Any]:
-    """What the runs were measured on; the plan has made sure that it is the same for all."""
+    """The data set, which `plan` has made sure is the same for all runs."""
     folder = compared.entries[0].chain.dataset_folder()
     if folder is None:
         raise PipelineError("there is no data set yet: run the Compare task, which gets it first")
@@ -163,7 +164,7 @@ def _dataset(compared: Comparison) -> dict[str, Any]:
 
 
 def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One configuration: its runs, and what they come to on average."""
+    """One configuration: its runs and their means."""
     architecture = config.from_dict({"architecture": runs[0]["architecture"], "training": {"epochs": 1}}).architecture
     accuracies = [run["accuracy"] for run in runs]
     rates = [run["images_per_second"] for run in runs if run["images_per_second"]]
@@ -194,16 +195,6 @@ def _add_intervals(ranking: Sequence[dict[str, Any]], images: int) -> None:
     for group, (low, high) in zip(ranking, intervals, strict=True):
         group["interval"] = [max(0.0, low), min(1.0, high)]
         group["interval_of"] = "seeds" if several else "images"
-
-
-def _efficient(group: dict[str, Any], ranking: Sequence[dict[str, Any]]) -> bool:
-    """True when no other configuration is better at the same or less compute."""
-    return not any(
-        other["accuracy"] >= group["accuracy"]
-        and other["multiply_adds"] <= group["multiply_adds"]
-        and (other["accuracy"], -other["multiply_adds"]) != (group["accuracy"], -group["multiply_adds"])
-        for other in ranking
-    )
 
 
 def _distinct(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

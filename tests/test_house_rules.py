@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from luigi_runs import CHECKOUT, run
 
-from pipeline.config import load
+from pipeline.config import from_dict, load, to_dict
+from pipeline.config.difference import flatten
+from tasks.settings import vgg
 
 HEAVY = {"mxnet", "numpy", "matplotlib", "onnx", "onnxruntime", "PIL", "jinja2", "rich"}
 
@@ -118,13 +121,21 @@ CONFIGURATIONS = sorted((CHECKOUT / "config").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
-def test_every_ready_made_configuration_is_valid_and_opens_with_what_it_is_for_and_what_it_costs(path):
+def test_every_ready_made_configuration_is_valid_and_opens_with_its_purpose_and_what_was_measured(path):
     config = load(path)
     assert config.architecture.name
     first, second, third = path.read_text().splitlines()[:3]
-    assert first.startswith("# For: ")
-    assert second.startswith("# Costs and reaches: ")
+    assert first.startswith("# Purpose: ")
+    assert second.startswith("# Measured: ")
     assert not third.startswith("#")
+
+
+def test_the_readme_of_the_configuration_has_every_key_and_every_option_of_luigi_cfg():
+    text = (CHECKOUT / "config" / "README.md").read_text()
+    least = {"architecture": {"name": "tiny", "conv_arch": [[1, 4]]}, "training": {"epochs": 1}}
+    keys = [key.rpartition(".")[2] for key, _ in flatten(to_dict(from_dict(least)))]
+    missing = [name for name in (*keys, *dict(vgg.get_params())) if not re.search(rf"[`.]{name}`", text)]
+    assert not [name for name in missing if "[" not in name]
 
 
 def test_no_two_test_modules_share_a_name():

@@ -211,8 +211,7 @@ def current_model(chain: Chain) -> str:
     if problems := registry.problems(chain.workspace, current):
         raise PipelineError(f"{'; '.join(problems)}: restore it, or run Rollback")
     folder = registry.run_at(chain.workspace, current.run).stage("export")
-    if chain.workspace.mirror:
-        chain.workspace.mirror.know_folders([folder])
+    chain.workspace.storage.refresh([folder])
     exported = manifest.read(folder)
     if exported is None or manifest.file_problems(folder, exported, chain.workspace.size):
         given = f" with --generation {current.generation}" if current.generation else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Bytes that a file system takes in one name, and S3 in all of them together.
-_LONGEST, _LONGEST_PLACE = 255, 1024
+_LONGEST, _LONGEST_PATH = 255, 1024
 
 
 def is_name(text: str) -> bool:
@@ -12,6 +12,6 @@ def is_name(text: str) -> bool:
     return plain and len(text.encode()) <= _LONGEST
 
 
-def is_place(text: str) -> bool:
+def is_relative_path(text: str) -> bool:
     """True for a plain relative name, one or more names with `/` between them: it leads down, and nowhere else."""
-    return all(map(is_name, text.split("/"))) and len(text.encode()) <= _LONGEST_PLACE
+    return all(map(is_name, text.split("/"))) and len(text.encode()) <= _LONGEST_PATH

@@ -1,7 +1,6 @@
-"""A stage's work on a workspace in a store: what it needs is fetched before, what it made is published after.
+"""A stage's work on a workspace in an object store: what it needs is fetched before, what it made is published after.
 
-Everything here does nothing for a workspace in a folder. The stage's own process knows nothing of the store: it finds
-its inputs in the mirror (see `pipeline.storage.mirror`) and leaves its results there.
+The stage's own process knows nothing of the store: it finds its inputs in the folder here and leaves its results there.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ from pipeline.errors import AlreadyRunning, PipelineError, WorkspaceError
 from pipeline.files import write_json
 from pipeline.process.parent import Stopped
 from pipeline.retraining import generations, registry
-from pipeline.storage.mirror import Lost, Mirror, NotAsRecorded
+from pipeline.storage import ObjectStorage
+from pipeline.storage.copies import Lost, NotAsRecorded
 from pipeline.workspace import MANIFEST, Run, Workspace, manifest
-from pipeline.workspace.freshness import Chain
+from pipeline.workspace.freshness import Chain, refresh
 
 #: Seconds between two looks for a new checkpoint.
 POLL_SECONDS = 0.5
@@ -37,150 +37,139 @@ KEEP = 2
 log = logging.getLogger("vgg")
 
 
-def refresh(chain: Chain) -> None:
-    """Take a new listing of what the chain is about: other hosts may have been at work."""
-    if chain.workspace.mirror:
-        chain.workspace.mirror.know([chain], since=time.monotonic())
-
-
 def publish_finished(chain: Chain, stage: str) -> bool:
     """Publish a stage that was finished here before without getting into the store; False when there is none.
 
     The promotion gate is never published late: what is current may have changed since.
     """
-    mirror = chain.workspace.mirror
-    folder = chain.folder(stage)
-    if mirror is None or folder is None or stage == "promote":
+    storage, folder = chain.workspace.storage, chain.folder(stage)
+    if not isinstance(storage, ObjectStorage) or folder is None or stage == "promote":
         return False
     recorded = manifest.read(folder)
     here = Chain(Workspace(chain.workspace.root), chain.config, chain.generation)
     if recorded is None or here.why(stage) or manifest.damage(folder, recorded):
         return False
-    _publish(chain, stage, recorded_only=True)
+    _publish(chain, storage, stage, recorded_only=True)
     return True
 
 
 @contextlib.contextmanager
 def at_work(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]:
     """Around a stage's process, its lock being held: fetch what it needs, publish checkpoints and what it made."""
-    mirror = chain.workspace.mirror
-    if mirror is None:
+    storage, run = chain.workspace.storage, chain.run()
+    if not isinstance(storage, ObjectStorage):  # everything is in place
         yield
         return
-    with _gate_held(chain, mirror, stage):
-        _fetch(chain, mirror, stage, options)
-        run = chain.run()
+    with _gate_held(chain, storage, stage):
+        _fetch(chain, storage, stage, options)
         try:
             if stage == "train" and run is not None:
-                _fetch_checkpoint(mirror, run)
-                with Checkpoints(mirror, run):
+                _fetch_checkpoint(storage, run)
+                with Checkpoints(storage, run):
                     yield
             else:
                 yield
         except Stopped as stopped:
             if stopped.finished:
-                _publish(chain, stage)
+                _publish(chain, storage, stage)
             raise
-        _publish(chain, stage)
+        _publish(chain, storage, stage)
 
 
-def publish_folder(workspace: Workspace, folder: Path) -> None:
+def publish_folder(workspace: Workspace, folder: Path, recorded_only: bool = False) -> None:
     """Publish a finished folder; says in its error that nothing is lost."""
-    if workspace.mirror is None:
-        return
-    try:
-        workspace.mirror.publish(folder)
-    except WorkspaceError as error:
-        raise WorkspaceError(_kept(error, folder)) from error
+    with _nothing_lost(folder):
+        workspace.publish(folder, recorded_only)
 
 
 # --- before -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _gate_held(chain: Chain, mirror: Mirror, stage: str) -> Iterator[None]:
+def _gate_held(chain: Chain, storage: ObjectStorage, stage: str) -> Iterator[None]:
     """For the promotion gate, whose process moves the pointer: hold it against other hosts."""
     if stage != "promote":
         yield
         return
     lock = registry.lock_name(chain.workspace.current(chain.config))
-    with mirror.hold(lock, "the choice of the current model", True, log.info):
-        mirror.know([chain], since=time.monotonic())
+    with storage.hold(lock, "the choice of the current model", True, log.info):
+        refresh([chain], since=time.monotonic())
         yield
 
 
-def _fetch(chain: Chain, mirror: Mirror, stage: str, options: dict[str, Any]) -> None:
-    run, dataset = chain.run(), chain.dataset_folder()
+def _fetch(chain: Chain, storage: ObjectStorage, stage: str, options: dict[str, Any]) -> None:
+    run, dataset, workspace = chain.run(), chain.dataset_folder(), chain.workspace
     if stage == "dataset" or run is None or dataset is None:
         return
-    mirror.fetch(dataset)
+    workspace.fetch(dataset)
     upstream = {"train": (), "report": ("train", "evaluate", "export", "promote")}.get(stage, ("train", "evaluate"))
     for before in upstream:
         if before != stage:
-            mirror.fetch(run.stage(before))
+            workspace.fetch(run.stage(before))
     if stage == "train":
         try:
-            mirror.fetch(run.stage(stage), everything=True)
-        except Lost as error:  # as in a folder: nothing to continue from
+            workspace.fetch(run.stage(stage), everything=True)
+        except Lost as error:  # as in a folder: nothing to resume from
             log.info("train %s: %s", run.run_id, error)
             (run.stage(stage) / MANIFEST).unlink(missing_ok=True)
-            mirror.fetch_log(run.log(stage))
+            storage.fetch_log(run.log(stage))
         if "init_from" in options:
-            mirror.fetch(Path(options["init_from"]).parent)
+            workspace.fetch(Path(options["init_from"]).parent)
     else:
-        mirror.fetch_log(run.log(stage))
+        storage.fetch_log(run.log(stage))
     if stage == "promote":
-        _fetch_baseline(chain, mirror)
+        _fetch_baseline(chain)
     if stage == "report":
-        _fetch_previous(chain, mirror, run)
+        _fetch_previous(chain, run)
 
 
-def _fetch_baseline(chain: Chain, mirror: Mirror) -> None:
+def _fetch_baseline(chain: Chain) -> None:
     """The runs that the gate may compare with: the current one and the one before, or the one before all generations.
 
     Of those that were rolled back the gate looks at the manifests.
     """
-    pointer, before_all = registry.read(chain.workspace.current(chain.config)), generations.plain_run(chain)
+    workspace = chain.workspace
+    pointer, before_all = registry.read(workspace.current(chain.config)), generations.plain_run(chain)
     if pointer:
-        mirror.know_folders(registry.run_at(chain.workspace, place).stage("train") for place in pointer.rolled_back)
+        workspace.storage.refresh(registry.run_at(workspace, place).stage("train") for place in pointer.rolled_back)
     for entry in [pointer, *pointer.before[:1]] if pointer else [before_all] if before_all else []:
         other = registry.run_at(chain.workspace, entry.run)
         folders = [other.stage("train"), other.stage("evaluate")]
-        mirror.know_folders([*folders, chain.workspace.dataset(other.dataset_id)])
+        workspace.storage.refresh([*folders, workspace.dataset(other.dataset_id)])
         for folder in folders:
             with contextlib.suppress(NotAsRecorded):  # the gate says what is wrong with it
-                mirror.fetch(folder)
+                workspace.fetch(folder)
 
 
-def _fetch_previous(chain: Chain, mirror: Mirror, run: Run) -> None:
+def _fetch_previous(chain: Chain, run: Run) -> None:
     """What the report tells of other generations."""
     base = run.run_id.partition("@")[0]
-    mirror.know_runs(run.dataset_id, f"{base}*", ("train", "evaluate"))
+    chain.workspace.storage.refresh_matching(f"runs/{run.dataset_id}/{base}*", ("train", "evaluate"))
     generations.find(chain.workspace, chain.config)  # their manifests
     train = manifest.read(run.stage("train"))
     previous = generations.previous(run, train) if train else None
     if previous is not None:
         with contextlib.suppress(NotAsRecorded):  # the report does without it
-            mirror.fetch(previous.stage("evaluate"))
+            chain.workspace.fetch(previous.stage("evaluate"))
 
 
-def _fetch_checkpoint(mirror: Mirror, run: Run) -> None:
+def _fetch_checkpoint(storage: ObjectStorage, run: Run) -> None:
     """Have the newest whole checkpoint of the store here, unless one here is as new."""
     here = max((path.name for path in run.checkpoints.glob("step-*.npz")), default="")
-    there = mirror.store.find(mirror.place(run.work))
+    there = storage.store.find(f"{storage.key(run.work)}/")
     precision = run.work / "precision.json"
-    if mirror.place(precision) in there and not precision.exists():
-        mirror.get(mirror.place(precision))
-    checkpoints = re.compile(re.escape(mirror.place(run.checkpoints)) + r"/(step-\d+\.npz)")
-    found = {match[1]: path for path in there if (match := checkpoints.fullmatch(path)) and match[1] > here}
+    if storage.key(precision) in there and not precision.exists():
+        storage.copies.get(storage.key(precision))
+    checkpoints = re.compile(re.escape(storage.key(run.checkpoints)) + r"/(step-\d+\.npz)")
+    found = {match[1]: key for key in there if (match := checkpoints.fullmatch(key)) and match[1] > here}
     for name in sorted(found, reverse=True):
-        file = run.checkpoints / name
+        shown = storage.shown(run.checkpoints / name)
         try:
-            mirror.get(found[name], _check_checkpoint)
-            log.info("train %s: going on from %s, which another host published", run.run_id, mirror.shown(file))
+            storage.copies.get(found[name], _check_checkpoint)
+            log.info("train %s: resumes from %s, published by another host", run.run_id, shown)
             return
         except NotAsRecorded:
-            log.info("train %s: %s is damaged, taking the one before", run.run_id, mirror.shown(file))
+            log.info("train %s: %s is damaged, taking the one before", run.run_id, shown)
         except FileNotFoundError:
             continue  # its host has a newer one by now
 
@@ -198,46 +187,47 @@ def _check_checkpoint(file: Path) -> None:
 # --- after --------------------------------------------------------------------------------------------------------
 
 
-def _publish(chain: Chain, stage: str, recorded_only: bool = False) -> None:
-    mirror, folder, run = chain.workspace.mirror, chain.folder(stage), chain.run()
-    assert mirror is not None
+def _publish(chain: Chain, storage: ObjectStorage, stage: str, recorded_only: bool = False) -> None:
+    workspace, folder, run = chain.workspace, chain.folder(stage), chain.run()
     assert folder is not None
-    pointers = {
-        "dataset": chain.workspace.source_pointer(chain.config.data),
-        "promote": chain.workspace.current(chain.config),
-    }
-    try:
-        if stage == "promote" and pointers[stage].exists():
-            mirror.publish_file(pointers[stage])
-        mirror.publish(folder, recorded_only)
+    with _nothing_lost(folder):
+        pointer = workspace.current(chain.config)
+        if stage == "promote" and pointer.exists():
+            storage.publish_file(pointer)
+        workspace.publish(folder, recorded_only)
         if stage == "dataset":
-            _publish_source(chain, mirror, pointers[stage])
-    except WorkspaceError as error:
-        raise WorkspaceError(_kept(error, folder)) from error
+            _publish_source(chain, storage)
     if stage == "train" and run is not None:
         with contextlib.suppress(PipelineError):  # left-overs do no harm
-            mirror.store.delete(mirror.store.find(mirror.place(run.checkpoints)))
+            storage.store.delete(storage.store.find(f"{storage.key(run.checkpoints)}/"))
 
 
-def _publish_source(chain: Chain, mirror: Mirror, pointer: Path) -> None:
+def _publish_source(chain: Chain, storage: ObjectStorage) -> None:
     """Publish what a source turned out to be, unless another host found the same in its own copy of the source."""
+    pointer = chain.workspace.source_pointer(chain.config.data)
     mine = chain.source_record()
     if mine is None or not pointer.is_file():
         return
     write_json(chain.workspace.seen_source(chain.config.data), {"digest": mine["digest"], "stat": mine["stat"]})
-    content, theirs = mirror.store.read(mirror.place(pointer)), None
+    content, theirs = storage.store.read(storage.key(pointer)), None
     with contextlib.suppress(ValueError, RecursionError):
         theirs = chain.source_in(json.loads(content or b"null"))
     own = {"stat": None, "copies": None}
     if content is not None and theirs is not None and {**theirs, **own} == {**mine, **own}:
-        mirror.write(mirror.place(pointer), content)
-        mirror.know([chain], since=time.monotonic())
+        storage.copies.write(storage.key(pointer), content)
+        refresh([chain], since=time.monotonic())
         return
-    mirror.publish_file(pointer)
+    storage.publish_file(pointer)
 
 
-def _kept(error: WorkspaceError, folder: Path) -> str:
-    return f"{error}; what was made is in {folder}, and the same command publishes it without doing the work again"
+@contextlib.contextmanager
+def _nothing_lost(folder: Path) -> Iterator[None]:
+    """Around publishing: an error says that what was made is still here."""
+    try:
+        yield
+    except WorkspaceError as error:
+        kept = f"what was made is in {folder}, and the same command publishes it without doing the work again"
+        raise WorkspaceError(f"{error}; {kept}") from error
 
 
 class Checkpoints:
@@ -246,8 +236,8 @@ class Checkpoints:
     A store that is away for a while costs no training: the next checkpoint is tried again.
     """
 
-    def __init__(self, mirror: Mirror, run: Run) -> None:
-        self.mirror, self.run = mirror, run
+    def __init__(self, storage: ObjectStorage, run: Run) -> None:
+        self.storage, self.run = storage, run
         self._done = ""
         self._there: list[str] = []
         self._ended = threading.Event()
@@ -271,7 +261,7 @@ class Checkpoints:
                 pass
             except (PipelineError, OSError) as error:
                 if not failed:
-                    what = "a checkpoint could not be published, training goes on"
+                    what = "a checkpoint could not be published, training continues"
                     log.warning("train %s: %s: %s", self.run.run_id, what, error)
                 failed = True
             if ended:
@@ -279,7 +269,7 @@ class Checkpoints:
 
     def _publish_newest(self) -> None:
         newest = max(self.run.checkpoints.glob("step-*.npz"), key=lambda path: path.name, default=None)
-        if newest is None or newest.name == self._done or self.mirror.lost:
+        if newest is None or newest.name == self._done or self.storage.lost:
             return
         kept = self.run.work / f".publishing-{newest.name}"
         kept.unlink(missing_ok=True)
@@ -288,19 +278,19 @@ class Checkpoints:
         except PermissionError:  # a file system without links
             shutil.copyfile(newest, kept)
         try:
-            place = self.mirror.place(newest)
-            self.mirror.store.put(kept, place)
+            key = self.storage.key(newest)
+            self.storage.store.put(kept, key)
             precision = self.run.work / "precision.json"
             if not self._done:
-                earlier = self.mirror.store.find(self.mirror.place(newest.parent))
-                self._there = sorted(path for path in earlier if path != place)
+                earlier = self.storage.store.find(f"{self.storage.key(newest.parent)}/")
+                self._there = sorted(each for each in earlier if each != key)
                 if precision.exists():
-                    self.mirror.store.put(precision, self.mirror.place(precision))
+                    self.storage.store.put(precision, self.storage.key(precision))
             self._done = newest.name
         finally:
             kept.unlink(missing_ok=True)
-        # Those of a training that this one does not go on from would be taken for newer.
-        late = [path for path in self._there if path > place]
-        self._there = [*(path for path in self._there if path not in late), place]
-        spare, self._there = [*late, *self._there[:-KEEP]], self._there[-KEEP:]
-        self.mirror.store.delete(spare)
+        # Those of a training that this one did not resume from would be taken for newer.
+        newer = [each for each in self._there if each > key]
+        kept_there = [*(each for each in self._there if each < key), key]
+        expired, self._there = [*newer, *kept_there[:-KEEP]], kept_there[-KEEP:]
+        self.storage.store.delete(expired)

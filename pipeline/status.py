@@ -5,6 +5,7 @@ Reads manifests and file sizes; leaves nothing behind. `gather` gives plain JSON
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any
 
 from pipeline.errors import WorkspaceError
@@ -71,18 +72,16 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
 
 def worker_on(run: Run, stage: str) -> dict[str, object] | None:
     """Who works on a stage: the command that asked for it, else a job that outlived its command."""
-    here = locks.holder(run.lock(stage)) or (locks.holder(run.job_lock) if stage == "train" else None)
-    mirror = run.workspace.mirror
-    return here or (mirror.holder(run.lock(stage).stem) if mirror else None)
+    job = locks.holder(run.job_lock) if stage == "train" else None
+    return run.workspace.holder(run.lock(stage)) or job
 
 
 def checkpoints(run: Run) -> list[str]:
     """The names of a run's checkpoints, newest last."""
-    names = [path.name for path in run.checkpoints.glob("step-*.npz")]
-    if mirror := run.workspace.mirror:
-        mirror.know_folders([run.checkpoints])
-        names += [name for name in mirror.names(run.checkpoints) if name.startswith("step-")]
-    return sorted(names)
+    storage = run.workspace.storage
+    storage.refresh([run.checkpoints])
+    names = {path.name for path in run.checkpoints.glob("step-*.npz")}
+    return sorted(names.union(fnmatch.filter(storage.names(run.checkpoints), "step-*.npz")))
 
 
 def _stages(chain: Chain) -> list[dict[str, Any]]:

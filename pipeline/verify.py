@@ -26,8 +26,7 @@ def verify(workspace: Workspace) -> Verified:
 
     A stage that is not finished, or that somebody is making anew at this moment, is not damaged.
     """
-    if workspace.mirror:
-        workspace.mirror.know_all()
+    workspace.refresh()
     found = Verified()
     for folder in sorted((workspace.root / "datasets").glob("*")) + workspace.comparisons():
         if (folder / MANIFEST).exists():

@@ -6,11 +6,13 @@ import argparse
 from typing import Any
 
 import luigi
+from luigi.configuration import get_config
 from luigi.parameter import ParameterVisibility
 
+from pipeline.config.settings import OLD_NAMES, refuse_old_names
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import expanded
-from pipeline.workspace.freshness import Chain
+from pipeline.workspace.freshness import Chain, refresh
 from tasks import scheduler
 from tasks.configurations import check_name, configuration_of, describe
 from tasks.exit_codes import BAD_CONFIGURATION, exit_with
@@ -48,6 +50,7 @@ class PluginTask(luigi.Task):
     @classmethod
     def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters with what was left out, in the same order; raises `ConfigError`."""
+        refuse_old_names(name for name in OLD_NAMES if get_config().has_option("vgg", name))
         workspace_at(values["workspace"])
         return values
 
@@ -105,6 +108,5 @@ class ChainTask(PluginTask):
     def chain(self) -> Chain:
         """What this task is about, for the modules of `pipeline`."""
         chain = Chain(workspace_at(self.workspace), configuration_of(self.config, self.settings), self.generation)
-        if chain.workspace.mirror:
-            chain.workspace.mirror.know([chain])
+        refresh([chain])
         return chain

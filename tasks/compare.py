@@ -16,9 +16,8 @@ from pipeline.comparison import Comparison
 from pipeline.errors import ConfigError
 from pipeline.files import expanded, read_json
 from pipeline.process import parent
-from pipeline.storage import locks
 from pipeline.workspace import MANIFEST
-from pipeline.workspace.freshness import Chain
+from pipeline.workspace.freshness import Chain, refresh
 from tasks.base import PluginTask
 from tasks.configurations import check_name, remember
 from tasks.log import log
@@ -82,7 +81,7 @@ class Compare(PluginTask):
         """True when every run is done and the page is made from them. Looks at manifests and file sizes only."""
         with checking():
             compared = self.comparison
-            self._know()
+            self._refresh()
             return compared.complete() or (looked_again(*self._chains()) and compared.complete())
 
     def output(self) -> luigi.LocalTarget:
@@ -92,21 +91,21 @@ class Compare(PluginTask):
         """Write the page in a process of its own, unless another process has just done it."""
         compared = self.comparison
         lock = compared.workspace.lock(f"comparison.{compared.name}")
-        wait, mirror = vgg().overlap == "wait", compared.workspace.mirror
+        wait = vgg().overlap == "wait"
         with (
             working(),
-            locks.hold(lock, f"comparison {compared.name}", wait, log.info, mirror=mirror) as descriptor,
+            compared.workspace.hold(lock, f"comparison {compared.name}", wait, log.info) as descriptor,
         ):
-            self._know(since=time.monotonic())
+            self._refresh(since=time.monotonic())
             reasons = compared.why()
             if reasons:
                 self._write(compared, descriptor, reasons)
 
     def _write(self, compared: Comparison, lock: int, reasons: list[str]) -> None:
-        mirror, data = compared.workspace.mirror, compared.entries[0].chain.dataset_folder()
+        data = compared.entries[0].chain.dataset_folder()
         with recorded(compared.workspace, reasons, stage="compare", run=compared.name):
-            if mirror is not None and data is not None:
-                mirror.fetch(data)
+            if data is not None:
+                compared.workspace.fetch(data)
             tell = functools.partial(log.info, "comparison %s: %s", compared.name)
             parent.run_stage(
                 "compare",
@@ -121,12 +120,11 @@ class Compare(PluginTask):
     def _chains(self) -> list[Chain]:
         return [entry.chain for entry in self.comparison.entries]
 
-    def _know(self, since: float = 0.0) -> None:
-        """Of a workspace in a store: have at hand what is there of all the runs, and of the page."""
+    def _refresh(self, since: float = 0.0) -> None:
+        """Have at hand what is there of all the runs, and of the page."""
         compared = self.comparison
-        if compared.workspace.mirror:
-            compared.workspace.mirror.know(self._chains(), since)
-            compared.workspace.mirror.know_folders([compared.folder], since)
+        refresh(self._chains(), since)
+        compared.workspace.storage.refresh([compared.folder], since=since)
 
     def headline(self) -> str:
         """Who leads and where to read more, from the finished page."""

@@ -72,11 +72,11 @@ class SetAside(Command):
         if not self.confirm:
             tell("  preview only: add --confirm to do it")
             return
-        what, mirror = f"{self.stage} {chain.run_id}", chain.workspace.mirror
+        what = f"{self.stage} {chain.run_id}"
         try:
             with contextlib.ExitStack() as held:
                 for lock in self._locks(chain, folder):
-                    held.enter_context(locks.hold(lock, what, wait=False, mirror=mirror))
+                    held.enter_context(chain.workspace.hold(lock, what))
                 if self.stage == "train" and (run := chain.run()):
                     held.enter_context(locks.hold(run.job_lock, what, wait=False))
                 if self.stage == "dataset":

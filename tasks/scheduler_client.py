@@ -21,8 +21,8 @@ import luigi.scheduler
 from luigi.rpc import RemoteScheduler, RPCError
 from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_fixed
 
+from pipeline.storage import distrust_listings
 from pipeline.storage.locks import is_gone
-from pipeline.storage.mirror import all_mirrors
 from tasks import scheduler
 from tasks.exit_codes import return_code
 from tasks.log import log
@@ -92,8 +92,7 @@ class Scheduler(_Client):
         while True:
             answer = self._planned_work(own, about)
             self.held_up = False
-            for mirror in all_mirrors():
-                mirror.doubtful_before = time.monotonic()  # what others finished may be why there is work now
+            distrust_listings()  # what others finished may be why there is work now
             left = [name for name, task in self._sent.items() if task["status"] == "PENDING"]
             left = [name for name in left if name not in self.done_elsewhere]
             if _has_work(answer) or not left or about.get("current_tasks"):

@@ -22,13 +22,13 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
         description="for a workspace in a store (s3://…): the folder for copies here and work in progress; default: "
         "luigi-vgg in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)",
     )
-    patience_seconds = luigi.FloatParameter(
-        default=60.0, description="for how long a request that a store does not answer rightly is tried again"
+    retry_timeout = luigi.FloatParameter(
+        default=60.0, description="for how many seconds a failing request to a store is retried"
     )
     stale_seconds = luigi.FloatParameter(
         default=120.0,
         description="after how many silent seconds another host's lock in a store counts as left behind; at "
-        "least twice patience_seconds",
+        "least twice retry_timeout",
     )
     report_seconds = luigi.FloatParameter(
         default=2.0, description="seconds between two progress reports to the scheduler"

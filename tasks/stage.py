@@ -17,7 +17,7 @@ from pipeline.process import parent
 from pipeline.process.child import COMMANDS
 from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, Workspace, events
-from pipeline.workspace.freshness import Chain
+from pipeline.workspace.freshness import Chain, refresh
 from tasks.base import ChainTask
 from tasks.exit_codes import exit_with
 from tasks.log import log
@@ -58,7 +58,7 @@ class StageTask(ChainTask):
         chain = self.chain
         try:
             with working(), self._locked(chain) as held:
-                stage_sync.refresh(chain)
+                refresh([chain], since=time.monotonic())
                 reasons = chain.why(self.stage)
                 if reasons and stage_sync.publish_finished(chain, self.stage):
                     log.info("%s: publishing the result that was made here earlier", self.what)
@@ -125,7 +125,7 @@ class StageTask(ChainTask):
             path = run.lock(self.stage)
         wait = vgg().overlap == "wait"
         with contextlib.ExitStack() as held:
-            own = held.enter_context(locks.hold(path, self.what, wait, log.info, mirror=workspace.mirror))
+            own = held.enter_context(workspace.hold(path, self.what, wait, log.info))
             if self.stage == "dataset" or run is None:
                 yield [own]
             else:
@@ -135,8 +135,7 @@ class StageTask(ChainTask):
         """Words for the child out of the scheduler's messages; unknown ones are answered."""
         words: list[str] = []
         messages = getattr(self, "scheduler_messages", None)
-        mirror = self.chain.workspace.mirror
-        if mirror is not None and mirror.lost and not self.gave_up:
+        if self.chain.workspace.storage.lost and not self.gave_up:
             words.append("stop")  # another host goes on with it
             self.gave_up = True
         while messages is not None and not messages.empty():

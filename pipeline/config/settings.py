@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+from collections.abc import Iterable
 
 from pipeline.errors import ConfigError
 from pipeline.files import expanded
@@ -11,6 +12,9 @@ from pipeline.files import expanded
 #: Where Luigi looks, the later file before the earlier one.
 _FILES = ("/etc/luigi/client.cfg", "/etc/luigi/luigi.cfg", "client.cfg", "luigi.cfg")
 _TOML_FILES = ("/etc/luigi/luigi.toml", "luigi.toml")
+
+#: Options that were renamed.
+OLD_NAMES = {"patience_seconds": "retry_timeout"}
 
 
 def read() -> dict[str, str]:
@@ -26,8 +30,15 @@ def read() -> dict[str, str]:
             found |= _from_toml(file) if toml else _from_cfg(file)
         except (configparser.Error, OSError, ValueError) as error:
             raise ConfigError(f"{file}: cannot be read as Luigi's configuration: {error}") from error
+    refuse_old_names(found)
     places = {key: expanded(found[key], f"[vgg] {key}") for key in ("workspace", "cache") if found.get(key)}
     return {**found, **places}
+
+
+def refuse_old_names(options: Iterable[str]) -> None:
+    """Raise `ConfigError` for an option of `[vgg]` that has another name now."""
+    for old in {option.replace("-", "_") for option in options} & OLD_NAMES.keys():
+        raise ConfigError(f"luigi.cfg: [vgg] {old} is now called {OLD_NAMES[old]}: rename it")
 
 
 def seconds(settings: dict[str, str], key: str, default: float) -> float:

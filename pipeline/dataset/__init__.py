@@ -18,7 +18,6 @@ from pipeline.dataset.store import Dataset, load
 from pipeline.errors import from_os_error
 from pipeline.files import remove_debris, write_json
 from pipeline.process.child import Reporter
-from pipeline.storage import locks
 from pipeline.workspace import dataset_id, sources
 from pipeline.workspace.freshness import Chain, shown_source
 
@@ -48,7 +47,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
         details = _details(data, content, archive_sha256)
         folder = chain.workspace.dataset(dataset_id(data.name, details["digest"]))
         # Another source may turn out to be the same data set, at this very moment.
-        with locks.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
+        with chain.workspace.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
             manifest = _reuse(folder, details) or store.write(folder, content, partial, details)
             write_json(pointer, _pointer(data, folder.name, stat, details, chain.source_record()))
         download.remove(source.downloaded(chain))

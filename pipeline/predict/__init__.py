@@ -29,8 +29,7 @@ from pipeline.predict import image_files
 from pipeline.predict.image_files import Picture, Unreadable
 from pipeline.process.cores import usable_cores
 from pipeline.retraining import registry
-from pipeline.storage.mirror import default_cache, mirror_at, mirror_of
-from pipeline.storage.store import check_url, is_url
+from pipeline.storage import check_url, default_cache, is_url, storage_at, storage_of
 from pipeline.text import printable
 from pipeline.workspace import Run, Workspace, manifest, workspace_of
 
@@ -114,7 +113,7 @@ def default_model() -> str:
 
 
 def in_store(url: str) -> Path:
-    """The path here that mirrors a workspace in a store, or a run or pointer in it; what it takes to choose is fetched.
+    """The path here of a workspace in a store, or of a run or pointer in it; what it takes to choose is fetched.
 
     A workspace may itself be below a folder `runs`: a run is known by the form of its name.
     """
@@ -123,16 +122,16 @@ def in_store(url: str) -> Path:
     root, place = within.groups() if within else (address, "")
     said = settings.read()
     cache = Path(said["cache"]) if said.get("cache") else default_cache()
-    patience = settings.seconds(said, "patience_seconds", 60.0)
-    mirror = mirror_at(root, cache, patience)
+    storage = storage_at(root, cache, settings.seconds(said, "retry_timeout", 60.0))
     if place:
-        path = mirror.root / place
-        mirror.know_folders([path.parent] if path.suffix == ".json" else [path, path / "export"])
+        path = storage.root / place
+        storage.refresh([path.parent] if path.suffix == ".json" else [path, path / "export"])
         return path
-    mirror.root.mkdir(parents=True, exist_ok=True)
-    if not mirror.know_currents():
-        mirror.know_runs(stages=("export",))
-    return mirror.root
+    storage.root.mkdir(parents=True, exist_ok=True)
+    storage.refresh_matching("current/*")
+    if not Workspace(storage.root, storage).currents():
+        storage.refresh_matching("runs/*/*", ("export",))
+    return storage.root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,8 +182,7 @@ def _limit_memory(model: Path) -> None:
 
 
 def _checked(folder: Path, exported: dict[str, Any]) -> Path:
-    if mirror := mirror_of(folder):
-        mirror.fetch(folder)
+    Workspace(folder, storage_of(folder)).fetch(folder)
     return manifest.verified(folder, exported, "model.onnx")
 
 
@@ -211,8 +209,7 @@ def _promoted(pointer: Path) -> Path:
     if entry is None:
         raise PipelineError(f"{pointer}: no such file")
     folder = registry.run_at(workspace_of(pointer), entry.run).stage("export")
-    if mirror := mirror_of(folder):
-        mirror.know_folders([folder])
+    storage_of(folder).refresh([folder])
     exported = manifest.read(folder)
     if exported is None:
         raise PipelineError(f"{folder}: the current model is not exported: run the Export task for this run")
@@ -237,8 +234,7 @@ def _newest_export(workspace: Workspace) -> Path | None:
 
 def _address(path: Path) -> str:
     """A path as users know it: in a store, its address there."""
-    mirror = mirror_of(path) or mirror_of(path / "x")
-    return mirror.shown(path) if mirror else str(path)
+    return storage_of(path).shown(path)
 
 
 # --- output -------------------------------------------------------------------------------------------------------

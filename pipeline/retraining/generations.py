@@ -47,9 +47,8 @@ class Generation:
 
 def find(workspace: Workspace, config: Config) -> list[Generation]:
     """The trained generations of this data set and architecture (both by name), newest first."""
-    if workspace.mirror:
-        names = f"{config.data.name}-*", f"{config.architecture.name}-*"
-        workspace.mirror.know_runs(*names, ("train", "evaluate", "promote"))
+    runs_of_both = f"runs/{config.data.name}-*/{config.architecture.name}-*"
+    workspace.storage.refresh_matching(runs_of_both, ("train", "evaluate", "promote"))
     data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
     pattern = re.compile(rf"{data}-[0-9a-f]{{8}}/{architecture}-[0-9a-f]{{8}}(@.+)?")
     runs = (workspace.run(folder.parent.name, folder.name) for folder in sorted(workspace.runs.glob("*/*")))
@@ -149,8 +148,7 @@ def same_weights(chain: Chain) -> Run | None:
     fresh = not (config.training.init_from or config.retrain.warm_start)
     if run is None or not fresh or (run.stage("train") / MANIFEST).exists():
         return None
-    if chain.workspace.mirror:
-        chain.workspace.mirror.know_runs(run.dataset_id, f"{run_id(config.architecture)}*", RUN_FOLDERS)
+    chain.workspace.storage.refresh_matching(f"runs/{run.dataset_id}/{run_id(config.architecture)}*", RUN_FOLDERS)
     for other in reversed(run.generations()):
         if generation_seed(other.generation) is None and not chain.problems("train", other.stage("train")):
             train = manifest.read(other.stage("train"))
@@ -180,8 +178,7 @@ def plain_run(chain: Chain) -> Entry | None:
     if run is None or not run.generation:
         return None
     plain = chain.workspace.run(run.dataset_id, run_id(chain.config.architecture))
-    if chain.workspace.mirror:
-        chain.workspace.mirror.know_folders([plain.stage("train"), plain.stage("evaluate")])
+    chain.workspace.storage.refresh([plain.root], ("train", "evaluate"))
     entry = registry.entry_of(plain, "")
     return entry if entry and not registry.problems(chain.workspace, entry) else None
 

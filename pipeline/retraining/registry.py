@@ -17,7 +17,6 @@ from msgspec import Struct
 from pipeline import names
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import now, write_json
-from pipeline.storage import locks
 from pipeline.workspace import Run, Workspace, manifest
 from pipeline.workspace.freshness import Chain
 
@@ -61,7 +60,7 @@ class Pointer(Entry, frozen=True, kw_only=True):
 
 def _check_run(run: str) -> None:
     parts = run.split("/")
-    if len(parts) != 3 or parts[0] != "runs" or not names.is_place(run):
+    if len(parts) != 3 or parts[0] != "runs" or not names.is_relative_path(run):
         raise ValueError(f"run: found {run!a}, expected runs/DATASET/RUN")
 
 
@@ -90,8 +89,7 @@ def ever_current(path: Path) -> set[str]:
 
 def pointers(workspace: Workspace) -> list[Path]:
     """The pointers to all current models of the workspace."""
-    if workspace.mirror:
-        workspace.mirror.know_currents()
+    workspace.storage.refresh_matching("current/*")
     return workspace.currents()
 
 
@@ -102,9 +100,9 @@ def run_at(workspace: Workspace, place: str) -> Run:
 
 def problems(workspace: Workspace, entry: Entry) -> list[str]:
     """Why the run of `entry` is not what was promoted any more; empty when it is."""
-    folder = run_at(workspace, entry.run).stage("train")
-    if workspace.mirror:
-        workspace.mirror.know_folders([folder, folder.parent / "evaluate"])
+    run = run_at(workspace, entry.run)
+    workspace.storage.refresh([run.root], ("train", "evaluate"))
+    folder = run.stage("train")
     train = manifest.read(folder)
     if train is None:
         return [f"{entry.run}/train is gone or not finished"]
@@ -161,16 +159,12 @@ def lock_name(path: Path) -> str:
 @contextlib.contextmanager
 def held(workspace: Workspace, path: Path) -> Iterator[None]:
     """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then."""
-    mirror = workspace.mirror
-    with locks.hold(workspace.lock(lock_name(path)), "the choice of the current model", True, mirror=mirror):
-        if mirror is None:
-            yield
-            return
-        mirror.know_folders([path.parent], since=time.monotonic())
+    with workspace.hold(workspace.lock(lock_name(path)), "the choice of the current model", wait=True):
+        workspace.storage.refresh([path.parent], since=time.monotonic())
         before = _content(path)
         yield
         if _content(path) not in (None, before):
-            mirror.publish_file(path)
+            workspace.storage.publish_file(path)
 
 
 def _content(path: Path) -> bytes | None:

@@ -50,12 +50,7 @@ def items(workspace: Workspace) -> list[Item]:
 
 def unknown(workspace: Workspace) -> list[str]:
     """What else is in the trash, by name: people and earlier versions did not note where things came from."""
-    if mirror := workspace.mirror:
-        mirror.know_folders([workspace.trash])
-        names = {path.split("/")[1] for path in mirror.below(workspace.trash)}
-    else:
-        names = {path.name for path in workspace.trash.glob("*")}
-    return sorted(name for name in names if not _WHEN.fullmatch(name))
+    return sorted({parts[0] for parts in _paths(workspace) if not _WHEN.fullmatch(parts[0])})
 
 
 def hint(workspace: Workspace, name: str) -> str:
@@ -97,7 +92,7 @@ def _locked(workspace: Workspace, item: Item) -> contextlib.AbstractContextManag
     if kind == "runs":
         run = workspace.run(name, item.path.name)
         return whole_run(run, f"the restoring of {run.run_id}")
-    return locks.hold(workspace.lock(name), f"the restoring of {name}", False, mirror=workspace.mirror)
+    return workspace.hold(workspace.lock(name), f"the restoring of {name}")
 
 
 def _remove_empty(workspace: Workspace, folder: Path) -> None:
@@ -114,36 +109,35 @@ def whole_run(run: Run, what: str) -> Iterator[None]:
     """Hold the locks of all stages of a run, which read each other's files; raises `AlreadyRunning`."""
     with contextlib.ExitStack() as held:
         for stage in RUN_FOLDERS:
-            held.enter_context(locks.hold(run.lock(stage), what, wait=False, mirror=run.workspace.mirror))
+            held.enter_context(run.workspace.hold(run.lock(stage), what))
         held.enter_context(locks.hold(run.job_lock, what, wait=False))
         yield
 
 
-def _listed(workspace: Workspace) -> Iterator[tuple[str, ...]]:
+def _paths(workspace: Workspace) -> list[tuple[str, ...]]:
+    """Every file in the trash, by the parts of its path there."""
+    workspace.storage.refresh([workspace.trash])
+    return [path.relative_to(workspace.trash).parts for path in workspace.storage.below(workspace.trash)]
+
+
+def _listed(workspace: Workspace) -> set[tuple[str, ...]]:
     """For each item when it was moved to the trash, and its former path, in parts."""
-    for kind, depth in _DEPTHS.items():
-        if mirror := workspace.mirror:
-            mirror.know_folders([workspace.trash])
-            paths = [tuple(path.split("/")[1:]) for path in mirror.below(workspace.trash)]
-            yield from {path[: depth + 1] for path in paths if len(path) > depth and path[1] == kind}
-        else:
-            pattern = "/".join(["*", kind, *["[!.]*"] * (depth - 1)])
-            yield from (path.relative_to(workspace.trash).parts for path in workspace.trash.glob(pattern))
+    found = set()
+    for parts in _paths(workspace):
+        depth = _DEPTHS.get(parts[1], 0) if len(parts) > 1 else 0
+        if 0 < depth < len(parts) and not any(part.startswith(".") for part in parts[: depth + 1]):
+            found.add(parts[: depth + 1])
+    return found
 
 
 def _parts(workspace: Workspace, item: Item) -> list[Path]:
     """What is moved back: of a run each stage, as other stages may still be in place."""
     if not item.place.startswith("runs/"):
         return [item.path]
-    if mirror := workspace.mirror:
-        depth = len(item.path.relative_to(workspace.root).parts)
-        names = {Path(path).parts[depth] for path in mirror.below(item.path)}
-        return [item.path / name for name in sorted(names)]
-    return sorted(item.path.iterdir())
+    names = {path.relative_to(item.path).parts[0] for path in workspace.storage.below(item.path)}
+    return [item.path / name for name in sorted(names)]
 
 
 def _exists(workspace: Workspace, path: Path) -> bool:
-    if mirror := workspace.mirror:
-        mirror.know_folders([path.parent, path])
-        return bool(mirror.below(path)) or path.name in mirror.names(path.parent)
-    return path.exists()
+    workspace.storage.refresh([path.parent, path])
+    return workspace.storage.exists(path)

@@ -19,13 +19,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.errors import AlreadyRunning, WorkspaceError
 from pipeline.files import now, open_regular, read_json
-
-if TYPE_CHECKING:
-    from pipeline.storage.mirror import Mirror
 
 #: Seconds to wait for the last process of a command that was killed: it still writes its checkpoint.
 ENDING_SECONDS = 30.0
@@ -84,14 +80,12 @@ def hold(
     wait: bool,
     waiting: Callable[[str], None] | None = None,
     at_most: float = math.inf,
-    mirror: Mirror | None = None,
 ) -> Iterator[int]:
     """Hold the lock at `path`; gives its file descriptor, to be inherited by the processes that do the work.
 
-    When another live process has it: with `wait` call `waiting` once with a line about who has it and wait
-    `at_most` so many seconds, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its
-    child ends by itself. With a `mirror` the lock of the same name in its store is held as well: other hosts have
-    other files.
+    When another live process has it: with `wait` call `waiting` once with a line about who has it and wait for at most
+    `at_most` seconds, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its child ends
+    by itself. `Workspace.hold` also holds the lock against hosts that have other files.
     """
     descriptor = _open(path)
     try:
@@ -99,11 +93,7 @@ def hold(
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(record).encode(), 0)
-        if mirror is None:
-            yield descriptor
-            return
-        with mirror.hold(path.stem, what, wait, waiting or (lambda line: None)):
-            yield descriptor
+        yield descriptor
     finally:
         os.close(descriptor)
 

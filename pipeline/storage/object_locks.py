@@ -30,6 +30,9 @@ from pipeline.storage.store import SETTLE_SECONDS, Store
 #: Text that can be shown.
 _Text = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]
 
+#: Where the locks are in a store.
+LOCKS = "work/locks"
+
 #: Seconds after a failed heartbeat until the next one.
 AGAIN_SECONDS = 1.0
 
@@ -49,11 +52,51 @@ class _Record(Struct, frozen=True):
     stale_after: float | None = None
 
 
-class ObjectLock:
-    """The lock at `path` of a store. `lost` is True once another host was found to have taken it over."""
+class ObjectLocks:
+    """The locks of a workspace in a store, and those of them that this process holds."""
 
-    def __init__(self, store: Store, path: str) -> None:
-        self.store, self.path = store, path
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._held: list[ObjectLock] = []
+
+    @contextlib.contextmanager
+    def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold the lock of this name against other hosts; raises `AlreadyRunning` as `locks.hold` does."""
+        with ObjectLock(self.store, _key(name)).held(what, wait, waiting) as lock:
+            self._held.append(lock)
+            try:
+                yield
+            finally:
+                self._held.remove(lock)
+
+    def holder(self, name: str) -> dict[str, Any] | None:
+        """Who holds the lock of this name, or None; asks the store."""
+        return ObjectLock(self.store, _key(name)).record()
+
+    @property
+    def lost(self) -> bool:
+        """True when another host was found to have taken over a lock that this process held."""
+        return any(lock.lost for lock in self._held)
+
+    def check(self) -> None:
+        """Raise `AlreadyRunning` when a lock of this process was taken over; asks the store."""
+        for lock in self._held:
+            if not lock.still_ours():
+                raise AlreadyRunning(
+                    f"{self.store}: {lock.key} was taken over by another host while this one could not be reached; "
+                    "nothing was published"
+                )
+
+
+def _key(name: str) -> str:
+    return f"{LOCKS}/{name}.lock"
+
+
+class ObjectLock:
+    """The lock at `key` of a store. `lost` is True once another host was found to have taken it over."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
         self.token = uuid.uuid4().hex
         self.lost = False
         self._since = now()
@@ -64,19 +107,19 @@ class ObjectLock:
     def held(self, what: str, wait: bool, waiting: Callable[[str], None]) -> Iterator[ObjectLock]:
         """Hold the lock; with `wait` wait for who has it, else raise `AlreadyRunning`."""
         self._acquire(what, wait, waiting)
-        beating = threading.Thread(target=self._beat, name="lock heartbeat", daemon=True)
-        beating.start()
+        heartbeat = threading.Thread(target=self._heartbeat, name="lock heartbeat", daemon=True)
+        heartbeat.start()
         try:
             yield self
         finally:
             self._ended.set()
             with self._written, contextlib.suppress(PipelineError):  # else it becomes stale
                 if self.still_ours():
-                    self.store.delete([self.path])
+                    self.store.delete([self.key])
 
     def record(self) -> dict[str, Any] | None:
         """What the lock's holder wrote, or None when nobody has it."""
-        content = self.store.read(self.path)
+        content = self.store.read(self.key)
         if content is None:
             return None
         try:
@@ -94,7 +137,7 @@ class ObjectLock:
     def _acquire(self, what: str, wait: bool, waiting: Callable[[str], None]) -> None:
         told = ""
         while True:
-            if self.store.create(self.path, self._content()):
+            if self.store.create(self.key, self._content()):
                 return
             other = self.record()
             if other is None:
@@ -115,7 +158,7 @@ class ObjectLock:
     def _is_dead(self, other: dict[str, Any]) -> bool:
         if other["machine"] and other["machine"] == _machine() and is_gone(other["pid"]):
             return True
-        age = self.store.age(self.path, f"{self.path}.{self.token}")
+        age = self.store.age(self.key, f"{self.key}.{self.token}")
         if age is None:
             age = time.time() - other["beat"]
         return age > (self.store.stale_seconds if other["stale_after"] is None else other["stale_after"])
@@ -126,7 +169,7 @@ class ObjectLock:
         One whose write comes later than SETTLE_SECONDS after another's takes the lock from that one, which finds out
         with its next heartbeat, and before it publishes anything.
         """
-        self.store.write(self.path, self._content())
+        self.store.write(self.key, self._content())
         time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
         record = self.record()
         return record is not None and record.get("token") == self.token
@@ -143,8 +186,8 @@ class ObjectLock:
         }
         return json.dumps(record).encode()
 
-    def _beat(self) -> None:
-        """Write the lock anew, so often that an outage as long as the store's patience does not make it stale."""
+    def _heartbeat(self) -> None:
+        """Write the lock anew, so often that an outage as long as `retry_timeout` does not make it stale."""
         regular = self.store.stale_seconds / 6
         pause = regular
         while not self._ended.wait(pause):
@@ -152,7 +195,7 @@ class ObjectLock:
                 try:
                     if self._ended.is_set() or not self.still_ours():
                         return
-                    self.store.write(self.path, self._content())
+                    self.store.write(self.key, self._content())
                     pause = regular
                 except PipelineError:  # the store is away: others must hear of this host as soon as it is back
                     pause = min(regular, AGAIN_SECONDS)

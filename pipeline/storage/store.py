@@ -1,7 +1,7 @@
 """Objects of a workspace that is no folder: `s3://bucket/prefix`, or whatever else fsspec reaches.
 
-One `Store` is one address; its paths are relative to it. Every request is tried again with growing pauses until the
-store's patience is over; then one `WorkspaceError` says what could not be done. fsspec and its back-end are imported
+One `Store` is one address; its keys are relative to it. A request that fails is retried with growing pauses until
+`retry_timeout` is over; then one `WorkspaceError` says what could not be done. fsspec and its back-end are imported
 when the first request is made: a workspace in a folder never needs them. Credentials come from the places where the
 back-end itself looks for them.
 """
@@ -48,8 +48,8 @@ THREADS = 8
 #: What a back-end may call what tells one content of an object from another.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 
-#: Schemes whose back-ends list what begins with half a name. Others may too; these were run.
-_LISTS_BEGINNINGS = ("s3", "s3a")
+#: Schemes whose back-ends list by any prefix. Others may too; these were tested.
+_LISTS_PREFIXES = ("s3", "s3a")
 
 #: Errors (by name: their libraries are not imported here) that no second try can mend.
 _HOPELESS = {
@@ -101,16 +101,16 @@ def check_url(address: str) -> str:
 class Store:
     """The objects below one address.
 
-    `patience`: seconds for which a failing request is tried again. `stale_seconds`: after how many seconds without a
-    sign of life the holder of a lock counts as dead.
+    `retry_timeout`: seconds for which a failing request is retried. `stale_seconds`: after how many seconds without a
+    heartbeat the holder of a lock counts as dead.
     """
 
-    def __init__(self, url: str, patience: float = 60.0, stale_seconds: float = 120.0) -> None:
-        self.url, self.patience, self.stale_seconds = url, patience, stale_seconds
+    def __init__(self, url: str, retry_timeout: float = 60.0, stale_seconds: float = 120.0) -> None:
+        self.url, self.retry_timeout, self.stale_seconds = url, retry_timeout, stale_seconds
         #: The connection of this process that all its threads share, and those that belong to one thread.
         self._opened: tuple[int, Any, str] | None = None
         self._own = threading.local()
-        #: Objects that were told to be left out.
+        #: Objects that the log says are left out.
         self._left_out: set[str] = set()
 
     def __str__(self) -> str:
@@ -119,19 +119,17 @@ class Store:
     # --- requests -----------------------------------------------------------------------------------------------
 
     @property
-    def lists_beginnings(self) -> bool:
-        """True when `find` takes the beginning of a name."""
-        return self.url.partition("://")[0] in _LISTS_BEGINNINGS
+    def lists_prefixes(self) -> bool:
+        """True when `find` takes any prefix, not only that of a folder."""
+        return self.url.partition("://")[0] in _LISTS_PREFIXES
 
-    def find(self, folder: str = "", beginning: str = "") -> dict[str, Stored]:
-        """Every object below a folder (all of them without one), by its path, with size and version.
-
-        With `beginning` only what is called so in that folder, and what is in folders that are.
-        """
+    def find(self, prefix: str = "") -> dict[str, Stored]:
+        """Every object whose key begins so (`runs/` for those of a folder), by its key, with size and version."""
+        folder, _, name = prefix.rpartition("/")
 
         def ask(fs: Any, base: str) -> dict[str, Stored]:
             fs.invalidate_cache()
-            only = {"prefix": beginning} if beginning else {}
+            only = {"prefix": name} if name else {}
             try:
                 found = fs.find(f"{base}/{folder}".rstrip("/"), detail=True, **only)
             except FileNotFoundError:
@@ -139,81 +137,81 @@ class Store:
             cut = len(base) + 1
             return {path[cut:]: _stored(info) for path, info in found.items() if info.get("type") != "directory"}
 
-        listed = self._patiently("list", f"{folder}/{beginning}".strip("/"), ask)
-        return {path: stored for path, stored in listed.items() if self._is_ours(path)}
+        listed = self._retry("list", prefix.rstrip("/"), ask)
+        return {key: stored for key, stored in listed.items() if self._is_ours(key)}
 
-    def _is_ours(self, path: str) -> bool:
+    def _is_ours(self, key: str) -> bool:
         """False for an object whose name cannot be that of a file below a folder; such are left out of everything."""
-        if names.is_place(path):
+        if names.is_relative_path(key):
             return True
-        if path and not path.endswith("/") and path not in self._left_out:  # those stand for folders
-            self._left_out.add(path)
-            log.warning("%s: left out an object whose name is no file's: %s; remove it", self, ascii(path))
+        if key and not key.endswith("/") and key not in self._left_out:  # those stand for folders
+            self._left_out.add(key)
+            log.warning("%s: left out an object whose name is no file's: %s; remove it", self, ascii(key))
         return False
 
-    def info(self, path: str) -> Stored | None:
+    def info(self, key: str) -> Stored | None:
         """Size and version of one object, or None when it is not there."""
 
         def ask(fs: Any, base: str) -> Stored | None:
             fs.invalidate_cache()
             try:
-                return _stored(fs.info(f"{base}/{path}"))
+                return _stored(fs.info(f"{base}/{key}"))
             except FileNotFoundError:
                 return None
 
-        return self._patiently("look at", path, ask)
+        return self._retry("look at", key, ask)
 
-    def age(self, path: str, beside: str) -> float | None:
-        """Seconds by the store's own clock since `path` was written; None where that cannot be told.
+    def age(self, key: str, beside: str) -> float | None:
+        """Seconds by the store's own clock since `key` was written; None where that cannot be told.
 
-        `beside` is a path that is written and removed to ask for the store's time: hosts' clocks may be wrong.
+        `beside` is a key that is written and removed to ask for the store's time: hosts' clocks may be wrong.
         """
 
         def ask(fs: Any, base: str) -> float | None:
             fs.pipe_file(f"{base}/{beside}", b"")
             try:
                 fs.invalidate_cache()
-                return (fs.modified(f"{base}/{beside}") - fs.modified(f"{base}/{path}")).total_seconds()
+                return (fs.modified(f"{base}/{beside}") - fs.modified(f"{base}/{key}")).total_seconds()
             except (NotImplementedError, KeyError, FileNotFoundError):
                 return None
             finally:
                 with contextlib.suppress(Exception):
                     fs.rm_file(f"{base}/{beside}")
 
-        return self._patiently("look at", path, ask)
+        return self._retry("look at", key, ask)
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, key: str) -> bytes | None:
         """The content of a small object, or None when it is not there."""
 
         def ask(fs: Any, base: str) -> bytes | None:
             try:
-                return fs.cat_file(f"{base}/{path}")
+                return fs.cat_file(f"{base}/{key}")
             except FileNotFoundError:
                 return None
 
-        return self._patiently("read", path, ask)
+        return self._retry("read", key, ask)
 
-    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+    def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         """The contents of small objects, many requests at a time; those that are gone are left out."""
-        wanted = list(paths)
+        wanted = list(keys)
         found: dict[str, bytes] = {}
         if len(wanted) > 1:
 
             def ask(fs: Any, base: str) -> list[Any]:  # not `cat`, which takes brackets in a name for a pattern
-                return fs.cat_ranges([f"{base}/{path}" for path in wanted], None, None, on_error="return")
+                return fs.cat_ranges([f"{base}/{key}" for key in wanted], None, None, on_error="return")
 
-            answers = zip(wanted, self._patiently("read", "", ask), strict=True)
-            found = {path: content for path, content in answers if isinstance(content, bytes)}
-        for path in wanted:
-            if path not in found and (content := self.read(path)) is not None:
-                found[path] = content
+            answers = zip(wanted, self._retry("read", "", ask), strict=True)
+            found = {key: content for key, content in answers if isinstance(content, bytes)}
+        for key in wanted:
+            if key not in found and (content := self.read(key)) is not None:
+                found[key] = content
         return found
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, key: str, content: bytes) -> None:
         """Write a small object, replacing what is there."""
-        self._patiently("write", path, lambda fs, base: fs.pipe_file(_made(fs, f"{base}/{path}"), content))
+        self._retry("write", key, lambda fs, base: fs.pipe_file(_made(fs, f"{base}/{key}"), content))
 
-    def create(self, path: str, content: bytes) -> bool:
+    def create(self, key: str, content: bytes) -> bool:
         """Write a small object unless there is one; gives whether the one that is there now is this one.
 
         One of several writers succeeds: object stores have conditional writes for that, file servers open a file that
@@ -223,7 +221,7 @@ class Store:
 
         def ask(fs: Any, base: str) -> bool:
             """False when it may have been written over what another one wrote."""
-            target = _made(fs, f"{base}/{path}")
+            target = _made(fs, f"{base}/{key}")
             try:
                 if _is_shared(fs):
                     fs.pipe_file(target, content, mode="create")
@@ -239,24 +237,24 @@ class Store:
                     raise
             return True
 
-        if self.read(path) is None and not self._patiently("write", path, ask):
+        if self.read(key) is None and not self._retry("write", key, ask):
             time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
-        return self.read(path) == content
+        return self.read(key) == content
 
-    def put(self, file: Path, path: str) -> None:
+    def put(self, file: Path, key: str) -> None:
         """Upload a file. Raises `OSError` when it cannot be read."""
         os.close(open_regular(file))
-        self._patiently("upload", path, lambda fs, base: fs.put_file(str(file), _made(fs, f"{base}/{path}")))
+        self._retry("upload", key, lambda fs, base: fs.put_file(str(file), _made(fs, f"{base}/{key}")))
 
-    def get(self, path: str, file: Path) -> None:
+    def get(self, key: str, file: Path) -> None:
         """Download an object into `file`. Raises `FileNotFoundError` when it is not there."""
-        self._patiently("download", path, lambda fs, base: _download(fs, f"{base}/{path}", str(file)))
+        self._retry("download", key, lambda fs, base: _download(fs, f"{base}/{key}", str(file)))
 
-    def copy(self, path: str, target: str) -> None:
+    def copy(self, key: str, target: str) -> None:
         """Copy an object within the store."""
 
         def ask(fs: Any, base: str) -> None:
-            old, new = f"{base}/{path}", _made(fs, f"{base}/{target}")
+            old, new = f"{base}/{key}", _made(fs, f"{base}/{target}")
             try:
                 fs.cp_file(old, new)
             except NotImplementedError:  # SFTP has no such request
@@ -264,35 +262,35 @@ class Store:
                     _download(fs, old, f"{folder}/copy")
                     fs.put_file(f"{folder}/copy", new)
 
-        self._patiently("copy", path, ask)
+        self._retry("copy", key, ask)
 
-    def delete(self, paths: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are gone already are no error."""
 
-        def ask(fs: Any, base: str, path: str) -> None:
+        def ask(fs: Any, base: str, key: str) -> None:
             with contextlib.suppress(FileNotFoundError):
-                fs.rm_file(f"{base}/{path}")
+                fs.rm_file(f"{base}/{key}")
 
-        self.each(lambda path: self._patiently("delete", path, lambda fs, base: ask(fs, base, path)), paths)
+        self.each(lambda key: self._retry("delete", key, lambda fs, base: ask(fs, base, key)), keys)
 
-    def sha256(self, path: str) -> str:
+    def sha256(self, key: str) -> str:
         """SHA-256 of an object's content, which is not kept."""
 
         def ask(fs: Any, base: str) -> str:
             digest = hashlib.sha256()
-            with fs.open(f"{base}/{path}", "rb", block_size=1 << 23) as file:
+            with fs.open(f"{base}/{key}", "rb", block_size=1 << 23) as file:
                 while block := file.read(1 << 23):
                     digest.update(block)
             return digest.hexdigest()
 
-        return self._patiently("read", path, ask)
+        return self._retry("read", key, ask)
 
-    def each(self, work: Callable[[str], T], paths: Iterable[str]) -> list[T]:
-        """Do `work` for each path, several at a time if it can be; raises what the first that failed raised."""
+    def each(self, work: Callable[[str], T], keys: Iterable[str]) -> list[T]:
+        """Do `work` for each key, several at a time if it can be; raises what the first that failed raised."""
         if not _is_shared(self._open()[0]):
-            return [work(path) for path in paths]
+            return [work(key) for key in keys]
         with ThreadPoolExecutor(THREADS) as threads:
-            return list(threads.map(work, paths))
+            return list(threads.map(work, keys))
 
     # --- how they are made --------------------------------------------------------------------------------------
 
@@ -309,9 +307,9 @@ class Store:
                 self._opened = opened
         return opened[1], opened[2]
 
-    def _patiently(self, doing: str, path: str, ask: Callable[[Any, str], T]) -> T:
-        until, pause = time.monotonic() + self.patience, FIRST_PAUSE
-        where = f"{self}/{path}".rstrip("/")
+    def _retry(self, doing: str, key: str, ask: Callable[[Any, str], T]) -> T:
+        until, pause = time.monotonic() + self.retry_timeout, FIRST_PAUSE
+        where = f"{self}/{key}".rstrip("/")
         while True:
             try:
                 return ask(*self._open())

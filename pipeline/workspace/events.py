@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import re
 import socket
-from collections.abc import Iterable
 from typing import Any
 
-from pipeline.errors import PipelineError, from_os_error
-from pipeline.files import now, open_regular, read_json, read_regular, write_json
-from pipeline.storage import locks
-from pipeline.workspace import Workspace
+from pipeline.errors import from_os_error
+from pipeline.files import now, open_regular
+from pipeline.workspace.paths import Workspace
 
 log = logging.getLogger("vgg")
 
@@ -36,51 +32,16 @@ def record(workspace: Workspace, event: str, **about: Any) -> None:
 
 
 def read(workspace: Workspace) -> list[dict[str, Any]]:
-    """All events in order, in a store those of every host; lines that a power cut left unfinished are skipped."""
-    lines: list[str] = []
-    with contextlib.suppress(OSError):
-        lines += read_regular(workspace.events).decode(errors="replace").splitlines()
-    if workspace.mirror is None:
-        return _parsed(lines)
-    store = workspace.mirror.store
-    for content in store.read_many(store.find("events")).values():
-        lines += content.decode(errors="replace").splitlines()
-    return sorted(_parsed(dict.fromkeys(lines)), key=lambda event: str(event.get("time")))
-
-
-def publish(workspace: Workspace) -> None:
-    """Put this host's events into the workspace's store, if it is in one: an object an hour.
-
-    Those that could not be published before are published with the next ones.
-    """
-    if workspace.mirror is None:
-        return
-    with contextlib.suppress(OSError, PipelineError), locks.hold(workspace.lock("events"), "the event log", wait=True):
-        lines = read_regular(workspace.events).splitlines(keepends=True)
-        known = read_json(workspace.published_events)
-        done = known if isinstance(known, int) and 0 <= known <= len(lines) else 0
-        for hour in sorted({_hour(line) for line in lines[done:]} - {""}):
-            content = b"".join(line for line in lines if _hour(line) == hour)
-            workspace.mirror.store.write(f"events/{hour}-{_who(workspace)}.jsonl", content)
-        write_json(workspace.published_events, len(lines))
-
-
-def _hour(line: bytes) -> str:
-    """The hour that a line of the log is about, `2026-11-26T15`; "" when it is no line of the log."""
-    match = re.match(rb'\{"time": "(\d{4}-\d\d-\d\dT\d\d):', line)
-    return match[1].decode() if match else ""
-
-
-def _who(workspace: Workspace) -> str:
-    """This host and its folder: several may share a host name, or a host."""
-    return f"{socket.gethostname()}-{hashlib.sha256(str(workspace.root).encode()).hexdigest()[:8]}"
-
-
-def _parsed(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """All events in order, those of every host; lines that a power cut left unfinished are skipped."""
     events = []
-    for line in lines:
+    for line in workspace.storage.read_log(workspace.events):
         with contextlib.suppress(ValueError):
             value = json.loads(line)
             if isinstance(value, dict):
                 events.append(value)
     return events
+
+
+def publish(workspace: Workspace) -> None:
+    """Let other hosts see this host's events. Those that could not be published are published with the next ones."""
+    workspace.storage.publish_log(workspace.events, workspace.published_events, workspace.lock("events"))

@@ -7,7 +7,8 @@ and by each stage before it starts. Every question answers with reasons in words
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from msgspec import Meta, Struct
 from pipeline import address
 from pipeline.config import Config, Data, differences, recorded_training, to_dict
 from pipeline.files import read_json
-from pipeline.workspace import MANIFEST, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
+from pipeline.workspace import MANIFEST, RUN_FOLDERS, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
 
 #: Which stages' files each stage reads.
 UPSTREAM = {
@@ -164,7 +165,7 @@ class Chain:
 
     def _states(self, record: dict[str, Any]) -> list[Any]:
         """The states in which the source was found to be this data set. Modification times are each copy's own."""
-        here = read_json(self.workspace.seen_source(self.config.data)) if self.workspace.mirror else None
+        here = read_json(self.workspace.seen_source(self.config.data))
         if not isinstance(here, dict) or here.get("digest") != record["digest"]:
             here = {}
         return [*sources.recorded(record), here.get("stat")]
@@ -200,6 +201,21 @@ class Chain:
             return [f"no result yet; same architecture as run {name}"]
         shown = "; ".join(changed[:4]) + ("; …" if len(changed) > 4 else "")
         return [f"new architecture; closest run: {name} ({shown})"]
+
+
+def refresh(chains: Sequence[Chain], since: float = 0.0) -> bool:
+    """Have at hand what other hosts did about these chains of one workspace.
+
+    A listing of the store from before `since` (monotonic) is taken anew; gives whether one was.
+    """
+    workspace = chains[0].workspace
+    storage = workspace.storage
+    pointers = (workspace.current(chain.config).parent for chain in chains)
+    anew = storage.refresh(itertools.chain([workspace.datasets], pointers), ("", "sources"), since)
+    runs = (run.root for chain in chains if (run := chain.run()))
+    anew |= storage.refresh(runs, RUN_FOLDERS, since)
+    datasets = (folder for chain in chains if (folder := chain.dataset_folder()))
+    return storage.refresh(datasets, since=since) or anew
 
 
 @functools.cache

@@ -114,7 +114,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         known = msgspec.convert(value, _Manifest)
     except msgspec.ValidationError:
         return None
-    return value if known.schema == SCHEMA and all(map(names.is_place, known.files)) else None
+    return value if known.schema == SCHEMA and all(map(names.is_relative_path, known.files)) else None
 
 
 def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:

@@ -11,20 +11,19 @@ trash/<when>/<path>                   what a user set aside, under the path that
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipeline import address
 from pipeline.config import Architecture, Config, Data, fingerprint
-from pipeline.files import move, sha256_file
-
-if TYPE_CHECKING:
-    from pipeline.storage.mirror import Mirror
+from pipeline.storage import LOCAL, Storage, locks, storage_of
+from pipeline.workspace.manifest import digests, read
 
 #: The stages of a run in order; the data set comes before them all.
 RUN_STAGES = ("train", "evaluate", "export", "report")
@@ -37,45 +36,85 @@ RUN_FOLDERS = (*RUN_STAGES, "promote")
 class Workspace:
     """A folder that holds data sets, runs and work in progress.
 
-    With a `mirror` the workspace itself is in a store, and `root` is the folder here that mirrors it: what counts as
+    With an object store for `storage` the workspace itself is there, and `root` holds copies here: what counts as
     being there is what is in the store.
     """
 
     root: Path
-    mirror: Mirror | None = field(default=None, compare=False)
-
-    def size(self, path: Path) -> int:
-        """The size of an artefact in bytes. Raises `OSError` when it is not there."""
-        return self.mirror.size(path) if self.mirror else path.stat().st_size
-
-    def sha256(self, path: Path) -> str:
-        """SHA-256 of an artefact's content, which in a store is read from there."""
-        return self.mirror.sha256(path) if self.mirror else sha256_file(path)
+    storage: Storage = field(default=LOCAL, compare=False)
 
     def unpublished(self, *paths: Path) -> list[str]:
         """In words, which of these manifests or pointers were made here and are not in the workspace's store yet."""
-        if self.mirror is None:
-            return []
-        found = [self.mirror.shown(path) for path in paths if self.mirror.unpublished(path)]
+        found = [self.storage.shown(path) for path in paths if self.storage.is_unpublished(path)]
         return [f"made here, but not in the store yet: {shown}" for shown in found]
 
     def shown(self, path: Path) -> str:
         """A path of the workspace as people find it: in a store, its address there."""
-        return self.mirror.shown(path) if self.mirror else str(path)
+        return self.storage.shown(path)
+
+    def size(self, path: Path) -> int:
+        """The size of an artefact in bytes. Raises `OSError` when it is not there."""
+        return self.storage.size(path)
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of an artefact's content, which in a store is read from there."""
+        return self.storage.sha256(path)
+
+    def size_of(self, folder: Path) -> int:
+        """Bytes of all files below a folder."""
+        return self.storage.size_of(folder)
 
     def move(self, folder: Path, target: Path) -> None:
         """Move a folder within the workspace. Raises `OSError`, or `PipelineError` from a store."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self.mirror:
-            self.mirror.move(folder, target)
-        else:
-            move(folder, target)
+        self.storage.move(folder, target)
 
-    def size_of(self, folder: Path) -> int:
-        """Bytes of all files below a folder."""
-        if self.mirror:
-            return sum(stored.size for stored in self.mirror.below(folder).values())
-        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    def refresh(self) -> None:
+        """Have at hand what there is of everything."""
+        self.storage.refresh([self.root])
+        for pattern in ("datasets/*", "current/*", "comparisons/*"):
+            self.storage.refresh_matching(pattern)
+        self.storage.refresh_matching("runs/*/*", RUN_FOLDERS)
+
+    def fetch(self, folder: Path, everything: bool = False) -> None:
+        """Have the files of a finished stage here as its manifest recorded them.
+
+        With `everything` also what the manifest does not count: logs, the trainer's state. A folder without a
+        manifest has nothing to fetch. Raises `NotAsRecorded` when a file in the store is not what it should be.
+        """
+        recorded = read(folder)
+        if recorded is not None:
+            self.storage.fetch(folder, recorded["files"], digests(recorded), everything)
+
+    def publish(self, folder: Path, recorded_only: bool = False) -> None:
+        """Let other hosts see a finished stage.
+
+        With `recorded_only` just the files that its manifest counts, and only as it recorded them. Raises
+        `WorkspaceError` when that fails, `AlreadyRunning` when a lock was lost meanwhile.
+        """
+        recorded = read(folder)
+        if recorded is not None:
+            only = digests(recorded) if recorded_only else None
+            self.storage.publish(folder, recorded["files"], only)
+
+    @contextlib.contextmanager
+    def hold(
+        self, lock: Path, what: str, wait: bool = False, waiting: Callable[[str], None] = lambda line: None
+    ) -> Iterator[int]:
+        """Hold a lock against processes here and on other hosts; gives its file's descriptor.
+
+        With `wait` call `waiting` with a line about who has it and wait, else raise `AlreadyRunning`.
+        """
+        with locks.hold(lock, what, wait, waiting) as descriptor, self.storage.hold(lock.stem, what, wait, waiting):
+            yield descriptor
+
+    def holder(self, lock: Path) -> dict[str, object] | None:
+        """Who holds a lock, here or on another host, or None."""
+        return locks.holder(lock) or self.storage.holder(lock.stem)
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
 
     @property
     def runs(self) -> Path:
@@ -213,7 +252,8 @@ class Run:
 
 def workspace_of(pointer: Path) -> Workspace:
     """The workspace that a file `current/<data name>/<architecture name>.json` belongs to."""
-    return Workspace(pointer.absolute().parents[2])
+    root = pointer.absolute().parents[2]
+    return Workspace(root, storage_of(root))
 
 
 def dataset_id(name: str, digest: str) -> str:

@@ -166,7 +166,7 @@ def test_a_user_without_a_home_folder_is_told_so(done: SmallChain) -> None:
         "import os, pwd\n"
         "def nobody(uid): raise KeyError(uid)\n"
         "pwd.getpwuid = nobody\n"
-        "from pipeline.storage.mirror import default_cache\n"
+        "from pipeline.storage import default_cache\n"
         "default_cache()"
     )
     result = subprocess.run(

@@ -33,7 +33,7 @@ LEADING_ELSEWHERE = [
 
 @pytest.mark.parametrize("name", LEADING_ELSEWHERE)
 def test_what_leads_elsewhere_is_no_name(name: str) -> None:
-    assert not names.is_place(name)
+    assert not names.is_relative_path(name)
     assert not names.is_name(name)
 
 
@@ -42,7 +42,7 @@ def test_what_leads_elsewhere_is_no_name(name: str) -> None:
 )
 def test_plain_names_are_names_alone_and_one_below_the_other(name: str) -> None:
     assert names.is_name(name)
-    assert names.is_place(f"{name}/{name}")
+    assert names.is_relative_path(f"{name}/{name}")
     assert not names.is_name(f"{name}/{name}")
 
 

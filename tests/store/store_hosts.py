@@ -18,7 +18,7 @@ from luigi_runs import Result, clean_environment, luigi_command, run
 from s3_server import Proxy, environment
 
 from pipeline.config import load
-from pipeline.storage.mirror import mirror_at
+from pipeline.storage import storage_at
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
 
@@ -112,7 +112,7 @@ class Host:
 
     def settings(self, **settings: Any) -> None:
         """Write luigi.cfg."""
-        all_settings = {"cache": self.folder / "cache", "patience_seconds": 15, "stale_seconds": 30, **settings}
+        all_settings = {"cache": self.folder / "cache", "retry_timeout": 15, "stale_seconds": 30, **settings}
         lines = [f"{name} = {value}" for name, value in all_settings.items()]
         (self.folder / "luigi.cfg").write_text("\n".join(["[vgg]", *lines]) + "\n")
 
@@ -127,7 +127,7 @@ class Host:
     @property
     def mirror(self) -> Path:
         """The folder here that mirrors the workspace."""
-        return mirror_at(self.url, self.folder / "cache").root
+        return storage_at(self.url, self.folder / "cache").root
 
     def command(self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> list[str]:
         about = ["--workspace", self.url] + ([] if task in ("Verify", "Compare") else ["--config", str(self.config)])

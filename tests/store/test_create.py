@@ -14,7 +14,7 @@ from pipeline.storage.store import Store
 
 
 def test_of_several_creators_at_once_exactly_one_is_first(tmp_path: Path) -> None:
-    stores = [Store(f"file://{tmp_path}/shared", patience=10) for _ in range(4)]
+    stores = [Store(f"file://{tmp_path}/shared", retry_timeout=10) for _ in range(4)]
     start = threading.Barrier(4)
 
     def create(number: int) -> list[bool]:
@@ -34,7 +34,7 @@ def test_of_several_creators_at_once_exactly_one_is_first(tmp_path: Path) -> Non
 def test_a_back_end_without_such_writes_looks_again_who_was_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = (Store(f"file://{tmp_path}/shared", patience=10) for _ in range(2))
+    one, two = (Store(f"file://{tmp_path}/shared", retry_timeout=10) for _ in range(2))
     waits: list[float] = []
 
     def refuse(*about: Any) -> None:

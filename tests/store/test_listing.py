@@ -9,13 +9,15 @@ import pytest
 from s3_server import Proxy
 from store_hosts import Bucket
 
-from pipeline.storage import mirror
-from pipeline.storage.mirror import Mirror, shared_beginnings
+from pipeline.storage import ObjectStorage, listing
+from pipeline.storage.copies import INDEX
+from pipeline.storage.listing import common_prefixes
 from pipeline.storage.store import Store
+from pipeline.workspace import RUN_FOLDERS
 
 
 @pytest.mark.parametrize(
-    ("places", "beginnings"),
+    ("places", "prefixes"),
     [
         (["runs/d/alone"], ["runs/d/alone"]),
         (["runs/d/a", "runs/d/a1", "runs/d/b"], ["runs/d/a", "runs/d/b"]),
@@ -23,56 +25,58 @@ from pipeline.storage.store import Store
         (["runs/d/x1", "runs/d/x2", "runs/e/x1"], ["runs/d/x1", "runs/d/x2", "runs/e/x1"]),
     ],
 )
-def test_what_many_folders_have_in_common(places: list[str], beginnings: list[str]) -> None:
-    assert shared_beginnings(places, 16) == beginnings
+def test_what_many_folders_have_in_common(places: list[str], prefixes: list[str]) -> None:
+    assert common_prefixes(places, 16) == prefixes
 
 
 def test_every_folder_begins_with_one_of_no_more_than_asked_for() -> None:
     places = [f"runs/{data}/{name}{number}" for data in "de" for name in "vw" for number in range(300)]
     for most in (1, 2, 3, 7, 16, 5000):
-        found = shared_beginnings(places, most)
+        found = common_prefixes(places, most)
         assert len(found) <= most
-        assert all(any(place.startswith(beginning) for beginning in found) for place in places)
-    assert shared_beginnings(places, 1) == ["runs/"]
+        assert all(any(place.startswith(prefix) for prefix in found) for place in places)
+    assert common_prefixes(places, 1) == ["runs/"]
 
 
 def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_listing(
     in_reach: Proxy, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirror, "LIST_ALL", -1)
+    monkeypatch.setattr(listing, "LIST_ALL", -1)
     runs = [f"runs/d/{name}{number}" for name in ("a", "b") for number in range(10)]
     for run in [*runs, "runs/d/a33", "runs/d/c"]:
         bucket.write(f"{run}/train/model.params", b"weights of " + run.encode())
-    place = Mirror(Store(bucket.url), tmp_path / "mirror")
+    place = ObjectStorage(Store(bucket.url), tmp_path / "mirror")
     in_reach.quiet()
-    place.know_folders([place.root / run for run in runs])
-    assert len(in_reach.seen) <= mirror.AT_ONCE
+    place.refresh([place.root / run for run in runs])
+    assert len(in_reach.seen) <= listing.AT_ONCE
     assert {run for run in [*runs, "runs/d/a33", "runs/d/c"] if place.names(place.root / run / "train")} == set(runs)
     assert place.size(place.root / "runs/d/b7/train/model.params") == len("weights of runs/d/b7")
     bucket.delete("runs/d/b7/train/model.params")
     bucket.write("runs/d/b8/train/manifest.json", b"{}")
-    place.know_folders([place.root / run for run in runs], since=time.monotonic())
+    place.refresh([place.root / run for run in runs], since=time.monotonic())
     assert place.names(place.root / "runs/d/b7/train") == []
     assert place.names(place.root / "runs/d/b8/train") == ["manifest.json", "model.params"]
 
 
 @pytest.mark.parametrize("prefix", ["exp[lr=0.1]", "x::y", "what?*{a,b}", "exp#1 %20"])
 def test_a_prefix_is_taken_as_it_is_written(in_reach: Proxy, bucket: Bucket, tmp_path: Path, prefix: str) -> None:
-    place = Mirror(Store(f"{bucket.url}/{prefix}"), tmp_path / "mirror")
+    place = ObjectStorage(Store(f"{bucket.url}/{prefix}"), tmp_path / "mirror")
     for run in ("a", "b"):
         place.store.write(f"runs/d/{run}/train/manifest.json", run.encode())
     (tmp_path / "upload").write_text("c")
     place.store.put(tmp_path / "upload", "runs/d/c/train/manifest.json")
     place.store.copy("runs/d/c/train/manifest.json", "trash/c.json")
     assert {key.partition("/")[0] for key in bucket.objects()} == {prefix}
-    roots = place.know_runs("d", "?")
-    assert [root.name for root in roots] == ["a", "b", "c"]
+    place.refresh_matching("runs/d/?", RUN_FOLDERS)
+    roots = [place.root / "runs/d" / run for run in "abc"]
     assert [(root / "train" / "manifest.json").read_text() for root in roots] == ["a", "b", "c"]
     place.move(roots[0], place.root / "trash" / "a")
-    assert [root.name for root in place.know_runs()] == ["b", "c"]
+    place.refresh_matching("runs/*/*", RUN_FOLDERS)
+    assert [place.exists(root) for root in roots] == [False, True, True]
+    assert not roots[0].exists()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"url": "URL", "objects": "x"}', '{"url": "URL", "files": {"a": []}}'])
-def test_a_damaged_memory_is_forgotten(bucket: Bucket, tmp_path: Path, content: str) -> None:
-    (tmp_path / mirror.MEMORY).write_text(content.replace("URL", bucket.url))
-    assert Mirror(Store(bucket.url), tmp_path)._memory == {}
+def test_a_damaged_index_is_forgotten(bucket: Bucket, tmp_path: Path, content: str) -> None:
+    (tmp_path / INDEX).write_text(content.replace("URL", bucket.url))
+    assert ObjectStorage(Store(bucket.url), tmp_path).copies._index == {}

@@ -16,7 +16,7 @@ import yaml
 from luigi_runs import STAGES, Result, clean_environment, free_port, luigi_command, run
 from store_hosts import TINY, told
 
-from pipeline.storage.mirror import mirror_at
+from pipeline.storage import storage_at
 from pipeline.storage.store import Store
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
@@ -72,7 +72,7 @@ def test_the_chain_is_made_recognised_elsewhere_verified_and_set_aside(
         cache, settings = tmp_path / host, tmp_path / f"{host}.cfg"
         settings.write_text(f"[vgg]\ncache = {cache}\n")
         environment = clean_environment(HOME=str(tmp_path / "home"), LUIGI_CONFIG_PATH=str(settings))
-        events = mirror_at(server, cache).root / "events.jsonl"
+        events = storage_at(server, cache).root / "events.jsonl"
         before = len(told(events))
         place = ["--workspace", server, "--local-scheduler", *arguments]
         done = run([*luigi_command(), "--module", "tasks", task, *place], tmp_path, environment)
@@ -95,7 +95,7 @@ def test_one_of_two_creators_is_first_and_names_are_taken_as_they_are_written(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    one, two = Store(f"{server}/exp[1]::x", patience=10), Store(f"{server}/exp[1]::x", patience=10)
+    one, two = Store(f"{server}/exp[1]::x", retry_timeout=10), Store(f"{server}/exp[1]::x", retry_timeout=10)
     assert one.create("locks/a", b"one")
     # The other has looked before that, and writes only now.
     fs = two._open()[0]
@@ -109,4 +109,4 @@ def test_one_of_two_creators_is_first_and_names_are_taken_as_they_are_written(
     assert (tmp_path / "shared" / "exp[1]::x" / "locks" / "a").read_bytes() == b"one"
     one.write("locks/b", b"b")
     assert one.read_many(["locks/a", "locks/b"]) == {"locks/a": b"one", "locks/b": b"b"}
-    assert set(one.find("locks")) == {"locks/a", "locks/b"}
+    assert set(one.find("locks/")) == {"locks/a", "locks/b"}

@@ -16,7 +16,7 @@ from store_hosts import Bucket, Host, Running, local_weights
 
 from pipeline.config import load
 from pipeline.errors import AlreadyRunning
-from pipeline.storage.mirror import Mirror
+from pipeline.storage import ObjectStorage
 from pipeline.storage.object_locks import ObjectLock
 from pipeline.storage.store import Store
 from pipeline.workspace import Workspace, events, manifest
@@ -67,7 +67,7 @@ def test_server_errors_cut_uploads_and_slow_answers_are_tried_again(host: Hosts,
 def test_a_result_that_cannot_be_uploaded_is_kept_and_published_by_the_next_command(
     host: Hosts, bucket: Bucket, proxy: Proxy
 ) -> None:
-    one = host("one", patience_seconds=2)
+    one = host("one", retry_timeout=2)
     proxy.trouble = lambda method, path: "500" if is_upload(method, path, "model.params") else None
     result = one.luigi("TrainVGG")
     assert result.rc == 30
@@ -85,11 +85,11 @@ def test_a_result_that_cannot_be_uploaded_is_kept_and_published_by_the_next_comm
 
 
 def test_a_store_that_is_away_costs_no_training(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
-    one = host("one", patience_seconds=1)
+    one = host("one", retry_timeout=1)
     one.configure(**LONG)
     proxy.trouble = lambda method, path: "500" if "checkpoints" in path and method in ("PUT", "POST") else None
     result = one.good("TrainVGG")
-    assert "a checkpoint could not be published, training goes on" in result.log
+    assert "a checkpoint could not be published, training continues" in result.log
     assert bucket.manifest("train")["details"]["epochs"] == LONG["epochs"]
     assert bucket.manifest("train")["details"]["resumed"] == 0
 
@@ -104,7 +104,7 @@ def test_another_host_goes_on_from_the_published_checkpoint_of_a_killed_one_exac
         running.kill()
     result = two.good("TrainVGG")
     assert result.ran == ["train"]
-    assert "which another host published" in result.log
+    assert "published by another host" in result.log
     details = bucket.manifest("train")["details"]
     assert (details["resumed"], details["exact"]) == (1, True)
     assert bucket.weights() == local_weights(tmp_path / "undisturbed", two)
@@ -153,7 +153,7 @@ def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket
 @pytest.fixture
 def data(host: Hosts, bucket: Bucket) -> Host:
     """A host whose data set is in the store."""
-    one = host("one", patience_seconds=1, stale_seconds=2)
+    one = host("one", retry_timeout=1, stale_seconds=2)
     one.good("DownloadCifar")
     return one
 
@@ -198,7 +198,7 @@ def test_who_lost_its_lock_stops_and_publishes_nothing(data: Host, bucket: Bucke
 
 def test_only_what_is_not_in_the_store_is_trained_anew(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
     """A bad network, or a file of the right size with another content, is no reason to train from nothing."""
-    one, two = host("one"), host("two", patience_seconds=1)
+    one, two = host("one"), host("two", retry_timeout=1)
     one.good("TrainVGG")
     two.configure(epochs=2)
     key = bucket.key("/train/model.params")
@@ -234,7 +234,7 @@ def test_a_training_goes_on_without_its_momentum_as_in_a_folder(host: Hosts, buc
 
 
 def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reach: Proxy) -> None:
-    lock = ObjectLock(Store(bucket.url, patience=0, stale_seconds=600), "work/locks/x.lock")
+    lock = ObjectLock(Store(bucket.url, retry_timeout=0, stale_seconds=600), "work/locks/x.lock")
     pauses: list[float] = []
 
     class Ended(threading.Event):
@@ -258,7 +258,7 @@ def test_a_lock_that_its_holder_renews_at_the_last_moment_is_left_to_it(
     bucket: Bucket, in_reach: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign_lock(bucket, "work/locks/x.lock", stale_after=-1)
-    lock = ObjectLock(Store(bucket.url, patience=10), "work/locks/x.lock")
+    lock = ObjectLock(Store(bucket.url, retry_timeout=10), "work/locks/x.lock")
     looks: list[float] = []
 
     def age(path: str, beside: str) -> float:
@@ -275,19 +275,20 @@ def test_a_lock_that_its_holder_renews_at_the_last_moment_is_left_to_it(
 
 @pytest.mark.parametrize(("patience", "stale"), [(60, 90), (-1, 90), ("nan", 90)])
 def test_patience_that_would_lose_a_lock_is_refused(host: Hosts, patience: float, stale: float) -> None:
-    result = host("one", patience_seconds=patience, stale_seconds=stale).luigi("Status")
+    result = host("one", retry_timeout=patience, stale_seconds=stale).luigi("Status")
     assert result.rc == 2
-    (line,) = [line for line in result.text.splitlines() if "patience_seconds" in line]
+    (line,) = [line for line in result.text.splitlines() if "retry_timeout" in line]
     assert f"found {patience}, expected at most half of stale_seconds (90)" in line
 
 
 def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
 
     def published(host: str, epochs: int) -> list[str]:
-        mirror = Mirror(Store(bucket.url), tmp_path / host)
-        folder = mirror.root / "runs/d/r/train"
-        mirror.know_folders([folder])
-        mirror.fetch(folder, everything=True)
+        storage = ObjectStorage(Store(bucket.url), tmp_path / host)
+        workspace = Workspace(storage.root, storage)
+        folder = storage.root / "runs/d/r/train"
+        storage.refresh([folder])
+        workspace.fetch(folder, everything=True)
         curves = folder / "tensorboard"
         curves.mkdir(parents=True, exist_ok=True)
         for earlier in curves.iterdir():
@@ -295,8 +296,8 @@ def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_
         (curves / f"events.{epochs}").write_text(str(epochs))
         (folder / "model.params").write_text(str(epochs))
         manifest.write(folder, "train", ["model.params"], {}, {"epochs": epochs})
-        mirror.publish(folder)
-        assert sorted(mirror.below(folder)) == bucket.objects()
+        workspace.publish(folder)
+        assert sorted(map(storage.key, storage.below(folder))) == bucket.objects()
         return [key.partition("/train/")[2] for key in bucket.objects() if not key.endswith("manifest.json")]
 
     assert published("one", 10) == ["model.params", "tensorboard/events.10"]
@@ -308,7 +309,7 @@ def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_
 def test_events_of_every_hour_get_into_the_store(
     bucket: Bucket, in_reach: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = Workspace(tmp_path / "mirror", Mirror(Store(bucket.url, patience=0), tmp_path / "mirror"))
+    workspace = Workspace(tmp_path / "mirror", ObjectStorage(Store(bucket.url, retry_timeout=0), tmp_path / "mirror"))
 
     def tell(event: str, time: str) -> None:
         monkeypatch.setattr(events, "now", lambda: time)

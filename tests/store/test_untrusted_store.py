@@ -17,18 +17,18 @@ from store_hosts import Bucket, Host
 
 from pipeline.errors import AlreadyRunning, WorkspaceError
 from pipeline.files import sha256_file
-from pipeline.storage.mirror import Mirror
+from pipeline.storage import ObjectStorage
 from pipeline.storage.object_locks import ObjectLock
 from pipeline.storage.store import Store
-from pipeline.workspace import manifest
+from pipeline.workspace import Workspace, manifest
 
 RUN = "runs/mini-0123abcd/tiny-0123abcd"
 
 
 @pytest.fixture
-def mirror(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> Mirror:
+def storage(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> ObjectStorage:
     """An empty mirror of the test's bucket."""
-    return Mirror(Store(bucket.url, patience=10), tmp_path / "cache" / "mirror")
+    return ObjectStorage(Store(bucket.url, retry_timeout=10), tmp_path / "cache" / "mirror")
 
 
 def put_stage(bucket: Bucket, tmp_path: Path, names: dict[str, str]) -> None:
@@ -49,34 +49,34 @@ def everything_in(folder: Path) -> list[str]:
 
 
 def test_a_manifest_that_names_a_file_outside_has_nothing_written_there(
-    mirror: Mirror, bucket: Bucket, tmp_path: Path
+    storage: ObjectStorage, bucket: Bucket, tmp_path: Path
 ) -> None:
     name = "../../../../../victim"
     put_stage(bucket, tmp_path, {name: "victim"})
     before = everything_in(tmp_path)
-    folder = mirror.root / RUN / "evaluate"
-    mirror.know_folders([folder])
-    assert manifest.problems(folder, "evaluate", {}, mirror.size) == ["evaluate/manifest.json is damaged"]
-    mirror.fetch(folder)
+    folder = storage.root / RUN / "evaluate"
+    storage.refresh([folder])
+    assert manifest.problems(folder, "evaluate", {}, storage.size) == ["evaluate/manifest.json is damaged"]
+    Workspace(storage.root, storage).fetch(folder)
     new = set(everything_in(tmp_path)) - set(before)
     assert {path for path in new if not path.startswith("cache/mirror/")} == set()
     with pytest.raises(WorkspaceError, match="leads out of"):
-        mirror.write(f"{RUN}/evaluate/{name}", b"")
+        storage.copies.write(f"{RUN}/evaluate/{name}", b"")
 
 
 @pytest.mark.parametrize("key", ["current/../../../victim/manifest.json", "current//manifest.json", "current/./a.json"])
 def test_an_object_with_dots_for_folders_is_left_out_and_told(
-    mirror: Mirror, bucket: Bucket, tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture
+    storage: ObjectStorage, bucket: Bucket, tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (key, f"{RUN}/train/a.json"):
         bucket.write(name, b"{}")
     assert key in bucket.objects()
     with caplog.at_level(logging.WARNING, "vgg"):
-        mirror.know_all()
-        mirror.know_all()
-        mirror.know_currents()
-    assert mirror.below(mirror.root / "runs").keys() == {f"{RUN}/train/a.json"}
-    assert [path for path in everything_in(tmp_path) if not path.startswith("cache/mirror/.mirror.json")] == []
+        Workspace(storage.root, storage).refresh()
+        Workspace(storage.root, storage).refresh()
+        storage.refresh_matching("current/*")
+    assert storage.below(storage.root / "runs") == [storage.root / RUN / "train/a.json"]
+    assert [path for path in everything_in(tmp_path) if not path.startswith("cache/mirror/.storage.json")] == []
     (line,) = caplog.messages
     assert f"left out an object whose name is no file's: {key!r}; remove it" in line
 
@@ -106,37 +106,37 @@ def test_whoever_can_write_to_the_store_can_write_no_file_of_a_host(
 
 
 def test_what_stands_for_a_folder_is_left_out_silently(
-    mirror: Mirror, bucket: Bucket, caplog: pytest.LogCaptureFixture
+    storage: ObjectStorage, bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     bucket.write("", b"")  # as consoles and file managers make them
     bucket.write("runs/", b"")
     with caplog.at_level(logging.WARNING, "vgg"):
-        assert mirror.store.find() == {}
+        assert storage.store.find() == {}
     assert caplog.messages == []
 
 
-def test_a_link_in_the_mirror_is_not_followed(mirror: Mirror, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_link_in_the_mirror_is_not_followed(storage: ObjectStorage, bucket: Bucket, tmp_path: Path) -> None:
     put_stage(bucket, tmp_path, {})
     outside = tmp_path / "outside"
     outside.mkdir()
-    (mirror.root / RUN).mkdir(parents=True)
-    (mirror.root / RUN / "evaluate").symlink_to(outside)
+    (storage.root / RUN).mkdir(parents=True)
+    (storage.root / RUN / "evaluate").symlink_to(outside)
     with pytest.raises(WorkspaceError, match="leads out of"):
-        mirror.know_folders([mirror.root / RUN / "evaluate"])
+        storage.refresh([storage.root / RUN / "evaluate"])
     assert everything_in(outside) == []
 
 
 def test_a_file_that_is_a_link_is_replaced_by_what_comes_from_the_store(
-    mirror: Mirror, bucket: Bucket, tmp_path: Path
+    storage: ObjectStorage, bucket: Bucket, tmp_path: Path
 ) -> None:
     put_stage(bucket, tmp_path, {})
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    folder = mirror.root / RUN / "evaluate"
+    folder = storage.root / RUN / "evaluate"
     folder.mkdir(parents=True)
     (folder / "metrics.json").symlink_to(victim)
-    mirror.know_folders([folder])
-    mirror.fetch(folder)
+    storage.refresh([folder])
+    Workspace(storage.root, storage).fetch(folder)
     assert victim.read_text() == "precious"
     assert (folder / "metrics.json").read_text() == "{}"
     assert not (folder / "metrics.json").is_symlink()
@@ -154,9 +154,11 @@ def test_a_file_that_is_a_link_is_replaced_by_what_comes_from_the_store(
         None,
     ],
 )
-def test_a_lock_that_no_holder_wrote_counts_until_it_is_stale(mirror: Mirror, bucket: Bucket, content: Any) -> None:
+def test_a_lock_that_no_holder_wrote_counts_until_it_is_stale(
+    storage: ObjectStorage, bucket: Bucket, content: Any
+) -> None:
     def held(stale_seconds: float) -> None:
-        store = Store(bucket.url, patience=10, stale_seconds=stale_seconds)
+        store = Store(bucket.url, retry_timeout=10, stale_seconds=stale_seconds)
         with ObjectLock(store, "work/locks/x.lock").held("the stage", wait=False, waiting=print):
             assert "token" in json.loads(bucket.read("work/locks/x.lock"))
 
@@ -178,11 +180,11 @@ def test_a_record_of_a_source_that_is_none_is_replaced(host: Callable[..., Host]
 
 
 def test_a_folder_for_copies_that_cannot_be_written_is_told_as_such(
-    mirror: Mirror, bucket: Bucket, host: Callable[..., Host], tmp_path: Path
+    storage: ObjectStorage, bucket: Bucket, host: Callable[..., Host], tmp_path: Path
 ) -> None:
     bucket.write("current/mini/tiny.json", b"{}")
     with pytest.raises(WorkspaceError, match=r"/dev/full: cannot keep a copy of .*tiny.json here: the disk is full"):
-        mirror.store.get("current/mini/tiny.json", Path("/dev/full"))
+        storage.store.get("current/mini/tiny.json", Path("/dev/full"))
     (tmp_path / "file").write_text("")
     result = host("one", cache=tmp_path / "file").luigi("Status")
     assert result.rc == 30

@@ -38,7 +38,13 @@ def test_a_file_that_cannot_be_understood_is_named(cfg: Path, content: str) -> N
 
 
 def test_a_number_that_is_none_is_named(cfg: Path) -> None:
-    cfg.write_text("[vgg]\npatience_seconds = long\n")
-    with pytest.raises(ConfigError, match=r"\[vgg\] patience_seconds: found long, expected a number of seconds"):
-        settings.seconds(settings.read(), "patience_seconds", 60)
+    cfg.write_text("[vgg]\nretry_timeout = long\n")
+    with pytest.raises(ConfigError, match=r"\[vgg\] retry_timeout: found long, expected a number of seconds"):
+        settings.seconds(settings.read(), "retry_timeout", 60)
     assert settings.seconds(settings.read(), "other_seconds", 90) == 90
+
+
+def test_an_option_that_was_renamed_is_refused_with_its_new_name(cfg: Path) -> None:
+    cfg.write_text("[vgg]\npatience_seconds = 60\n")
+    with pytest.raises(ConfigError, match=r"^luigi.cfg: \[vgg\] patience_seconds is now called retry_timeout"):
+        settings.read()

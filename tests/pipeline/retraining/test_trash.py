@@ -39,6 +39,7 @@ def test_what_an_earlier_version_moved_to_the_trash_is_named_but_not_guessed_abo
     workspace = done.chain().workspace
     for name in ("2026-11-01T101112Z-tiny-00000000-evaluate", "tiny-00000000-step-3.npz", "2026-11-01T101113Z"):
         (workspace.trash / name).mkdir(parents=True)
+        (workspace.trash / name / "manifest.json").write_text("{}")
     assert trash.items(workspace) == []
     assert trash.unknown(workspace) == ["2026-11-01T101112Z-tiny-00000000-evaluate", "tiny-00000000-step-3.npz"]
 

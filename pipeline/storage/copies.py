@@ -1,0 +1,213 @@
+"""The files here that are copies of a store's objects: how they get here, and which version each is a copy of.
+
+Leaves `.mirror.json`, the index of the copies, in the workspace's folder here. It can be lost: what is here is then
+compared with what is in the store by its content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pipeline import names
+from pipeline.errors import WorkspaceError, from_os_error
+from pipeline.files import open_regular, read_json, set_usual_mode, sha256_file
+from pipeline.storage.store import Store, Stored
+
+INDEX = ".mirror.json"
+
+#: What to do about a folder for copies that cannot be written.
+INSTEAD = "choose another folder for copies ([vgg] cache in luigi.cfg, or XDG_CACHE_HOME)"
+
+
+class NotAsRecorded(WorkspaceError):
+    """A file in the store is not what its manifest recorded. Nothing else is this error, least of all a bad network."""
+
+
+class Lost(NotAsRecorded):
+    """A file that a manifest recorded is not in the store, or has another size: whoever looks sees that it is lost."""
+
+
+class _Index(Struct, frozen=True):
+    """What is in the index: of each file here the version that it is a copy of, its size and its time."""
+
+    url: str
+    objects: int = 0
+    files: dict[str, Annotated[list[Any], Meta(min_length=3, max_length=3)]] = {}
+
+
+class Copies:
+    """The files below `root` that are copies of what is in `store`."""
+
+    def __init__(self, store: Store, root: Path) -> None:
+        self.store, self.root = store, root
+        #: Keys of manifests and pointers that were made here and are not in the store.
+        self.unpublished: set[str] = set()
+        #: How many objects the store had when all of it was listed.
+        self.objects = 0
+        self._index: dict[str, list[Any]] = {}
+        self._read: tuple[int, int] | None = None  # which state of the index file `_index` is
+        self._load()
+
+    def key(self, path: Path) -> str:
+        """The key of the object that a file here is a copy of; "" for the root, and for what is not below it."""
+        text, root = str(path), str(self.root)
+        return text[len(root) + 1 :] if text.startswith(f"{root}/") else ""
+
+    # --- getting them -------------------------------------------------------------------------------------------
+
+    def fetch(self, wanted: Mapping[str, Stored | None], files: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        """Have these objects here. One of `files` must have the size and the SHA-256 that a manifest recorded.
+
+        Of others whoever needs them judges: a training resumes without its optimizer's state, for example. Raises
+        `NotAsRecorded`.
+        """
+
+        def one(key: str) -> bool:
+            return self._fetch(key, wanted[key], digests.get(key, ""), files.get(key))
+
+        have = self.store.each(one, wanted)
+        self.note(
+            {key: stored for (key, stored), copied in zip(wanted.items(), have, strict=True) if copied and stored}
+        )
+
+    def _fetch(self, key: str, stored: Stored | None, digest: str, recorded: Any) -> bool:
+        """Have one file here; gives whether it is now, and was not before, known to be a copy of the object."""
+        file, entry = self.root / key, self._index.get(key)
+        if stored and self.is_copy(key, stored):
+            return False
+        if digest and file.is_file() and sha256_file(file) == digest:
+            return True
+        if not digest and file.is_file() and (entry is None or _state(file) != entry[1:]):
+            return False  # a log with lines that are only here
+
+        def check(partial: Path) -> None:
+            if recorded and partial.stat().st_size != recorded["size"]:
+                size = partial.stat().st_size
+                raise Lost(f"{self.store}/{key}: has {size} bytes, not {recorded['size']} as recorded")
+            if recorded and sha256_file(partial) != digest:
+                raise NotAsRecorded(
+                    f"{self.store}/{key}: damaged, not what its manifest recorded; restore it, or set the stage aside "
+                    "(luigi --module tasks SetAside) to have it made again"
+                )
+
+        try:
+            self.get(key, check)
+        except FileNotFoundError:
+            if not recorded:
+                return False
+            raise Lost(f"{self.store}/{key}: is gone; run the same command again to make it again") from None
+        return True
+
+    def get(self, key: str, check: Callable[[Path], None] = lambda partial: None) -> None:
+        """Have an object here, once `check` raised nothing about it. Raises `FileNotFoundError` when there is none."""
+        with self._arriving(key) as partial:
+            self.store.get(key, partial)
+            check(partial)
+
+    def write(self, key: str, content: bytes) -> None:
+        """Have a small file here."""
+        with self._arriving(key) as partial, self._writing():
+            partial.write_bytes(content)
+
+    @contextlib.contextmanager
+    def _arriving(self, key: str) -> Iterator[Path]:
+        """A file to be filled, which then takes its place below the root: all that comes in comes this way.
+
+        Refused where a name, or a link here, leads elsewhere. Not synced to the disk: the store has it.
+        """
+        file = self.root / key
+        folder = os.path.join(os.path.realpath(self.root), os.path.dirname(key))
+        if not names.is_relative_path(key) or os.path.realpath(file.parent) != os.path.normpath(folder):
+            raise WorkspaceError(f"{file}: leads out of {self.root}: nothing is written there; remove it")
+        with self._writing():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".arriving.", suffix=".tmp")
+        try:
+            set_usual_mode(descriptor)
+            os.close(descriptor)
+            yield Path(partial)
+            with self._writing():
+                os.replace(partial, file)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what is written here: an error is one of this host's folder, not of the store."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self.root)  # `write` leaves it out
+            raise from_os_error(error, f"keep a copy of {self.store} here", INSTEAD) from error
+
+    # --- the index ----------------------------------------------------------------------------------------------
+
+    def is_copy(self, key: str, stored: Stored | None) -> bool:
+        """True when the file here is known to be a copy of this version of the object."""
+        file, entry = self.root / key, self._index.get(key)
+        return bool(stored and entry and entry[0] == stored.version and file.is_file() and _state(file) == entry[1:])
+
+    def version(self, key: str) -> str | None:
+        """The version of the object that the file here was made a copy of; None when it never was."""
+        entry = self._index.get(key)
+        return entry[0] if entry else None
+
+    def changed_here(self, key: str) -> bool:
+        """True for a file here that was never a copy, or was changed since."""
+        file, entry = self.root / key, self._index.get(key)
+        return file.exists() and (entry is None or _state(file) != entry[1:])
+
+    def note(self, news: Mapping[str, Stored | None], objects: int | None = None) -> None:
+        """Note which versions the files here are copies of (None: of none); other processes do the same."""
+        if not news and objects is None:
+            return
+        with self._writing():
+            self.root.mkdir(parents=True, exist_ok=True)
+            descriptor = open_regular(self.root / f"{INDEX}.lock", os.O_WRONLY | os.O_CREAT)
+        with os.fdopen(descriptor, "wb") as lock:
+            with contextlib.suppress(OSError):  # no locks: `locks.hold` says so to who works here
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _identity(self.root / INDEX) != self._read:
+                self._load()
+            for key, stored in news.items():
+                if stored is None:
+                    self._index.pop(key, None)
+                else:
+                    self._index[key] = [stored.version, *_state(self.root / key)]
+            self.objects = self.objects if objects is None else objects
+            value = {"url": str(self.store), "objects": self.objects, "files": self._index}
+            self.write(INDEX, json.dumps(value).encode())
+            self._read = _identity(self.root / INDEX)
+
+    def _load(self) -> None:
+        file = self.root / INDEX
+        self._read = _identity(file)
+        try:
+            value = msgspec.convert(read_json(file), _Index)
+        except msgspec.ValidationError:
+            value = _Index("")
+        ours = value.url == str(self.store)
+        self._index, self.objects = (value.files, value.objects) if ours else ({}, 0)
+
+
+def _state(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        status = file.stat()
+        return status.st_mtime_ns, status.st_ino
+    return None

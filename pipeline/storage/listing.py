@@ -1,0 +1,130 @@
+"""What is in a store, by listings: of everything in it names, sizes and versions.
+
+A small store is listed as a whole, with one request. Of a larger one the wanted folders are, by a few prefixes where
+the store can (S3): `benchmarks/scale.py` lists 1,000 runs that way with 16 listings at once, in place of 1,000.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+from pipeline.storage.store import Store, Stored
+
+#: Objects up to which one listing of everything (a request for each 1,000) beats listings of what is asked about.
+LIST_ALL = 3000
+
+#: Listings into which those of many folders are divided.
+AT_ONCE = 16
+
+
+def common_prefixes(keys: Iterable[str], at_most: int) -> list[str]:
+    """At most so many prefixes, of which each of `keys` has one: as long as they can be."""
+    groups: list[list[str]] = [sorted(keys)]
+    done: list[str] = []
+    while groups:
+        groups.sort(key=len)
+        largest = groups.pop()
+        common = os.path.commonprefix([largest[0], largest[-1]])  # noqa: RUF071 (by characters, as stores list)
+        parts: dict[str, list[str]] = {}
+        for key in largest:
+            parts.setdefault(key[: len(common) + 1], []).append(key)
+        if common in largest or len(done) + len(groups) + len(parts) > at_most:
+            done.append(common)
+        else:
+            groups += parts.values()
+    return sorted(done)
+
+
+class Listing:
+    """What the last listings of a store said."""
+
+    def __init__(self, store: Store, objects: int = 0) -> None:
+        self.store = store
+        #: How many there are, as far as that is known.
+        self.objects = objects
+        #: Folders whose small files here are those of the listing.
+        self.synced: set[str] = set()
+        self._there: dict[str, dict[str, Stored]] = {}  # folder -> name -> object
+        #: When (monotonic) each folder was listed with all that is below it; "" is the workspace.
+        self._listed: dict[str, float] = {}
+
+    def get(self, key: str) -> Stored | None:
+        folder, _, name = key.rpartition("/")
+        return self._there.get(folder, {}).get(name)
+
+    def note(self, key: str, stored: Stored | None) -> None:
+        """Note an object that was written, or with None deleted, since it was listed."""
+        folder, _, name = key.rpartition("/")
+        if stored is None:
+            self._there.get(folder, {}).pop(name, None)
+        else:
+            self._there.setdefault(folder, {})[name] = stored
+
+    def folder(self, key: str) -> dict[str, Stored]:
+        """The objects directly in a folder, by name."""
+        return self._there.get(key, {})
+
+    def below(self, key: str) -> dict[str, Stored]:
+        """Every object of a folder and the folders in it, by its key."""
+        return {
+            f"{folder}/{name}": stored
+            for folder, names in self._there.items()
+            if folder == key or folder.startswith(f"{key}/")
+            for name, stored in names.items()
+        }
+
+    def folders(self, depth: int) -> set[str]:
+        """The folders of so many parts that hold an object, however deep."""
+        parts = (folder.split("/") for folder in self._there)
+        return {"/".join(part[:depth]) for part in parts if len(part) >= depth}
+
+    def refresh(self, keys: Iterable[str], since: float = 0.0) -> bool:
+        """List the folders of which there is no listing, or one from before `since`; gives whether there was one."""
+        wanted = {key for key in keys if not any(self._listed.get(folder, -1.0) >= since for folder in _above(key))}
+        if not wanted:
+            return False
+        started = time.monotonic()
+        prefixes = [f"{key}/" if key else "" for key in sorted(wanted)]
+        if self.store.lists_prefixes and self.objects > LIST_ALL:
+            prefixes = common_prefixes(prefixes, AT_ONCE)
+        if self.objects <= LIST_ALL or len(prefixes) > AT_ONCE or "" in prefixes:
+            prefixes, wanted = [""], {""}
+        found: dict[str, Stored] = {}
+        for part in self.store.each(self.store.find, prefixes):
+            found |= part
+        self.replace(wanted, found)
+        self._listed |= dict.fromkeys(wanted, started)
+        if wanted == {""}:
+            self.objects = len(found)
+        return True
+
+    def replace(self, keys: Iterable[str], found: dict[str, Stored]) -> None:
+        """Take `found` for all that is in these folders; what else it shows is left out."""
+        tops = set(keys)
+
+        @functools.cache
+        def is_below(folder: str) -> bool:
+            return not tops.isdisjoint(_above(folder))
+
+        self._there = {folder: names for folder, names in self._there.items() if not is_below(folder)}
+        self.synced = {folder for folder in self.synced if not is_below(folder)}
+        for key, stored in found.items():
+            if is_below(key.rpartition("/")[0]):
+                self.note(key, stored)
+
+    def forget(self, key: str) -> None:
+        """List a folder anew when it is asked about next."""
+        self._listed.pop(key, None)
+
+
+def _above(key: str) -> Iterator[str]:
+    """A folder and every folder that it is in, the workspace ("") first."""
+    yield ""
+    end = -1
+    while (end := key.find("/", end + 1)) > 0:
+        yield key[:end]
+    if key:
+        yield key

@@ -1,0 +1,44 @@
+"""The event log of a workspace in a store: an object for each hour and host, as objects cannot be appended to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+from pathlib import Path
+
+from pipeline.files import read_json, read_regular, write_json
+from pipeline.storage.store import Store
+
+FOLDER = "events"
+
+
+def published_lines(store: Store) -> list[str]:
+    """The lines of all hosts, in no order."""
+    contents = store.read_many(store.find(f"{FOLDER}/")).values()
+    return [line for content in contents for line in content.decode(errors="replace").splitlines()]
+
+
+def publish_log(store: Store, log: Path, progress: Path) -> None:
+    """Upload the hours of this host's log that have new lines; `progress` notes how many lines are in the store.
+
+    Those that could not be published before are published with the next ones. Raises `OSError`, `PipelineError`.
+    """
+    lines = read_regular(log).splitlines(keepends=True)
+    known = read_json(progress)
+    done = known if isinstance(known, int) and 0 <= known <= len(lines) else 0
+    for hour in sorted({_hour(line) for line in lines[done:]} - {""}):
+        content = b"".join(line for line in lines if _hour(line) == hour)
+        store.write(f"{FOLDER}/{hour}-{_who(log.parent)}.jsonl", content)
+    write_json(progress, len(lines))
+
+
+def _hour(line: bytes) -> str:
+    """The hour that a line of the log is about, `2026-11-26T15`; "" when it is no line of the log."""
+    match = re.match(rb'\{"time": "(\d{4}-\d\d-\d\dT\d\d):', line)
+    return match[1].decode() if match else ""
+
+
+def _who(root: Path) -> str:
+    """This host and its folder: several may share a host name, or a host."""
+    return f"{socket.gethostname()}-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"

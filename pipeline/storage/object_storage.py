@@ -1,0 +1,243 @@
+"""A workspace in an object store (see `store`), worked on through a folder here that has the same layout.
+
+Small JSON files (manifests, pointers) are kept here as they are there; big ones come when a stage needs them, and are
+checked. A stage does its work in the folder as in any workspace; then its files are published. The folder is
+disposable while no command runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.files import MANIFEST, read_json
+from pipeline.storage.copies import Copies
+from pipeline.storage.listing import LIST_ALL, Listing
+from pipeline.storage.local import LOCAL
+from pipeline.storage.locks import hold as hold_here
+from pipeline.storage.locks import holder as holder_here
+from pipeline.storage.object_locks import LOCKS, ObjectLocks
+from pipeline.storage.object_log import publish_log, published_lines
+from pipeline.storage.protocol import Storage
+from pipeline.storage.publishing import Publisher
+from pipeline.storage.store import Store, Stored
+
+#: Files that are always kept here as they are in the store, besides the pointers.
+SMALL = (MANIFEST, "decision.json", "report.json", "ranking.json")
+
+
+class ObjectStorage:
+    """`Storage` in an object store, with copies in the folder `root`. See `storage_at`."""
+
+    def __init__(self, store: Store, root: Path) -> None:
+        self.store, self.root = store, root
+        self.copies = Copies(store, root)
+        self.listing = Listing(store, self.copies.objects)
+        self.locks = ObjectLocks(store)
+        self._publisher = Publisher(store, self.listing, self.copies, self.locks)
+        self._trusted_since = 0.0
+        self._process = os.getpid()
+
+    def key(self, path: Path) -> str:
+        """The key of the object that is at `path` of the workspace."""
+        return self.copies.key(path)
+
+    # --- what is there ------------------------------------------------------------------------------------------
+
+    def shown(self, path: Path) -> str:
+        return f"{self.store}/{self.key(path)}".rstrip("/")
+
+    def size(self, path: Path) -> int:
+        stored = self.listing.get(self.key(path))
+        if stored is None:
+            raise FileNotFoundError(f"{self.shown(path)}: not there")
+        return stored.size
+
+    def sha256(self, path: Path) -> str:
+        return self.store.sha256(self.key(path))
+
+    def exists(self, path: Path) -> bool:
+        return self.listing.get(self.key(path)) is not None or bool(self.listing.below(self.key(path)))
+
+    def names(self, folder: Path) -> list[str]:
+        return sorted(self.listing.folder(self.key(folder)))
+
+    def below(self, folder: Path) -> list[Path]:
+        return [self.root / key for key in self.listing.below(self.key(folder))]
+
+    def size_of(self, folder: Path) -> int:
+        return sum(stored.size for stored in self.listing.below(self.key(folder)).values())
+
+    def is_unpublished(self, path: Path) -> bool:
+        return self.key(path) in self.copies.unpublished
+
+    # --- what other hosts did -----------------------------------------------------------------------------------
+
+    def refresh(self, folders: Iterable[Path], inside: Sequence[str] = ("",), since: float = 0.0) -> bool:
+        keys = list(dict.fromkeys(map(self.key, folders)))
+        anew = self._list(keys, since)
+        self._sync(keys, inside)
+        return anew
+
+    def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
+        self._list([pattern.partition("/")[0]], 0.0)
+        folders = self.listing.folders(depth=pattern.count("/") + 1)
+        self._sync(sorted(fnmatch.filter(folders, pattern)), inside)
+
+    @property
+    def trusted_since(self) -> float:
+        if self._process != os.getpid():  # forked by Luigi for one task
+            self._process, self._trusted_since = os.getpid(), time.monotonic()
+        return self._trusted_since
+
+    def distrust(self) -> None:
+        """From now on no listing of before is good for a no."""
+        self._trusted_since = time.monotonic()
+
+    def _list(self, keys: Sequence[str], since: float) -> bool:
+        anew = self.listing.refresh(keys, since)
+        if (self.listing.objects > LIST_ALL) != (self.copies.objects > LIST_ALL):
+            self.copies.note({}, objects=self.listing.objects)
+        return anew
+
+    def _sync(self, keys: Sequence[str], inside: Sequence[str]) -> None:
+        """Make the small files of folders here what the listing says is there; finds those that are only here."""
+        wanted: dict[str, Stored] = {}
+        for folder in [f"{key}/{name}".strip("/") for key in keys for name in inside]:
+            if folder and folder not in self.listing.synced and not self._is_busy(folder):
+                self.listing.synced.add(folder)
+                wanted |= self._outdated(folder)
+        if not wanted:
+            return
+        contents = self.store.read_many(wanted)
+        for key, content in contents.items():
+            file = self.root / key
+            if not (file.is_file() and file.read_bytes() == content):
+                self.copies.write(key, content)
+            self.copies.unpublished.discard(key)
+        self.copies.note({key: wanted[key] for key in contents})
+
+    def _is_busy(self, folder: str) -> bool:
+        """True while another process here works in a run's folder: its files are its own until it is done."""
+        parts = folder.split("/")
+        if parts[0] != "runs" or len(parts) != 4:
+            return False
+        other = holder_here(self.root / LOCKS / f"{'.'.join(parts[1:])}.lock")
+        return other is not None and other.get("pid") != os.getpid()
+
+    def _outdated(self, folder: str) -> dict[str, Stored]:
+        """The small files of a folder to read from the store."""
+        there = self.listing.folder(folder)
+        names = there.keys() | {path.name for path in (self.root / folder).glob("*.json")}
+        wanted = {}
+        for key in (f"{folder}/{name}" for name in names if _is_small(folder, name)):
+            file, stored = self.root / key, self.listing.get(key)
+            changed_here = self.copies.changed_here(key)
+            changed_there = (stored.version if stored else None) != self.copies.version(key)
+            self.copies.unpublished.discard(key)
+            if stored is None:
+                if changed_here:
+                    self.copies.unpublished.add(key)
+                else:  # another host removed it there
+                    file.unlink(missing_ok=True)
+            elif changed_there or read_json(file) is None:
+                wanted[key] = stored  # where both changed, what others may have built on wins
+            elif changed_here and self.store.read(key) != file.read_bytes():
+                self.copies.unpublished.add(key)
+        return wanted
+
+    # --- copies -------------------------------------------------------------------------------------------------
+
+    def fetch(
+        self, folder: Path, files: Mapping[str, Any], digests: Mapping[str, str], everything: bool = False
+    ) -> None:
+        top = self.key(folder)
+        keys = dict.fromkeys([*(f"{top}/{name}" for name in files), *(self.listing.below(top) if everything else ())])
+        keys.pop(f"{top}/{MANIFEST}", None)
+        self.copies.fetch(
+            {key: self.listing.get(key) for key in keys},
+            {f"{top}/{name}": recorded for name, recorded in files.items()},
+            {f"{top}/{name}": digest for name, digest in digests.items()},
+        )
+
+    def fetch_log(self, file: Path) -> None:
+        """Have a log here as it is in the store, unless the one here has lines of its own: it is added to."""
+        if stored := self.listing.get(self.key(file)):
+            self.copies.fetch({self.key(file): stored}, {}, {})
+
+    def publish(self, folder: Path, files: Mapping[str, Any], only: Mapping[str, str] | None = None) -> None:
+        self._publisher.publish(folder, files, only)
+
+    def publish_file(self, path: Path) -> None:
+        self._publisher.publish_file(path)
+
+    def move(self, folder: Path, target: Path) -> None:
+        self._publisher.move(folder, target)
+
+    # --- locks and the event log --------------------------------------------------------------------------------
+
+    def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> AbstractContextManager[object]:
+        return self.locks.hold(name, what, wait, waiting)
+
+    def holder(self, name: str) -> dict[str, Any] | None:
+        self._list([LOCKS], 0.0)
+        return self.locks.holder(name) if f"{name}.lock" in self.listing.folder(LOCKS) else None
+
+    @property
+    def lost(self) -> bool:
+        return self.locks.lost
+
+    def read_log(self, file: Path) -> list[str]:
+        lines = dict.fromkeys([*LOCAL.read_log(file), *published_lines(self.store)])
+        return sorted(lines, key=lambda line: line[: len('{"time": "2026-11-26T15:00:00Z"')])
+
+    def publish_log(self, file: Path, progress: Path, lock: Path) -> None:
+        with contextlib.suppress(OSError, PipelineError), hold_here(lock, "the event log", wait=True):
+            publish_log(self.store, file, progress)
+
+
+def _is_small(folder: str, name: str) -> bool:
+    pointers = folder == "datasets/sources" or folder.split("/")[0] == "current"
+    return name in SMALL or (pointers and name.endswith(".json"))
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------
+
+_storages: dict[tuple[str, Path], ObjectStorage] = {}
+
+
+def storage_at(url: str, cache: Path, retry_timeout: float = 60.0, stale_seconds: float = 120.0) -> ObjectStorage:
+    """The storage of an address (see `store.check_url`) in this process, with copies in a folder below `cache`."""
+    scheme, _, rest = url.partition("://")
+    name = f"{scheme}-{rest.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    root = (cache / name).absolute()
+    if (url, root) not in _storages:
+        _storages[url, root] = ObjectStorage(Store(url, retry_timeout, stale_seconds), root)
+    return _storages[url, root]
+
+
+def storage_of(path: Path) -> Storage:
+    """The storage of this process that a path belongs to."""
+    return next((one for one in _storages.values() if path == one.root or one.root in path.parents), LOCAL)
+
+
+def distrust_listings() -> None:
+    """From now on no listing of before is good for a no: other hosts may have finished something."""
+    for storage in _storages.values():
+        storage.distrust()
+
+
+def default_cache() -> Path:
+    """Where copies are unless told otherwise. Raises `ConfigError` for a user who has no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise ConfigError("this user has no home folder for copies of the store: set [vgg] cache or XDG_CACHE_HOME")
+    return Path(base) / "luigi-vgg"

@@ -1,0 +1,91 @@
+"""What a workspace asks of its storage: the two implementations are `local` and `object_storage`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Storage(Protocol):
+    """Where the files of a workspace are. Every path is one below the workspace's folder on this host.
+
+    In a folder everything is where it is looked for, and all that follows other hosts or tells them does nothing.
+    """
+
+    # --- what is there ------------------------------------------------------------------------------------------
+
+    def shown(self, path: Path) -> str:
+        """A path as people find it: in an object store, its address."""
+
+    def size(self, path: Path) -> int:
+        """The size of a file in bytes. Raises `OSError` when it is not there."""
+
+    def sha256(self, path: Path) -> str:
+        """SHA-256 of a file's content."""
+
+    def exists(self, path: Path) -> bool:
+        """True for a file or a folder that is there."""
+
+    def names(self, folder: Path) -> list[str]:
+        """The names of the files directly in a folder."""
+
+    def below(self, folder: Path) -> list[Path]:
+        """Every file of a folder and the folders in it."""
+
+    def size_of(self, folder: Path) -> int:
+        """Bytes of all files below a folder."""
+
+    def is_unpublished(self, path: Path) -> bool:
+        """True for a manifest or pointer that was made here and is not in the store."""
+
+    # --- what other hosts did -----------------------------------------------------------------------------------
+
+    def refresh(self, folders: Iterable[Path], inside: Sequence[str] = ("",), since: float = 0.0) -> bool:
+        """Have at hand what is in these folders, and the small JSON files (manifests, pointers) of those `inside`.
+
+        `inside` names folders in each of `folders`, "" itself. A listing from before `since` (monotonic) is taken
+        anew; gives whether one was.
+        """
+
+    def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
+        """As `refresh`, for all folders that match a pattern, `runs/cifar10-*/vgg11-*` for example."""
+
+    @property
+    def trusted_since(self) -> float:
+        """A listing from before this moment (monotonic) is good for a yes, not for a no: others may have finished."""
+
+    # --- copies -------------------------------------------------------------------------------------------------
+
+    def fetch(
+        self, folder: Path, files: Mapping[str, Any], digests: Mapping[str, str], everything: bool = False
+    ) -> None:
+        """Have the `files` of a stage here, each with its recorded size and SHA-256. See `Workspace.fetch`."""
+
+    def publish(self, folder: Path, files: Mapping[str, Any], only: Mapping[str, str] | None = None) -> None:
+        """Let other hosts see a finished stage. See `Workspace.publish`."""
+
+    def publish_file(self, path: Path) -> None:
+        """Let other hosts see a single small file, a pointer."""
+
+    def move(self, folder: Path, target: Path) -> None:
+        """Move a folder, or one file, within the workspace."""
+
+    # --- locks and the event log --------------------------------------------------------------------------------
+
+    def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> AbstractContextManager[object]:
+        """Hold a lock against other hosts. See `Workspace.hold`, which also holds it against processes here."""
+
+    def holder(self, name: str) -> dict[str, Any] | None:
+        """Who holds the lock of this name on any host, or None."""
+
+    @property
+    def lost(self) -> bool:
+        """True when another host took over a lock that this process held."""
+
+    def read_log(self, file: Path) -> list[str]:
+        """The lines of the event log in order, those of every host."""
+
+    def publish_log(self, file: Path, progress: Path, lock: Path) -> None:
+        """Let other hosts see what is new in the event log; `progress` notes how many lines they have."""

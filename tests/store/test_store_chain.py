@@ -90,7 +90,7 @@ def test_half_of_an_artefact_is_never_taken_for_the_whole(made: tuple[Bucket, Ho
     key = bucket.key("/train/model.params")
     whole, manifest = bucket.read(key), bucket.read(bucket.key("/train/manifest.json"))
     bucket.delete(bucket.key("/train/manifest.json"))
-    assert "train     will run  not" in other.good("Status").output
+    assert "train     will run  no result yet" in other.good("Status").output
     bucket.write(key.replace("model.params", "manifest.json"), manifest)
     bucket.write(key, whole[: len(whole) // 2])
     assert "train     will run  train/model.params has" in other.good("Status").output

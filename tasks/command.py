@@ -1,10 +1,9 @@
-"""The `luigi` command, when it runs for this plugin: exit codes that tell the truth, and a log that people can read.
+"""Everything that changes in the `luigi` command when it runs this plugin: exit codes, log, signals, worker, locking.
 
-`begin` is called when the package is imported, and finds out for whom: `luigi --module tasks …`, also with a task of
-Luigi's such as RangeDaily, has our tasks do what they are asked for (`install`). Under `luigi` with another module only
-our own errors become one line. A program, with `luigi.build` or `luigi.run`, keeps its Luigi as it is. Who wants the
-whole behaviour for a module of tasks of his own calls `install()` in it. Whatever luigi.cfg or the command line says
-wins.
+`begin` is called when the package is imported. Under `luigi --module tasks …`, also with a task of Luigi's own such as
+RangeDaily, it installs all of it (`install`). Under `luigi` with another module, only expected errors of this plugin
+become one line; such a module may call `install()` itself. Any other program keeps its Luigi as it is. What luigi.cfg
+or the command line says takes precedence.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from tasks.worker import Worker
 
 
 def begin() -> None:
-    """Do what the program that is importing this package is to be changed by: mostly nothing."""
+    """Change the program that is importing this package, if it is the `luigi` command; any other stays as it is."""
     module = _module_of_the_command()
     if module is not None:
         tell_errors_in_one_line()
@@ -52,9 +51,9 @@ def begin() -> None:
 
 
 def install() -> None:
-    """Make the running `luigi` command this plugin's: its exit codes, log and client of luigid, and no lock of Luigi's.
+    """Give the running `luigi` command this plugin's exit codes, log, worker and client of luigid, and no lock.
 
-    To be called while Luigi imports its `--module`, as Luigi reads its settings right after that.
+    Call it while Luigi imports its `--module`: Luigi reads its settings right after that.
     """
     if is_command():
         return
@@ -74,7 +73,7 @@ def install() -> None:
 
 
 def tell_errors_in_one_line() -> None:
-    """Let expected errors of this plugin be one line where Luigi would show a traceback. Nothing else is changed."""
+    """Show expected errors of this plugin as one line where Luigi would show a traceback."""
     for name in ("luigi-interface", "luigi"):
         logging.getLogger(name).addFilter(command_log.without_traceback)
     sys.excepthook = _excepthook
@@ -83,8 +82,8 @@ def tell_errors_in_one_line() -> None:
 def _module_of_the_command() -> str | None:
     """The `--module` that the `luigi` command is importing at this moment; None when this is another program.
 
-    Told by the functions that are at work, not by the program's name: `luigi`, `python -m luigi`, a debugger or a
-    wrapper around them all come to `run_with_retcodes`, which gives the whole process to Luigi (it ends in `sys.exit`).
+    Found in the call stack, not by the program's name: `luigi`, `python -m luigi`, a debugger or a
+    wrapper around them all go through `run_with_retcodes`, which ends the process (`sys.exit`).
     """
     module = None
     frame = sys._getframe()
@@ -97,7 +96,7 @@ def _module_of_the_command() -> str | None:
 
 
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
-    """In place of Luigi's own; ends the command with one line where the machine lacks what a worker needs."""
+    """Replaces Luigi's own; ends the command with one line when the machine lacks what a worker needs."""
     try:
         semaphores()
     except PipelineError as error:
@@ -123,7 +122,7 @@ def _leave() -> None:
 
 
 def _get_task_obj(self: CmdlineParser) -> Any:
-    """In place of Luigi's own: the task that the command line names, or one line about what is wrong with that."""
+    """Replaces Luigi's own: the task that the command line names, or one line about what is wrong."""
     line = mistakes.on_command_line(self)
     try:
         if line is None:

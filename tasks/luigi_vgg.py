@@ -1,7 +1,7 @@
 """The tasks under a name that nothing else has: `luigi --module luigi_vgg Report`.
 
-For whoever has another `tasks` or `pipeline` in front of ours: takes ours, and says where both lie. Installed, it is a
-module of its own, beside the two packages or, of a checkout, on the same Python path.
+Use it when another `tasks` or `pipeline` comes first on the Python path: it imports this plugin's packages and says
+so. Installed as a module beside the two packages, or next to them on the Python path.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ def _home() -> Path:
 
 
 def _take(name: str) -> None:
-    """Make `name` this plugin's package in this process; raises `ImportError` when another one is already at work."""
+    """Import this plugin's package as `name`; raises `ImportError` when another one has been imported already."""
     ours = _home() / name
     found = importlib.util.find_spec(name)
     other = Path(found.origin or name) if found else None

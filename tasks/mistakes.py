@@ -1,6 +1,6 @@
-"""Mistakes on the command line and in luigi.cfg, each as one line: where, what was found, what was expected.
+"""Mistakes on the command line and in luigi.cfg, each in one line: where, what was found, what was expected.
 
-Luigi shows a traceback for most of them. Looks before Luigi reads them, and changes nothing.
+Luigi shows a traceback for most of them. They are checked before Luigi reads them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _EXPECTED: dict[type[Parameter[Any]], str] = {
 
 
 def on_command_line(parser: CmdlineParser) -> str | None:
-    """The first value on the command line that Luigi will not be able to read, in words."""
+    """The first value on the command line that Luigi cannot parse, in words."""
     given, root = parser.known_args, parser._get_task_cls()
     values = [(name, parameter, name) for name, parameter in root.get_params()]
     for family, is_without_family, name, parameter in Register.get_all_params():
@@ -148,7 +148,7 @@ def sections() -> dict[str, type[luigi.Task]]:
 
 
 def in_luigi_cfg() -> Iterator[str]:
-    """What in luigi.cfg Luigi or this plugin cannot read, or would not notice."""
+    """What Luigi or this plugin cannot parse in luigi.cfg, or would silently ignore."""
     bases = {cls.__name__ for cls in Register._reg if cls.__module__.startswith("tasks.")} - set(sections())
     for section, options in contents().items():
         if section in bases:
@@ -187,7 +187,7 @@ def _no_file(path: str | None) -> str | None:
 
 
 def _file(section: str, option: str | None) -> str:
-    """The file that has the last word on an option."""
+    """The file whose value of an option wins."""
     for path in reversed(files()):
         if path.endswith(".toml"):
             return path

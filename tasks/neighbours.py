@@ -1,7 +1,4 @@
-"""Is `pipeline` ours? With another one in front of it the imports would end in riddles.
-
-Asked by being imported, before anything of it is.
-"""
+"""Checks, when it is imported, that `pipeline` is this plugin's: another one breaks the imports in obscure ways."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from luigi.retcodes import run_with_retcodes
 
 
 def check() -> None:
-    """Raise `ImportError` when it is not; the `luigi` command ends with one line and exit code 2."""
+    """Raise `ImportError` when it is not; end the `luigi` command with one line and exit code 2."""
     ours = Path(__file__).resolve().parents[1] / "pipeline"
     found = importlib.util.find_spec("pipeline")
     other = Path(found.origin or "pipeline") if found else None

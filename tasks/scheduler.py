@@ -1,6 +1,6 @@
-"""Is the scheduler there, and is it luigid? Asked once, when the `luigi` command is about to use it.
+"""Which scheduler a command uses, and whether luigid is running there: checked once, before the first task.
 
-Luigi itself asks three times, 30 seconds apart, and then shows a traceback.
+Luigi itself tries three times, 30 seconds apart, and then shows a traceback.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _local: bool | None = None
 
 
 def require(client: RemoteScheduler) -> None:
-    """End the command with one line when no luigid answers."""
+    """End the command with one line when luigid is not running."""
     wrong = problem(client)
     if wrong:
         log.error("%s", wrong)
@@ -60,7 +60,7 @@ def problem(client: RemoteScheduler, patience: tuple[float, float] = PATIENCE) -
 
 
 def do_without(family: str) -> None:
-    """Let the command line run `family` without a scheduler: it only looks at files, or moves some."""
+    """Run `family` without a scheduler when the command line names it: it only reads files, or moves some."""
     global _local
     if _is_root_task(family):
         if _local is None:
@@ -69,7 +69,7 @@ def do_without(family: str) -> None:
 
 
 def is_done_without() -> bool:
-    """Whether the `luigi` command runs a task that needs no scheduler."""
+    """Whether the `luigi` command runs such a task."""
     return _local is not None
 
 
@@ -92,7 +92,7 @@ def page(url: str) -> str:
 
 
 def reason(error: BaseException | None) -> str:
-    """Why a question to luigid failed, in a few words without the address, which can hold a password."""
+    """Why a request to luigid failed, in a few words without the address, which can hold a password."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP {response.status_code} {response.reason or ''}".rstrip()

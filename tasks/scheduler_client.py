@@ -1,8 +1,8 @@
-"""What the `luigi` command adds when it talks to luigid: it trusts it with no more than its own plan, says who is in
-the way, and outlives a luigid that was restarted, forgot it, or is gone.
+"""Luigi's client of luigid, more robust: runs only what this command planned, says which other command is in the way,
+and survives a luigid that was restarted, dropped this command, or is gone.
 
-luigid keeps a killed command's task as running for a minute, and forgets everything when it is killed itself. Both
-would make a command end without doing its work. `--local-scheduler` is left alone.
+luigid lists a killed command's task as running for a minute, and forgets everything when it is killed itself. Both
+would make a command end without doing its work. `--local-scheduler` is not affected.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from tasks.exit_codes import return_code
 from tasks.log import log
 from tasks.settings import vgg
 
-#: Seconds between two questions to luigid whether another command has finished its task.
+#: Seconds between two checks whether another command has finished its task.
 POLL_SECONDS = 1.0
 
-#: Seconds after which luigid must have taken an order again.
+#: Seconds after which luigid must accept a task again.
 COOLDOWN_SECONDS = 30.0
 
-#: Seconds between two looks whether luigid still knows of what runs here.
+#: Seconds between two checks whether luigid still knows the running tasks.
 LOOK_SECONDS = 5.0
 
-#: Without an answer to these a command cannot go on.
+#: Requests that a command cannot do without.
 _NEEDED = {"add_task", "add_task_batcher", "add_worker", "count_pending", "get_work", "task_search", "worker_list"}
 
-#: Luigi adds the methods when it is imported, so type checkers cannot see them.
+#: Luigi adds the methods at import time, where type checkers cannot see them.
 _Client: Any = RemoteScheduler
 
 
 class Scheduler(_Client):
-    """Luigi's client of luigid, with a few of its methods doing a little more; everything else is Luigi's own."""
+    """Luigi's client of luigid; a few methods do more, the rest is Luigi's own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Whether at the last look others had what this command's next task needs.
+        #: Whether other commands held what this command's next task needs when last asked.
         self.held_up = False
         #: Tells whether a task of this command is complete; the worker knows how.
         self.is_complete: Callable[[str], bool] = lambda task_id: False
@@ -64,7 +64,7 @@ class Scheduler(_Client):
         self._told: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A message to a task that runs in a process of its own takes a client along, to be answered."""
+        """Pickled with a message to a task in a forked process, which answers through it."""
         return (Scheduler, (self._url,))
 
     def add_worker(self, worker: str, info: Any, **kwargs: Any) -> Any:
@@ -73,21 +73,21 @@ class Scheduler(_Client):
         return super().add_worker(**self._worker)
 
     def add_task(self, **task: Any) -> Any:
-        """Tell luigid of a task or its new status; before the first time, see to other commands that run it."""
+        """Tell luigid of a task or its new status; before the first time, deal with other commands that run it."""
         task_id, status = task["task_id"], task.get("status")
         if task_id not in self._sent and status == "PENDING":
-            self._see_to_others(task_id, task["worker"])
+            self._deal_with_others(task_id, task["worker"])
         with self._telling:
             if status in ("PENDING", "DONE", "FAILED", "DISABLED"):
                 known = self._sent.get(task_id, {})
-                # Luigi leaves it out when it reports a failure, and a retry would have no button for messages.
+                # Luigi omits it when it reports a failure, and a retry would not accept messages.
                 task.setdefault("accepts_messages", known.get("accepts_messages", False))
                 self._sent[task_id] = known | task
                 self._running.discard(task_id)
             return super().add_task(**task)
 
     def get_work(self, **about: Any) -> Any:
-        """Ask luigid for work that was planned here; when it has none although ours is not done, see why."""
+        """Ask luigid for work that was planned here; when it has none although ours is not done, find out why."""
         own = about["worker"]
         while True:
             answer = self._planned_work(own, about)
@@ -107,11 +107,11 @@ class Scheduler(_Client):
                 if not waits:
                     return answer
                 time.sleep(POLL_SECONDS)
-            elif not self._made_up(left, own):
+            elif not self._registered_again(left, own):
                 return answer
 
     def ping(self, **about: Any) -> Any:
-        """Luigi's heartbeat; now and then it looks whether luigid still knows of what runs here."""
+        """Luigi's heartbeat; every few seconds it checks that luigid still knows the running tasks."""
         try:
             answer = super().ping(**about)
         except (RPCError, OSError, ValueError, LookupError):
@@ -130,17 +130,17 @@ class Scheduler(_Client):
         return answer
 
     def explain_disabled(self, task_id: str) -> bool:
-        """Say that luigid refuses a task after its failures, until when, and the way out; False when it does not."""
+        """Say that luigid has disabled a task, until when, and what to do; False when it has not."""
         found = self._find(task_id) or {}
         if found.get("status") != "DISABLED" or not found.get("re_enable_able"):
             return False
         self._say_once(f"{short_name(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
         return True
 
-    # --- work that luigid hands out -----------------------------------------------------------------------------
+    # --- work from luigid ---------------------------------------------------------------------------------------
 
     def _planned_work(self, own: str, about: dict[str, Any]) -> Any:
-        """What luigid hands out. Its API has no login: whoever reaches it can name any task, and a task runs code."""
+        """Work from luigid. Its API has no login: whoever reaches it can name any task, and a task runs code."""
         while True:
             answer = super().get_work(**about)
             if not _has_work(answer):
@@ -155,7 +155,7 @@ class Scheduler(_Client):
             self._refuse(given, own)
 
     def _is_planned_batch(self, answer: dict[str, Any], given: list[str]) -> bool:
-        """Of a batch, luigid's own words say what is run."""
+        """Whether a batch has exactly the parameters of the tasks that were planned: luigid's answer is what runs."""
         if answer.get("task_id") is not None:
             return True
         tasks = [self._sent[task_id] for task_id in given]
@@ -173,7 +173,7 @@ class Scheduler(_Client):
         what = f"{names}: refused: assigned by luigid but not planned by this command"
         self._say_once(f"{what}; restrict access to luigid's port (luigid --address 127.0.0.1)")
         for task_id in given:
-            for status in ("FAILED", "DISABLED"):  # the second one keeps luigid from handing it out again
+            for status in ("FAILED", "DISABLED"):  # the second one keeps luigid from assigning it again
                 super().add_task(
                     worker=own, task_id=task_id, status=status, runnable=False, expl=json.dumps("refused: not planned")
                 )
@@ -200,8 +200,8 @@ class Scheduler(_Client):
                         return f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
         return None
 
-    def _made_up(self, left: list[str], own: str) -> bool:
-        """Make up for what luigid forgot or has just seen done; False when asking again is of no use."""
+    def _registered_again(self, left: list[str], own: str) -> bool:
+        """Register again what luigid forgot or just saw done; False when asking again is of no use."""
         found = {task_id: self._find(task_id) for task_id in left}
         known = {task_id: task for task_id, task in found.items() if task}
         done = [task_id for task_id, task in known.items() if task["status"] == "DONE"]
@@ -222,7 +222,7 @@ class Scheduler(_Client):
         return True
 
     def _announce(self) -> None:
-        """Tell luigid again who works here, what runs and what is left to do."""
+        """Register this worker, its running and its remaining tasks with luigid again."""
         with self._telling:
             if self._worker:
                 super().add_worker(**self._worker)
@@ -231,7 +231,7 @@ class Scheduler(_Client):
                     super().add_task(**task | ({"status": "RUNNING"} if task_id in self._running else {}))
 
     def _wait_for_cooldown(self, task_ids: list[str]) -> None:
-        """For 10 s (stable_done_cooldown_secs) luigid takes no new order for a task that it has just seen done."""
+        """For 10 s (stable_done_cooldown_secs) luigid does not accept a task again that it has just seen done."""
         log.info("just done by another command, according to luigid: retrying in a few seconds")
         until = time.monotonic() + COOLDOWN_SECONDS
         while time.monotonic() < until and any(self._is_done(task_id) for task_id in task_ids):
@@ -243,12 +243,12 @@ class Scheduler(_Client):
         return (self._find(task_id) or {}).get("status") == "DONE"
 
     def _find(self, task_id: str) -> dict[str, Any] | None:
-        """What luigid has of a task (`status`, `workers`, …), or None when it does not know it."""
+        """What luigid knows of a task (`status`, `workers`, …), or None."""
         found = self.task_search(task_str=task_id)
         return next((tasks[task_id] for tasks in found.values() if task_id in tasks), None)
 
-    def _see_to_others(self, task_id: str, own: str) -> None:
-        """Report a killed command's task as failed; wait for a living command, or say who it is."""
+    def _deal_with_others(self, task_id: str, own: str) -> None:
+        """Report a dead command's task as failed; wait for a live one, or name it."""
         while other := self._runner(task_id, own):
             # A container's next command can have the very process number of the one before.
             if other.get("host") == socket.gethostname() and (
@@ -266,7 +266,7 @@ class Scheduler(_Client):
             time.sleep(POLL_SECONDS)
 
     def _runner(self, task_id: str, own: str) -> dict[str, Any] | None:
-        """The command that luigid has as running the task, if it is another one."""
+        """The other command that runs the task according to luigid."""
         workers = self.worker_list()
         return next((w for w in workers if w["name"] != own and task_id in w.get("running", ())), None)
 
@@ -292,7 +292,7 @@ class Scheduler(_Client):
             raise SystemExit(return_code("scheduling_error")) from None
 
     def _get_retryer(self) -> Retrying:
-        """Repeat a question as `[core] rpc_retry_*` says, and say so once. Threads ask again by themselves."""
+        """Retry as `[core] rpc_retry_*` says, with one line about it. Threads retry by themselves."""
         if threading.current_thread() is not threading.main_thread():
             return Retrying(stop=stop_after_attempt(1), reraise=True)
         attempts, seconds = self._rpc_retry_attempts, self._rpc_retry_wait
@@ -306,7 +306,7 @@ class Scheduler(_Client):
 
 
 def disabled(task: dict[str, Any]) -> str:
-    """In words: luigid's refusal of a task (as it serialises one), until when, and the way out."""
+    """In words: that luigid disabled a task (as it serialises one), until when, and what to do."""
     seconds = luigi.scheduler.scheduler().disable_persist
     until = datetime.datetime.fromtimestamp(task["last_updated"] + seconds, datetime.timezone.utc)
     return (

@@ -18,7 +18,7 @@ from pipeline.text import printable
 
 
 class TerminalBar:
-    """A stage's progress bar on the terminal of the `luigi` command; nothing elsewhere (a log gets a line an epoch)."""
+    """A stage's progress bar; does nothing where there is no terminal."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -61,9 +61,9 @@ def _clock(seconds: float) -> str:
 
 
 class _Terminal:
-    """The bars of all stages that run, below whatever else is written.
+    """The bars of all running stages, below everything else.
 
-    Drawn by a thread of the command itself, told through a pipe: with `--workers 2`, stages run in forked processes.
+    Drawn by a thread of the command, which reads a pipe: with `--workers 2`, stages run in forked processes.
     """
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ def _write_to(stderr: TextIO) -> None:
 
 
 class _AboveTheBars(io.TextIOBase):
-    """Takes the place of standard error while bars are shown: whole lines, unchanged, above them."""
+    """Replaces standard error while bars are shown: writes whole lines above them."""
 
     def __init__(self, terminal: _Terminal) -> None:
         self._terminal = terminal
@@ -199,12 +199,12 @@ def draw_bars() -> None:
 
 
 def speak_through_the_command() -> None:
-    """In a process that Luigi forked for a task: let the command write, above its bars, what this process says."""
+    """In a process that Luigi forked for a task: write through the command, above its bars."""
     if _terminal is not None:
         _write_to(cast(TextIO, _AboveTheBars(_terminal)))
 
 
 def settle() -> None:
-    """At the end of the command: wait until all that was said is written."""
+    """At the end of the command: wait until everything is written."""
     if _terminal is not None:
         _terminal.settle()

@@ -1,7 +1,7 @@
-"""How the `luigi` command goes on after a failure: what cannot get better is not tried again, the rest says when.
+"""Luigi's worker with better retries: no retry of what cannot succeed, and a line that says when the next one comes.
 
-In place of Luigi's own worker, under luigid and with --local-scheduler alike. The exit code is that of each task's last
-attempt: a task that met another command's lock and was done later did not fail.
+Used under luigid and with --local-scheduler. The exit code follows each task's last attempt: a task that found another
+command's lock and was done later did not fail.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from tasks.scheduler_client import Scheduler, short_name
 
 
 class Failure(str):
-    """What a task's `on_failure` gives: the text for the scheduler, and what the worker makes of it.
+    """What a task's `on_failure` returns: the text for the scheduler, and how the worker treats it.
 
-    A string, as Luigi hands it from the task's process to the worker and on to the scheduler.
+    A string, because Luigi passes it from the task's process to the worker and on to the scheduler.
     """
 
-    final = False  # the same again would fail in the same way
+    final = False  # a retry would fail in the same way
     blameless = False  # another command had the lock, or somebody asked it to stop
     busy = False  # another command had the lock
 
 
 def failure(exception: BaseException, text: str, final: bool = False) -> Failure:
-    """What to make of an exception that a task raised; `final` when it is not tried again whatever it was."""
+    """How to treat an exception that a task raised; `final` when it must not be retried whatever it is."""
     told = Failure(text)
     told.final = final or (isinstance(exception, PipelineError) and not exception.may_pass)
     told.busy = isinstance(exception, AlreadyRunning)
@@ -41,7 +41,7 @@ def failure(exception: BaseException, text: str, final: bool = False) -> Failure
 
 
 class Worker(luigi.worker.Worker):
-    """Luigi's worker, which tells the scheduler a little more about failures."""
+    """Luigi's worker, which tells the scheduler more about failures."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,11 +73,11 @@ class Worker(luigi.worker.Worker):
             self._failures.pop(task_id, None)
 
     def _settle(self, told: Failure, task: dict[str, Any]) -> None:
-        """After a failure: see to it that the scheduler does not try in vain, and say when it tries again."""
+        """After a failure: keep the scheduler from retrying in vain, or say when it retries."""
         found = self._scheduler.task_search(task_str=task["task_id"])
         disabled = task["task_id"] in found.get(DISABLED, {})
         if told.final or (told.blameless and disabled):
-            # Disabled by its worker, a task is open for the next command; by the scheduler, it is closed for hours.
+            # Disabled by its worker, a task can run in the next command; disabled by the scheduler, not for hours.
             self._scheduler.add_task(**task | {"status": DISABLED})
         elif disabled and isinstance(self._scheduler, Scheduler):
             self._scheduler.explain_disabled(task["task_id"])
@@ -94,7 +94,7 @@ class Worker(luigi.worker.Worker):
         return f"in {scheduler_section().retry_delay:.0f} s{soon} ([scheduler] retry_delay)"
 
     def _forgive(self) -> None:
-        """What met another command's lock, or was run by one, and was done by that one meanwhile, is no failure."""
+        """A task that another command was running, and has finished meanwhile, is no failure."""
         met = any(told.busy for told in self._failures.values())
         met = met or any(answer["running_tasks"] for answer in self._get_work_response_history)
         if not met and not getattr(self._scheduler, "done_elsewhere", None):

@@ -24,6 +24,7 @@ from pipeline import config as configuration
 from pipeline.errors import Interrupted, PipelineError, from_os_error
 from pipeline.process.liveness import PARENT_TIMEOUT, Watchdog, start_heartbeats
 from pipeline.process.reporter import COMMANDS, Reporter
+from pipeline.text import cause
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
 
@@ -91,7 +92,7 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
         _log_traceback()
         if value and _is_full(Path(value["workspace"])):  # MXNet and ONNX have words of their own for it
             return _fail(reporter, from_os_error(OSError(errno.ENOSPC, "", value["workspace"]), "write into it"))
-        reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {_last_line(error)}")
+        reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {cause(error)}")
         return EXIT_FAILED
 
 
@@ -112,12 +113,6 @@ def _is_full(workspace: Path) -> bool:
         return os.statvfs(workspace).f_bavail * os.statvfs(workspace).f_frsize < 1 << 20
     except OSError:
         return False
-
-
-def _last_line(error: Exception) -> str:
-    """MXNet's messages are tracebacks of their own, the cause in the last line; others say it in the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def _fail(reporter: Reporter, error: PipelineError) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import BY_NAME
-from pipeline.text import printable
+from pipeline.text import cause, counted, printable
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,19 @@ def test_what_would_command_a_terminal_is_shown_harmlessly(text: str, shown: str
 
 def test_lines_stay_where_they_may() -> None:
     assert printable("a\n\tb\x1b", lines=True) == "a\n\tb?"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Traceback (most recent call last):\n  File a.cc\nMXNetError: no space\n", "MXNetError: no space"),
+        ("\nmodel is damaged\nmore detail", "model is damaged"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_cause_of_an_error_is_one_line(message: str, told: str) -> None:
+    assert cause(ValueError(message)) == told
+
+
+def test_numbers_agree_with_their_nouns() -> None:
+    assert [counted(number, "step") for number in (0, 1, 2, 71_000)] == ["0 steps", "1 step", "2 steps", "71,000 steps"]

@@ -137,3 +137,28 @@ def test_the_readme_of_the_configuration_has_every_key_and_every_option_of_luigi
 def test_no_two_test_modules_share_a_name():
     names = [path.stem for path in (CHECKOUT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert sorted(names) == sorted(set(names))
+
+
+READMES = [CHECKOUT / "README.md", *sorted(CHECKOUT.glob("[a-z]*/README.md"))]
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may name behind `#`, as GitHub makes it from the headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_every_link_of_a_readme_leads_somewhere(path):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text()):
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), link
+        assert not anchor or anchor in anchors(file / "README.md" if file.is_dir() else file), link
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_every_module_that_a_readme_names_is_there(path):
+    for name in re.findall(r"`([\w/]+\.py)`", path.read_text()):
+        places = [path.parent, CHECKOUT, CHECKOUT / "pipeline"]
+        assert any((place / name).exists() for place in places), name

@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.files import each_read_once
 from pipeline.text import counted
-from pipeline.workspace import MANIFEST, Workspace, manifest, seed_generation, source_key, with_generation_seed
+from pipeline.workspace import Workspace, manifest, seed_generation, source_key, with_generation_seed
 from pipeline.workspace.freshness import Chain, shown_source
 
 
@@ -71,8 +71,7 @@ class Comparison:
             for name in (manifest.read(self.folder) or {"inputs": {}})["inputs"]
             if name not in inputs
         ]
-        here_only = self.workspace.unpublished(self.folder / MANIFEST)
-        return here_only + manifest.problems(self.folder, "compare", inputs, self.workspace.size) + gone
+        return self.workspace.problems(self.folder, "compare", inputs) + gone
 
     def complete(self) -> bool:
         """True when the page and all its runs are up to date. Reads manifests and file sizes only."""

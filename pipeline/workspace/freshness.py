@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from pipeline import address
 from pipeline.config import Config, Data, differences, recorded_training, to_dict
 from pipeline.files import read_json
-from pipeline.workspace import MANIFEST, RUN_FOLDERS, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
+from pipeline.workspace import RUN_FOLDERS, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
 
 #: Which stages' files each stage reads.
 UPSTREAM = {
@@ -92,39 +92,15 @@ class Chain:
         folder = self.folder(stage)
         return manifest.read(folder) if folder else None
 
-    def inputs(self, stage: str) -> dict[str, str | None]:
-        """The digests of everything that `stage` reads, as they are at present."""
-        if stage == "dataset":
-            return {}
-        dataset = self.source_record()
-        digest = dataset["digest"] if dataset else None
-        if stage == "train":
-            return {"dataset": digest, "architecture": self.config.fingerprint}
-        train = self.manifest("train")
-        weights = {"model.params": manifest.digest(train, "model.params")}
-        if stage in ("evaluate", "export"):
-            return {"dataset": digest, **weights, manifest.TTA: str(self.config.evaluation.tta)}
-        evaluate, export = self.manifest("evaluate"), self.manifest("export")
-        measured = {
-            **weights,
-            "predictions.npz": manifest.digest(evaluate, "predictions.npz"),
-            "model.onnx": manifest.digest(export, "model.onnx"),
-        }
-        if stage == "promote":
-            return measured
-        decision = self.decision_manifest()
-        return {
-            **measured,
-            "history.csv": manifest.digest(train, "history.csv"),
-            "metrics.json": manifest.digest(evaluate, "metrics.json"),
-            **({"decision.json": manifest.digest(decision, "decision.json")} if decision else {}),
-        }
-
     def decision_manifest(self) -> dict[str, Any] | None:
         """The manifest of the promotion gate's decision, if there was one about the weights that are there now."""
         decision = self.manifest("promote")
         weights = manifest.digest(self.manifest("train"), "model.params")
         return decision if decision and decision["inputs"].get("model.params") == weights else None
+
+    def complete(self, stage: str, known: Collection[str] = ()) -> bool:
+        """True when `stage` and everything before it is done, but for stages that are known to be."""
+        return not any(self._why(each) for each in (stage, *all_upstream(stage)) if each not in known)
 
     def why(self, stage: str) -> list[str]:
         """Why `stage` itself has to run, given what its inputs are now. Empty: it is done."""
@@ -144,26 +120,17 @@ class Chain:
             return [f"missing input: {', '.join(missing)}"]
         return self.problems(stage, folder)
 
-    def problems(self, stage: str, folder: Path) -> list[str]:
-        """Why the manifest and the files in `folder` are not those of a finished `stage`, as its inputs are now."""
-        here_only = self.workspace.unpublished(folder / MANIFEST)
-        return here_only + manifest.problems(folder, stage, self.inputs(stage), self.workspace.size)
-
-    def complete(self, stage: str, known: Collection[str] = ()) -> bool:
-        """True when `stage` and everything before it is done, but for stages that are known to be."""
-        return not any(self._why(each) for each in (stage, *all_upstream(stage)) if each not in known)
-
     def _why_dataset(self) -> list[str]:
         data, record = self.config.data, self.source_record()
         if record is None:
             return [f"no data set from {shown_source(data)} yet"]
         present = sources.state(data)
-        if present is not None and not sources.same(present, self._states(record)):
+        if present is not None and not sources.same(present, self._source_states(record)):
             return [f"{shown_source(data)} has changed"]
         pointer = self.workspace.source_pointer(data)
         return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
 
-    def _states(self, record: dict[str, Any]) -> list[Any]:
+    def _source_states(self, record: dict[str, Any]) -> list[Any]:
         """The states in which the source was found to be this data set. Modification times are each copy's own."""
         here = read_json(self.workspace.seen_source(self.config.data))
         if not isinstance(here, dict) or here.get("digest") != record["digest"]:
@@ -201,6 +168,38 @@ class Chain:
             return [f"no result yet; same architecture as run {name}"]
         shown = "; ".join(changed[:4]) + ("; …" if len(changed) > 4 else "")
         return [f"new architecture; closest run: {name} ({shown})"]
+
+    def problems(self, stage: str, folder: Path) -> list[str]:
+        """Why the manifest and the files in `folder` are not those of a finished `stage`, as its inputs are now."""
+        return self.workspace.problems(folder, stage, self.inputs(stage))
+
+    def inputs(self, stage: str) -> dict[str, str | None]:
+        """The digests of everything that `stage` reads, as they are at present."""
+        if stage == "dataset":
+            return {}
+        dataset = self.source_record()
+        digest = dataset["digest"] if dataset else None
+        if stage == "train":
+            return {"dataset": digest, "architecture": self.config.fingerprint}
+        train = self.manifest("train")
+        weights = {"model.params": manifest.digest(train, "model.params")}
+        if stage in ("evaluate", "export"):
+            return {"dataset": digest, **weights, manifest.TTA: str(self.config.evaluation.tta)}
+        evaluate, export = self.manifest("evaluate"), self.manifest("export")
+        measured = {
+            **weights,
+            "predictions.npz": manifest.digest(evaluate, "predictions.npz"),
+            "model.onnx": manifest.digest(export, "model.onnx"),
+        }
+        if stage == "promote":
+            return measured
+        decision = self.decision_manifest()
+        return {
+            **measured,
+            "history.csv": manifest.digest(train, "history.csv"),
+            "metrics.json": manifest.digest(evaluate, "metrics.json"),
+            **({"decision.json": manifest.digest(decision, "decision.json")} if decision else {}),
+        }
 
 
 def refresh(chains: Sequence[Chain], since: float = 0.0) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +22,9 @@ import msgspec
 
 from pipeline import address
 from pipeline.config import Architecture, Config, Data, fingerprint
+from pipeline.files import MANIFEST
 from pipeline.storage import LOCAL, Storage, locks, storage_of
-from pipeline.workspace.manifest import digests, read
+from pipeline.workspace.manifest import digests, problems, read
 
 #: The stages of a run in order; the data set comes before them all.
 RUN_STAGES = ("train", "evaluate", "export", "report")
@@ -63,6 +64,10 @@ class Workspace:
     def size_of(self, folder: Path) -> int:
         """Bytes of all files below a folder."""
         return self.storage.size_of(folder)
+
+    def problems(self, folder: Path, stage: str, inputs: Mapping[str, str | None]) -> list[str]:
+        """Why the stage in `folder` does not count as complete for `inputs`, in words; empty when it does."""
+        return self.unpublished(folder / MANIFEST) + problems(folder, stage, inputs, self.size)
 
     def move(self, folder: Path, target: Path) -> None:
         """Move a folder within the workspace. Raises `OSError`, or `PipelineError` from a store."""

@@ -9,7 +9,6 @@ import argparse
 import itertools
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -96,4 +95,4 @@ def _written(folder: Path, name: str, change: Callable[[dict[str, Any]], Any]) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

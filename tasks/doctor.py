@@ -27,6 +27,7 @@ from luigi.task_register import Register
 from pipeline import doctor
 from pipeline.doctor import Finding
 from tasks import mistakes, scheduler
+from tasks.base import ChainTask
 from tasks.exit_codes import RETURN_CODES, UNHEALTHY, exit_with, is_command
 from tasks.log import tell
 from tasks.maintenance import Command
@@ -38,7 +39,7 @@ from tasks.settings import vgg
 PATIENCE = 2.0
 
 
-class Doctor(Command):
+class Doctor(Command, ChainTask):
     """Check everything that a run needs, one line each; exit code 6 when something is wrong."""
 
     json = luigi.BoolParameter(default=False, description="print the findings as JSON; default: one line each")

@@ -1,28 +1,26 @@
-"""Looking after a workspace: what would run and why (Status), setting a stage aside (SetAside), re-hashing (Verify)."""
+"""Looking after a workspace: Status (what would run, and why), SetAside and Restore (the trash), Verify (checksums)."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from pathlib import Path
 
 import luigi
 
 from pipeline import status
-from pipeline.errors import WorkspaceError, from_os_error
+from pipeline.errors import WorkspaceError
+from pipeline.files import human_size
 from pipeline.retraining import trash
-from pipeline.storage import locks
 from pipeline.verify import verify
-from pipeline.workspace import RUN_FOLDERS, events
-from pipeline.workspace.freshness import STAGES, Chain, all_upstream
+from pipeline.workspace import events
+from pipeline.workspace.freshness import STAGES, all_upstream
 from tasks.base import ChainTask, PluginTask
 from tasks.exit_codes import DAMAGED, NOT_DONE, exit_with
 from tasks.log import tell
 from tasks.workspaces import workspace_at
 
 
-class Command(ChainTask):
-    """A task that does its work whenever it is called, and leaves no target."""
+class Command(PluginTask):
+    """A task that acts each time it is run, without a scheduler, and has no output."""
 
     without_scheduler = True
     done = False
@@ -38,7 +36,7 @@ class Command(ChainTask):
         raise NotImplementedError
 
 
-class Status(Command):
+class Status(Command, ChainTask):
     """Print, for each stage, whether it is done or would run, and why; exit code 3 when something would run."""
 
     json = luigi.BoolParameter(default=False, description="print the same as JSON; default: as text")
@@ -50,7 +48,7 @@ class Status(Command):
             exit_with(NOT_DONE)
 
 
-class SetAside(Command):
+class SetAside(Command, ChainTask):
     """Move a finished stage to the workspace's trash, so that it runs again. A preview unless --confirm."""
 
     stage = luigi.ChoiceParameter(
@@ -59,47 +57,21 @@ class SetAside(Command):
     confirm = luigi.BoolParameter(default=False, description="move the files; default: preview")
 
     def work(self) -> None:
-        chain = self.chain
-        folder = chain.folder(self.stage)
-        if folder is None or not folder.exists():
-            raise WorkspaceError(f"there is no finished {self.stage} of {chain.run_id} to set aside")
+        chain, shown = self.chain, self.chain.workspace.shown
+        folder = trash.finished(chain, self.stage)
         target = trash.target(chain.workspace, folder)
-        size, shown = chain.workspace.size_of(folder), chain.workspace.shown
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
-        tell(f"{moving} {shown(folder)} ({size / 1e6:.1f} MB)\n  to {shown(target)}")
+        tell(f"{moving} {shown(folder)} ({human_size(chain.workspace.size_of(folder))})\n  to {shown(target)}")
         tell(f"  the next run repeats {self.stage}" + (f", then {', '.join(after)} where needed" if after else ""))
         if not self.confirm:
             tell("  preview only: add --confirm to do it")
             return
-        what = f"{self.stage} {chain.run_id}"
-        try:
-            with contextlib.ExitStack() as held:
-                for lock in self._locks(chain, folder):
-                    held.enter_context(chain.workspace.hold(lock, what))
-                if self.stage == "train" and (run := chain.run()):
-                    held.enter_context(locks.hold(run.job_lock, what, wait=False))
-                if self.stage == "dataset":
-                    held.enter_context(locks.hold(chain.workspace.readers_lock(folder.name), what, wait=False))
-                chain.workspace.move(folder, target)
-        except OSError as error:
-            raise from_os_error(error, "move the stage to the trash") from error
-        name = folder.name if self.stage == "dataset" else chain.run_id
-        tell(f"  Restore --item {name} --confirm restores it")
-        events.record(chain.workspace, "set aside", stage=self.stage, run=chain.run_id, to=shown(target))
-        events.publish(chain.workspace)
-
-    def _locks(self, chain: Chain, folder: Path) -> list[Path]:
-        """The locks of those who write the folder and, within the run, of those who read it."""
-        run = chain.run()
-        if run is None or self.stage == "dataset":
-            source = chain.workspace.source_pointer(chain.config.data).stem
-            return [chain.workspace.lock(source), chain.workspace.lock(folder.name)]
-        readers = [stage for stage in RUN_FOLDERS if self.stage in all_upstream(stage)]
-        return [run.lock(stage) for stage in (self.stage, *readers)]
+        trash.set_aside(chain, self.stage, target)
+        tell(f"  Restore --item {folder.name if self.stage == 'dataset' else chain.run_id} --confirm restores it")
 
 
-class Restore(Command):
+class Restore(Command, ChainTask):
     """Show what is in the trash, or bring one thing back from there. A preview unless --confirm."""
 
     item = luigi.Parameter(
@@ -136,17 +108,10 @@ class Restore(Command):
         events.publish(workspace)
 
 
-class Verify(PluginTask):
-    """Re-hash every file of every data set, run and comparison in a workspace; exit code 4 when one is damaged."""
+class Verify(Command):
+    """Recompute the checksums of every data set, run and comparison in a workspace; exit code 4 for a damaged file."""
 
-    without_scheduler = True
-
-    done = False
-
-    def complete(self) -> bool:
-        return self.done
-
-    def run(self) -> None:
+    def work(self) -> None:
         workspace = workspace_at(self.workspace)
         place = workspace.shown(workspace.root)
         found = verify(workspace)
@@ -161,4 +126,3 @@ class Verify(PluginTask):
             exit_with(DAMAGED)
             advice = "restore the files, or set the stage aside with SetAside"
             raise WorkspaceError(f"{place}: {len(found.damaged)} damaged: {advice}")
-        self.done = True

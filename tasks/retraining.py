@@ -175,7 +175,7 @@ def _tell_nothing_due(task: Retrain) -> None:
         )
 
 
-class Rollback(Command):
+class Rollback(Command, ChainTask):
     """Make the model that was current before current again; with --to any finished generation."""
 
     to = luigi.Parameter(
@@ -191,7 +191,7 @@ class Rollback(Command):
         tell(f"{name} will not be promoted again automatically; Rollback --to {name} undoes this")
 
 
-class Retire(Command):
+class Retire(Command, ChainTask):
     """Show the current models, or let one be current no longer, as after a change of its architecture's name.
 
     Only the pointer goes to the trash. A preview unless --confirm.
@@ -214,7 +214,7 @@ class Retire(Command):
             tell("preview only: --name NAME --confirm retires one")
 
 
-class Prune(Command):
+class Prune(Command, ChainTask):
     """Move old generations to the trash, never the current one or the one before it. A preview unless --confirm."""
 
     keep = luigi.IntParameter(

@@ -15,7 +15,8 @@ from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import now
 from pipeline.retraining import registry
 from pipeline.storage import locks
-from pipeline.workspace import RUN_FOLDERS, Run, Workspace
+from pipeline.workspace import RUN_FOLDERS, Run, Workspace, events
+from pipeline.workspace.freshness import Chain, all_upstream
 
 _WHEN = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
 
@@ -40,6 +41,36 @@ class Item:
 def target(workspace: Workspace, path: Path) -> Path:
     """The place in the trash for `path` of the workspace, when it is moved there now."""
     return workspace.trash / now().replace(":", "") / path.relative_to(workspace.root)
+
+
+def finished(chain: Chain, stage: str) -> Path:
+    """The folder of a finished stage; raises `WorkspaceError` when there is none."""
+    folder = chain.folder(stage)
+    if folder is None or not folder.exists():
+        raise WorkspaceError(f"there is no finished {stage} of {chain.run_id} to set aside")
+    return folder
+
+
+def set_aside(chain: Chain, stage: str, target: Path) -> None:
+    """Move a finished stage to `target` in the trash, unless somebody writes it or, within its run, reads it."""
+    workspace, what = chain.workspace, f"{stage} {chain.run_id}"
+    folder, run = finished(chain, stage), chain.run()
+    try:
+        with contextlib.ExitStack() as held:
+            if stage == "dataset" or run is None:
+                for name in (workspace.source_pointer(chain.config.data).stem, folder.name):
+                    held.enter_context(workspace.hold(workspace.lock(name), what))
+                held.enter_context(locks.hold(workspace.readers_lock(folder.name), what, wait=False))
+            else:
+                for each in (stage, *(each for each in RUN_FOLDERS if stage in all_upstream(each))):
+                    held.enter_context(workspace.hold(run.lock(each), what))
+                if stage == "train":
+                    held.enter_context(locks.hold(run.job_lock, what, wait=False))
+            workspace.move(folder, target)
+    except OSError as error:
+        raise from_os_error(error, "move the stage to the trash") from error
+    events.record(workspace, "set aside", stage=stage, run=chain.run_id, to=workspace.shown(target))
+    events.publish(workspace)
 
 
 def items(workspace: Workspace) -> list[Item]:

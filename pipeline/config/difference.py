@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline import address
+from pipeline.text import printable
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -33,7 +34,7 @@ def differences(old: Any, new: Any) -> list[str]:
             lines.append(f"{key}: (none) -> {shown(after[key])}")
         elif before[key] != after[key]:
             lines.append(f"{key}: {shown(before[key])} -> {shown(after[key])}")
-    return lines
+    return [printable(line) for line in lines]  # a key of a damaged manifest may be anything
 
 
 def shown(value: Any) -> str:

@@ -82,6 +82,17 @@ class Reader:
         self.process.wait()
 
 
+def try_out(reader: Reader, inputs: st.SearchStrategy[bytes]) -> None:
+    """Read some of `inputs`, each of which must keep to the rules."""
+
+    @quick
+    @given(inputs)
+    def hostile(content: bytes) -> None:
+        reader.read(content)
+
+    hostile()
+
+
 @pytest.fixture(scope="module")
 def made(finished: SmallChain) -> SmallChain:
     return finished
@@ -145,69 +156,42 @@ def test_archives(archives: Reader, good_archives: list[bytes]) -> None:
     for good in good_archives:
         assert archives.read(good)["end"] == "success"
 
-    @quick
-    @given(st.sampled_from(good_archives).flatmap(lambda good: st.one_of(mutated(good), mutated_inside_gzip(good))))
-    def hostile(content: bytes) -> None:
-        archives.read(content)
-
-    hostile()
+    try_out(
+        archives,
+        st.sampled_from(good_archives).flatmap(lambda good: st.one_of(mutated(good), mutated_inside_gzip(good))),
+    )
 
 
 def test_plain_tar_archives(archives: Reader, good_archives: list[bytes]) -> None:
-    @quick
-    @given(st.sampled_from(good_archives).map(gzip.decompress).flatmap(mutated))
-    def hostile(content: bytes) -> None:
-        archives.read(content)
-
-    hostile()
+    try_out(archives, st.sampled_from(good_archives).map(gzip.decompress).flatmap(mutated))
 
 
 def test_pickles(pickles: Reader) -> None:
     rows = np.zeros((10, 3072), np.uint8)
     goods = [pickle.dumps({b"data": rows, b"labels": list(range(10))}, protocol) for protocol in (0, 2, 4)]
 
-    @quick
-    @given(st.sampled_from(goods).flatmap(mutated))
-    def hostile(content: bytes) -> None:
-        pickles.read(content)
-
-    hostile()
+    try_out(pickles, st.sampled_from(goods).flatmap(mutated))
 
 
 def test_weights(params: Reader, made: SmallChain) -> None:
     good = (made.folder("train") / "model.params").read_bytes()
     assert params.read(good)["end"] == "success"
 
-    @quick
-    @given(mutated(good))
-    def hostile(content: bytes) -> None:
-        params.read(content)
-
-    hostile()
+    try_out(params, mutated(good))
 
 
 def test_checkpoints(checkpoints: Reader, made: SmallChain) -> None:
     good = (made.folder("train") / "trainer.npz").read_bytes()
     assert checkpoints.read(good)["end"] == "success"
 
-    @quick
-    @given(mutated(good))
-    def hostile(content: bytes) -> None:
-        checkpoints.read(content)
-
-    hostile()
+    try_out(checkpoints, mutated(good))
 
 
 def test_onnx_models(models: Reader, made: SmallChain) -> None:
     good = (made.folder("export") / "model.onnx").read_bytes()
     assert models.read(good)["end"] == "success"
 
-    @quick
-    @given(mutated(good))
-    def hostile(content: bytes) -> None:
-        models.read(content)
-
-    hostile()
+    try_out(models, mutated(good))
 
 
 def test_images(images: Reader) -> None:
@@ -218,23 +202,13 @@ def test_images(images: Reader) -> None:
         goods.append(file.getvalue())
         assert images.read(goods[-1])["end"] == "success"
 
-    @quick
-    @given(st.sampled_from(goods).flatmap(mutated))
-    def hostile(content: bytes) -> None:
-        images.read(content)
-
-    hostile()
+    try_out(images, st.sampled_from(goods).flatmap(mutated))
 
 
 def test_configurations(configurations: Reader, made: SmallChain) -> None:
     goods = [path.read_bytes() for path in sorted((CHECKOUT / "config").glob("*.yaml"))] + [made.config.read_bytes()]
 
-    @quick
-    @given(st.sampled_from(goods).flatmap(mutated))
-    def hostile(content: bytes) -> None:
-        configurations.read(content)
-
-    hostile()
+    try_out(configurations, st.sampled_from(goods).flatmap(mutated))
 
 
 def test_manifests_and_pointers(workspaces: Reader, made: SmallChain) -> None:
@@ -242,27 +216,18 @@ def test_manifests_and_pointers(workspaces: Reader, made: SmallChain) -> None:
     run = made.folder("train").parent
     names = [path.relative_to(root) for path in (*root.glob("datasets/**/*.json"), *run.glob("*/manifest.json"))]
 
-    @quick
-    @given(
+    try_out(
+        workspaces,
         st.sampled_from(sorted(names)).flatmap(
             lambda name: mutated_json((root / name).read_bytes()).map(lambda text: f"{name}\n".encode() + text)
-        )
+        ),
     )
-    def hostile(content: bytes) -> None:
-        workspaces.read(content)
-
-    hostile()
 
 
 def test_lock_objects(object_locks: Reader) -> None:
     record = {"host": "h", "pid": 1, "since": "2026-01-01T00:00:00Z", "machine": "m", "token": "t", "beat": 1.0}
 
-    @quick
-    @given(mutated_json(json.dumps({**record, "stale_after": 90.0}).encode()))
-    def hostile(content: bytes) -> None:
-        object_locks.read(content)
-
-    hostile()
+    try_out(object_locks, mutated_json(json.dumps({**record, "stale_after": 90.0}).encode()))
 
 
 def test_http_answers(servers: Reader, good_archives: list[bytes]) -> None:
@@ -270,9 +235,4 @@ def test_http_answers(servers: Reader, good_archives: list[bytes]) -> None:
     head = f'HTTP/1.1 200 OK\r\nContent-Type: application/gzip\r\nContent-Length: {len(body)}\r\nETag: "x"\r\n\r\n'
     assert servers.read(head.encode() + body)["end"] == "success"
 
-    @quick
-    @given(mutated(head.encode()).map(lambda answer: answer + body))
-    def hostile(content: bytes) -> None:
-        servers.read(content)
-
-    hostile()
+    try_out(servers, mutated(head.encode()).map(lambda answer: answer + body))

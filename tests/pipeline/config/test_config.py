@@ -277,6 +277,9 @@ def test_differences_name_the_leaf_and_both_values(write):
     assert differences(before, after) == ["architecture.conv_arch[1][1]: 8 -> 9", "training.learning_rate: 0.01 -> 0.1"]
     assert differences({"a": [1]}, {"a": [1, 2], "b": None}) == ["a[1]: (none) -> 2", "b: (none) -> nothing"]
     assert differences({"a": [1, 2]}, {"a": [1]}) == ["a[1]: 2 -> (gone)"]
+    assert differences({"a\n\x1b[31m": 1, "b": 2}, {"b": 2}) == ["a ?[31m: 1 -> (gone)"], (
+        "a damaged manifest's key in a terminal"
+    )
 
 
 def test_a_configuration_survives_the_way_to_a_stage_and_back(write):

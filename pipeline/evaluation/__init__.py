@@ -1,9 +1,8 @@
 """Evaluation on the test images: `train/` of a run in, `evaluate/` out.
 
 Leaves `metrics.json` (accuracy, loss, per-class precision, recall and F1, confusion matrix) and `predictions.npz`
-(labels, predictions, probabilities). Always in float32, so that CPU and GPU agree. With `evaluation.tta` above 1 all
-of them are about the averaged predictions, and `single_view_accuracy` is the accuracy without. Run as `python -m
-pipeline.evaluation` by `launch.run_stage`.
+(labels, predictions, probabilities). With `evaluation.tta` above 1 they are about the averaged predictions, and
+`single_view_accuracy` is the accuracy without. Run as `python -m pipeline.evaluation`.
 """
 
 from __future__ import annotations
@@ -15,21 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import dataset, model, runtime
+from pipeline import dataset, runtime
 from pipeline.arrays import read_npz
-from pipeline.config import Architecture, from_record
-from pipeline.dataset import loader
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
-from pipeline.evaluation import tta
+from pipeline.evaluation import metrics, tta
+from pipeline.evaluation.inference import load_network, predict_logits, view_logits
+from pipeline.evaluation.metrics import output_names, softmax
 from pipeline.files import write_atomically, write_json
-from pipeline.model import weights
 from pipeline.process import child
-from pipeline.training.loss import cross_entropy
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain
 
-BATCH_SIZE = 250
+__all__ = [
+    "evaluate",
+    "load_network",
+    "metrics",
+    "output_names",
+    "predict_logits",
+    "read_predictions",
+    "softmax",
+    "trained_run",
+]
 
 
 def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -48,7 +54,7 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     outputs = view_logits(net, data.test_images, norm, devices.contexts[0], chain.config.evaluation.tta, reporter)
     logits, labels = tta.average(outputs), np.asarray(data.test_labels)
     result = {
-        **metrics(logits, labels, data.classes),
+        **metrics.compute(logits, labels, data.classes),
         "views": len(outputs),
         "single_view_accuracy": float((outputs[0].argmax(1) == labels).mean()),
     }
@@ -86,106 +92,6 @@ def trained_run(chain: Chain) -> tuple[Run, dict[str, Any]]:
     if run is None or train is None:
         raise PipelineError("there is no trained model yet: run the TrainVGG task first")
     return run, train
-
-
-def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
-    """The trained network, hybridised, its weights checked against the recorded digest."""
-    architecture: Architecture = from_record(train["details"]["config"]).architecture
-    net = model.build(architecture)
-    path = run.stage("train") / "model.params"
-    weights.load_trusted(net, path, train["files"]["model.params"]["sha256"], contexts)
-    net.hybridize(static_alloc=True, static_shape=True)
-    return net
-
-
-def predict_logits(
-    net: Any,
-    images: np.ndarray,
-    norm: Normalisation,
-    context: Any,
-    count: int = 1,
-    reporter: child.Reporter | None = None,
-) -> np.ndarray:
-    """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, averaged over the first `count` views."""
-    return tta.average(view_logits(net, images, norm, context, count, reporter))
-
-
-def view_logits(
-    net: Any,
-    images: np.ndarray,
-    norm: Normalisation,
-    context: Any,
-    count: int,
-    reporter: child.Reporter | None = None,
-) -> list[np.ndarray]:
-    """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
-    mx = runtime.mxnet()
-    batch_size = min(BATCH_SIZE, len(images))
-    parts: list[list[np.ndarray]] = [[] for _ in range(count)]
-    waiting: tuple[int, Any, int] | None = None
-    for start in range(0, len(images), batch_size):
-        for view, pixels in enumerate(tta.views(images[start : start + batch_size], count)):
-            ((values, size),) = loader.padded_batches(pixels, batch_size, norm)
-            output = net(mx.nd.array(values, ctx=context))
-            if waiting is not None:  # the previous batch, while this one computes
-                parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
-            waiting = (view, output, size)
-        if reporter:
-            done = min(start + batch_size, len(images))
-            reporter.progress(done / len(images), f"{done:,} of {len(images):,} images")
-    assert waiting is not None
-    parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
-    return [np.concatenate(part) for part in parts]
-
-
-def metrics(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Everything that `metrics.json` says about (n, outputs) logits and (n,) labels.
-
-    `confusion[i][j]` counts images of class i that were taken for class j. A class that was never predicted has
-    precision None; F1 is then 0. A network can have more outputs than there are classes: those that were predicted,
-    and those before them, are classes without images.
-    """
-    loss, correct = cross_entropy(logits, labels)
-    predictions = logits.argmax(1)
-    classes = output_names(classes, max(len(classes), int(predictions.max()) + 1))
-    confusion = np.zeros((len(classes), len(classes)), int)
-    np.add.at(confusion, (labels.astype(int), predictions), 1)
-    per_class = []
-    for index, name in enumerate(classes):
-        hits, support, predicted = (
-            int(confusion[index, index]),
-            int(confusion[index].sum()),
-            int(confusion[:, index].sum()),
-        )
-        per_class.append(
-            {
-                "class": name,
-                "precision": hits / predicted if predicted else None,
-                "recall": hits / support if support else None,
-                "f1": 2 * hits / (support + predicted) if support + predicted else 0.0,
-                "support": support,
-                "predicted": predicted,
-            }
-        )
-    return {
-        "accuracy": float(correct.mean()),
-        "loss": float(loss.mean()),
-        "images": len(labels),
-        "classes": classes,
-        "per_class": per_class,
-        "confusion": confusion.tolist(),
-    }
-
-
-def output_names(classes: list[str], outputs: int) -> list[str]:
-    """A name for each output of a network that may have more of them than its data set has classes."""
-    return [*classes, *(f"unnamed class {number}" for number in range(len(classes), outputs))]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(n, classes) float32 probabilities of (n, classes) logits."""
-    values = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return (values / values.sum(1, keepdims=True)).astype(np.float32)
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ def logits_for(predictions, classes, margin=5.0):
 def test_the_figures_of_a_small_case_worked_out_by_hand():
     labels = np.array([0, 0, 0, 1, 1, 2])
     predictions = np.array([0, 0, 1, 1, 0, 0])
-    found = evaluation.metrics(logits_for(predictions, 3), labels, ["cat", "dog", "owl"])
+    found = evaluation.metrics.compute(logits_for(predictions, 3), labels, ["cat", "dog", "owl"])
     assert found["accuracy"] == pytest.approx(3 / 6)
     assert found["confusion"] == [[2, 1, 0], [1, 1, 0], [1, 0, 0]]
     cat, dog, owl = found["per_class"]
@@ -37,7 +37,7 @@ def test_the_figures_of_a_small_case_worked_out_by_hand():
 
 
 def test_a_class_without_test_images_is_no_division_by_zero():
-    found = evaluation.metrics(logits_for(np.array([0, 0]), 2), np.array([0, 0]), ["cat", "dog"])
+    found = evaluation.metrics.compute(logits_for(np.array([0, 0]), 2), np.array([0, 0]), ["cat", "dog"])
     assert found["per_class"][1] == {
         "class": "dog",
         "precision": None,
@@ -49,7 +49,7 @@ def test_a_class_without_test_images_is_no_division_by_zero():
 
 
 def test_outputs_beyond_the_classes_that_are_predicted_are_mistakes(prepared, tmp_path):
-    found = evaluation.metrics(logits_for(np.array([0, 3]), 6), np.array([0, 1]), ["cat", "dog"])
+    found = evaluation.metrics.compute(logits_for(np.array([0, 3]), 6), np.array([0, 1]), ["cat", "dog"])
     assert (found["accuracy"], found["classes"]) == (0.5, ["cat", "dog", "unnamed class 2", "unnamed class 3"])
     assert found["confusion"] == [[1, 0, 0, 0], [0, 0, 0, 1], [0] * 4, [0] * 4]
     assert found["per_class"][3] == {

@@ -1,0 +1,68 @@
+"""Logits of a trained network, over one or several views of each image. In float32, so that CPU and GPU agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline import model, runtime
+from pipeline.config import Architecture, from_record
+from pipeline.dataset import loader
+from pipeline.dataset.normalisation import Normalisation
+from pipeline.evaluation import tta
+from pipeline.model import weights
+from pipeline.process import child
+from pipeline.workspace import Run
+
+BATCH_SIZE = 250
+
+
+def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
+    """The trained network, hybridised, its weights checked against the recorded digest."""
+    architecture: Architecture = from_record(train["details"]["config"]).architecture
+    net = model.build(architecture)
+    path = run.stage("train") / "model.params"
+    weights.load_trusted(net, path, train["files"]["model.params"]["sha256"], contexts)
+    net.hybridize(static_alloc=True, static_shape=True)
+    return net
+
+
+def predict_logits(
+    net: Any,
+    images: np.ndarray,
+    norm: Normalisation,
+    context: Any,
+    count: int = 1,
+    reporter: child.Reporter | None = None,
+) -> np.ndarray:
+    """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, averaged over the first `count` views."""
+    return tta.average(view_logits(net, images, norm, context, count, reporter))
+
+
+def view_logits(
+    net: Any,
+    images: np.ndarray,
+    norm: Normalisation,
+    context: Any,
+    count: int,
+    reporter: child.Reporter | None = None,
+) -> list[np.ndarray]:
+    """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
+    mx = runtime.mxnet()
+    batch_size = min(BATCH_SIZE, len(images))
+    parts: list[list[np.ndarray]] = [[] for _ in range(count)]
+    waiting: tuple[int, Any, int] | None = None
+    for start in range(0, len(images), batch_size):
+        for view, pixels in enumerate(tta.views(images[start : start + batch_size], count)):
+            ((values, size),) = loader.padded_batches(pixels, batch_size, norm)
+            output = net(mx.nd.array(values, ctx=context))
+            if waiting is not None:  # the previous batch, while this one computes
+                parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
+            waiting = (view, output, size)
+        if reporter:
+            done = min(start + batch_size, len(images))
+            reporter.progress(done / len(images), f"{done:,} of {len(images):,} images")
+    assert waiting is not None
+    parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
+    return [np.concatenate(part) for part in parts]

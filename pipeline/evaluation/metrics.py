@@ -1,0 +1,59 @@
+"""What `metrics.json` says about logits and labels. Plain numpy, no files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.training.loss import cross_entropy
+
+
+def compute(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """Everything that `metrics.json` says about (n, outputs) logits and (n,) labels.
+
+    `confusion[i][j]` counts images of class i that were taken for class j. A class that was never predicted has
+    precision None; F1 is then 0. A network can have more outputs than there are classes: those that were predicted,
+    and those before them, are classes without images.
+    """
+    loss, correct = cross_entropy(logits, labels)
+    predictions = logits.argmax(1)
+    classes = output_names(classes, max(len(classes), int(predictions.max()) + 1))
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (labels.astype(int), predictions), 1)
+    per_class = []
+    for index, name in enumerate(classes):
+        hits, support, predicted = (
+            int(confusion[index, index]),
+            int(confusion[index].sum()),
+            int(confusion[:, index].sum()),
+        )
+        per_class.append(
+            {
+                "class": name,
+                "precision": hits / predicted if predicted else None,
+                "recall": hits / support if support else None,
+                "f1": 2 * hits / (support + predicted) if support + predicted else 0.0,
+                "support": support,
+                "predicted": predicted,
+            }
+        )
+    return {
+        "accuracy": float(correct.mean()),
+        "loss": float(loss.mean()),
+        "images": len(labels),
+        "classes": classes,
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+    }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(n, classes) float32 probabilities of (n, classes) logits."""
+    values = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return (values / values.sum(1, keepdims=True)).astype(np.float32)
+
+
+def output_names(classes: list[str], outputs: int) -> list[str]:
+    """A name for each output of a network that may have more of them than its data set has classes."""
+    return [*classes, *(f"unnamed class {number}" for number in range(len(classes), outputs))]

@@ -7,42 +7,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import resource
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import streams
-from pipeline.config import SAMPLE_LABEL, settings
+from pipeline.config import SAMPLE_LABEL
 from pipeline.errors import PipelineError
 from pipeline.evaluation import softmax
 from pipeline.export import onnx_runner
 from pipeline.files import expanded
-from pipeline.predict import image_files
+from pipeline.predict import image_files, models
 from pipeline.predict.image_files import Picture, Unreadable
+from pipeline.predict.models import DEFAULT_MODEL, default_model, in_store, resolve_model
 from pipeline.process.cores import usable_cores
-from pipeline.retraining import registry
-from pipeline.storage import check_url, default_cache, is_url, storage_at, storage_of
+from pipeline.storage import is_url
 from pipeline.text import printable
-from pipeline.workspace import Run, Workspace, manifest, workspace_of
-
-DEFAULT_MODEL = "artifacts"
 
 #: Most memory in bytes that the command may take, besides 8 times the model's file and a share per core: a file that
 #: declares more than it holds ends in one line, not in a machine without memory.
 MOST_MEMORY, CORE_MEMORY = 4 << 30, 64 << 20
-
-#: A run or a pointer to the current one within the address of a store; what is before it is the workspace.
-_WITHIN = re.compile(
-    r"(.+)/(runs/[^/]+-[0-9a-f]{8}/[^/]+-[0-9a-f]{8}(?:@[^/]+)?|current/[^/]+/[^/]+\.json)(?:/export(?:/model\.onnx)?)?"
-)
 
 
 @dataclass(frozen=True)
@@ -72,66 +61,6 @@ def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction
         _prediction(file, image, next(probabilities), model.classes) if isinstance(image, Picture) else image
         for file, image in zip(files, images, strict=True)
     ]
-
-
-def resolve_model(path: Path) -> Path:
-    """The `.onnx` file that `path` means.
-
-    That is: itself; that of a run's folder; the current model that a pointer file (`current/…json`) names; or that of
-    a workspace: its current model, or, while none was promoted, its newest run. The bare word `current` means the
-    current model of the default workspace. Raises `PipelineError` when there is none, when there are several to choose
-    from, or when the file is not what was recorded.
-    """
-    if path == Path("current") and not path.exists():
-        return _current(Workspace(Path(default_model())))
-    if path.is_file():
-        return _promoted(path) if path.suffix == ".json" else path
-    if not path.is_dir():
-        raise PipelineError(
-            f"{path}: no such model; --model takes a run's folder, a workspace, `current`, or an .onnx file"
-        )
-    for folder in (path, path / "export"):
-        exported = manifest.read(folder)
-        if exported is not None and exported.get("stage") == "export":
-            return _checked(folder, exported)
-    workspace = Workspace(path)
-    if workspace.currents():
-        return _current(workspace)
-    newest = _newest_export(workspace)
-    if newest is None:
-        if workspace.runs.exists():
-            os.listdir(workspace.runs)  # raises what made it unreadable
-        raise PipelineError(
-            f"{path}: no exported model here: run the Export task first, or choose an .onnx file with --model"
-        )
-    return resolve_model(newest)
-
-
-def default_model() -> str:
-    """The workspace of the tasks where none is named."""
-    return settings.read().get("workspace") or DEFAULT_MODEL
-
-
-def in_store(url: str) -> Path:
-    """The path here of a workspace in a store, or of a run or pointer in it; what it takes to choose is fetched.
-
-    A workspace may itself be below a folder `runs`: a run is known by the form of its name.
-    """
-    address = check_url(url)
-    within = _WITHIN.fullmatch(address)
-    root, place = within.groups() if within else (address, "")
-    said = settings.read()
-    cache = Path(said["cache"]) if said.get("cache") else default_cache()
-    storage = storage_at(root, cache, settings.seconds(said, "retry_timeout", 60.0))
-    if place:
-        path = storage.root / place
-        storage.refresh([path.parent] if path.suffix == ".json" else [path, path / "export"])
-        return path
-    storage.root.mkdir(parents=True, exist_ok=True)
-    storage.refresh_matching("current/*")
-    if not Workspace(storage.root, storage).currents():
-        storage.refresh_matching("runs/*/*", ("export",))
-    return storage.root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,65 +105,6 @@ def _limit_memory(model: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     allowed = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))
-
-
-# --- models -------------------------------------------------------------------------------------------------------
-
-
-def _checked(folder: Path, exported: dict[str, Any]) -> Path:
-    Workspace(folder, storage_of(folder)).fetch(folder)
-    return manifest.verified(folder, exported, "model.onnx")
-
-
-def _current(workspace: Workspace) -> Path:
-    """The exported model of the one run that is current in a workspace."""
-    pointers = workspace.currents()
-    if not pointers:
-        raise PipelineError(
-            f"{_address(workspace.root)}: no model has been promoted yet: run the Retrain task, or pass --model a run"
-        )
-    if len(pointers) > 1:
-        choice = ", ".join(map(_address, pointers))
-        old = _shown(Path(registry.name_of(pointers[0])))
-        raise PipelineError(
-            f"{_address(workspace.root)}: several models are current; choose one with --model: {choice}; or retire "
-            f"one: luigi --module tasks Retire --name {old} --confirm"
-        )
-    return _promoted(pointers[0])
-
-
-def _promoted(pointer: Path) -> Path:
-    """The exported model of the run that a pointer file names; it must be made from the weights that were promoted."""
-    entry = registry.read(pointer)
-    if entry is None:
-        raise PipelineError(f"{pointer}: no such file")
-    folder = registry.run_at(workspace_of(pointer), entry.run).stage("export")
-    storage_of(folder).refresh([folder])
-    exported = manifest.read(folder)
-    if exported is None:
-        raise PipelineError(f"{folder}: the current model is not exported: run the Export task for this run")
-    if exported["details"].get("weights_sha256") != entry.weights_sha256:
-        raise PipelineError(
-            f"{folder}: exported from other weights than those promoted in {pointer}: export it again, or run the "
-            "promotion gate on the new weights (luigi --module tasks Retrain)"
-        )
-    return _checked(folder, exported)
-
-
-def _newest_export(workspace: Workspace) -> Path | None:
-    """The export folder of the run of this workspace that was exported last."""
-    found = []
-    for root in sorted(workspace.runs.glob("*/*")):
-        folder = Run(workspace, root.parent.name, root.name).stage("export")
-        exported = manifest.read(folder)
-        if exported is not None:
-            found.append((exported["created"], folder))
-    return max(found)[1] if found else None
-
-
-def _address(path: Path) -> str:
-    """A path as users know it: in a store, its address there."""
-    return storage_of(path).shown(path)
 
 
 # --- output -------------------------------------------------------------------------------------------------------
@@ -323,7 +193,7 @@ def _introduce(path: Path, model: onnx_runner.Model, named: str) -> None:
             file=sys.stderr,
         )
     if named != str(path):
-        print(f"vgg-predict: model {printable(_address(path))}", file=sys.stderr)
+        print(f"vgg-predict: model {printable(models.shown(path))}", file=sys.stderr)
 
 
 def _shown(file: Path) -> str:

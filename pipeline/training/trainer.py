@@ -54,7 +54,7 @@ def _train(chain: Chain, run: Run, reporter: Reporter, options: dict[str, Any]) 
     # Made now rather than after the first epoch: it raises when tensorboardX is not installed.
     curves = tensorboard.Curves(run.curves) if training.tensorboard else None
     session = open_session(chain, run, reporter, worker)
-    resuming.restore(session, options.get("init_from") or training.init_from)
+    resuming.start(session, options.get("init_from") or training.init_from)
     progress.announce(session)
     trainer = Trainer(session, curves if worker.is_leader else None)
     while session.counters.epoch < training.epochs:

@@ -1,0 +1,147 @@
+"""Where a training can resume from: its checkpoints, or its finished run when more epochs are configured now."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import differences, recorded_training, to_dict
+from pipeline.errors import WorkspaceError
+from pipeline.files import move, sha256_file
+from pipeline.model import weights
+from pipeline.tables import read_numbers
+from pipeline.text import counted
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Counters, Damaged, Snapshot
+from pipeline.training.reproducibility import changed_since
+from pipeline.training.session import Session
+from pipeline.workspace import manifest
+from pipeline.workspace.freshness import OPERATIONAL_KEYS, trained_epochs
+
+
+def identity(session: Session) -> dict[str, Any]:
+    """What a checkpoint must have in common with a training that resumes from it."""
+    chain = session.chain
+    own = _deciding(to_dict(session.training))
+    return {**chain.inputs("train"), "generation": chain.generation, "training": own}
+
+
+def _deciding(training: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `training` that count for that."""
+    return {key: value for key, value in training.items() if key not in ("epochs", "precision", *OPERATIONAL_KEYS)}
+
+
+def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
+    """The newest checkpoint that is whole and belongs to this training, and what to call resuming from it."""
+    finished = _result_epochs(session)
+    note = session.reporter.note
+    for path in checkpoint.paths(session.run.checkpoints):
+        try:
+            snapshot = checkpoint.load(path)
+            why_not = _why_not(session, snapshot)
+            if not why_not:
+                _check_fit(session, snapshot, path)
+        except Damaged as error:
+            note(f"{error}; falling back to the one before")
+            if session.worker.is_leader:
+                checkpoint.set_damaged_aside(path)
+            continue
+        if why_not:
+            target = session.run.workspace.trash / f"{session.run.run_id}-{path.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            move(path, target)
+            note(f"ignoring checkpoint {path.name}: {why_not}; moved to {target}")
+        elif snapshot.meta["counters"]["epoch"] < finished:
+            note(f"removed {path.name}: the finished training of {counted(finished, 'epoch')} is newer")
+            path.unlink()
+        else:
+            return snapshot, f"resumed from {path.name}"
+    return None
+
+
+def _result_epochs(session: Session) -> int:
+    """Epochs of the published result, 0 when there is none that is whole."""
+    folder = session.run.stage("train")
+    finished = manifest.read(folder)
+    if finished is None or not checkpoint.paths(session.run.checkpoints):
+        return 0
+    whole = not manifest.problems(folder, "train", session.chain.inputs("train"))
+    return trained_epochs(finished) if whole and not manifest.damage(folder, finished) else 0
+
+
+def _why_not(session: Session, snapshot: Snapshot) -> str:
+    """Why a checkpoint is that of another training; empty when it is not."""
+    saved = dict(snapshot.meta["identity"])
+    saved["training"] = _deciding(recorded_training(saved["training"]))
+    if changed := differences(saved, identity(session)):
+        return "the configuration changed since: " + "; ".join(changed[:4])
+    counters, epochs = snapshot.meta["counters"], session.training.epochs
+    if counters["epoch"] > epochs or (counters["epoch"] == epochs and counters["step_in_epoch"]):
+        return f"it is beyond the {counted(epochs, 'epoch')} now configured"
+    return ""
+
+
+def _check_fit(session: Session, snapshot: Snapshot, path: Path) -> None:
+    """Raise `Damaged` for a checkpoint of this training that this training cannot have written."""
+    why = session.network.misfit(snapshot.parameters, snapshot.optimizer_state)
+    if not why and not snapshot.finite():
+        why = "its numbers are not all finite"
+    if not why and snapshot.meta["counters"]["step_in_epoch"] > session.batches.steps_per_epoch:
+        why = f"it is beyond the {counted(session.batches.steps_per_epoch, 'step')} of an epoch"
+    if why:
+        raise Damaged(f"{path}: damaged checkpoint ({why})")
+
+
+def finished_run(session: Session) -> tuple[Snapshot, str] | None:
+    """The state of the finished run, when more epochs are configured than it has."""
+    folder = session.run.stage("train")
+    finished = manifest.read(folder)
+    # Only from a result that lacks nothing but epochs, not from a damaged or foreign one.
+    if finished is None or manifest.problems(folder, "train", session.chain.inputs("train")):
+        return None
+    epochs = trained_epochs(finished)
+    if epochs >= session.training.epochs:
+        return None
+    weights.load_trusted(
+        session.network.net,
+        folder / "model.params",
+        finished["files"]["model.params"]["sha256"],
+        session.devices.contexts,
+    )
+    parameters = session.network.state()[0]
+    try:
+        recorded = manifest.digests(finished).get("trainer.npz", "none")
+        if sha256_file(folder / "trainer.npz") != recorded:
+            raise WorkspaceError(f"{folder / 'trainer.npz'}: its content is not what the manifest recorded")
+        snapshot = checkpoint.load(folder / "trainer.npz")
+        snapshot.parameters.update(parameters)
+        _check_fit(session, snapshot, folder / "trainer.npz")
+    except (WorkspaceError, OSError) as error:
+        session.reporter.note(f"{error}; resuming from model.params with zero momentum")
+        snapshot = Snapshot(parameters, {}, _meta_without_trainer(folder, finished))
+    snapshot.meta["counters"]["inexact"] += changed_since(session, finished)
+    return snapshot, f"resumed from {counted(epochs, 'epoch')} of {folder.name}/model.params"
+
+
+def _meta_without_trainer(folder: Path, finished: dict[str, Any]) -> dict[str, Any]:
+    """What `trainer.npz` says, from the other files of the finished run."""
+    if damaged := manifest.damage(folder, finished):
+        raise WorkspaceError(
+            f"{damaged[0]}; restore it from a backup, or set the stage aside "
+            "(luigi --module tasks SetAside --stage train) and train again"
+        )
+    details = finished["details"]
+    seconds = details["seconds"]
+    counters = Counters(
+        step=details["steps"],
+        epoch=trained_epochs(finished),
+        seconds=seconds,
+        images=round((details.get("images_per_second") or 0) * seconds),
+        input_seconds=details.get("input_seconds", 0.0),
+        resumed=details.get("resumed", 0),
+        history=read_numbers((folder / "history.csv").read_text(), whole=["epoch"]),
+        segments=list(details.get("segments", [])),
+        inexact=[*details.get("inexact", []), "the momentum was lost when the run was resumed"],
+    )
+    return {**details, "counters": asdict(counters), "step": counters.step}

@@ -40,6 +40,7 @@ class PluginTask(luigi.Task):
         if cls.without_scheduler:
             scheduler.do_without(cls.get_task_family())
         try:
+            refuse_old_names(name for name in OLD_NAMES if get_config().has_option("vgg", name))
             values = dict(super().get_param_values(params, args, kwargs))
             values["workspace"] = expanded(values["workspace"] or vgg().workspace, "--workspace")
             return list(cls.filled_in(values).items())
@@ -50,7 +51,6 @@ class PluginTask(luigi.Task):
     @classmethod
     def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters with what was left out, in the same order; raises `ConfigError`."""
-        refuse_old_names(name for name in OLD_NAMES if get_config().has_option("vgg", name))
         workspace_at(values["workspace"])
         return values
 

@@ -125,8 +125,8 @@ class Host:
         return self.folder / "config.yaml"
 
     @property
-    def mirror(self) -> Path:
-        """The folder here that mirrors the workspace."""
+    def copies(self) -> Path:
+        """The folder here with copies of the workspace's files."""
         return storage_at(self.url, self.folder / "cache").root
 
     def command(self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> list[str]:
@@ -154,7 +154,7 @@ class Host:
         return Running(self.command(task, *arguments, scheduler=scheduler), self)
 
     def events(self) -> list[dict[str, Any]]:
-        return told(self.mirror / "events.jsonl")
+        return told(self.copies / "events.jsonl")
 
 
 class Running:

@@ -113,7 +113,7 @@ def test_verify_reads_every_byte_in_the_store(made: tuple[Bucket, Host], other: 
     assert "export/model.onnx is damaged" in result.output
     assert "Traceback" not in result.text
     bucket.write(key, whole)
-    assert not list(other.mirror.rglob("*.npy"))  # nothing of it was kept
+    assert not list(other.copies.rglob("*.npy"))  # nothing of it was kept
 
 
 def test_what_one_host_sets_aside_is_gone_for_the_other(made: tuple[Bucket, Host], other: Host) -> None:

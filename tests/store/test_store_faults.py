@@ -166,9 +166,9 @@ def foreign_lock(bucket: Bucket, key: str, stale_after: float) -> None:
 
 def lock_key(one: Host) -> str:
     """The key of the lock on a host's training."""
-    found = Chain(Workspace(one.mirror), load(one.config)).run()
+    found = Chain(Workspace(one.copies), load(one.config)).run()
     assert found is not None
-    return found.lock("train").relative_to(one.mirror).as_posix()
+    return found.lock("train").relative_to(one.copies).as_posix()
 
 
 def test_a_lock_that_nobody_has_renewed_is_taken_over(data: Host, bucket: Bucket) -> None:
@@ -273,12 +273,12 @@ def test_a_lock_that_its_holder_renews_at_the_last_moment_is_left_to_it(
     assert json.loads(bucket.read("work/locks/x.lock"))["host"] == "far"
 
 
-@pytest.mark.parametrize(("patience", "stale"), [(60, 90), (-1, 90), ("nan", 90)])
-def test_patience_that_would_lose_a_lock_is_refused(host: Hosts, patience: float, stale: float) -> None:
-    result = host("one", retry_timeout=patience, stale_seconds=stale).luigi("Status")
+@pytest.mark.parametrize(("timeout", "stale"), [(60, 90), (-1, 90), ("nan", 90)])
+def test_a_retry_timeout_that_would_lose_a_lock_is_refused(host: Hosts, timeout: float, stale: float) -> None:
+    result = host("one", retry_timeout=timeout, stale_seconds=stale).luigi("Status")
     assert result.rc == 2
     (line,) = [line for line in result.text.splitlines() if "retry_timeout" in line]
-    assert f"found {patience}, expected at most half of stale_seconds (90)" in line
+    assert f"found {timeout}, expected at most half of stale_seconds (90)" in line
 
 
 def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:

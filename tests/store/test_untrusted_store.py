@@ -1,4 +1,4 @@
-"""What somebody else wrote into the store: nothing of it gets out of the mirror, and whatever is wrong is one line."""
+"""What somebody else wrote into the store: nothing of it gets out of the folder of copies, and whatever is wrong is one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUN = "runs/mini-0123abcd/tiny-0123abcd"
 
 @pytest.fixture
 def storage(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> ObjectStorage:
-    """An empty mirror of the test's bucket."""
+    """Storage in the test's bucket, without copies here."""
     return ObjectStorage(Store(bucket.url, retry_timeout=10), tmp_path / "cache" / "mirror")
 
 
@@ -76,7 +76,7 @@ def test_an_object_with_dots_for_folders_is_left_out_and_told(
         Workspace(storage.root, storage).refresh()
         storage.refresh_matching("current/*")
     assert storage.below(storage.root / "runs") == [storage.root / RUN / "train/a.json"]
-    assert [path for path in everything_in(tmp_path) if not path.startswith("cache/mirror/.storage.json")] == []
+    assert [path for path in everything_in(tmp_path) if not path.startswith("cache/mirror/.mirror.json")] == []
     (line,) = caplog.messages
     assert f"left out an object whose name is no file's: {key!r}; remove it" in line
 
@@ -115,7 +115,7 @@ def test_what_stands_for_a_folder_is_left_out_silently(
     assert caplog.messages == []
 
 
-def test_a_link_in_the_mirror_is_not_followed(storage: ObjectStorage, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_link_among_the_copies_is_not_followed(storage: ObjectStorage, bucket: Bucket, tmp_path: Path) -> None:
     put_stage(bucket, tmp_path, {})
     outside = tmp_path / "outside"
     outside.mkdir()

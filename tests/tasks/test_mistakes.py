@@ -16,6 +16,7 @@ from luigi.task_register import TaskClassException
 from luigi_runs import SmallChain, clean_environment, luigi_command, run
 
 import tasks
+from pipeline.errors import ConfigError
 from tasks import doctor, mistakes
 
 
@@ -199,6 +200,16 @@ def test_what_luigi_does_not_notice_in_luigi_cfg_is_told_by_doctor(
     told = [finding.text for finding in doctor.luigi_configuration() if not finding.ok]
     assert any(words in line and str(path) in line for line in told), told
     assert list(mistakes.in_luigi_cfg()) == []
+
+
+def test_a_renamed_option_is_refused_with_its_new_name(
+    luigi_cfg: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    luigi_cfg("[vgg]\npatience_seconds = 60\n")
+    for task in (tasks.Doctor, tasks.Report):
+        with pytest.raises(ConfigError, match=r"\[vgg\] patience_seconds is now called retry_timeout: rename it"):
+            task()
+    assert capfd.readouterr().err == ""  # no warning of Luigi's comes before it
 
 
 def test_folders_of_a_luigid_on_another_host_are_not_looked_for(luigi_cfg: Callable[[str], Path]) -> None:

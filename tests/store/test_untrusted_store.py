@@ -1,4 +1,4 @@
-"""What somebody else wrote into the store: nothing of it gets out of the folder of copies, and whatever is wrong is one line."""
+"""What somebody else wrote into the store: nothing of it is written elsewhere, and whatever is wrong is one line."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pipeline.storage import locks
 from pipeline.workspace import Run
 from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, config_changes, shown_source
 
-SCHEMA = 1
+SCHEMA = 2
 
 DONE, WILL_RUN, MAY_RUN = "done", "will run", "may run"
 

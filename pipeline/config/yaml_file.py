@@ -38,7 +38,7 @@ def _number(loader: Any, node: yaml.ScalarNode) -> int | float:
         return int(text.replace("_", ""), 0)
     if _REAL.match(text):
         return loader.construct_yaml_float(node)
-    raise yaml.constructor.ConstructorError(None, None, f"{text[:30]!r} is no number", node.start_mark)
+    raise yaml.constructor.ConstructorError(None, None, f"{text[:30]!r} is not a number", node.start_mark)
 
 
 _Loader.add_implicit_resolver(_INT, _INTEGER, list("-+0123456789"))
@@ -71,7 +71,9 @@ def read(file: Path, shown: str) -> str:
     """The text of a configuration file. Raises `ConfigError`, with `shown` as the file's name."""
     try:
         if file.stat().st_size > 1_000_000:
-            raise ConfigError(f"{shown}: {file.stat().st_size} bytes is no configuration file; is it the right path?")
+            raise ConfigError(
+                f"{shown}: {file.stat().st_size} bytes is too large for a configuration file; is the path right?"
+            )
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown}: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None

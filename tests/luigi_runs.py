@@ -224,3 +224,10 @@ class SmallChain:
 
 def _stage_of(path: Path) -> str:
     return path.parts[3] if path.parts[0] == "runs" else "dataset"
+
+
+def assert_fails_clearly(result: Result, code: int, *words: str) -> None:
+    """It ended with this code, and what it says holds these words in one line, without a traceback."""
+    assert result.rc == code, result.text
+    assert "Traceback" not in result.text
+    assert any(all(word in line for word in words) for line in result.text.splitlines()), result.text

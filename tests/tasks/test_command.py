@@ -1,10 +1,9 @@
-"""The `luigi` command as a user meets it: exit codes, one clear line for each mistake, schedulers, maintenance."""
+"""The `luigi` command as a user meets it: exit codes, one clear line for each mistake, schedulers."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import re
@@ -16,10 +15,16 @@ import termios
 from pathlib import Path
 
 import pytest
-from luigi_runs import CHECKOUT, LIMIT, SmallChain, clean_environment, free_port, luigi_command, run
-
-from pipeline.storage import locks
-from pipeline.verify import verify
+from luigi_runs import (
+    CHECKOUT,
+    LIMIT,
+    SmallChain,
+    assert_fails_clearly,
+    clean_environment,
+    free_port,
+    luigi_command,
+    run,
+)
 
 CONFIG = """\
 data: {name: mini, source: mini.tar.gz}
@@ -36,13 +41,6 @@ def assert_one_line(result, code, *words):
     assert len(lines) == 1, result.text
     for word in words:
         assert word in lines[0]
-
-
-def assert_fails_clearly(result, code, *words):
-    """It ended with this code, and what it says holds these words in one line, without a traceback."""
-    assert result.rc == code, result.text
-    assert "Traceback" not in result.text
-    assert any(all(word in line for word in words) for line in result.text.splitlines()), result.text
 
 
 # --- mistakes in the configuration ----------------------------------------------------------------------------------
@@ -332,94 +330,6 @@ def test_on_a_terminal_a_bar_stands_below_long_lines_that_are_not_wrapped(done, 
         assert re.match(r"[━─]{20} +\d+ % +\d+:\d\d (so far|left)  report: ", shown), shown
         assert len(shown) <= 60
     assert "report: starting" in bars[0]
-
-
-# --- maintenance ------------------------------------------------------------------------------------------------------
-
-
-def test_status_of_a_fresh_workspace_says_what_would_run_and_makes_nothing(fresh):
-    lines = fresh.status().splitlines()
-    assert lines[1].split(None, 3)[:3] == ["dataset", "will", "run"]
-    assert "no data set from" in lines[1]
-    assert [line.split()[0] for line in lines[1:]] == ["dataset", "train", "evaluate", "export", "report"]
-    assert not any(" done " in line for line in lines)
-    assert not fresh.workspace.exists()
-
-
-def test_status_tells_a_script_what_it_tells_people(done):
-    complete = done.luigi("Status", "--json")
-    assert complete.rc == 0
-    assert json.loads(complete.output)["done"] is True
-    shutil.rmtree(done.folder("report"))
-    result = done.luigi("Status", "--json")
-    assert result.rc == 3, result.text
-    states = {stage["stage"]: stage["state"] for stage in json.loads(result.output)["stages"]}
-    assert states == {"dataset": "done", "train": "done", "evaluate": "done", "export": "done", "report": "will run"}
-
-
-def test_set_aside_shows_first_and_moves_on_confirmation(done):
-    folder = done.folder("evaluate")
-    before = done.files()
-    preview = done.luigi("SetAside", "--stage", "evaluate")
-    assert preview.rc == 0, preview.text
-    assert f"would move {folder}" in preview.output
-    assert "report" in preview.output
-    assert done.files() == before
-    moved = done.luigi("SetAside", "--stage", "evaluate", "--confirm")
-    assert moved.rc == 0, moved.text
-    assert not folder.exists()
-    trash = list((done.workspace / "trash").rglob("metrics.json"))
-    assert len(trash) == 1, "the files are kept"
-    assert done.report().ran == ["evaluate"]
-
-
-def test_what_is_not_there_cannot_be_set_aside(fresh):
-    assert_fails_clearly(fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "no finished train of tiny-")
-
-
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def test_verify_finds_a_flipped_bit_and_the_next_stage_refuses_it(done):
-    assert done.luigi("Verify").rc == 0
-    flip_a_bit(done.folder("train") / "model.params")
-    result = done.luigi("Verify")
-    assert_fails_clearly(result, 4, "train/model.params is damaged")
-    shutil.rmtree(done.folder("evaluate"))
-    evaluated = done.luigi("Evaluate")
-    assert_fails_clearly(evaluated, 30, "model.params", "damaged", "SetAside --stage train")
-
-
-def test_verify_calls_nothing_damaged_that_is_unfinished_or_being_made(done):
-    workspace, run = done.chain().workspace, done.chain().run()
-    for path in done.folder("report").iterdir():  # as an interrupted stage leaves it
-        if path.name != "report.log":
-            path.unlink()
-    (done.folder("report") / "report.log").touch()
-    flip_a_bit(done.folder("export") / "model.onnx")
-    with locks.hold(run.lock("export"), "export", wait=False):
-        found = verify(workspace)
-    assert found.damaged == []
-    assert [line.partition(": ")[0] for line in found.unfinished] == [f"{run.place}/export", f"{run.place}/report"]
-    assert f"export: being worked on by process {os.getpid()} on " in found.unfinished[0]
-    assert "report: the next run makes it" in found.unfinished[1]
-    result = done.luigi("Verify")
-    assert_fails_clearly(result, 4, "export/model.onnx is damaged")
-    shutil.rmtree(done.folder("export"))
-    again = done.luigi("Verify")
-    assert again.rc == 0, again.text
-    assert "no damage; 1 unfinished" in again.output
-
-
-def test_verify_reads_the_pointers_too(done):
-    pointer = done.chain().workspace.current(done.chain().config)
-    pointer.parent.mkdir(parents=True)
-    pointer.write_text("{")
-    (line,) = verify(done.chain().workspace).damaged
-    assert f"{pointer}: damaged" in line
 
 
 def test_make_report_ends_with_how_to_have_the_commands(tmp_path):

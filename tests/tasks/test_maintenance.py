@@ -1,0 +1,97 @@
+"""Status, SetAside and Verify, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from luigi_runs import assert_fails_clearly
+
+from pipeline.storage import locks
+from pipeline.verify import verify
+
+
+def test_status_of_a_fresh_workspace_says_what_would_run_and_makes_nothing(fresh):
+    lines = fresh.status().splitlines()
+    assert lines[1].split(None, 3)[:3] == ["dataset", "will", "run"]
+    assert "no data set from" in lines[1]
+    assert [line.split()[0] for line in lines[1:]] == ["dataset", "train", "evaluate", "export", "report"]
+    assert not any(" done " in line for line in lines)
+    assert not fresh.workspace.exists()
+
+
+def test_status_tells_a_script_what_it_tells_people(done):
+    complete = done.luigi("Status", "--json")
+    assert complete.rc == 0
+    assert json.loads(complete.output)["done"] is True
+    shutil.rmtree(done.folder("report"))
+    result = done.luigi("Status", "--json")
+    assert result.rc == 3, result.text
+    states = {stage["stage"]: stage["state"] for stage in json.loads(result.output)["stages"]}
+    assert states == {"dataset": "done", "train": "done", "evaluate": "done", "export": "done", "report": "will run"}
+
+
+def test_set_aside_shows_first_and_moves_on_confirmation(done):
+    folder = done.folder("evaluate")
+    before = done.files()
+    preview = done.luigi("SetAside", "--stage", "evaluate")
+    assert preview.rc == 0, preview.text
+    assert f"would move {folder}" in preview.output
+    assert "report" in preview.output
+    assert done.files() == before
+    moved = done.luigi("SetAside", "--stage", "evaluate", "--confirm")
+    assert moved.rc == 0, moved.text
+    assert not folder.exists()
+    trash = list((done.workspace / "trash").rglob("metrics.json"))
+    assert len(trash) == 1, "the files are kept"
+    assert done.report().ran == ["evaluate"]
+
+
+def test_what_is_not_there_cannot_be_set_aside(fresh):
+    assert_fails_clearly(fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "no finished train of tiny-")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_finds_a_flipped_bit_and_the_next_stage_refuses_it(done):
+    assert done.luigi("Verify").rc == 0
+    flip_a_bit(done.folder("train") / "model.params")
+    result = done.luigi("Verify")
+    assert_fails_clearly(result, 4, "train/model.params is damaged")
+    shutil.rmtree(done.folder("evaluate"))
+    evaluated = done.luigi("Evaluate")
+    assert_fails_clearly(evaluated, 30, "model.params", "damaged", "SetAside --stage train")
+
+
+def test_verify_calls_nothing_damaged_that_is_unfinished_or_being_made(done):
+    workspace, run = done.chain().workspace, done.chain().run()
+    for path in done.folder("report").iterdir():  # as an interrupted stage leaves it
+        if path.name != "report.log":
+            path.unlink()
+    (done.folder("report") / "report.log").touch()
+    flip_a_bit(done.folder("export") / "model.onnx")
+    with locks.hold(run.lock("export"), "export", wait=False):
+        found = verify(workspace)
+    assert found.damaged == []
+    assert [line.partition(": ")[0] for line in found.unfinished] == [f"{run.place}/export", f"{run.place}/report"]
+    assert f"export: being worked on by process {os.getpid()} on " in found.unfinished[0]
+    assert "report: the next run makes it" in found.unfinished[1]
+    result = done.luigi("Verify")
+    assert_fails_clearly(result, 4, "export/model.onnx is damaged")
+    shutil.rmtree(done.folder("export"))
+    again = done.luigi("Verify")
+    assert again.rc == 0, again.text
+    assert "no damage; 1 unfinished" in again.output
+
+
+def test_verify_reads_the_pointers_too(done):
+    pointer = done.chain().workspace.current(done.chain().config)
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("{")
+    (line,) = verify(done.chain().workspace).damaged
+    assert f"{pointer}: damaged" in line

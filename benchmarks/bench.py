@@ -50,15 +50,18 @@ def write_config(path: Path, value: dict[str, Any]) -> Path:
 
 
 def timed(
-    command: Sequence[str | Path], environment: dict[str, str] | None = None, folder: Path | None = None
+    command: Sequence[str | Path],
+    environment: dict[str, str] | None = None,
+    folder: Path | None = None,
+    allowed: Sequence[int] = (0,),
 ) -> float:
-    """Run a command and return its seconds. Ends this program when the command fails."""
+    """Run a command and return its seconds. Ends this program when it exits with a status that is not allowed."""
     started = time.monotonic()
     done = subprocess.run(
         command, env={**os.environ, **(environment or {})}, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     seconds = time.monotonic() - started
-    if done.returncode:
+    if done.returncode not in allowed:
         sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:].decode()}")
     return seconds
 
@@ -67,9 +70,9 @@ def luigi_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "luigi", "--module", "tasks", *arguments, "--local-scheduler"]
 
 
-def luigi(*arguments: str, environment: dict[str, str] | None = None) -> float:
+def luigi(*arguments: str, environment: dict[str, str] | None = None, allowed: Sequence[int] = (0,)) -> float:
     """Run the `luigi` command and return its seconds. Ends this program when it fails."""
-    return timed(luigi_command(*arguments), environment)
+    return timed(luigi_command(*arguments), environment, allowed=allowed)
 
 
 def read_manifest(workspace: Path, stage: str) -> dict[str, Any]:

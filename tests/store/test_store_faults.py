@@ -190,7 +190,7 @@ def test_who_lost_its_lock_stops_and_publishes_nothing(data: Host, bucket: Bucke
             foreign_lock(bucket, key, stale_after=3600)
             time.sleep(1)
         running.finish(10)
-        assert "another host took it over" in running.text
+        assert "taken over by another host" in running.text
         assert "Traceback" not in running.text
     assert not bucket.objects("/train/manifest.json")
     assert json.loads(bucket.read(key))["host"] == "far"  # it left the other's lock alone
@@ -246,7 +246,7 @@ def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reac
                 in_reach.quiet()
             return len(pauses) > 5
 
-    assert lock.store.create(lock.path, lock._content())
+    assert lock.store.create(lock.key, lock._content())
     in_reach.trouble = lambda method, path: "500"
     lock._ended = Ended()
     lock._beat()

@@ -249,7 +249,7 @@ def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reac
     assert lock.store.create(lock.key, lock._content())
     in_reach.trouble = lambda method, path: "500"
     lock._ended = Ended()
-    lock._beat()
+    lock._heartbeat()
     assert pauses == [100, 1, 1, 1, 100, 100]
     assert not lock.lost
 

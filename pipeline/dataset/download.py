@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline import address
 from pipeline.dataset.archive import looks_like_html
 from pipeline.dataset.refusal import Refused, Tell, shown
-from pipeline.files import human_size, read_json, remove_debris, sha256_file, write_json
+from pipeline.files import human_size, open_regular, read_json, remove_debris, sha256_file, write_json
 
 if TYPE_CHECKING:
     import requests
@@ -227,7 +227,8 @@ def _store(response: requests.Response, content: _Content, offset: int, partial:
             raise Refused("answered with an HTML page instead of an archive")
         partial.begin(content)
     try:
-        with open(partial.file, "r+b" if offset else "wb") as file:
+        descriptor = open_regular(partial.file, os.O_RDWR | (0 if offset else os.O_CREAT | os.O_TRUNC))
+        with os.fdopen(descriptor, "r+b") as file:
             file.seek(offset)
             while block:
                 file.write(block)

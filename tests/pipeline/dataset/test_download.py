@@ -9,7 +9,7 @@ import pytest
 from small_cifar import mini_files, tar_gz
 
 from pipeline import dataset
-from pipeline.dataset import download
+from pipeline.dataset import download, source
 from pipeline.errors import DataError, WorkspaceError
 from pipeline.files import write_json
 
@@ -32,6 +32,21 @@ def test_a_download_becomes_a_data_set_and_leaves_no_archive(chain, site, report
     assert dataset.prepare(made, reporter)["details"]["archive_sha256"] == SHA256
     assert made.why("dataset") == []
     assert leftovers(made) == []
+
+
+def test_a_link_in_place_of_a_partial_download_is_not_written_through(chain, site, reporter, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "TRIES", 1)
+    made, victim = chain(site.url(), sha256=SHA256), tmp_path / "victim"
+    site.cuts, site.answers = [150_000], [200, 503]
+    with pytest.raises(DataError, match="answered 503"):
+        dataset.prepare(made, reporter)
+    partial = source.downloaded(made).with_suffix(".archive.part")
+    partial.rename(victim)
+    partial.symlink_to(victim)
+    before = victim.read_bytes()
+    with pytest.raises(WorkspaceError, match="it is a link, a pipe or a folder, not a regular file: remove it"):
+        dataset.prepare(made, reporter)
+    assert victim.read_bytes() == before
 
 
 def test_a_cut_download_continues_where_it_broke_off(chain, site, reporter):

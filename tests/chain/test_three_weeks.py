@@ -83,7 +83,7 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     weeks.configure(training__weight_decay=1e-5)
     again = weeks.retrain("--date", "2026-11-10")
     assert again.ran == []
-    assert "not in it: training.weight_decay: trained with " in again.log
+    assert "changed since: training.weight_decay: trained with " in again.log
 
     # The third week it is repaired, to another value: with the first one it would be the model of the first week again.
     weeks.configure(training__learning_rate=1.01 * good, retrain__tolerance=0.5)

@@ -213,7 +213,7 @@ def current_model(chain: Chain) -> str:
     folder = registry.run_at(chain.workspace, current.run).stage("export")
     chain.workspace.storage.refresh([folder])
     exported = manifest.read(folder)
-    if exported is None or manifest.file_problems(folder, exported, chain.workspace.size):
+    if exported is None or manifest.file_problems(folder, exported, chain.workspace.storage.size):
         given = f" with --generation {current.generation}" if current.generation else ""
         raise PipelineError(f"{current.run}/export is missing or damaged: run Export{given}")
     return f"{current.run}, accuracy {current.accuracy:.2%}, since {current.since}"

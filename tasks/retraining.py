@@ -232,7 +232,7 @@ class Prune(Command, ChainTask):
         expired = retention.expired(chain, keep)
         total = 0
         for item in expired:
-            size = self.chain.workspace.size_of(item.run.root)
+            size = self.chain.workspace.storage.size_of(item.run.root)
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"

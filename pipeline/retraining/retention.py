@@ -52,7 +52,7 @@ def prune(chain: Chain, chosen: list[Generation]) -> tuple[list[str], list[str]]
 
 def _move(chain: Chain, item: Generation) -> str:
     workspace, run, started = chain.workspace, item.run, time.monotonic()
-    size, target = workspace.size_of(run.root), trash.target(workspace, run.root)
+    size, target = workspace.storage.size_of(run.root), trash.target(workspace, run.root)
     try:
         with trash.whole_run(run, f"generation {item.name}"):
             workspace.move(run.root, target)

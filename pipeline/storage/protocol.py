@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Protocol
 class Storage(Protocol):
     """Where the files of a workspace are. Every path is one below the workspace's folder on this host.
 
-    In a folder everything is where it is looked for, and all that follows other hosts or tells them does nothing.
+    In a folder everything is where it is looked for: all that follows other hosts or tells them does nothing there,
+    which is what a method does here unless it has to be implemented.
     """
 
     # --- what is there ------------------------------------------------------------------------------------------
@@ -39,6 +41,7 @@ class Storage(Protocol):
 
     def is_unpublished(self, path: Path) -> bool:
         """True for a manifest or pointer that was made here and is not in the store."""
+        return False
 
     # --- what other hosts did -----------------------------------------------------------------------------------
 
@@ -48,13 +51,16 @@ class Storage(Protocol):
         `inside` names folders in each of `folders`, "" itself. A listing from before `since` (monotonic) is taken
         anew; gives whether one was.
         """
+        return False
 
     def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
         """As `refresh`, for all folders that match a pattern, `runs/cifar10-*/vgg11-*` for example."""
+        return None
 
     @property
     def trusted_since(self) -> float:
         """A listing from before this moment (monotonic) is good for a yes, not for a no: others may have finished."""
+        return 0.0
 
     # --- copies -------------------------------------------------------------------------------------------------
 
@@ -62,12 +68,15 @@ class Storage(Protocol):
         self, folder: Path, files: Mapping[str, Any], digests: Mapping[str, str], everything: bool = False
     ) -> None:
         """Have the `files` of a stage here, each with its recorded size and SHA-256. See `Workspace.fetch`."""
+        return None
 
     def publish(self, folder: Path, files: Mapping[str, Any], only: Mapping[str, str] | None = None) -> None:
         """Let other hosts see a finished stage. See `Workspace.publish`."""
+        return None
 
     def publish_file(self, path: Path) -> None:
         """Let other hosts see a single small file, a pointer."""
+        return None
 
     def move(self, folder: Path, target: Path) -> None:
         """Move a folder, or one file, within the workspace."""
@@ -76,16 +85,20 @@ class Storage(Protocol):
 
     def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> AbstractContextManager[object]:
         """Hold a lock against other hosts. See `Workspace.hold`, which also holds it against processes here."""
+        return contextlib.nullcontext()
 
     def holder(self, name: str) -> dict[str, Any] | None:
         """Who holds the lock of this name on any host, or None."""
+        return None
 
     @property
     def lost(self) -> bool:
         """True when another host took over a lock that this process held."""
+        return False
 
     def read_log(self, file: Path) -> list[str]:
         """The lines of the event log in order, those of every host."""
 
     def publish_log(self, file: Path, progress: Path, lock: Path) -> None:
         """Let other hosts see what is new in the event log; `progress` notes how many lines they have."""
+        return None

@@ -18,6 +18,7 @@ from msgspec import Struct
 from pipeline import names
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import MANIFEST, human_size, now, read_json, read_regular, sha256_file, write_json
+from pipeline.storage import LOCAL
 
 SCHEMA = 1
 
@@ -146,11 +147,6 @@ def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
     return path
 
 
-def size_here(path: Path) -> int:
-    """The size of a file in bytes. Raises `OSError` when it is not there."""
-    return path.stat().st_size
-
-
 def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The recorded SHA-256 of every file, also of the trainer's state, which no stage but the training needs."""
     trainer = manifest["details"].get("trainer")
@@ -159,13 +155,13 @@ def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def problems(
-    folder: Path, stage: str, inputs: Mapping[str, str | None], size: Callable[[Path], int] = size_here
+    folder: Path, stage: str, inputs: Mapping[str, str | None], size: Callable[[Path], int] = LOCAL.size
 ) -> list[str]:
     """Why the stage in `folder` does not count as complete for `inputs`; empty when it does.
 
     Raises `WorkspaceError` when its manifest is there and cannot be read: what was made must not be made anew for that.
 
-    `size` tells the size of a file: `Workspace.size`, unless it is known that the files are here.
+    `size` tells the size of a file: that of the storage, unless it is known that the files are here.
     """
     manifest = read(folder)
     if manifest is None:
@@ -188,45 +184,45 @@ def _without_manifest(folder: Path) -> str:
     return f"{folder.name}/{MANIFEST} is damaged"
 
 
-def file_problems(folder: Path, manifest: Mapping[str, Any], size: Callable[[Path], int] = size_here) -> list[str]:
+def file_problems(folder: Path, manifest: Mapping[str, Any], size: Callable[[Path], int] = LOCAL.size) -> list[str]:
     """Which recorded files are missing or have another size."""
-    found = []
-    for name, recorded in manifest["files"].items():
-        try:
-            found_size = size(folder / name)
-        except OSError:
-            found.append(f"{folder.name}/{name} is missing")
-            continue
-        if found_size != recorded["size"]:
-            has = f"{human_size(found_size)} ({found_size})"
-            found.append(f"{folder.name}/{name} has {has}, its manifest says {recorded['size']}")
-    return found
+    found = (_file_problem(folder, name, recorded, size) for name, recorded in manifest["files"].items())
+    return [problem for problem in found if problem]
 
 
 def damage(
     folder: Path,
     manifest: Mapping[str, Any],
-    size: Callable[[Path], int] = size_here,
-    sha256: Callable[[Path], str] = sha256_file,
+    size: Callable[[Path], int] = LOCAL.size,
+    sha256: Callable[[Path], str] = LOCAL.sha256,
 ) -> list[str]:
     """As `file_problems`, and re-hashes every file and the manifest itself: finds a single flipped bit."""
-    found = file_problems(folder, manifest, size)
+    found = []
     if "checksum" in manifest and manifest["checksum"] != _checksum(manifest):
         found.append(f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
     for name, recorded in manifest["files"].items():
-        path = folder / name
-        try:
-            whole = size(path) == recorded["size"]
-        except OSError:
-            continue
-        try:
-            differs = whole and sha256(path) != recorded["sha256"]
-        except OSError as error:
-            found.append(f"{folder.name}/{name} cannot be read: {error.strerror or error}")
-            continue
-        if differs:
-            found.append(f"{folder.name}/{name} is damaged: its content does not have the recorded SHA-256")
+        problem = _file_problem(folder, name, recorded, size) or _content_problem(folder, name, recorded, sha256)
+        found += [problem] if problem else []
     return found
+
+
+def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], size: Callable[[Path], int]) -> str:
+    shown = f"{folder.name}/{name}"
+    try:
+        found = size(folder / name)
+    except OSError:
+        return f"{shown} is missing"
+    has = f"{human_size(found)} ({found})"
+    return "" if found == recorded["size"] else f"{shown} has {has}, its manifest says {recorded['size']}"
+
+
+def _content_problem(folder: Path, name: str, recorded: Mapping[str, Any], sha256: Callable[[Path], str]) -> str:
+    shown = f"{folder.name}/{name}"
+    try:
+        same = sha256(folder / name) == recorded["sha256"]
+    except OSError as error:
+        return f"{shown} cannot be read: {error.strerror or error}"
+    return "" if same else f"{shown} is damaged: its content does not have the recorded SHA-256"
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

@@ -53,21 +53,9 @@ class Workspace:
         """A path of the workspace as people find it: in a store, its address there."""
         return self.storage.shown(path)
 
-    def size(self, path: Path) -> int:
-        """The size of an artefact in bytes. Raises `OSError` when it is not there."""
-        return self.storage.size(path)
-
-    def sha256(self, path: Path) -> str:
-        """SHA-256 of an artefact's content, which in a store is read from there."""
-        return self.storage.sha256(path)
-
-    def size_of(self, folder: Path) -> int:
-        """Bytes of all files below a folder."""
-        return self.storage.size_of(folder)
-
     def problems(self, folder: Path, stage: str, inputs: Mapping[str, str | None]) -> list[str]:
         """Why the stage in `folder` does not count as complete for `inputs`, in words; empty when it does."""
-        return self.unpublished(folder / MANIFEST) + problems(folder, stage, inputs, self.size)
+        return self.unpublished(folder / MANIFEST) + problems(folder, stage, inputs, self.storage.size)
 
     def move(self, folder: Path, target: Path) -> None:
         """Move a folder within the workspace. Raises `OSError`, or `PipelineError` from a store."""

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import address
 from pipeline.errors import ConfigError
-from pipeline.storage.store import check_url
+from pipeline.storage import check_url
 
 
 @pytest.mark.parametrize(

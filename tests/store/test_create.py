@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage import store
+from pipeline.storage import backend, store
 from pipeline.storage.store import Store
 
 
@@ -45,7 +45,7 @@ def test_a_back_end_without_such_writes_looks_again_who_was_last(
         if len(waits) == 2:
             one.write("b", b"one")  # the other one was later
 
-    monkeypatch.setattr(store, "_create", refuse)
+    monkeypatch.setattr(backend, "create", refuse)
     monkeypatch.setattr(store.time, "sleep", wait)
     assert one.create("a", b"one")
     assert not two.create("a", b"two")

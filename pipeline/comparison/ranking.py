@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import statistics as numbers
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import config, dataset, model, pages
@@ -30,36 +29,12 @@ SCHEMA = 1
 _CONDITIONS = ("device", "precision", "threads", "cpu")
 
 _RANKING_COLUMNS = (
-    "rank",
-    "config",
-    "architecture",
-    "fingerprint",
-    "seeds",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "accuracy_least",
-    "accuracy_most",
-    "parameters",
-    "multiply_adds",
-    "epochs",
-    "seconds",
-    "images_per_second",
+    "rank config architecture fingerprint seeds accuracy accuracy_low accuracy_high accuracy_least accuracy_most "
+    "parameters multiply_adds epochs seconds images_per_second"
 )
 
 _RUN_COLUMNS = (
-    "config",
-    "run",
-    "seed",
-    "accuracy",
-    "views",
-    "loss",
-    "epochs",
-    "seconds",
-    "images_per_second",
-    *_CONDITIONS,
-    "host",
-    "resumed",
+    "config run seed accuracy views loss epochs seconds images_per_second device precision threads cpu host resumed"
 )
 
 
@@ -75,8 +50,8 @@ def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> d
     facts = gather(compared)
     contents: dict[str, Any] = {
         "index.html": page.html(facts),
-        "ranking.csv": csv_text(_RANKING_COLUMNS, map(_ranking_row, facts["ranking"])),
-        "runs.csv": csv_text(_RUN_COLUMNS, _run_rows(facts["ranking"])),
+        "ranking.csv": csv_text(_RANKING_COLUMNS.split(), map(_ranking_row, facts["ranking"])),
+        "runs.csv": csv_text(_RUN_COLUMNS.split(), (run for group in facts["ranking"] for run in group["runs"])),
         "ranking.json": facts,
     }
     return pages.publish(
@@ -107,7 +82,10 @@ def gather(compared: Comparison) -> dict[str, Any]:
         "baseline": pages.PUBLISHED_ACCURACY if data["name"] == "cifar10" and not data["sample"] else None,
         "seeds": max(len(group["runs"]) for group in ranking),
         "ranking": ranking,
-        "conditions": _distinct({key: run[key] for key in _CONDITIONS} for run in runs),
+        "conditions": [
+            dict(zip(_CONDITIONS, values, strict=True))
+            for values in dict.fromkeys(tuple(run[key] for key in _CONDITIONS) for run in runs)
+        ],
         "config_changes": [f"{run['run']}: {line}" for run in runs for line in run["config_changes"]],
         "views": sorted({run["views"] for run in runs}),
         "averaged": [f"{run['run']}: {tta.described(run['views'])}" for run in runs if run["views"] > 1],
@@ -140,6 +118,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
     report = run.stage("report") / "index.html"
     keys = ("epochs", "seconds", "images_per_second", *_CONDITIONS, "host", "resumed", "inexact")
     return {
+        "config": entry.source,
         "run": run.run_id,
         "dataset": run.dataset_id,
         "generation": entry.chain.generation or None,
@@ -151,7 +130,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
         "trained": train["created"],
         "architecture": details["config"]["architecture"],
         "config_changes": config_changes(train, entry.chain.config),
-        "report": _relative(report, compared.folder) if manifest.read(report.parent) else None,
+        "report": os.path.relpath(report, compared.folder) if manifest.read(report.parent) else None,
     }
 
 
@@ -197,18 +176,6 @@ def _add_intervals(ranking: Sequence[dict[str, Any]], images: int) -> None:
         group["interval_of"] = "seeds" if several else "images"
 
 
-def _distinct(values: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +192,3 @@ def _ranking_row(group: dict[str, Any]) -> dict[str, Any]:
         "accuracy_most": group["most"],
         "epochs": " ".join(map(str, group["epochs"])),
     }
-
-
-def _run_rows(ranking: Sequence[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    return ({**run, "config": group["config"]} for group in ranking for run in group["runs"])

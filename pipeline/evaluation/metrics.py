@@ -21,23 +21,18 @@ def compute(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[
     classes = output_names(classes, max(len(classes), int(predictions.max()) + 1))
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (labels.astype(int), predictions), 1)
-    per_class = []
-    for index, name in enumerate(classes):
-        hits, support, predicted = (
-            int(confusion[index, index]),
-            int(confusion[index].sum()),
-            int(confusion[:, index].sum()),
-        )
-        per_class.append(
-            {
-                "class": name,
-                "precision": hits / predicted if predicted else None,
-                "recall": hits / support if support else None,
-                "f1": 2 * hits / (support + predicted) if support + predicted else 0.0,
-                "support": support,
-                "predicted": predicted,
-            }
-        )
+    counts = (confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist())
+    per_class = [
+        {
+            "class": name,
+            "precision": hits / predicted if predicted else None,
+            "recall": hits / support if support else None,
+            "f1": 2 * hits / (support + predicted) if support + predicted else 0.0,
+            "support": support,
+            "predicted": predicted,
+        }
+        for name, hits, support, predicted in zip(classes, *counts, strict=True)
+    ]
     return {
         "accuracy": float(correct.mean()),
         "loss": float(loss.mean()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics as numbers
 from collections.abc import Sequence
@@ -86,16 +87,8 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIB
     for index in range(bins):
         inside = number == index
         count, hits = int(inside.sum()), int((inside & correct).sum())
-        found.append(
-            Bin(
-                index / bins,
-                (index + 1) / bins,
-                count,
-                float(confidence[inside].mean()) if count else None,
-                hits / count if count else None,
-                wilson_interval(hits, count),
-            )
-        )
+        mean, share = (float(confidence[inside].mean()), hits / count) if count else (None, None)
+        found.append(Bin(index / bins, (index + 1) / bins, count, mean, share, wilson_interval(hits, count)))
     return found
 
 
@@ -104,9 +97,8 @@ def expected_calibration_error(bins: list[Bin]) -> float:
 
     Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, equation 3.
     """
-    total = sum(item.count for item in bins)
-    filled = [item for item in bins if item.confidence is not None and item.accuracy is not None]
-    return sum(item.count * abs(item.confidence - item.accuracy) for item in filled) / max(1, total)  # type: ignore[operator]
+    off = sum(item.count * abs((item.confidence or 0.0) - (item.accuracy or 0.0)) for item in bins)
+    return off / max(1, sum(item.count for item in bins))
 
 
 def compare_paired(correct: np.ndarray, correct_before: np.ndarray) -> dict[str, Any]:
@@ -130,11 +122,6 @@ def _paired_interval(gained: int, lost: int, count: int) -> list[float]:
 
 
 def _binomial_two_sided(fewer: int, count: int) -> float:
-    if count == 0:
-        return 1.0
-    log_half = count * math.log(0.5)
-    tail = sum(
-        math.exp(math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + log_half)
-        for k in range(fewer + 1)
-    )
-    return min(1.0, 2 * tail)
+    """In whole numbers: each coefficient follows from the one before, and only the last division rounds."""
+    coefficients = itertools.accumulate(range(fewer), lambda value, k: value * (count - k) // (k + 1), initial=1)
+    return min(1.0, 2 * sum(coefficients) / 2**count)

@@ -5,11 +5,11 @@ Plain SVG with the page's CSS variables as colours; text goes in through `Markup
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 #: Width of the scale in its own units, about CSS pixels on a phone.
 _WIDTH = 340
@@ -31,12 +31,10 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[M
         return 16 + (_WIDTH - 32) * (value - low) / (high - low)
 
     parts = [_line(16, 48, _WIDTH - 16, 48, "var(--line)", 2)]
-    step = _tick_step(high - low)
-    tick = math.ceil(low / step - 1e-9) * step
-    while tick <= high + 1e-9:
-        parts.append(_line(x(tick), 45, x(tick), 51, "var(--muted)", 1))
-        parts.append(_text(x(tick), 65, f"{tick * 100:.3g} %", "var(--muted)"))
-        tick += step
+    for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high):
+        if low <= tick <= high:
+            parts.append(_line(x(tick), 45, x(tick), 51, "var(--muted)", 1))
+            parts.append(_text(x(tick), 65, f"{tick * 100:.3g} %", "var(--muted)"))
     for number, mark in enumerate(marks[:2]):
         parts.append(_line(x(mark.value), 18 + 14 * number, x(mark.value), 54, "var(--series-2)", 2))
         parts.append(_text(x(mark.value), 13 + 14 * number, mark.text, "var(--ink)"))
@@ -67,12 +65,6 @@ def _scale_ends(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = max(0.01, 0.35 * (high - low))
     return max(0.0, low - margin), min(1.0, high + margin)
-
-
-def _tick_step(span: float) -> float:
-    """A round step that gives three to six ticks."""
-    magnitude = 10.0 ** math.floor(math.log10(span / 3))
-    return next(magnitude * factor for factor in (5, 2, 1, 0.5) if span / (magnitude * factor) >= 2.5)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float, cap: str = "butt") -> Markup:

@@ -131,11 +131,10 @@ def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[d
     for _, group in itertools.groupby(layers, key=lambda layer: layer.name.partition(".")[0]):
         members = list(group)
         own, own_work = sum(layer.parameters for layer in members), sum(layer.multiply_adds for layer in members)
-        name, described = _described(members[0], len(blocks) + 1, architecture)
         blocks.append(
             {
-                "name": name,
-                "layers": described,
+                "name": _block_name(members[0], len(blocks) + 1, architecture),
+                "layers": _steps(members, architecture),
                 "output": list(members[-1].output),
                 "parameters": own,
                 "parameter_share": own / parameters,
@@ -146,17 +145,36 @@ def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[d
     return blocks
 
 
-def _described(first: model.Layer, number: int, architecture: Architecture) -> tuple[str, list[str]]:
-    """The name of the block that begins with this layer, and what it does: `2 × conv 3×3, 256 channels`, `ReLU`, …"""
-    if first.kind == "output":
-        return "Output", [f"{first.output[0]} units", "softmax"]
-    if first.kind == "dense":
-        dropout = [f"dropout {architecture.dropout:g}"] if architecture.dropout else []
-        return f"Dense {number - len(architecture.conv_arch)}", [f"{first.output[0]} units", "ReLU", *dropout]
-    count, channels = architecture.conv_arch[first.block]
-    times = f"{count} × " if count > 1 else ""
-    norm = ["batch norm"] if architecture.batch_norm else []
-    return f"Block {number}", [f"{times}conv 3×3, {channels} channels", *norm, "ReLU", "max pool 2×2"]
+def _block_name(first: model.Layer, number: int, architecture: Architecture) -> str:
+    """The name of the block that begins with this layer."""
+    if first.block >= 0:
+        return f"Block {number}"
+    return "Output" if first.kind == "output" else f"{first.kind.capitalize()} {number - len(architecture.conv_arch)}"
+
+
+def _steps(layers: Sequence[model.Layer], architecture: Architecture) -> list[str]:
+    """What the layers of a block do: `2 × conv 3×3, 256 channels`, `ReLU`, …"""
+    steps: list[str] = []
+    for layer in layers:
+        kind, width = layer.kind.replace("x", "×"), layer.output[0]
+        if kind == "output":
+            steps += [f"{width} units", "softmax"]
+        elif kind == "dense":
+            steps += [f"{width} units", "ReLU", *([f"dropout {architecture.dropout:g}"] * bool(architecture.dropout))]
+        else:
+            steps.append(f"{kind}, {width} channels" if kind.startswith("conv") else kind)
+            if kind.startswith("batch norm" if architecture.batch_norm else "conv"):
+                steps.append("ReLU")
+    return _folded(steps)
+
+
+def _folded(steps: list[str]) -> list[str]:
+    """`a, b, a, b, c` as `2 × a, b, c`."""
+    size = steps.index(steps[0], 1) if steps[0] in steps[1:] else len(steps)
+    count = 1
+    while steps[count * size : (count + 1) * size] == steps[:size]:
+        count += 1
+    return [f"{count} × {steps[0]}", *steps[1:size], *steps[count * size :]] if count > 1 else steps
 
 
 def _training(sources: Sources, trained: Config) -> dict[str, Any]:
@@ -342,7 +360,7 @@ def _config_rows(trained: Config) -> list[dict[str, Any]]:
     }
     default = dict(_leaves(configuration.to_dict(configuration.from_dict(least))))
     value = configuration.to_record(trained)
-    required = ("architecture.name", "architecture.conv_arch", "training.epochs")
+    required = dict(_leaves(least))
     return [
         {
             "key": key,

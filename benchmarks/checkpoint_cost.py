@@ -23,7 +23,7 @@ import bench
 from pipeline import config, model
 from pipeline.files import human_size
 from pipeline.process import parent
-from pipeline.workspace import Workspace
+from pipeline.workspace import Run, Workspace
 from pipeline.workspace.freshness import Chain
 
 NEVER = 1e9
@@ -66,23 +66,24 @@ def main() -> None:
         folder = Path(name)
         chain = chain_of(options, folder, "data", NEVER)
         parent.run_stage("dataset", chain, log=folder / "dataset.log")
-        without, with_, watches = [], [], []
+        seconds: dict[float, list[float]] = {NEVER: [], options.every: []}
+        watches = []
         for number in range(options.rounds):
             # Each goes first in every other round, so that a machine that slows down favours neither.
             for every in (NEVER, options.every)[:: -1 if number % 2 else 1]:
                 chain = chain_of(options, folder, f"round{number}-{every:g}", every)
-                watch = Watch(chain.run().checkpoints)
-                seconds = train(chain, folder, watch)
-                (without if every == NEVER else with_).append(seconds)
+                watch = Watch(run_of(chain).checkpoints)
+                seconds[every].append(train(chain, folder, watch))
                 if every != NEVER:
                     watches.append(watch)
         restart = [restart_seconds(options, folder, number) for number in range(2)]
+    without, with_ = seconds.values()
     # The last one is the one that publishing writes, when the steps are over.
     count = sum(len(watch.names) - 1 for watch in watches)
     if count < 1:
         sys.exit("no checkpoint was due while training: more --epochs, or a smaller --every")
     each = (bench.median(with_) - bench.median(without)) * options.rounds / count
-    writing = [seconds for watch in watches for seconds in watch.seconds]
+    writing = [each for watch in watches for each in watch.seconds]
     size = max(watch.size for watch in watches)
     rows = [
         ("parameters", f"{model.count_parameters(chain.config.architecture):,}"),
@@ -123,6 +124,12 @@ def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: 
     return Chain(Workspace(folder / "artifacts"), config.from_dict(value), generation)
 
 
+def run_of(chain: Chain) -> Run:
+    run = chain.run()
+    assert run is not None
+    return run
+
+
 def train(chain: Chain, folder: Path, watch: Watch) -> float:
     """Train to the end; returns the seconds of all epochs (without start, validation and publishing)."""
     thread = threading.Thread(target=watch.run)
@@ -142,8 +149,7 @@ class _Enough(Exception):
 def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> float:
     """Kill a training after its first checkpoint and start it again; returns the seconds to its first new step."""
     chain = chain_of(options, folder, f"restart{number}", 1.0)
-    run = chain.run()
-    assert run is not None
+    run = run_of(chain)
 
     def until(enough: Callable[[], object]) -> float:
         """Seconds from the start of the process to the first progress event for which `enough` is true."""

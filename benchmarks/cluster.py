@@ -143,7 +143,8 @@ class Worker(threading.Thread):
 
 def kill_at_random(workers: list[Worker], slurm: Any, count: int) -> list[str]:
     """Kill `count` times, each in the middle of a training not killed before; returns what was killed."""
-    done, seen, chance = [], set(), random.Random(0)
+    done: list[str] = []
+    seen, chance = set(), random.Random(0)
     for number in range(count):
         deadline = time.monotonic() + LIMIT
         while True:

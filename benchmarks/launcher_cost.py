@@ -12,13 +12,14 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import bench
 
 from pipeline.process import cores
 
 SRUN = ["srun", "--job-name=launcher-cost", "--ntasks=1", "--exclusive"]
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "data": bench.SAMPLE,
     "architecture": {"name": "small", "conv_arch": [[1, 8], [1, 16], [1, 32]], "batch_norm": True, "dense": []},
     "training": {"epochs": 2, "batch_size": 64, "validation_images": 200},

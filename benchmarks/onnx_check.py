@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import read_json
 from pipeline.workspace import Workspace
 
 #: What runs in that environment: it knows the model and the images, and nothing of this pipeline.
@@ -44,25 +43,25 @@ def main() -> int:
     options = parser.parse_args()
     root = options.run.absolute()
     run = Workspace(root.parents[2]).run(root.parent.name, root.name)
-    metrics = read_json(run.stage("evaluate") / "metrics.json")
+    recorded = json.loads((run.stage("evaluate") / "metrics.json").read_text())["accuracy"]
     with np.load(run.stage("evaluate") / "predictions.npz") as file:
         labels, expected = file["labels"], file["predictions"]
     images = run.workspace.dataset(run.dataset_id) / "test_images.npy"
     with tempfile.TemporaryDirectory() as name:
         python = _environment(Path(name))
-        command = [python, "-I", "-c", PROGRAM, run.stage("export") / "model.onnx", images, str(options.threads)]
+        model = str(run.stage("export") / "model.onnx")
+        command = [python, "-I", "-c", PROGRAM, model, str(images), str(options.threads)]
         answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     predictions = np.array(answer["predictions"])
     same, accuracy = int((predictions == expected).sum()), float((predictions == labels).mean())
     print(f"{run.run_id}: onnxruntime {answer['onnxruntime']}, numpy {answer['numpy']}, no mxnet")
-    recorded = metrics["accuracy"]
     print(f"{same:,} of {len(labels):,} predictions identical; accuracy {accuracy:.4f}, recorded {recorded:.4f}")
     return 0 if same == len(labels) and accuracy == recorded else 1
 
 
-def _environment(folder: Path) -> Path:
+def _environment(folder: Path) -> str:
     venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
+    python = str(folder / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "onnxruntime", "numpy"]
     subprocess.run(install, check=True)
     return python

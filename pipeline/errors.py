@@ -5,6 +5,8 @@ Every message names the file or key, what was found there, and what to do about 
 
 from __future__ import annotations
 
+import errno
+
 from pipeline.text import printable
 
 
@@ -73,21 +75,8 @@ class StageFailed(PipelineError):
     """A stage's process ended without a result (killed, out of memory, crashed)."""
 
 
-BY_NAME = {
-    cls.__name__: cls
-    for cls in (
-        PipelineError,
-        ConfigError,
-        DataError,
-        SourceUnreachable,
-        WeightsError,
-        DeviceError,
-        WorkspaceError,
-        AlreadyRunning,
-        TrainingDiverged,
-        Interrupted,
-        StageFailed,
-    )
+BY_NAME: dict[str, type[PipelineError]] = {
+    name: kind for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, PipelineError)
 }
 
 
@@ -96,8 +85,6 @@ def from_os_error(error: OSError, doing: str, instead: str = "choose another --w
 
     `doing` completes "cannot …", for example "write the checkpoint"; `instead` says how to go elsewhere.
     """
-    import errno
-
     where = error.filename or "the workspace"
     advice = {
         errno.ENOSPC: "the disk is full: free some space and run the same command again",

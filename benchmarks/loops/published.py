@@ -55,7 +55,7 @@ def main() -> None:
 
 def _mxnet():
     """MXNet as a user imports it: `runtime.mxnet` would set the number of threads."""
-    np.bool = np.bool_
+    np.bool = np.bool_  # type: ignore[attr-defined]
     import mxnet
 
     assert os.environ.get("OMP_NUM_THREADS") == THREADS

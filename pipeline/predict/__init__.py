@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline import streams
 from pipeline.config import SAMPLE_LABEL
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = onnx_runner.open_model(path)
         _introduce(path, model, named)
         # The limit on pixels replaces Pillow's warning.
-        warnings.filterwarnings("ignore", category=image_files.bomb_warning())
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         files, skipped = image_files.find(options.paths)
         results = classify(model, files)
     except MemoryError:

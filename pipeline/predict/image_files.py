@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+from PIL import Image, ImageOps
 
 from pipeline.errors import PipelineError
 from pipeline.process.cores import usable_cores
@@ -98,18 +100,17 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
 
     Other sizes are scaled until the shorter side fits, then cropped to the centre: the aspect ratio stays.
     """
-    pil = _pillow()
     try:
         if not file.is_file():
             why = "a folder that cannot be listed" if file.is_dir() else "not a file"
             return Unreadable(file, why if file.exists() else "no such file")
-        opened = pil.open(file, formats=_formats(pil))
+        opened = Image.open(file, formats=_formats())
         large = opened.size[0] * opened.size[1] >= LARGE
         # It is closed before the next large one is decoded.
         with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
-            return _decoded(pil, opened, size)
-    except pil.UnidentifiedImageError:
-        return Unreadable(file, f"not an image, or an unsupported format (supported: {', '.join(_formats(pil))})")
+            return _decoded(opened, size)
+    except PIL.UnidentifiedImageError:
+        return Unreadable(file, f"not an image, or an unsupported format (supported: {', '.join(_formats())})")
     except _Refused as refused:
         return Unreadable(file, str(refused))
     except Exception as error:  # each decoder of Pillow has errors of its own for damaged files
@@ -124,7 +125,7 @@ class _Refused(Exception):
     """Pixels that cannot be decoded correctly, or not within the memory allowed."""
 
 
-def _decoded(pil: Any, opened: Any, size: tuple[int, int]) -> Picture:
+def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     height, width = size
     original = opened.size
     _check_size(original, 2 * MOST_PIXELS if opened.format in ("JPEG", "MPO") else MOST_PIXELS)
@@ -132,22 +133,20 @@ def _decoded(pil: Any, opened: Any, size: tuple[int, int]) -> Picture:
     _check_size(opened.size, MOST_PIXELS)
     raw = _raw_mode(opened)
     if opened.format == "TIFF" and opened.tag_v2.get(262) == 6 and raw == "RGBX":
-        raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow 13 can read, but not {pil.__version__}")
-    return Picture(_pixels(pil, opened, ";16" in raw and not raw.endswith("S"), size), original)
+        raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow 13 can read, but not {PIL.__version__}")
+    return Picture(_pixels(opened, ";16" in raw and not raw.endswith("S"), size), original)
 
 
-def _pixels(pil: Any, opened: Any, sixteen: bool, size: tuple[int, int]) -> np.ndarray:
-    from PIL import ImageOps
-
+def _pixels(opened: Any, sixteen: bool, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     small = max(opened.size) < 64
     opened.load()
     ImageOps.exif_transpose(opened, in_place=True)
-    image = _eight_bits(pil, opened, sixteen)
+    image = _eight_bits(opened, sixteen)
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), pil.Resampling.BOX if small else pil.Resampling.LANCZOS)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BOX if small else Image.Resampling.LANCZOS)
     if image.mode == "RGBA":  # transparent pixels become white
-        image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB")).transpose(2, 0, 1)
 
 
@@ -164,15 +163,15 @@ def _raw_mode(opened: Any) -> str:
     return raw if isinstance(raw, str) else ""
 
 
-def _eight_bits(pil: Any, image: Any, sixteen: bool) -> Any:
+def _eight_bits(image: Any, sixteen: bool) -> Any:
     """Any mode as L, RGB or RGBA, 8 bits each. Raises `_Refused` when the range of the values is unknown."""
     scaled = image.format == "PPM"  # states its range, by which Pillow scales
     if image.mode == "F":
-        image = _by_bands(pil, image, _from_floats)
+        image = _by_bands(image, _from_floats)
     elif image.mode.startswith("I"):
         if not (sixteen or scaled):
             raise _Refused("its integer pixels have no defined range; save it with 8 bits per channel")
-        image = _by_bands(pil, image, lambda values: values >> 8)
+        image = _by_bands(image, lambda values: values >> 8)
     if sixteen and not scaled and max(image.convert("L").getextrema()) < 64:
         raise _Refused(
             "its 16-bit pixels use less than a quarter of their range (10, 12 or 14 bits in 16?); "
@@ -183,12 +182,12 @@ def _eight_bits(pil: Any, image: Any, sixteen: bool) -> Any:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _by_bands(pil: Any, image: Any, eight_bits: Callable[[np.ndarray], np.ndarray]) -> Any:
+def _by_bands(image: Any, eight_bits: Callable[[np.ndarray], np.ndarray]) -> Any:
     """An L image, converted a few rows at a time: a copy of the whole image would take memory."""
-    made = pil.new("L", image.size)
+    made = Image.new("L", image.size)
     for top in range(0, image.height, _BAND):
         band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
-        made.paste(pil.fromarray(eight_bits(np.asarray(band)).astype(np.uint8)), (0, top))
+        made.paste(Image.fromarray(eight_bits(np.asarray(band)).astype(np.uint8)), (0, top))
     return made
 
 
@@ -202,33 +201,18 @@ def _from_floats(values: np.ndarray) -> np.ndarray:
     return np.round(values * np.float32(255))
 
 
-# --- Pillow -------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------------
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise PipelineError(f"Pillow cannot be imported ({error}): pip install pillow") from error
-    return Image
-
-
-def bomb_warning() -> type[Warning]:
-    """Pillow's warning about a picture with many pixels."""
-    warning: type[Warning] = _pillow().DecompressionBombWarning
-    return warning
-
-
-def _formats(pil: Any) -> list[str]:
+def _formats() -> list[str]:
     """Those of `FORMATS` that this Pillow can read."""
-    pil.init()
-    return [name for name in FORMATS if name in pil.OPEN]
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _endings() -> set[str]:
-    pil = _pillow()
-    known = _formats(pil)
-    return {ending for ending, name in pil.registered_extensions().items() if name in known}
+    known = _formats()
+    return {ending for ending, name in Image.registered_extensions().items() if name in known}
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -29,7 +29,8 @@ from pipeline.files import read_json
 sys.path[:0] = [str(bench.ROOT / "tests"), str(bench.ROOT / "tests" / "cluster")]
 
 import cluster_runs  # noqa: E402 (needs the path above)
-from luigi_runs import central_scheduler, clean_environment, luigi_command  # noqa: E402
+from luigi_runs import clean_environment, luigi_command  # noqa: E402
+from luigid_process import luigid  # noqa: E402
 
 SRUN = ["srun", "--job-name=vgg", "--ntasks=1", "--cpus-per-task=1", "--exclusive"]
 KILLS = ("worker", "job", "node")
@@ -50,9 +51,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         undisturbed = train_here(folder, options)
-        with central_scheduler(folder) as port:
+        with luigid(folder / "luigid") as central:
             started = time.monotonic()
-            workers = [Worker(folder, port, number) for number in range(3)]
+            workers = [Worker(folder, central.port, number) for number in range(3)]
             try:
                 kills = kill_at_random(workers, slurm, options.kills)
                 for worker in workers:

@@ -153,12 +153,12 @@ def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, prox
 def luigid_memory(folder: Path, runs: int) -> dict[str, float]:
     """Resident memory in MB of a luigid without tasks, and with those of a Compare over `runs` runs."""
     from luigi.rpc import RemoteScheduler
-    from luigi_runs import central_scheduler
+    from luigid_process import luigid
 
-    with central_scheduler(folder) as port:
-        process = next(child for child in psutil.Process().children() if str(port) in child.cmdline())
+    with luigid(folder / "luigid") as central:
+        process = psutil.Process(central.process.pid)
         before = process.memory_info().rss
-        client: Any = RemoteScheduler(f"http://127.0.0.1:{port}")
+        client: Any = RemoteScheduler(central.url)
         started = time.monotonic()
         for number in range(runs):
             train, evaluate = (f"{task}_{number:05}_{'0' * 40}" for task in ("TrainVGG", "Evaluate"))

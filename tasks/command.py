@@ -19,7 +19,6 @@ from luigi import interface
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.parameter import ParameterException
-from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassAmbigiousException, TaskClassException
 from luigi.worker import TaskProcess
 
@@ -34,6 +33,7 @@ from tasks.exit_codes import (
     asked_for,
     exit_with,
     is_command,
+    module_of_the_command,
     return_code,
     take_the_command,
 )
@@ -43,7 +43,7 @@ from tasks.worker import Worker
 
 def begin() -> None:
     """Change the program that is importing this package, if it is the `luigi` command; any other stays as it is."""
-    module = _module_of_the_command()
+    module = module_of_the_command()
     if module is not None:
         tell_errors_in_one_line()
         if module.partition(".")[0] in (__package__, "luigi_vgg"):
@@ -63,8 +63,7 @@ def install() -> None:
     command_log.set_up()
     terminal.draw_bars()
     _refuse_luigi_cfg()
-    _set_return_codes()
-    _leave_locking_to_the_workspace()
+    _set_defaults()
     CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
     # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
     interface._WorkerSchedulerFactory.create_remote_scheduler = scheduler_client.create_remote_scheduler  # type: ignore[method-assign]
@@ -77,22 +76,6 @@ def tell_errors_in_one_line() -> None:
     for name in ("luigi-interface", "luigi"):
         logging.getLogger(name).addFilter(command_log.without_traceback)
     sys.excepthook = _excepthook
-
-
-def _module_of_the_command() -> str | None:
-    """The `--module` that the `luigi` command is importing at this moment; None when this is another program.
-
-    Found in the call stack, not by the program's name: `luigi`, `python -m luigi`, a debugger or a
-    wrapper around them all go through `run_with_retcodes`, which ends the process (`sys.exit`).
-    """
-    module = None
-    frame = sys._getframe()
-    while frame := frame.f_back:  # type: ignore[assignment]
-        if frame.f_code is CmdlineParser._attempt_load_module.__code__:
-            module = frame.f_locals["known_args"].core_module
-        elif frame.f_code is run_with_retcodes.__code__:
-            return module or ""
-    return None
 
 
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
@@ -157,18 +140,12 @@ def _refuse_luigi_cfg() -> None:
         raise SystemExit(BAD_CONFIGURATION)
 
 
-def _set_return_codes() -> None:
-    for name, code in RETURN_CODES.items():
-        if not _is_set("retcode", name):
-            get_config().set("retcode", name, str(code))
-
-
-def _leave_locking_to_the_workspace() -> None:
+def _set_defaults() -> None:
+    """Of Luigi's own settings, unless luigi.cfg or the command line has them."""
+    defaults = {("retcode", name): str(code) for name, code in RETURN_CODES.items()}
     # Luigi's own lock goes by the command line alone: it would refuse the same command in another folder, and
     # know nothing of `[vgg] overlap`.
-    if not _is_set("core", "no_lock"):
-        get_config().set("core", "no_lock", "true")
-
-
-def _is_set(section: str, option: str) -> bool:
-    return get_config().has_option(section, option)
+    defaults["core", "no_lock"] = "true"
+    for (section, option), value in defaults.items():
+        if not get_config().has_option(section, option):
+            get_config().set(section, option, value)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import mmap
+import sys
 
+from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
+from luigi.retcodes import run_with_retcodes
 
 #: Luigi's own defaults are 0 for all of these, even for a failed task.
 RETURN_CODES = {
@@ -37,6 +40,22 @@ def take_the_command() -> None:
 def is_command() -> bool:
     """Whether this is the `luigi` command and runs for this plugin, or a process that it forked for a task."""
     return _asked_for is not None
+
+
+def module_of_the_command() -> str | None:
+    """The `--module` that the `luigi` command is importing at this moment; None when this is another program.
+
+    Found in the call stack, not by the program's name: `luigi`, `python -m luigi`, a debugger or a
+    wrapper around them all go through `run_with_retcodes`, which ends the process (`sys.exit`).
+    """
+    module = None
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code is CmdlineParser._attempt_load_module.__code__:
+            module = frame.f_locals["known_args"].core_module
+        elif frame.f_code is run_with_retcodes.__code__:
+            return module or ""
+    return None
 
 
 def asked_for() -> int | None:

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from luigi.retcodes import run_with_retcodes
+from tasks.exit_codes import BAD_CONFIGURATION, module_of_the_command
 
 
 def check() -> None:
@@ -20,11 +20,9 @@ def check() -> None:
         f"{other} hides this plugin's pipeline ({ours}) on the Python path: "
         "remove its folder from PYTHONPATH, or run luigi --module luigi_vgg"
     )
-    frame = sys._getframe()
-    while frame := frame.f_back:  # type: ignore[assignment]
-        if frame.f_code is run_with_retcodes.__code__:
-            print(text, file=sys.stderr)
-            raise SystemExit(2)
+    if module_of_the_command() is not None:
+        print(text, file=sys.stderr)
+        raise SystemExit(BAD_CONFIGURATION)
     raise ImportError(text)
 
 

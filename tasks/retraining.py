@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import luigi
+from luigi.util import requires
 
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
@@ -27,20 +28,16 @@ from tasks.stage import StageTask, checking
 from tasks.stages import Evaluate, Export, Report
 
 
+@requires(Evaluate, Export)
 class Promote(StageTask):
     """The promotion gate: make the generation current unless it is worse than what is current."""
 
     stage = "promote"
 
-    def requires(self) -> list[StageTask]:
-        return [self.clone(Evaluate), self.clone(Export)]
 
-
+@requires(Promote)
 class GenerationReport(Report):
     """The report of a generation, which also tells what the gate decided."""
-
-    def requires(self) -> list[StageTask]:
-        return [self.clone(Promote)]
 
     def complete(self) -> bool:
         return self.clone(Promote).complete() and super().complete()

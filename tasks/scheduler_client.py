@@ -129,13 +129,11 @@ class Scheduler(_Client):
                     self._announce()
         return answer
 
-    def explain_disabled(self, task_id: str) -> bool:
-        """Say that luigid has disabled a task, until when, and what to do; False when it has not."""
+    def explain_disabled(self, task_id: str) -> None:
+        """If luigid has disabled a task, say until when and what to do."""
         found = self._find(task_id) or {}
-        if found.get("status") != "DISABLED" or not found.get("re_enable_able"):
-            return False
-        self._say_once(f"{short_name(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
-        return True
+        if found.get("status") == "DISABLED" and found.get("re_enable_able"):
+            self._say_once(f"{short_name(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
 
     # --- work from luigid ---------------------------------------------------------------------------------------
 
@@ -260,8 +258,11 @@ class Scheduler(_Client):
                 lost = json.dumps(f"{_who(other)} is gone")
                 super().add_task(worker=other["name"], task_id=task_id, status="FAILED", expl=lost)
                 return
-            self._say_once(f"{short_name(task_id)}: already running in {_who(other)}, according to luigid", _advice())
-            if vgg().overlap != "wait":
+            waits = vgg().overlap == "wait"
+            gone = "if that process is gone, luigid notices within about a minute (worker_disconnect_delay)"
+            line = f"{short_name(task_id)}: already running in {_who(other)}, according to luigid"
+            self._say_once(line, f"; {'waiting for it' if waits else gone}")
+            if not waits:
                 return
             time.sleep(POLL_SECONDS)
 
@@ -326,12 +327,6 @@ def short_name(task_id: str) -> str:
 
 def _who(worker: dict[str, Any]) -> str:
     return f"process {worker.get('pid')} on {worker.get('host')}"
-
-
-def _advice() -> str:
-    if vgg().overlap == "wait":
-        return "; waiting for it"
-    return "; if that process is gone, luigid notices within about a minute (worker_disconnect_delay)"
 
 
 def create_remote_scheduler(self: object, url: str) -> Scheduler:

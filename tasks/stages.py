@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from luigi.util import requires
+
 from pipeline.files import read_json
 from pipeline.retraining import generations
 from pipeline.workspace.freshness import Chain, config_changes
@@ -25,13 +27,11 @@ class DownloadCifar(StageTask):
         return {html.escape(name, quote=False): 1}  # the dashboard inserts it as HTML
 
 
+@requires(DownloadCifar)
 class TrainVGG(StageTask):
     """Train the configured VGG; goes on from checkpoints and, when `epochs` were raised, from the finished run."""
 
     stage = "train"
-
-    def requires(self) -> DownloadCifar:
-        return self.clone(DownloadCifar)
 
     def process_resources(self) -> dict[str, int]:
         # A launcher takes the training to another machine, where a scheduler of its own gives out the cards.
@@ -48,34 +48,28 @@ class TrainVGG(StageTask):
         return launcher_of(chain.config)
 
 
+@requires(TrainVGG)
 class Evaluate(StageTask):
     """Evaluate the trained network on the test images."""
 
     stage = "evaluate"
 
-    def requires(self) -> TrainVGG:
-        return self.clone(TrainVGG)
-
     def process_resources(self) -> dict[str, int]:
         return gpus.resources(self.chain.config.device)
 
 
+@requires(TrainVGG)
 class Export(StageTask):
     """Export the trained network as ONNX, checked against MXNet."""
 
     stage = "export"
 
-    def requires(self) -> TrainVGG:
-        return self.clone(TrainVGG)
 
-
+@requires(Evaluate, Export)
 class Report(StageTask):
     """Write the report. The whole chain hangs on this task."""
 
     stage = "report"
-
-    def requires(self) -> list[StageTask]:
-        return [self.clone(Evaluate), self.clone(Export)]
 
     def headline(self) -> str:
         """Accuracy and where to read more, from the finished report."""

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from luigi_runs import SmallChain, central_scheduler
+from luigi_runs import SmallChain
+from luigid_process import Luigid, luigid
 
 # A shell's background job ignores Ctrl-C, and so would every command that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -58,7 +59,7 @@ def prepared(finished: SmallChain, fresh: SmallChain) -> SmallChain:
 
 
 @pytest.fixture
-def luigid(tmp_path: Path) -> Iterator[int]:
-    """The port of a real central scheduler."""
-    with central_scheduler(tmp_path) as port:
-        yield port
+def central(tmp_path: Path) -> Iterator[Luigid]:
+    """A real central scheduler."""
+    with luigid(tmp_path / "luigid") as process:
+        yield process

@@ -5,18 +5,15 @@ For every test of the whole chain: a run takes seconds, happens in an empty fold
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gzip
 import io
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +90,11 @@ def small_archive(path: Path, train: int = 240, test: int = 60, seed: int = 0) -
     files = {"batches.meta.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
     files |= {f"data_batch_{number}.bin": _records(half, seed + number) for number in (1, 2)}
     files["test_batch.bin"] = _records(test, seed + 99)
+    return archive_of(path, files)
+
+
+def archive_of(path: Path, files: dict[str, bytes]) -> Path:
+    """A `.tar.gz` that holds these files in CIFAR-10's folder."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in files.items():
@@ -116,31 +118,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def central_scheduler(folder: Path) -> Iterator[int]:
-    """A real luigid, whose state and log are in `folder`; gives its port."""
-    port = free_port()
-    program = "import sys; from luigi.cmdline import luigid; luigid(sys.argv[1:])"
-    place = ["--port", str(port), "--address", "127.0.0.1", "--state-path", str(folder / "luigid.state")]
-    with open(folder / "luigid.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, *place], env=clean_environment(), cwd=folder, stdout=log, stderr=log
-        )
-    try:
-        limit = time.monotonic() + LIMIT
-        while True:
-            assert process.poll() is None, (folder / "luigid.log").read_text()
-            assert time.monotonic() < limit
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=10).close()
-                break
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(LIMIT)
 
 
 class SmallChain:

@@ -6,7 +6,6 @@ import contextlib
 import html
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from luigi_runs import SmallChain, clean_environment, luigi_command
+from luigi_runs import SmallChain, clean_environment, free_port, luigi_command
 
 #: Seconds to wait for anything; it takes one or two, but the machine may be busy.
 PATIENCE = 120.0
@@ -40,9 +39,7 @@ class Luigid:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "luigid.txt"
         command = [str(Path(sys.executable).with_name("luigid")), "--address", "127.0.0.1", "--port", str(self.port)]

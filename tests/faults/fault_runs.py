@@ -6,19 +6,13 @@ Used by the tests of this folder and by `benchmarks/faults.py`.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import io
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tarfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,8 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from luigi_runs import CHECKOUT, archive_of, luigi_command
 
 #: Far more than anything here takes on a busy machine: a test must not depend on speed.
 PATIENCE = 120.0
@@ -54,14 +47,7 @@ def write_archive(path: Path, images: int = 148, seed: int = 1) -> Path:
             image[:, top : top + 16, left : left + 16] += 60
         rows = np.concatenate([labels[:, None], pixels.reshape(count, -1)], axis=1).astype(np.uint8)
         files[name] = rows.tobytes()
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    path.write_bytes(gzip.compress(buffer.getvalue(), 1, mtime=0))
-    return path
+    return archive_of(path, files)
 
 
 def tiny_config(archive: Path, **training: Any) -> dict[str, Any]:
@@ -121,7 +107,7 @@ class Place:
 
         With `host` on a host of that name that shares the folder and sees no process of another one (namespaces).
         """
-        line = [*another_host(host), *luigi(), "--module", "tasks", task]
+        line = [*another_host(host), *luigi_command(), "--module", "tasks", task]
         if task != "Verify":
             line += ["--config", "run.yaml" if relative else str(self.folder / "run.yaml")]
         line += ["--workspace", "artifacts" if relative else str(self.workspace), *arguments]
@@ -190,7 +176,7 @@ class Command:
         self._seen: dict[int, psutil.Process] = {}
         self._output = folder / f"output-{self.mark[:8]}.txt"
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("LUIGI", "CIFAR10_SOURCE"))}
-        path = os.pathsep.join(filter(None, (str(ROOT), clean.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (str(CHECKOUT), clean.get("PYTHONPATH"))))
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "FAULT_TEST_MARK": self.mark}
         with open(self._output, "wb") as output:
             self.process = subprocess.Popen(
@@ -279,39 +265,6 @@ class Command:
         return time.monotonic() - started
 
 
-class Luigid:
-    """A central scheduler of the test's own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.start()
-
-    @property
-    def argument(self) -> str:
-        return f"--scheduler-url=http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        script = Path(sys.executable).with_name("luigid")
-        line = [str(script), "--address", "127.0.0.1", "--port", str(self.port)]
-        line += ["--state-path", str(self.folder / "luigid-state"), "--logdir", str(self.folder)]
-        with open(self.folder / "luigid.txt", "ab") as output:
-            self.process = subprocess.Popen(line, stdout=output, stderr=output, cwd=self.folder)
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{self.port}/")
-                return
-            assert time.monotonic() < deadline, (self.folder / "luigid.txt").read_text()
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) * 2 // 3] ^= 4
@@ -364,14 +317,8 @@ def shiftable_clock(place: Place) -> Path:
     """Let the clocks of the place's commands go a day back once the file given back exists."""
     (place.folder / "sitecustomize.py").write_text(_CLOCK)
     jump = place.folder / "jump"
-    place.environment = {"VGG_TEST_CLOCK": str(jump), "PYTHONPATH": f"{place.folder}{os.pathsep}{ROOT}"}
+    place.environment = {"VGG_TEST_CLOCK": str(jump), "PYTHONPATH": f"{place.folder}{os.pathsep}{CHECKOUT}"}
     return jump
-
-
-def luigi() -> list[str]:
-    """The `luigi` command of this Python."""
-    script = Path(sys.executable).with_name("luigi")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "luigi"]
 
 
 def marked(mark: str) -> Iterator[int]:

@@ -8,11 +8,12 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_runs import Luigid, Place, another_host, copy_of, patient_client
+from fault_runs import Place, another_host, copy_of, patient_client
+from luigid_process import Luigid
 
 from pipeline.errors import AlreadyRunning
 from pipeline.storage import locks
@@ -20,13 +21,6 @@ from pipeline.storage import locks
 Undisturbed = Callable[..., str]
 
 WAIT = {"LUIGI_CONFIG_PATH": "wait.cfg"}
-
-
-@pytest.fixture
-def luigid(tmp_path: Path) -> Iterator[Luigid]:
-    scheduler = Luigid(tmp_path)
-    yield scheduler
-    scheduler.kill()
 
 
 def configure_waiting(place: Place) -> None:
@@ -134,23 +128,23 @@ def test_a_live_holder_is_named_and_a_holder_on_another_host_is_never_taken_for_
 
 
 def test_a_rerun_at_once_after_kill_9_runs_although_luigid_lists_the_dead_command(
-    place: Place, luigid: Luigid, undisturbed: Undisturbed
+    place: Place, central: Luigid, undisturbed: Undisturbed
 ) -> None:
-    command = place.start("TrainVGG", luigid.argument)
+    command = place.start("TrainVGG", *central.scheduler)
     command.wait_for(lambda: place.newest_step() > 10, "some steps")
     command.send(signal.SIGKILL)
     command.process.wait()
-    command = place.run("TrainVGG", luigid.argument)
+    command = place.run("TrainVGG", *central.scheduler)
     assert command.code == 0, command.output
     assert "luigid listed it as running in process" in command.output
     assert place.digest() == undisturbed()
 
 
-def test_a_second_command_under_luigid_leaves_with_10(place: Place, luigid: Luigid) -> None:
+def test_a_second_command_under_luigid_leaves_with_10(place: Place, central: Luigid) -> None:
     place.configure(epochs=3000)
-    first = place.start("TrainVGG", luigid.argument)
+    first = place.start("TrainVGG", *central.scheduler)
     first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
-    second = place.run("TrainVGG", luigid.argument).check(10)
+    second = place.run("TrainVGG", *central.scheduler).check(10)
     assert f"already running in process {first.process.pid}" in second.output
     first.send(signal.SIGTERM)
     first.finish(143)
@@ -158,13 +152,13 @@ def test_a_second_command_under_luigid_leaves_with_10(place: Place, luigid: Luig
 
 
 def test_with_overlap_wait_a_second_command_under_luigid_waits_and_takes_over_when_the_first_is_stopped(
-    place: Place, luigid: Luigid
+    place: Place, central: Luigid
 ) -> None:
     configure_waiting(place)
     place.configure(epochs=3000)
-    first = place.start("TrainVGG", luigid.argument)
+    first = place.start("TrainVGG", *central.scheduler)
     first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
-    second = place.start("TrainVGG", luigid.argument, **WAIT)
+    second = place.start("TrainVGG", *central.scheduler, **WAIT)
     second.wait_for(lambda: "waiting for it" in second.output, "a line about waiting")
     first.send(signal.SIGTERM)
     first.finish(143)
@@ -174,25 +168,24 @@ def test_with_overlap_wait_a_second_command_under_luigid_waits_and_takes_over_wh
 
 
 def test_with_overlap_wait_a_second_command_under_luigid_ends_well_when_the_first_did_it_all(
-    place: Place, luigid: Luigid
+    place: Place, central: Luigid
 ) -> None:
     configure_waiting(place)
-    first = place.start("TrainVGG", luigid.argument)
+    first = place.start("TrainVGG", *central.scheduler)
     first.wait_for(lambda: place.started("train"), "the training")
-    second = place.start("TrainVGG", luigid.argument, **WAIT)
+    second = place.start("TrainVGG", *central.scheduler, **WAIT)
     first.finish(0)
     second.finish(0)
     assert place.started("train") == 1
 
 
 def test_luigid_killed_and_restarted_while_training_changes_nothing(
-    place: Place, luigid: Luigid, undisturbed: Undisturbed
+    place: Place, central: Luigid, undisturbed: Undisturbed
 ) -> None:
     patient_client(place)
-    command = place.start("Export", luigid.argument)
+    command = place.start("Export", *central.scheduler)
     command.wait_for(lambda: place.newest_step() > 10, "some steps")
-    luigid.kill()
-    luigid.start()
+    central.restart()
     command.finish(0)
     assert place.digest() == undisturbed()
     assert (place.stage("export") / "manifest.json").exists()

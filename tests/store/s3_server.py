@@ -16,16 +16,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from luigi_runs import free_port
+
 SECRET = "a-secret-that-is-never-shown"
 
 #: Seconds that the client waits for an answer in these tests, and how long a slow server takes to give one.
 READ_TIMEOUT, SLOW = 3, 5.0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @contextlib.contextmanager

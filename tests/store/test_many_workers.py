@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from luigi_runs import central_scheduler
+from luigid_process import luigid
 from store_hosts import TINY, Bucket, Host, Running
 
 WIDTHS = (2, 3, 4, 5)
@@ -79,8 +79,8 @@ def team(request: pytest.FixtureRequest, tmp_path: Path, bucket: Bucket, host: A
         (shared / f"w{width}.yaml").write_text(yaml.safe_dump({**value, "training": training}))
     url = bucket.url if request.param == "store" else str(tmp_path / "artifacts")
     hosts = [host(f"host{number}") for number in range(4)]
-    with central_scheduler(tmp_path) as port:
-        yield Team(shared, url, bucket, hosts, port)
+    with luigid(tmp_path / "luigid") as central:
+        yield Team(shared, url, bucket, hosts, central.port)
 
 
 def test_three_workers_and_a_kill_train_every_run_once_and_make_one_page(team: Team) -> None:

@@ -232,20 +232,20 @@ except Exception as error:
 # --- the scheduler ----------------------------------------------------------------------------------------------------
 
 
-def test_it_works_with_a_central_scheduler(done, luigid):
+def test_it_works_with_a_central_scheduler(done, central):
     (done.folder("report") / "report.json").unlink()
-    place = ("--scheduler-host", "127.0.0.1", "--scheduler-port", str(luigid))
+    place = ("--scheduler-host", "127.0.0.1", "--scheduler-port", str(central.port))
     result = done.luigi("Report", scheduler=place)
     assert result.rc == 0, result.text
     assert result.ran == ["report"]
-    again = done.luigi("Report", scheduler=("--scheduler-url", f"http://127.0.0.1:{luigid}"))
+    again = done.luigi("Report", scheduler=central.scheduler)
     assert again.rc == 0, again.text
     assert again.ran == []
 
 
-def test_a_scheduler_that_is_named_in_luigi_cfg_is_the_one_that_is_asked(done, luigid):
+def test_a_scheduler_that_is_named_in_luigi_cfg_is_the_one_that_is_asked(done, central):
     (done.cwd / "luigi.cfg").write_text(
-        f"[core]\ndefault-scheduler-host = 127.0.0.1\ndefault-scheduler-port = {luigid}\n"
+        f"[core]\ndefault-scheduler-host = 127.0.0.1\ndefault-scheduler-port = {central.port}\n"
     )
     result = done.luigi("Report", scheduler=())
     assert result.rc == 0, result.text

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from luigi_runs import Result, clean_environment, luigi_command, run, small_archive
+from luigid_process import Luigid
 
 from pipeline import comparison
 from pipeline.errors import ConfigError
@@ -212,8 +213,8 @@ def test_reports_are_made_and_linked_when_asked_for(compared: tuple[Bench, Resul
     (folder.parent / "with-report").rename(bench.root / "put-aside")
 
 
-def test_two_commands_under_one_luigid_share_the_work(bench: Bench, luigid: int) -> None:
-    place = ("--scheduler-host", "127.0.0.1", "--scheduler-port", str(luigid), "--worker-keep-alive")
+def test_two_commands_under_one_luigid_share_the_work(bench: Bench, central: Luigid) -> None:
+    place = (*central.scheduler, "--worker-keep-alive")
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(bench.compare, '["narrow.yaml", "deep.yaml"]', scheduler=place) for _ in range(2)]
         results = [call.result() for call in calls]

@@ -24,12 +24,6 @@ _CHROMIUM = Path(__file__).parents[1] / "pipeline" / "report" / "chromium.py"
 
 
 @pytest.fixture
-def central(tmp_path: Path) -> Iterator[Luigid]:
-    with luigid(tmp_path / "luigid") as process:
-        yield process
-
-
-@pytest.fixture
 def chromium() -> Any:
     """The module that speaks to a headless browser."""
     found = sys.modules.get("chromium")

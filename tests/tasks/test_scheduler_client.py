@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from luigid_process import Luigid, luigid, started, wait_for
 
 import tasks
 from pipeline.workspace import Workspace
-
-
-@pytest.fixture
-def central(tmp_path: Path) -> Iterator[Luigid]:
-    with luigid(tmp_path / "luigid") as process:
-        yield process
 
 
 def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import model, runtime
-from pipeline.config import Config
+from pipeline.config import Config, with_classes
 from pipeline.errors import PipelineError
 from pipeline.files import human_size
 from pipeline.process import parent
@@ -158,7 +158,7 @@ def disk(chain: Chain) -> str:
 
 def needed_bytes(chain: Chain) -> int:
     """Roughly what is still to be written: data set and archive, weights, optimizer state, checkpoints, export."""
-    parameters = 4 * model.count_parameters(chain.config.architecture)
+    parameters = 4 * model.count_parameters(with_classes(chain.config, 10).architecture)  # what the data may say
     # Weights and momentum in `train`, in two checkpoints and the one being written; weights twice in `export`.
     run = chain.run()
     trained = run is not None and (run.stage("train") / MANIFEST).exists()

@@ -46,7 +46,7 @@ def publish_finished(chain: Chain, stage: str) -> bool:
     if not isinstance(storage, ObjectStorage) or folder is None or stage == "promote":
         return False
     recorded = manifest.read(folder)
-    here = Chain(Workspace(chain.workspace.root), chain.config, chain.generation)
+    here = Chain(Workspace(chain.workspace.root), chain.given, chain.generation)
     if recorded is None or here.why(stage) or manifest.damage(folder, recorded):
         return False
     _publish(chain, storage, stage, recorded_only=True)

@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.files import each_read_once
 from pipeline.text import counted
-from pipeline.workspace import Workspace, manifest, seed_generation, source_key, with_generation_seed
+from pipeline.workspace import Workspace, manifest, run_id, seed_generation, source_key, with_generation_seed
 from pipeline.workspace.freshness import Chain, shown_source
 
 
@@ -163,7 +163,10 @@ def _check_distinct(entries: Sequence[Entry]) -> None:
 
 def _name(configs: dict[str, Config], seeds: Sequence[int], entries: Sequence[Entry]) -> str:
     """A name for these runs, always the same for the same runs."""
-    identity = [[entry.chain.run_id, source_key(entry.chain.config.data)] for entry in entries]
+    identity = [
+        [run_id(entry.chain.given.architecture, entry.chain.generation), source_key(entry.chain.given.data)]
+        for entry in entries
+    ]
     digest = hashlib.sha256(json.dumps(sorted(identity)).encode()).hexdigest()[:8]
     return f"{counted(len(configs), 'configuration')} {counted(len(set(seeds)) or 1, 'seed')} {digest}".replace(
         " ", "-"

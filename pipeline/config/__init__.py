@@ -4,8 +4,7 @@ from pipeline.config.difference import differences
 from pipeline.config.loading import find, from_dict, from_record, load, load_launcher, ready_made_folder, with_launcher
 from pipeline.config.schema import (
     IMAGE_SIZE,
-    OFFICIAL_SHA256,
-    OFFICIAL_URL,
+    OFFICIAL,
     SAMPLE_LABEL,
     Architecture,
     Augmentation,
@@ -20,12 +19,12 @@ from pipeline.config.schema import (
     recorded_training,
     to_dict,
     to_record,
+    with_classes,
 )
 
 __all__ = [
     "IMAGE_SIZE",
-    "OFFICIAL_SHA256",
-    "OFFICIAL_URL",
+    "OFFICIAL",
     "SAMPLE_LABEL",
     "Architecture",
     "Augmentation",
@@ -47,5 +46,6 @@ __all__ = [
     "recorded_training",
     "to_dict",
     "to_record",
+    "with_classes",
     "with_launcher",
 ]

@@ -73,6 +73,14 @@ def _check_milestones(schedule: Schedule, where: str) -> None:
         raise ConfigError(f"{where}.milestones: found {schedule.milestones}, must be ascending")
 
 
+def check_classes(config: Config, where: str) -> None:
+    """Raise `ConfigError` for a network with too few outputs for a data set whose classes are known by its name."""
+    needed, found = config.data.classes, config.architecture.classes
+    if needed and found and found < needed:
+        found_here = f"found {found}, but {config.data.name} has {needed} classes"
+        raise ConfigError(f"{where}: {found_here}; set it to {needed}, or leave it out")
+
+
 #: Keys of the schedule and the kinds that use them.
 _SCHEDULE_KEYS = {
     "warmup_epochs": ("constant", "step", "cosine"),

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config.checks import check_meaning, check_schedule
+from pipeline.config.checks import check_classes, check_meaning, check_schedule
 from pipeline.config.difference import shown
 from pipeline.config.messages import explain
-from pipeline.config.schema import OFFICIAL_SHA256, OFFICIAL_URL, RENAMED, Config
+from pipeline.config.schema import OFFICIAL, RENAMED, Config, with_classes
 from pipeline.config.yaml_file import parse, read
 from pipeline.errors import ConfigError
 from pipeline.files import check_path, expanded
@@ -26,31 +26,31 @@ def load(path: str | os.PathLike[str]) -> Config:
 
     A name that does not exist here but is one of the ready-made files (`config/vgg11.yaml`) is read from the
     installed plugin. Relative paths inside the file are taken from the file's own folder. The environment
-    variable `CIFAR10_SOURCE` replaces the source of a `cifar10` data set.
+    variable `CIFAR10_SOURCE` replaces the source of a `cifar10` data set, `CIFAR100_SOURCE` that of `cifar100`.
     """
     check_path(path, "--config")
     file = find(path)
     text = read(file, str(path))
     config = (from_record if text.startswith(_RECORDED) else from_dict)(parse(text, str(path)), str(path))
     check_schedule(config.training, f"{path}: training.schedule")
+    check_classes(config, f"{path}: architecture.classes")
     launcher = config.launcher
     if isinstance(launcher, str):
         launcher = load_launcher(launcher, f"{path}: launcher", file.parent)
     data, training = config.data, config.training
-    override = os.environ.get("CIFAR10_SOURCE")
-    if override and data.name == "cifar10":
+    variable = f"{data.name.upper()}_SOURCE"
+    override = os.environ.get(variable) if data.name in OFFICIAL else None
+    if override:
         # Another source has another checksum, and the mirrors of the old one no longer apply.
-        data = msgspec.structs.replace(
-            data, source=_absolute(override, Path.cwd(), "CIFAR10_SOURCE"), sha256=None, mirrors=[]
-        )
+        data = msgspec.structs.replace(data, source=_absolute(override, Path.cwd(), variable), sha256=None, mirrors=[])
     else:
         data = msgspec.structs.replace(
             data,
             source=_absolute(data.source, file.parent, f"{path}: data.source"),
             mirrors=[_absolute(mirror, file.parent, f"{path}: data.mirrors") for mirror in data.mirrors],
         )
-        if data.source == OFFICIAL_URL and data.sha256 is None:
-            data = msgspec.structs.replace(data, sha256=OFFICIAL_SHA256)
+        sha256 = {official.url: official.sha256 for official in OFFICIAL.values()}.get(data.source)
+        data = msgspec.structs.replace(data, sha256=data.sha256 or sha256)
     if training.init_from is not None:
         where = f"{path}: training.init_from"
         training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent, where))
@@ -63,8 +63,11 @@ def from_dict(value: Any, where: str = "configuration") -> Config:
         config = msgspec.convert(value, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {explain(str(error), value)}") from None
+    if config.data.name in OFFICIAL and "source" not in value.get("data", ()):
+        data = msgspec.structs.replace(config.data, source=OFFICIAL[config.data.name].url)
+        config = msgspec.structs.replace(config, data=data)
     check_meaning(config, value, where)
-    return config
+    return with_classes(config, config.data.classes)
 
 
 def from_record(value: Any, where: str = "configuration") -> Config:

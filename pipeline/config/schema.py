@@ -7,15 +7,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 
 from pipeline import address
 
-OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-OFFICIAL_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+
+class Official(NamedTuple):
+    """A published data set: what people call it, and its archive in the binary layout."""
+
+    title: str
+    classes: int
+    url: str
+    sha256: str
+
+
+#: By `data.name`.
+OFFICIAL = {
+    "cifar10": Official(
+        "CIFAR-10",
+        10,
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
+    "cifar100": Official(
+        "CIFAR-100",
+        100,
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    ),
+}
 
 #: What people are told that the sample drawn by code is.
 SAMPLE_LABEL = "bundled sample, not CIFAR-10"
@@ -38,10 +61,10 @@ _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 
 
 class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the images come from. Without `source`, `cifar10` means the official archive."""
+    """Where the images come from. Without `source`, `cifar10` and `cifar100` mean their official archives."""
 
     name: _Name = "cifar10"
-    source: str = OFFICIAL_URL
+    source: str = OFFICIAL["cifar10"].url
     sha256: _Sha256 | None = None
     mirrors: list[str] = []
 
@@ -49,6 +72,11 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def is_sample(self) -> bool:
         """True for the sample drawn by code, which is not CIFAR-10."""
         return self.source == "bundled"
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the data set has by its name; None when only its images can tell."""
+        return 10 if self.is_sample else OFFICIAL[self.name].classes if self.name in OFFICIAL else None
 
 
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +89,14 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     batch_norm: bool = False
     dense: list[_Width] = msgspec.field(default_factory=lambda: [4096, 4096])
     dropout: _Fraction = 0.5
-    classes: Annotated[int, Meta(ge=2, le=256)] = 10
+    #: None: as many as the data set has, see `with_classes` and `pipeline.workspace.freshness.Chain.config`.
+    classes: Annotated[int, Meta(ge=2, le=256)] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """`classes`, which must be known."""
+        assert self.classes is not None
+        return self.classes
 
 
 class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,6 +197,14 @@ def fingerprint(architecture: Architecture) -> str:
     """SHA-256 (64 hex digits) over the canonical JSON of the architecture's values and the key version."""
     value = {"key_version": ARCHITECTURE_KEY_VERSION, "architecture": msgspec.to_builtins(architecture)}
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def with_classes(config: Config, classes: int | None) -> Config:
+    """`config` for a data set of so many classes, unless it says itself how many outputs the network has."""
+    if config.architecture.classes is not None or classes is None:
+        return config
+    architecture = msgspec.structs.replace(config.architecture, classes=classes)
+    return msgspec.structs.replace(config, architecture=architecture)
 
 
 def to_dict(config: Struct) -> dict[str, Any]:

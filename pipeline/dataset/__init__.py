@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import OFFICIAL_SHA256, SAMPLE_LABEL, Data
+from pipeline.config import OFFICIAL, SAMPLE_LABEL, Data
 from pipeline.dataset import download, source, store
 from pipeline.dataset.layouts import Content
 from pipeline.dataset.store import Dataset, load
@@ -34,7 +34,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
 
     Raises `DataError` when no source gives the data set, `WorkspaceError` when it cannot be stored.
     """
-    data = chain.config.data
+    data = chain.given.data
     pointer = chain.workspace.source_pointer(data)
     partial = pointer.with_suffix(".unpacking")
     try:
@@ -71,8 +71,8 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
         np.bincount(np.concatenate([batch.labels for batch in split]), minlength=len(content.classes)).tolist()
         for split in (content.train, content.test)
     )
-    official = archive_sha256 == OFFICIAL_SHA256
-    label = "CIFAR-10, the official archive" if official else f"{data.name}, not the official archive"
+    official = next((known for known in OFFICIAL.values() if known.sha256 == archive_sha256), None)
+    label = f"{official.title}, the official archive" if official else f"{data.name}, not the official archive"
     return {
         "name": data.name,
         "digest": store.digest(content),
@@ -82,7 +82,7 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
         "train_per_class": train,
         "test_per_class": test,
         "sample": data.is_sample,
-        "official": official,
+        "official": official is not None,
         "archive_sha256": archive_sha256,
         "layout": "drawn" if data.is_sample else content.layout,
         "label": SAMPLE_LABEL if data.is_sample else label,
@@ -92,13 +92,16 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
 def _pointer(
     data: Data, dataset: str, stat: sources.State | None, details: dict[str, Any], before: dict[str, Any] | None
 ) -> dict[str, Any]:
-    known = sources.recorded(before) if before and before["digest"] == details["digest"] else []
+    same = before if before and before["digest"] == details["digest"] else None
+    known = sources.recorded(same) if same else []
     return {
         "schema": _POINTER_SCHEMA,
         "dataset": dataset,
         "source": shown_source(data),
         "stat": stat,
         "copies": [state for state in known if state not in (None, stat)][:_COPIES],
+        # What was said of these images stays, so that finished runs stay those of the configuration.
+        "classes": same["classes"] if same else max(2, len(details["classes"])),
         **{key: details[key] for key in ("digest", "official", "sample", "label")},
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import address
 from pipeline.config import Config
 from pipeline.dataset import archive, download, sample
-from pipeline.dataset.layouts import CIFAR10_CLASSES, Collector, Content
+from pipeline.dataset.layouts import Collector, Content
 from pipeline.dataset.refusal import ADVICE, Refused
 from pipeline.errors import DataError, SourceUnreachable
 from pipeline.process.child import Reporter
@@ -25,11 +25,10 @@ Fetched = tuple[Content, str | None]
 
 def fetch(chain: Chain, reporter: Reporter) -> Fetched:
     """Get and check the configured data set. Raises `DataError` naming every source and why it was not used."""
-    data = chain.config.data
-    _check_classes(chain.config)
+    data = chain.given.data
     if data.is_sample:
         reporter.progress(0.0, "drawing the bundled sample")
-        return _drawn(chain.config), None
+        return _drawn(chain.given), None
     failures: list[tuple[str, Refused]] = []
     for location in (data.source, *data.mirrors):
         name = address.shown(location)
@@ -37,7 +36,7 @@ def fetch(chain: Chain, reporter: Reporter) -> Fetched:
             reporter.note(f"{failures[-1][0]}: {failures[-1][1]}; trying the next mirror")
         try:
             local = _local_path(location)
-            return _read(chain.config, local, reporter) if local else _download(chain, location, name, reporter)
+            return _read(chain.given, local, reporter) if local else _download(chain, location, name, reporter)
         except Refused as refused:
             failures.append((str(local) if local else name, refused))
         except MemoryError:
@@ -50,7 +49,7 @@ def fetch(chain: Chain, reporter: Reporter) -> Fetched:
 
 def downloaded(chain: Chain) -> Path:
     """Where a downloaded archive waits until its data set is made."""
-    data = chain.config.data
+    data = chain.given.data
     return chain.workspace.downloads / f"{data.name}-{source_key(data)}.archive"
 
 
@@ -58,18 +57,18 @@ def _download(chain: Chain, location: str, name: str, reporter: Reporter) -> Fet
     target = downloaded(chain)
     if target.exists():  # a killed run downloaded it, but did not get to unpack it
         try:
-            return _read_download(chain.config, target, reporter)
+            return _read_download(chain.given, target, reporter)
         except Refused as refused:
             reporter.note(f"{name}: {refused}; downloading it again")
     reporter.note(f"downloading {name}")
     download.download(
         location,
         target,
-        chain.config.data.sha256,
+        chain.given.data.sha256,
         lambda fraction, message: reporter.progress(0.7 * fraction, f"{message} from {name}"),
         lambda message: reporter.note(f"{name}: {message}"),
     )
-    return _read_download(chain.config, target, reporter)
+    return _read_download(chain.given, target, reporter)
 
 
 def _read_download(config: Config, target: Path, reporter: Reporter) -> Fetched:
@@ -102,20 +101,7 @@ def _drawn(config: Config) -> Content:
 
 
 def _collector(config: Config) -> Collector:
-    return Collector(config.data.name == "cifar10", _own_classes(config) or config.architecture.classes)
-
-
-def _own_classes(config: Config) -> int:
-    """How many classes the data set has by its name; 0 when only its files can tell."""
-    return len(CIFAR10_CLASSES) if config.data.name == "cifar10" or config.data.is_sample else 0
-
-
-def _check_classes(config: Config) -> None:
-    """A network with too few outputs for the data set cannot be trained on it."""
-    needed, classes = _own_classes(config), config.architecture.classes
-    if classes < needed:
-        found = f"found {classes}, but {config.data.name} has {needed} classes"
-        raise DataError(f"architecture.classes: {found}; set it to {needed}")
+    return Collector(config.data.name == "cifar10", config.data.classes or config.architecture.classes or 256)
 
 
 def _local_path(location: str) -> Path | None:

@@ -54,7 +54,7 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
         net.add(nn.Dense(width, activation="relu", in_units=units, prefix=f"vgg_dense{index}_"))
         net.add(nn.Dropout(architecture.dropout, prefix=f"vgg_dropout{index}_"))
         units = width
-    net.add(nn.Dense(architecture.classes, in_units=units, prefix="vgg_output_"))
+    net.add(nn.Dense(architecture.outputs, in_units=units, prefix="vgg_output_"))
     return net
 
 
@@ -102,7 +102,7 @@ def layer_table(architecture: Architecture) -> list[Layer]:
         size //= 2
         layers.append(Layer(f"{index}.{position}", "max pool 2x2", index, (channels, size, size), 0, 0))
     units, position = _flat_size(architecture), len(architecture.conv_arch)
-    for width, kind in [*((width, "dense") for width in architecture.dense), (architecture.classes, "output")]:
+    for width, kind in [*((width, "dense") for width in architecture.dense), (architecture.outputs, "output")]:
         layers.append(Layer(str(position), kind, -1, (width,), units * width + width, units * width))
         units, position = width, position + 2  # a dropout follows each dense layer
     return layers

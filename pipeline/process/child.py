@@ -37,11 +37,14 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 LOCK_SECONDS = PARENT_TIMEOUT + GRACE_SECONDS + 15
 
 
-def request(chain: Chain, **options: Any) -> dict[str, Any]:
-    """What a parent has to send so that `chain_of` gives the same chain in the stage's process."""
+def request(chain: Chain, stage: str, **options: Any) -> dict[str, Any]:
+    """What a parent has to send so that `chain_of` gives the same chain in the stage's process.
+
+    How many classes there are is what the stage `dataset` finds out; for all others it is settled here.
+    """
     return {
         "workspace": str(chain.workspace.root.absolute()),
-        "config": configuration.to_dict(chain.config),
+        "config": configuration.to_dict(chain.given if stage == "dataset" else chain.config),
         "generation": chain.generation,
         "options": options,
     }

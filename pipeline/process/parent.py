@@ -76,7 +76,7 @@ def run_stage(
         on_event({"event": "note", "message": misread})
     several = stage == "train" and chain.config.distributed.workers > 1
     monitor = Monitor(launcher, log) if launcher or several else None
-    about = request(chain, **(options or {}), **({"launched": True} if launcher else {}))
+    about = request(chain, stage, **(options or {}), **({"launched": True} if launcher else {}))
     words = command(stage)
     if launcher:
         words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])

@@ -164,7 +164,9 @@ class Supervisor:
             own = {**options, "rank": rank, "supervisor": os.getpid()}
             own.pop("launched", None)
             times = {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": self.heartbeat_timeout}
-            self._start("worker", environment, rank).send(json.dumps({**child.request(self.chain, **own), **times}))
+            self._start("worker", environment, rank).send(
+                json.dumps({**child.request(self.chain, "train", **own), **times})
+            )
 
     def _environment(self, address: tuple[str, int]) -> dict[str, str]:
         host, port = address

@@ -49,7 +49,7 @@ class Network:
         self.training, self.devices, self.precision = training, devices, precision
         self.net = model.build(architecture, precision)
         self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
-        self.loss = Loss(mx, training.label_smoothing, architecture.classes)
+        self.loss = Loss(mx, training.label_smoothing, architecture.outputs)
         for block in (self.net, self.loss.block):
             block.hybridize(static_alloc=True, static_shape=True)
         self.parameters = model.parameters(self.net)

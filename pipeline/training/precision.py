@@ -106,7 +106,7 @@ def _speed(precision: str, architecture: Architecture, count: int) -> float:
     network.start_epoch([])
     generator = np.random.default_rng(0)
     images = generator.random((count, 3, 32, 32), dtype=np.float32)
-    labels = generator.integers(0, architecture.classes, count).astype(np.float32)
+    labels = generator.integers(0, architecture.outputs, count).astype(np.float32)
     started = 0.0
     for step in range(2 + _STEPS):
         if step == 2:  # the first steps choose algorithms and plan memory

@@ -78,7 +78,7 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
     with group.leader_first():
         chosen, why = precision.choose(architecture, training, devices, run)
     data = dataset.load(run.workspace.dataset(run.dataset_id), verify=True)
-    if len(data.classes) > architecture.classes:
+    if len(data.classes) > architecture.outputs:
         raise ConfigError(
             f"architecture.classes: found {architecture.classes}, but {run.dataset_id} has {len(data.classes)} classes"
         )

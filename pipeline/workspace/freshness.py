@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipeline import address
-from pipeline.config import Config, Data, differences, recorded_training, to_dict
+from pipeline.config import Config, Data, differences, recorded_training, to_dict, with_classes
 from pipeline.files import read_json
 from pipeline.workspace import RUN_FOLDERS, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
 
@@ -44,6 +44,8 @@ class _Source(Struct, frozen=True):
     stat: dict[str, Any] | None = None
     official: bool = False
     label: str = ""
+    #: Outputs of a network whose configuration does not say. Earlier versions made ten of them, whatever the data.
+    classes: Annotated[int, Meta(ge=2, le=256)] = 10
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,17 @@ class Chain:
     """One configuration in one workspace, in one generation."""
 
     workspace: Workspace
-    config: Config
+    #: The configuration as it was given.
+    given: Config
     generation: str = ""
+
+    @property
+    def config(self) -> Config:
+        """The configuration, with `architecture.classes` as the data set has it, once there is one."""
+        if self.given.architecture.classes is not None:
+            return self.given
+        record = self.source_record()
+        return with_classes(self.given, record["classes"] if record else None)
 
     @property
     def run_id(self) -> str:
@@ -60,7 +71,7 @@ class Chain:
 
     def source_record(self) -> dict[str, Any] | None:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
-        data = self.config.data
+        data = self.given.data
         record = read_json(self.workspace.source_pointer(data)) or read_json(self.workspace.former_pointer(data))
         return self.source_in(record)
 
@@ -70,7 +81,9 @@ class Chain:
             known = msgspec.convert(record, _Source)
         except msgspec.ValidationError:
             return None
-        return {"stat": None, **record} if known.dataset == dataset_id(self.config.data.name, known.digest) else None
+        if known.dataset != dataset_id(self.given.data.name, known.digest):
+            return None
+        return {"stat": None, **record, "classes": known.classes}
 
     def dataset_folder(self) -> Path | None:
         record = self.source_record()

@@ -108,7 +108,7 @@ def test_a_launcher_that_starts_nothing_is_one_line(chain: SmallChain, words: li
 
 def test_a_training_whose_parent_fell_silent_checkpoints_and_ends(chain: SmallChain) -> None:
     chain.configure(training__epochs=100_000)
-    request = {**child.request(chain.chain()), "watchdog_seconds": 3, "heartbeat_seconds": 1}
+    request = {**child.request(chain.chain(), "train"), "watchdog_seconds": 3, "heartbeat_seconds": 1}
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.training"],
         stdin=subprocess.PIPE,

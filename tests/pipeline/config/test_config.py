@@ -231,6 +231,9 @@ def test_the_official_archive_comes_with_its_checksum(write):
     data = load(write(changed("{name: mini, source: mini.tar.gz}", "{}"))).data
     assert data.source == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     assert data.sha256 == "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+    data = load(write(changed("{name: mini, source: mini.tar.gz}", "{name: cifar100}"))).data
+    assert data.source == "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+    assert data.sha256 == "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
 
 
 def test_the_fingerprint_goes_by_values_alone(write):
@@ -239,7 +242,7 @@ def test_the_fingerprint_goes_by_values_alone(write):
     backwards = {key: {k: value[key][k] for k in reversed(value[key])} for key in ("training", "data", "architecture")}
     spelled_out = write(yaml.safe_dump({**backwards, "device": "auto"}, sort_keys=False))
     assert fingerprint(load(spelled_out).architecture) == fingerprint(plain)
-    defaults = load(write(changed("dense: [16]", "dense: [16], dropout: 0.5, classes: 10")))
+    defaults = load(write(changed("dense: [16]", "dense: [16], dropout: 0.5")))
     assert fingerprint(defaults.architecture) == fingerprint(plain), "a default that is spelled out"
 
 
@@ -258,6 +261,24 @@ def test_the_fingerprint_goes_by_values_alone(write):
 def test_any_other_value_of_the_architecture_is_another_fingerprint(write, old, new):
     before = load(write(TEXT)).fingerprint
     assert load(write(changed(old, new))).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("data", "classes"),
+    [("{}", 10), ("{name: cifar10}", 10), ("{name: sample, source: bundled}", 10), ("{name: cifar100}", 100)],
+)
+def test_classes_that_are_known_by_the_data_set_s_name_need_not_be_given(write, data, classes):
+    text = changed("{name: mini, source: mini.tar.gz}", data)
+    config = load(write(text))
+    assert config.architecture.classes == classes
+    assert load(write(text.replace("dense: [16]", f"dense: [16], classes: {classes}"))) == config
+    wrong = write(text.replace("dense: [16]", "dense: [16], classes: 4"))
+    with pytest.raises(ConfigError, match=rf"found 4, but \w+ has {classes} classes; set it to {classes}"):
+        load(wrong)
+
+
+def test_classes_of_any_other_data_set_are_known_when_it_is_there(write):
+    assert load(write(TEXT)).architecture.classes is None
 
 
 def test_nothing_outside_the_architecture_is_in_the_fingerprint(write):

@@ -26,7 +26,7 @@ def reporter() -> Recorder:
 def chain(tmp_path: Path) -> Callable[..., Chain]:
     """A chain in a fresh workspace: `chain(source, name="mini", classes=4, **data)`."""
 
-    def make(source: object, name: str = "mini", classes: int = 4, **data: Any) -> Chain:
+    def make(source: object, name: str = "mini", classes: int | None = 4, **data: Any) -> Chain:
         value = {
             "data": {"name": name, "source": str(source), **data},
             "architecture": {"name": "tiny", "conv_arch": [[1, 4]], "classes": classes},

@@ -47,7 +47,7 @@ def test_a_device_makes_the_very_batches_that_numpy_makes(augmentation):
 @pytest.mark.parametrize("device", ["cpu", "cpu:0,1", "cpu:0,1,2"])
 def test_a_network_that_holds_the_images_trains_to_the_same_weights(device):
     source, training = made_of({"pad_crop": 4, "flip": "random"}, batch_size=13)
-    keys = {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": []}
+    keys = {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": [], "classes": 10}
     weights = []
     for held in (False, True):
         network = Network(msgspec.convert(keys, Architecture), training, runtime.devices(device), "float32")

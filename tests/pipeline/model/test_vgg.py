@@ -108,7 +108,8 @@ from pipeline.config import Architecture
 mx = runtime.mxnet()
 from mxnet.contrib import amp
 amp.init("bfloat16")
-architecture = Architecture(name="tiny", conv_arch=[(1, 4), (2, 8)], batch_norm=sys.argv[1] == "True", dense=[])
+keys = {"batch_norm": sys.argv[1] == "True", "dense": [], "classes": 10}
+architecture = Architecture(name="tiny", conv_arch=[(1, 4), (2, 8)], **keys)
 graph = model.build(architecture, "bfloat16")(mx.sym.var("images"))
 nodes = json.loads(graph.tojson(remove_amp_cast=False))["nodes"]
 print(json.dumps([nodes[node["inputs"][0][0]]["op"] == "amp_cast" for node in nodes if node["op"] == "Convolution"]))

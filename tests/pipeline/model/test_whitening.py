@@ -56,7 +56,7 @@ def test_images_of_one_colour_give_finite_filters() -> None:
 
 
 def test_a_network_starts_with_them_and_is_otherwise_what_it_was() -> None:
-    architecture = Architecture(name="tiny", conv_arch=[(1, 8), (1, 8)], batch_norm=True, dense=[])
+    architecture = Architecture(name="tiny", conv_arch=[(1, 8), (1, 8)], batch_norm=True, dense=[], classes=10)
     states = []
     filters = whitening.filters(smooth_images(), Normalisation(), 6)
     for first_filters in (None, filters):

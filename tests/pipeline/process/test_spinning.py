@@ -152,7 +152,7 @@ from pipeline.process import spinning
 from pipeline.config import Architecture, Training
 from pipeline.training.network import Network
 mx = runtime.mxnet()
-architecture = Architecture(name="tiny", conv_arch=[[1, 16], [1, 32]])
+architecture = Architecture(name="tiny", conv_arch=[[1, 16], [1, 32]], classes=10)
 network = Network(architecture, Training(epochs=1), runtime.devices("cpu"), "float32")
 network.initialize(3)
 network.start_epoch([])

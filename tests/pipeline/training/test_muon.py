@@ -12,7 +12,7 @@ from pipeline.config import Architecture, Training
 from pipeline.training import muon
 from pipeline.training.network import Network
 
-ARCHITECTURE = Architecture(name="tiny", conv_arch=[(1, 8), (1, 16)], batch_norm=True, dense=[])
+ARCHITECTURE = Architecture(name="tiny", conv_arch=[(1, 8), (1, 16)], batch_norm=True, dense=[], classes=10)
 TRAINING = Training(epochs=1, batch_size=16, optimizer="muon", learning_rate=0.1, momentum=0.6, weight_decay=1e-3)
 
 

@@ -10,7 +10,13 @@ from pipeline.config import Architecture, Training
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.training.network import Network
 
-WIDE = {"name": "wide", "conv_arch": [[1, 16], [1, 32], [2, 64], [2, 128]], "batch_norm": True, "dense": []}
+WIDE = {
+    "name": "wide",
+    "conv_arch": [[1, 16], [1, 32], [2, 64], [2, 128]],
+    "batch_norm": True,
+    "dense": [],
+    "classes": 10,
+}
 
 
 def test_validation_right_after_a_step_uses_the_running_statistics_of_that_step():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from pipeline import runtime
@@ -13,7 +12,7 @@ from pipeline.errors import DeviceError
 from pipeline.training import precision
 from pipeline.workspace import Workspace, manifest
 
-TINY = msgspec.convert({"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": []}, Architecture)
+TINY = Architecture(name="tiny", conv_arch=[(1, 4), (1, 8)], batch_norm=True, dense=[], classes=10)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Time to an accuracy: the whole command from archive to report, and its training alone, over several seeds.
+"""Time to an accuracy: the whole command from archive to report, its training, and each stage, over several seeds.
 
 Every seed starts from nothing, so each run downloads or unpacks, trains, evaluates, exports and reports. Accuracy is
-measured on the test images once, after the last epoch.
+measured on the test images once, after the last epoch. Seconds of CPU (user and system, of all processes) tell what
+the work costs also on a machine that is not idle.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -40,7 +42,10 @@ def one(config: str, seed: int) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         path = bench.write_config(folder / "bench.yaml", value)
+        cpu = cpu_seconds()
         seconds = bench.luigi("Report", "--config", str(path), "--workspace", str(folder / "artifacts"))
+        cpu = cpu_seconds() - cpu
+        events = [json.loads(line) for line in (folder / "artifacts" / "events.jsonl").read_text().splitlines()]
         trained = bench.read_manifest(folder / "artifacts", "train")["details"]
         (metrics,) = folder.glob("artifacts/runs/*/*/evaluate/metrics.json")
         return {
@@ -48,12 +53,34 @@ def one(config: str, seed: int) -> dict[str, Any]:
             "accuracy": json.loads(metrics.read_text())["accuracy"],
             "training_seconds": trained["seconds"],
             "command_seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu, 2),
+            "stage_seconds": {event["stage"]: event["seconds"] for event in events if event["event"] == "finished"},
             "epochs": trained["epochs"],
             "precision": trained["precision"],
             "data": trained["dataset"]["label"],
         }
     finally:
         shutil.rmtree(folder)
+
+
+def cpu_seconds() -> float:
+    """Of all processes that have ended so far, those of the stages included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def parts(run: dict[str, Any]) -> dict[str, float]:
+    """The seconds of the whole command, by what they went into."""
+    epochs, stages = run["training_seconds"], run["stage_seconds"]
+    found = {
+        "Luigi, before, between and after the stages": run["command_seconds"] - sum(stages.values()),
+        **{stage if stage != "train" else "train, without its epochs": seconds for stage, seconds in stages.items()},
+        "archive to report, without the epochs": run["command_seconds"] - epochs,
+        "archive to report": run["command_seconds"],
+        "CPU, all processes": run["cpu_seconds"],
+    }
+    found["train, without its epochs"] -= epochs
+    return found
 
 
 def report(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
@@ -64,6 +91,9 @@ def report(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     source = os.environ.get("CIFAR10_SOURCE", "the configured source")
     title = f"{Path(options.config).name}, {runs[0]['data']} ({Path(source).name}), {runs[0]['epochs']} epochs"
     bench.table(title, ("seed", "test accuracy", "training, s", "whole command, s"), rows)
+    columns = [(name, [parts(run)[name] for run in runs]) for name in parts(runs[0])]
+    shown = [(name, f"{bench.median(values):.2f}", bench.spread(values)) for name, values in columns]
+    bench.table(f"seconds by stage, median of {len(runs)}", ("what", "seconds", "range"), shown)
     print(f"{reached} of {len(runs)} seeds reach {options.target:.2%}")
     bench.finish("time_to_accuracy", {"config": options.config, "target": options.target, "runs": runs})
     sys.exit(reached < len(runs))

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline import __version__
 from pipeline.errors import DeviceError
 from pipeline.process import spinning
 from pipeline.process.cores import thread_environment
+from pipeline.runtime.quick_import import quick_import
 
 #: The NVIDIA libraries that mxnet-cu11x is linked against, in the order in which they must be loaded.
 CUDA_LIBRARIES = (
@@ -48,17 +49,17 @@ def mxnet() -> Any:
     """The imported `mxnet` module. Raises `DeviceError` when it cannot be imported, saying why and what to do."""
     _check_python()
     _check_environment()
-    _check_packages()
+    installed = _check_packages()
     # Set before the import: MXNet reads it once, when its library is loaded.
     os.environ.update(thread_environment(os.environ))
     _load.append(spinning.Load())
-    _preload_cuda_libraries()
+    _preload_cuda_libraries(installed)
     import numpy
 
     if "bool" not in vars(numpy):
         numpy.bool = numpy.bool_  # type: ignore[attr-defined]  # mxnet 1.9.1 still uses it, numpy 1.24 removed it
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quick_import():
             warnings.simplefilter("ignore")
             _provide_distutils()
             import mxnet as mx
@@ -92,9 +93,9 @@ def native_library() -> Any:
 
     Enough for a parameter server. Raises `DeviceError` when it cannot be loaded.
     """
-    _check_packages()
+    installed = _check_packages()
     os.environ.update(thread_environment(os.environ))
-    _preload_cuda_libraries()
+    _preload_cuda_libraries(installed)
     package = importlib.util.find_spec("mxnet")
     assert package is not None
     assert package.origin is not None
@@ -138,7 +139,8 @@ def _check_environment() -> None:
             raise DeviceError(f"{name}: found {value!r}, expected a number of threads, at least 1: unset it")
 
 
-def _check_packages() -> None:
+def _check_packages() -> list[str]:
+    """The names of the installed distributions of MXNet, which is one."""
     installed = installed_mxnets()
     if not installed:
         raise DeviceError("mxnet is not installed: pip install mxnet==1.9.1")
@@ -151,6 +153,7 @@ def _check_packages() -> None:
     numpy_version = metadata.version("numpy")
     if int(numpy_version.split(".")[0]) >= 2:
         raise DeviceError(f"numpy {numpy_version} is too new for mxnet 1.9.1: pip install 'numpy>=1.23,<2'")
+    return installed
 
 
 def _provide_distutils() -> None:
@@ -163,9 +166,9 @@ def _provide_distutils() -> None:
         importlib.import_module("setuptools")
 
 
-def _preload_cuda_libraries() -> None:
+def _preload_cuda_libraries(installed: Sequence[str]) -> None:
     """Load the pip-installed CUDA 11 libraries so that mxnet-cu11x finds them without LD_LIBRARY_PATH."""
-    if not any(name.startswith("mxnet-cu11") for name in installed_mxnets()):
+    if not any(name.startswith("mxnet-cu11") for name in installed):
         return
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec else []

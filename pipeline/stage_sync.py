@@ -212,7 +212,7 @@ def _publish_source(chain: Chain, storage: ObjectStorage) -> None:
     content, theirs = storage.store.read(storage.key(pointer)), None
     with contextlib.suppress(ValueError, RecursionError):
         theirs = chain.source_in(json.loads(content or b"null"))
-    own = {"stat": None, "copies": None}
+    own = dict.fromkeys(("stat", "copies", "read", "change"))
     if content is not None and theirs is not None and {**theirs, **own} == {**mine, **own}:
         storage.copies.write(storage.key(pointer), content)
         refresh([chain], since=time.monotonic())

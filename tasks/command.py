@@ -26,6 +26,7 @@ from pipeline import streams
 from pipeline.doctor import semaphores
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.process.child import GRACE_SECONDS
+from pipeline.workspace.freshness import begin_command
 from tasks import command_log, mistakes, scheduler_client, terminal
 from tasks.exit_codes import (
     BAD_CONFIGURATION,
@@ -58,6 +59,7 @@ def install() -> None:
     if is_command():
         return
     take_the_command()
+    begin_command()
     streams.forgive()
     tell_errors_in_one_line()
     command_log.set_up()

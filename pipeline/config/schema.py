@@ -67,6 +67,8 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: str = OFFICIAL["cifar10"].url
     sha256: _Sha256 | None = None
     mirrors: list[str] = []
+    #: For a folder of images that does not say which ones are for the test: the share of them that is.
+    test_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.2
 
     @property
     def is_sample(self) -> bool:

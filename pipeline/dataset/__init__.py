@@ -6,6 +6,7 @@ data set this source turned out to be.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.dataset.store import Dataset, load
 from pipeline.errors import from_os_error
 from pipeline.files import remove_debris, write_json
 from pipeline.process.child import Reporter
-from pipeline.workspace import dataset_id, sources
+from pipeline.workspace import dataset_id, image_folder, sources
 from pipeline.workspace.freshness import Chain, shown_source
 
 __all__ = ["Dataset", "load", "prepare"]
@@ -49,11 +50,18 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
         # Another source may turn out to be the same data set, at this very moment.
         with chain.workspace.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
             manifest = _reuse(folder, details) or store.write(folder, content, partial, details)
-            write_json(pointer, _pointer(data, folder.name, stat, details, chain.source_record()))
+            record = _pointer(chain, folder.name, stat, content, details)
+            if content.images is not None:
+                image_folder.write(chain.workspace.source_listing(data), content.images)
+            write_json(pointer, record)
         download.remove(source.downloaded(chain))
     except OSError as error:
         raise from_os_error(error, "store the data set") from error
     reporter.progress(1.0, details["label"])
+    for remark in content.remarks:
+        reporter.note(remark)
+    if change := record["change"]:
+        reporter.note(f"changed since {change['since']}" + (f": {change['what']}" if change["what"] else ""))
     reporter.note(_summary(details))
     return manifest
 
@@ -72,7 +80,8 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
         for split in (content.train, content.test)
     )
     official = next((known for known in OFFICIAL.values() if known.sha256 == archive_sha256), None)
-    label = f"{official.title}, the official archive" if official else f"{data.name}, not the official archive"
+    other = data.name if content.layout == "images" else f"{data.name}, not the official archive"
+    label = f"{official.title}, the official archive" if official else other
     return {
         "name": data.name,
         "digest": store.digest(content),
@@ -86,12 +95,14 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
         "archive_sha256": archive_sha256,
         "layout": "drawn" if data.is_sample else content.layout,
         "label": SAMPLE_LABEL if data.is_sample else label,
+        **({"remarks": content.remarks} if content.remarks else {}),
     }
 
 
 def _pointer(
-    data: Data, dataset: str, stat: sources.State | None, details: dict[str, Any], before: dict[str, Any] | None
+    chain: Chain, dataset: str, stat: sources.State | None, content: Content, details: dict[str, Any]
 ) -> dict[str, Any]:
+    data, before = chain.given.data, chain.source_record()
     same = before if before and before["digest"] == details["digest"] else None
     known = sources.recorded(same) if same else []
     return {
@@ -99,11 +110,22 @@ def _pointer(
         "dataset": dataset,
         "source": shown_source(data),
         "stat": stat,
+        "read": time.time(),
         "copies": [state for state in known if state not in (None, stat)][:_COPIES],
+        "change": same.get("change") if same else _change(chain, before, content),
         # What was said of these images stays, so that finished runs stay those of the configuration.
         "classes": same["classes"] if same else max(2, len(details["classes"])),
         **{key: details[key] for key in ("digest", "official", "sample", "label")},
     }
+
+
+def _change(chain: Chain, before: dict[str, Any] | None, content: Content) -> dict[str, str] | None:
+    """Since which data set the source has changed, and how, as far as that is known."""
+    if before is None:
+        return None
+    listed = image_folder.read(chain.workspace.source_listing(chain.given.data))
+    what = image_folder.difference(listed, content.images) if listed and content.images else ""
+    return {"since": before["dataset"], "what": what}
 
 
 def _summary(details: dict[str, Any]) -> str:

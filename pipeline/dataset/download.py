@@ -184,6 +184,9 @@ def _get(session: requests.Session, url: str, offset: int, validator: str | None
         raise Refused(_reason(error)) from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _TryAgain(_reason(error)) from None
+    except requests.exceptions.InvalidSchema:
+        advice = "get it onto this machine and set data.source to its path; a folder of images cannot be anywhere else"
+        raise Refused("is not an address that can be downloaded: only http and https are", advice) from None
     except (requests.RequestException, ValueError) as error:
         raise Refused(f"is not an address that can be downloaded ({type(error).__name__})") from None
     status = response.status_code

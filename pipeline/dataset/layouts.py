@@ -8,7 +8,7 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html
 from __future__ import annotations
 
 import concurrent.futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import pickles
 from pipeline.dataset.refusal import ADVICE, Refused, shown
+from pipeline.workspace.image_folder import Images
 from pipeline.workspace.sources import BATCH, META
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -46,6 +47,10 @@ class Content:
     test: list[Batch]
     classes: list[str]
     layout: str
+    #: What people should know of it, a line each.
+    remarks: list[str] = field(default_factory=list)
+    #: The images that were read, when they came from a folder of images.
+    images: Images | None = None
 
 
 class Collector:

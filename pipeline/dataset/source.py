@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pipeline import address
 from pipeline.config import Config
-from pipeline.dataset import archive, download, sample
+from pipeline.dataset import archive, download, folder, sample
 from pipeline.dataset.layouts import Collector, Content
 from pipeline.dataset.refusal import ADVICE, Refused
 from pipeline.errors import DataError, SourceUnreachable
 from pipeline.process.child import Reporter
-from pipeline.workspace import source_key
+from pipeline.workspace import image_folder, source_key, sources
 from pipeline.workspace.freshness import Chain
 
 #: The content of a source, and the SHA-256 of the archive that it was in (None: a folder, or the bundled sample).
@@ -81,12 +81,20 @@ def _read_download(config: Config, target: Path, reporter: Reporter) -> Fetched:
 
 def _read(config: Config, path: Path, reporter: Reporter, start: float = 0.0) -> Fetched:
     expected = config.data.sha256
-    with _collector(config) as collector:
-        found = archive.read(
-            path, collector, lambda fraction, message: reporter.progress(start + (0.9 - start) * fraction, message)
-        )
-        if expected and found is None:
+
+    def tell(fraction: float, message: str) -> None:
+        reporter.progress(start + (0.9 - start) * fraction, message)
+
+    try:
+        if expected and path.is_dir():
             raise Refused("is a folder, but data.sha256 is the checksum of an archive", "remove data.sha256")
+        if sources.holds_images(config.data, path):
+            most = config.architecture.classes or image_folder.MOST_CLASSES
+            return folder.read(path, config.data.test_fraction, most, tell), None
+    except OSError as error:
+        raise Refused(f"cannot be read: {error.strerror}") from None
+    with _collector(config) as collector:
+        found = archive.read(path, collector, tell)
         if expected and found != expected.lower():
             raise Refused(f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
         return collector.finish(), found

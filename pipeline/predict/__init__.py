@@ -19,12 +19,13 @@ from PIL import Image
 
 from pipeline import streams
 from pipeline.config import SAMPLE_LABEL
+from pipeline.dataset import image_files
+from pipeline.dataset.image_files import Picture, Unreadable
 from pipeline.errors import PipelineError
 from pipeline.evaluation import softmax
 from pipeline.export import onnx_runner
 from pipeline.files import expanded
-from pipeline.predict import image_files, models
-from pipeline.predict.image_files import Picture, Unreadable
+from pipeline.predict import models
 from pipeline.predict.models import DEFAULT_MODEL, default_model, in_store, resolve_model
 from pipeline.process.cores import usable_cores
 from pipeline.storage import is_url

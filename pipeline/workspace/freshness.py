@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +38,29 @@ STAGES = ("dataset", *RUN_STAGES)
 OPERATIONAL_KEYS = ("checkpoint_seconds", "tensorboard")
 
 
+#: When the command began that this process is, if it is one, and when the sources of pointers were last found unchanged
+#: here (seconds since 1970).
+_command_began = math.inf
+_unchanged: dict[Path, float] = {}
+
+
+def begin_command() -> None:
+    """From now on this process, and those that it forks, hold a source to what they first found, or made, of it.
+
+    A folder into which images arrive while a chain runs would otherwise end that chain; they are for the next command.
+    """
+    global _command_began
+    _command_began = time.time()
+
+
 class _Source(Struct, frozen=True):
     """The types that the record of a source must have. With others it counts as damaged, whoever wrote it."""
 
     dataset: str
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     stat: dict[str, Any] | None = None
+    read: float = 0.0
+    change: dict[str, str] | None = None
     official: bool = False
     label: str = ""
     #: Outputs of a network whose configuration does not say. Earlier versions made ten of them, whatever the data.
@@ -83,7 +102,7 @@ class Chain:
             return None
         if known.dataset != dataset_id(self.given.data.name, known.digest):
             return None
-        return {"stat": None, **record, "classes": known.classes}
+        return {"stat": None, "read": 0.0, **record, "classes": known.classes}
 
     def dataset_folder(self) -> Path | None:
         record = self.source_record()
@@ -137,11 +156,18 @@ class Chain:
         data, record = self.config.data, self.source_record()
         if record is None:
             return [f"no data set from {shown_source(data)} yet"]
-        present = sources.state(data)
-        if present is not None and not sources.same(present, self._source_states(record)):
-            return [f"{shown_source(data)} has changed"]
-        pointer = self.workspace.source_pointer(data)
+        pointer, known = self.workspace.source_pointer(data), self._source_states(record)
+        if not self._looked_at(pointer, record):
+            present = sources.state(data)
+            if present is not None and not sources.same(present, known):
+                what = sources.change(data, self.workspace.source_listing(data), known)
+                return [f"{shown_source(data)} has changed" + (f": {what}" if what else "")]
+            _unchanged[pointer] = time.time()
         return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
+
+    def _looked_at(self, pointer: Path, record: dict[str, Any]) -> bool:
+        """Whether the source was found unchanged, or read, since the command began: it is held to that data set."""
+        return max(_unchanged.get(pointer, 0.0), record["read"]) >= _command_began
 
     def _source_states(self, record: dict[str, Any]) -> list[Any]:
         """The states in which the source was found to be this data set. Modification times are each copy's own."""

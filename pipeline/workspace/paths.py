@@ -151,6 +151,10 @@ class Workspace:
         """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""
         return self.work / "sources" / self.source_pointer(data).name
 
+    def source_listing(self, data: Data) -> Path:
+        """For a folder of images: the file that says what was in it when this host read it."""
+        return self.work / "sources" / self.source_pointer(data).with_suffix(".csv").name
+
     def current(self, config: Config) -> Path:
         """The file that says which run is the promoted one, of all that trained this architecture on this data set.
 

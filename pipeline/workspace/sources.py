@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Data
+from pipeline.config import OFFICIAL, Data
+from pipeline.workspace import image_folder
 
 #: The files of a data set by name: its batches (number, suffix), and its class names with their layout.
 BATCH = re.compile(r"(?:data_batch_([1-9]\d{0,2})|test_batch)(\.bin)?")
@@ -23,7 +24,7 @@ State = dict[str, Any]
 
 
 def state(data: Data) -> State | None:
-    """The present state of a local source; None for a URL, the sample, or a source that is gone.
+    """The present state of a local source; None for a URL, the sample, or a source that is gone or empty.
 
     A source that was removed after its data set was made is no reason to make it again.
     """
@@ -33,10 +34,34 @@ def state(data: Data) -> State | None:
     try:
         if not path.is_dir():
             return {path.name: _size_and_time(path)}
+        if holds_images(data, path):
+            return image_folder.state(image_folder.look(path), data.test_fraction)
         files = [file for place in batch_folders(path) for file in counted_files(place)]
         return {file.relative_to(path).as_posix(): _size_and_time(file) for file in files} or None
     except OSError:
         return None
+
+
+def holds_images(data: Data, path: Path) -> bool:
+    """Whether a source is a folder of images rather than an archive, or the folder of one. Raises `OSError`."""
+    return data.name not in OFFICIAL and path.is_dir() and not batch_folders(path)
+
+
+def change(data: Data, listing: Path, known: Iterable[Any]) -> str:
+    """How a folder of images differs from what was read and recorded in `listing`; empty when that is unknown.
+
+    `known` are the states in which it was then.
+    """
+    path, before = Path(data.source), image_folder.read(listing)
+    fractions = {one["test_fraction"] for one in known if isinstance(one, dict) and "test_fraction" in one}
+    if fractions and data.test_fraction not in fractions:
+        return f"data.test_fraction: {', '.join(map(str, fractions))} -> {data.test_fraction:g}"
+    try:
+        if before is None or not holds_images(data, path):
+            return ""
+        return image_folder.difference(before, image_folder.labelled(image_folder.look(path))[0])
+    except (OSError, image_folder.Unlabelled) as error:
+        return str(error)
 
 
 def recorded(pointer: dict[str, Any]) -> list[Any]:

@@ -16,8 +16,8 @@ import pytest
 from luigi_runs import clean_environment
 from PIL import Image
 
-from pipeline.predict import image_files
-from pipeline.predict.image_files import Picture, Unreadable
+from pipeline.dataset import image_files
+from pipeline.dataset.image_files import Picture, Unreadable
 
 SIZE = (32, 32)
 
@@ -157,7 +157,7 @@ def test_large_pictures_take_little_memory_however_many_threads_there_are(tmp_pa
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from pipeline.predict import image_files\n"
+        "from pipeline.dataset import image_files\n"
         "image_files.usable_cores = lambda: 4\n"
         "found = image_files.read_all([Path(name) for name in sys.argv[1:]], (32, 32))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"

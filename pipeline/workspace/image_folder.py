@@ -1,0 +1,282 @@
+"""A folder of images, as far as its names tell: which files count, the class and part of each, and what has changed.
+
+train/<class>/…, test/<class>/…    the parts are given
+<class>/…                          the content of each image decides which part it belongs to
+labels.csv (file,label,split)      decides when it is there; without a split, the content does
+
+Reads names, sizes, times and labels.csv, never an image. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import DataError
+from pipeline.files import write_atomically
+from pipeline.text import counted, printable
+
+LABELS = "labels.csv"
+PARTS = ("train", "test")
+
+#: Ends of the names that count as images: those of the formats that `pipeline.dataset.image_files` reads.
+EXTENSIONS = (
+    *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf"),
+    *(".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+
+#: Labels are stored in a byte each.
+MOST_CLASSES = 256
+
+LAYOUT = (
+    "expected images in train/<class>/ and test/<class>/, in one folder for each class, or a labels.csv "
+    "(file,label,split) beside them"
+)
+
+
+class Unlabelled(DataError):
+    """A folder whose images cannot be told apart by class and part, and what to do about it."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(found)
+        self.advice = advice
+
+
+class Image(NamedTuple):
+    """One image: its size in bytes and time in ns (-1 when there is no such file), its part ("" if open), its class."""
+
+    size: int
+    time: int
+    part: str
+    label: str
+
+
+#: The images of a folder by their paths in it.
+Images = dict[str, Image]
+
+
+@dataclass
+class Look:
+    """What is in a folder: images and labels.csv with size and time, folders, and what does not count."""
+
+    root: str
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)  # out of the folder
+    others: list[str] = field(default_factory=list)
+    unlisted: dict[str, str] = field(default_factory=dict)
+
+
+def look(folder: Path) -> Look:
+    """Everything in a folder but hidden files, with one `stat` for each image. Raises `OSError`."""
+    found = Look(os.path.realpath(folder))
+    os.scandir(found.root).close()
+    pending = [""]
+    while pending:
+        place = pending.pop()
+        try:
+            with os.scandir(f"{found.root}/{place}") as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        _take(found, place + entry.name, entry, pending)
+        except OSError as error:
+            found.unlisted[place] = error.strerror or str(error)
+    return found
+
+
+def _take(found: Look, name: str, entry: os.DirEntry[str], pending: list[str]) -> None:
+    link = entry.is_symlink()
+    if link and not os.path.realpath(entry.path).startswith(f"{found.root}/"):
+        found.links.append(name)
+    elif entry.is_dir():
+        if not link:  # one that leads elsewhere in the folder would show the same images twice
+            found.folders.append(name)
+            pending.append(f"{name}/")
+    elif name == LABELS or posixpath.splitext(name)[1].lower() in EXTENSIONS:
+        size, time = -1, -1
+        with contextlib.suppress(OSError):  # removed this very moment, or a link to nothing
+            status = entry.stat()
+            size, time = status.st_size, status.st_mtime_ns
+        found.files[name] = (size, time)
+    else:
+        found.others.append(name)
+
+
+def state(seen: Look, test_fraction: float) -> dict[str, Any] | None:
+    """What a later look must find for the folder to be unchanged; None for one without images."""
+    if not seen.files and not seen.unlisted:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for name, about in sorted([*seen.files.items(), *seen.unlisted.items()]):
+        digest.update(f"{name}\0{about}\n".encode(errors="surrogateescape"))
+    return {"files": len(seen.files), "digest": digest.hexdigest(), "test_fraction": test_fraction}
+
+
+# --- class and part of each image ---------------------------------------------------------------------------------
+
+
+def labelled(seen: Look) -> tuple[Images, list[str]]:
+    """The images with their classes and parts, and lines about what is left out. Raises `Unlabelled`."""
+    for name, why in seen.unlisted.items():
+        raise Unlabelled(f"{printable(name)}: cannot be listed ({why})", "make it readable, or move it elsewhere")
+    images = _by_labels_csv(seen) if LABELS in seen.files else _by_folders(seen)
+    _check_classes({image.label for image in images.values()}, seen)
+    where = f"not in {LABELS}" if LABELS in seen.files else "in no class folder"
+    strays = [name for name in seen.files if name not in images and name != LABELS]
+    kinds = Counter(posixpath.splitext(name)[1].lower() or "without an extension" for name in seen.others)
+    left_out = [
+        (len(strays), "image", where, examples(strays)),
+        (len(seen.links), "link", "leading out of the folder", examples(seen.links)),
+        (len(seen.others), "other file", "of kinds that are not read", examples(kinds)),
+    ]
+    return images, [f"left out: {counted(n, what)} {why} ({which})" for n, what, why, which in left_out if n]
+
+
+def examples(names: Iterable[str]) -> str:
+    """The first names as they may be shown: `a.png, b.png, c.png, …`."""
+    first = sorted(names)
+    return ", ".join(printable(name) for name in first[:3]) + (", …" if len(first) > 3 else "")
+
+
+def _by_folders(seen: Look) -> Images:
+    top = {name for name in seen.folders if "/" not in name}
+    for part in PARTS:
+        for name in top - set(PARTS):
+            if name.lower() == part:
+                raise Unlabelled(f"has a folder {name}", f"rename it to {part}")
+    parts = [part for part in PARTS if part in top]
+    if len(parts) == 1:
+        missing = PARTS[1 - PARTS.index(parts[0])]
+        raise Unlabelled(
+            f"has {parts[0]}/, but no {missing}/",
+            "add it, or leave out both and let data.test_fraction split each class",
+        )
+    depth = 1 if parts else 0
+    images = {}
+    filled = set()
+    for name, (size, time) in seen.files.items():
+        first, *rest = name.split("/")
+        if len(rest) > depth and (not parts or first in PARTS):
+            images[name] = Image(size, time, first if parts else "", rest[0] if parts else first)
+            filled.add("/".join([first, *rest][: depth + 1]))
+    classes = {name for name in seen.folders if name.count("/") == depth and (not parts or name.split("/")[0] in PARTS)}
+    if images and (empty := classes - filled):
+        besides = ", where links out of the folder do not count" if seen.links else ""
+        raise Unlabelled(f"no images in {examples(empty)}{besides}", "add some, or remove the folder")
+    return images
+
+
+def _by_labels_csv(seen: Look) -> Images:
+    images: Images = {}
+    try:
+        text = Path(seen.root, LABELS).read_text(encoding="utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = rows.fieldnames or []
+        if not {"file", "label"} <= set(columns):
+            found = ", ".join(map(printable, columns)) or "nothing"
+            raise Unlabelled(f"{LABELS}: its first line is {found}", "it must be file,label,split or file,label")
+        for row in rows:
+            _take_row(seen, images, row, f"{LABELS}, line {rows.line_num}")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Unlabelled(f"{LABELS}: cannot be read: {why}", "write it as UTF-8 text with commas") from None
+    return images
+
+
+def _take_row(seen: Look, images: Images, row: Mapping[str, str | None], where: str) -> None:
+    given, label, part = ((row.get(column) or "").strip() for column in ("file", "label", "split"))
+    name = posixpath.normpath(given)
+    if not given or not label:
+        raise Unlabelled(f"{where}: has no {'label' if given else 'file'}", "fill it in, or remove the line")
+    if name.startswith(("/", "../")):
+        raise Unlabelled(f"{where}: {printable(given)} is not in this folder", "give paths that start at the folder")
+    if part not in ("", *PARTS):
+        raise Unlabelled(f"{where}: the split is {printable(part)}", "it must be train, test or empty")
+    image = Image(*seen.files.get(name, (-1, -1)), part, label)
+    if images.setdefault(name, image) != image:
+        raise Unlabelled(f"{where}: {printable(given)} has another label or split above", "remove one of the lines")
+
+
+def _check_classes(classes: set[str], seen: Look) -> None:
+    if not classes:
+        besides = f"; {counted(len(seen.others), 'other file')}" if seen.others else ""
+        besides += f"; {counted(len(seen.links), 'link')} out of the folder, which do not count" if seen.links else ""
+        raise Unlabelled(f"no images in classes, and no CIFAR-10 batches, in this folder{besides}", LAYOUT)
+    if len(classes) == 1:
+        raise Unlabelled(f"has one class, {examples(classes)}", f"add others: {LAYOUT}")
+    if len(classes) > MOST_CLASSES:
+        raise Unlabelled(f"has {len(classes):,} classes, and {MOST_CLASSES} is the most", LAYOUT)
+    for name in classes:
+        if not name.isprintable() or len(name) > 64:
+            raise Unlabelled(f"class {name[:80]!a} is too long or not printable", "rename it")
+    cases: dict[str, str] = {}
+    for name in sorted(classes):
+        if (other := cases.setdefault(name.casefold(), name)) != name:
+            raise Unlabelled(f"classes {other} and {name} differ only in case", "give both one name")
+
+
+# --- what has changed ---------------------------------------------------------------------------------------------
+
+
+def write(path: Path, images: Images) -> None:
+    """Record the images of a folder that was read, for `difference`. Raises `OSError`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([name, *image] for name, image in images.items())
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def read(path: Path) -> Images | None:
+    """The images that were recorded, or None when nothing is known of them."""
+    with (
+        contextlib.suppress(OSError, ValueError, csv.Error),
+        open(path, encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        return {name: Image(int(size), int(time), part, label) for name, size, time, part, label in csv.reader(file)}
+    return None
+
+
+def difference(before: Images, after: Images) -> str:
+    """What changed, for people: `214 images more in class scratch, 3 gone, labels of 12 changed`.
+
+    A file that was moved, which keeps its size and time, is no new one.
+    """
+    gone = {name: image for name, image in before.items() if name not in after}
+    more = {name: image for name, image in after.items() if name not in before}
+    pairs = [(before[name], after[name]) for name in before.keys() & after.keys()]
+    renamed = 0
+    places = {(image.size, image.time): name for name, image in gone.items()}
+    for name, image in list(more.items()):
+        if (place := places.pop((image.size, image.time), None)) is not None:
+            pairs.append((gone.pop(place), more.pop(name)))
+            renamed += pairs[-1][0] == pairs[-1][1]
+    relabelled = sum(old.label != new.label for old, new in pairs)
+    moved = sum(old.part != new.part for old, new in pairs)
+    touched = sum((old.size, old.time) != (new.size, new.time) for old, new in pairs)
+    told = [
+        *_per_class(more.values()),
+        f"{len(gone):,} gone" if gone else "",
+        f"labels of {relabelled:,} changed" if relabelled else "",
+        f"{moved:,} moved to another part" if moved else "",
+        f"{touched:,} rewritten" if touched else "",
+        f"{renamed:,} renamed" if renamed else "",
+    ]
+    return ", ".join(filter(None, told))
+
+
+def _per_class(more: Iterable[Image]) -> Sequence[str]:
+    """How many images there are more of, in the three classes with most of them, and in all others together."""
+    counts = sorted(Counter(image.label for image in more).items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{counted(number, 'image')} more in class {printable(label)}" for label, number in counts[:3]]
+    if rest := counts[3:]:
+        number = sum(count for _, count in rest)
+        told.append(f"{number:,} in {'another class' if len(rest) == 1 else f'{len(rest)} other classes'}")
+    return told

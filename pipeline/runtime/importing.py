@@ -20,6 +20,7 @@ from pipeline import __version__
 from pipeline.errors import DeviceError
 from pipeline.process import spinning
 from pipeline.process.cores import thread_environment
+from pipeline.runtime.cpu import enable_amx
 from pipeline.runtime.quick_import import quick_import
 
 #: The NVIDIA libraries that mxnet-cu11x is linked against, in the order in which they must be loaded.
@@ -52,6 +53,7 @@ def mxnet() -> Any:
     installed = _check_packages()
     # Set before the import: MXNet reads it once, when its library is loaded.
     os.environ.update(thread_environment(os.environ))
+    enable_amx()
     _load.append(spinning.Load())
     _preload_cuda_libraries(installed)
     import numpy

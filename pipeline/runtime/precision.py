@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import DeviceError
+from pipeline.runtime.cpu import cpu_flags, cpu_has_bfloat16
 from pipeline.runtime.device import Devices, gpu_capability
 
 
@@ -26,27 +27,3 @@ def resolve_precision(wanted: str, where: Devices) -> str:
     if where.is_gpu:
         return "float16" if gpu_capability(where.contexts[0].device_id) >= (7, 0) else "float32"
     return "bfloat16" if cpu_has_bfloat16() else "float32"
-
-
-def cpu_has_bfloat16() -> bool:
-    """True when the CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX)."""
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
-
-
-def cpu_flags() -> set[str]:
-    """The instruction sets of the first core as Linux names them; empty when it does not tell."""
-    return set(_cpu_line("flags").split())
-
-
-def cpu_name() -> str:
-    """The processor's model name, or "unknown"."""
-    return _cpu_line("model name") or "unknown"
-
-
-def _cpu_line(key: str) -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            line = next((line for line in file if line.startswith(key)), "")
-    except OSError:
-        line = ""
-    return line.partition(":")[2].strip()

@@ -46,6 +46,7 @@ def choose(architecture: Architecture, training: Training, where: runtime.Device
         "threads": int(os.environ["OMP_NUM_THREADS"]),
         "device": where.name,
         "batch_size": training.batch_size,
+        "amx": runtime.amx_in_use(),
     }
     earlier = _earlier(run, situation)
     if earlier:

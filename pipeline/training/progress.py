@@ -20,8 +20,9 @@ def announce(session: Session) -> None:
         f"{counted(session.batches.steps_per_epoch, 'step')} per epoch"
     )
     workers = f"{counted(session.worker.world_size, 'worker')} with " if session.worker.world_size > 1 else ""
+    amx = ", with AMX" if conditions["amx"] else ""
     note(
-        f"device {session.devices.name}, precision {session.precision} ({session.why_precision}), "
+        f"device {session.devices.name}, precision {session.precision} ({session.why_precision}{amx}), "
         f"{workers}{counted(conditions['threads'], 'thread')}, mxnet {conditions['versions'].get('mxnet', '?')}"
     )
     note(f"{segment['how']} at epoch {segment['epoch']} of {session.training.epochs}, step {segment['step']}")

@@ -21,6 +21,7 @@ _CONDITIONS = {
     "device": ("on", ""),
     "precision": ("in", ""),
     "cpu": ("on", ""),
+    "matrix unit": ("with", ""),
     "libraries": ("with", ""),
 }
 
@@ -64,4 +65,8 @@ def _comparable(conditions: Mapping[str, Any]) -> dict[str, Any]:
     versions = conditions["versions"]
     libraries = (f"{name} {versions[name]}" for name in sorted(versions) if name.startswith(("mxnet", "numpy")))
     known = {key: conditions.get(key) for key in _CONDITIONS}
-    return known | {"workers": conditions.get("workers", 1), "libraries": ", ".join(libraries)}
+    return known | {
+        "workers": conditions.get("workers", 1),
+        "matrix unit": "AMX" if conditions.get("amx") else "no AMX",
+        "libraries": ", ".join(libraries),
+    }

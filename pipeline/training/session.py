@@ -61,6 +61,7 @@ class Session:
         return {
             "device": self.devices.name,
             "precision": self.precision,
+            "amx": self.precision == "bfloat16" and runtime.amx_in_use(),
             "threads": int(os.environ["OMP_NUM_THREADS"]),
             "workers": self.worker.world_size,
             "cpu": runtime.cpu_name(),

@@ -92,12 +92,13 @@ def test_without_momentum_other_conditions_are_told_all_the_same(done: SmallChai
     path = done.folder("train")
     recorded = manifest.read(path)
     assert recorded is not None
-    recorded["details"]["threads"] = 77
+    recorded["details"] |= {"threads": 77, "amx": True}
     manifest.write(path, "train", recorded["files"], recorded["inputs"], recorded["details"])
     (path / "trainer.npz").unlink()
     done.configure(training__epochs=2)
     details, _ = train(done)
-    assert any(re.match(r"resumed with \d+ threads? instead of 77", reason) for reason in details["inexact"])
+    for expected in (r"resumed with \d+ threads? instead of 77", "resumed with no AMX instead of AMX"):
+        assert any(re.match(expected, reason) for reason in details["inexact"])
 
 
 def test_a_milestone_that_is_added_with_the_epochs_it_needs_is_exact(prepared: SmallChain) -> None:

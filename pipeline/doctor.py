@@ -192,7 +192,7 @@ def workspace(root: Path) -> str:
 def locked(workspace: Workspace) -> str:
     """Who works in the workspace now. A lock whose holder is gone is held by something that it started."""
     held = []
-    for path in sorted(workspace.lock("x").parent.glob("*.lock")):
+    for path in sorted(workspace.locks.glob("*.lock")):
         owner = locks.holder(path)
         if owner is None:
             continue

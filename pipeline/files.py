@@ -206,10 +206,10 @@ def move(source: Path, target: Path) -> None:
         _copy(source, partial)
         os.replace(partial, target)
     except BaseException:
-        _remove(partial)
+        remove(partial)
         raise
     sync_directory(target.parent)
-    _remove(source)
+    remove(source)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -228,7 +228,8 @@ def _copy(source: Path, target: Path) -> None:
             os.fsync(written.fileno())
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing when it is not there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

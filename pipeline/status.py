@@ -9,9 +9,10 @@ import fnmatch
 from typing import Any
 
 from pipeline.errors import WorkspaceError
+from pipeline.files import human_size
 from pipeline.retraining import generations, registry
-from pipeline.storage import locks
-from pipeline.workspace import Run
+from pipeline.storage import LOCAL, locks
+from pipeline.workspace import Run, Workspace
 from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, config_changes, shown_source
 
 SCHEMA = 2
@@ -45,6 +46,24 @@ def gather(chain: Chain) -> dict[str, Any]:
     }
 
 
+def sizes(workspace: Workspace) -> dict[str, dict[str, int]]:
+    """How many files and bytes there are of each kind: `runs`, `datasets`, `trash`, `work`, …
+
+    Of a workspace in a store that is what is there; `cache` is what this host has of it, its work in progress included.
+    """
+    storage = workspace.storage
+    storage.refresh([workspace.root])
+    kinds: dict[str, dict[str, int]] = {}
+    for path, size in sorted(storage.files(workspace.root).items()):
+        kind = kinds.setdefault(path.relative_to(workspace.root).parts[0].partition(".")[0], {"files": 0, "bytes": 0})
+        kind["files"] += 1
+        kind["bytes"] += size
+    if storage is not LOCAL:
+        here = LOCAL.files(workspace.root).values()
+        kinds["cache"] = {"files": len(here), "bytes": sum(here)}
+    return kinds
+
+
 def lines(facts: dict[str, Any], config_path: str) -> list[str]:
     """What `gather` found, for people."""
     generation = f", generation {facts['generation']}" if facts["generation"] else ""
@@ -65,6 +84,8 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         which = "" if facts["generation"] else " (--generation NAME shows one)"
         told.append(f"  generations{which}: {', '.join(_described(item) for item in known[:SHOWN])}{more}")
     told += [f"  config changed: {line} (does not retrain)" for line in facts["config_changes"]]
+    for kind, size in facts.get("sizes", {}).items():
+        told.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {size['files']:,} files")
     if facts["checkpoint"]:
         told.append(f"  an unfinished training left {facts['checkpoint']}; it goes on from there")
     return told

@@ -40,9 +40,14 @@ class Status(Command, ChainTask):
     """Print, for each stage, whether it is done or would run, and why; exit code 3 when something would run."""
 
     json = luigi.BoolParameter(default=False, description="print the same as JSON; default: as text")
+    sizes = luigi.BoolParameter(
+        default=False, description="also print how many files and bytes there are of each kind; default: not"
+    )
 
     def work(self) -> None:
         facts = status.gather(self.chain)
+        if self.sizes:
+            facts["sizes"] = status.sizes(self.chain.workspace)
         tell(json.dumps(facts, indent=2) if self.json else "\n".join(status.lines(facts, self.config)))
         if not facts["done"]:
             exit_with(NOT_DONE)

@@ -16,8 +16,8 @@ from luigi.util import requires
 
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
-from pipeline.retraining import generations, periods, registry, retention, rollback
-from pipeline.workspace import Run, generation_seed, with_generation_seed
+from pipeline.retraining import deletion, generations, periods, registry, retention, rollback
+from pipeline.workspace import Run, Workspace, generation_seed, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
 from tasks.configurations import configuration_of, remember
@@ -212,35 +212,64 @@ class Retire(Command, ChainTask):
 
 
 class Prune(Command, ChainTask):
-    """Move old generations to the trash, never the current one or the one before it. A preview unless --confirm."""
+    """Move old generations, and data sets that none of the others needs, to the trash. A preview unless --confirm.
+
+    The current generation and the one before it always stay. With --older-than also delete for good what was moved to
+    the trash, or left in work/, before that.
+    """
 
     keep = luigi.IntParameter(
         default=0,
         description="how many promoted generations to keep, e.g. 5; default: retrain.keep of the configuration",
     )
-    confirm = luigi.BoolParameter(default=False, description="move the files; default: preview")
+    older_than = luigi.TimeDeltaParameter(
+        default=datetime.timedelta(0),
+        description="also delete for good what has been in the trash, or left by trainings and downloads, for longer "
+        "than this, e.g. 30d; at least 1d; default: nothing is deleted",
+    )
+    confirm = luigi.BoolParameter(default=False, description="move or delete the files; default: preview")
 
     def work(self) -> None:
-        chain = self.chain
-        keep = self.keep or chain.config.retrain.keep
-        if keep < 1:
+        keep = self.keep or self.chain.config.retrain.keep
+        if keep < 1 or datetime.timedelta(0) < self.older_than < datetime.timedelta(days=1):
             exit_with(BAD_CONFIGURATION)
-            raise ConfigError(f"--keep: found {keep}, expected at least 1")
+            raise ConfigError(
+                f"--keep: found {keep}, expected at least 1"
+                if keep < 1
+                else f"--older-than: found {self.older_than}, expected at least a day, e.g. 30d"
+            )
+        chain, workspace = self.chain, self.chain.workspace
         expired = retention.expired(chain, keep)
+        unneeded = retention.unneeded(workspace, expired)
+        moving = "moving" if self.confirm else "would move"
         total = 0
         for item in expired:
-            size = self.chain.workspace.storage.size_of(item.run.root)
+            size = workspace.storage.size_of(item.run.root)
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
-            tell(f"{'moving' if self.confirm else 'would move'} generation {item.name} ({told})")
+            tell(f"{moving} generation {item.name} ({told})")
         keeping = f"keeping {keep} and the current one"
         count = f"{len(expired)} generation{'s' if len(expired) > 1 else ''}"
         tell(f"{count}, {human_size(total)} ({keeping})" if expired else f"nothing to prune ({keeping})")
+        for folder in unneeded:
+            size = workspace.storage.size_of(folder)
+            tell(f"{moving} data set {folder.name} ({human_size(size)}), which no run and no source needs")
         if self.confirm:
-            moved, left = retention.prune(chain, expired)
+            moved, left = retention.prune(chain, expired, unneeded)
             tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
             if moved:
                 tell("  Restore --item NAME --confirm restores one")
-        elif expired:
+        if self.older_than:
+            self._delete(workspace)
+        if not self.confirm and (expired or unneeded or self.older_than):
             tell("preview only: add --confirm to do it")
+
+    def _delete(self, workspace: Workspace) -> None:
+        trashed = deletion.old_trash(workspace, self.older_than)
+        files = deletion.leftovers(workspace, self.older_than)
+        size = sum(map(workspace.storage.size_of, trashed)) + sum(path.lstat().st_size for path in files)
+        what = f"what was moved to the trash {len(trashed)} times, and {len(files)} leftover files"
+        tell(f"{'deleting' if self.confirm else 'would delete'} for good {what} ({human_size(size)})")
+        if self.confirm and (trashed or files):
+            deletion.delete(workspace, trashed, files)

@@ -1,16 +1,20 @@
-"""Retention: which generations have expired, and moving them to the trash."""
+"""Retention: which generations have expired and which data sets nobody needs any more, and moving them to the trash."""
 
 from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from pipeline.errors import AlreadyRunning, from_os_error
+from pipeline.files import MANIFEST, read_json
 from pipeline.retraining import generations, registry, trash
 from pipeline.retraining.generations import PROMOTED, Generation
 from pipeline.retraining.periods import period
 from pipeline.retraining.rollback import former
-from pipeline.workspace import events
+from pipeline.storage import locks
+from pipeline.workspace import Workspace, events
 from pipeline.workspace.freshness import Chain
 
 
@@ -32,8 +36,8 @@ def expired(chain: Chain, keep: int) -> list[Generation]:
     return [item for item in made if item.outcome and item.run.generation and item.run.place not in kept]
 
 
-def prune(chain: Chain, chosen: list[Generation]) -> tuple[list[str], list[str]]:
-    """Move generations to the trash; gives their new places, and why any others cannot be moved now."""
+def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ()) -> tuple[list[str], list[str]]:
+    """Move generations and data sets to the trash; gives their new places, and why any others cannot be moved now."""
     moved, left = [], []
     path = chain.workspace.current(chain.config)
     with registry.held(chain.workspace, path):  # so that nobody makes one of them current meanwhile
@@ -46,8 +50,47 @@ def prune(chain: Chain, chosen: list[Generation]) -> tuple[list[str], list[str]]
                 moved.append(_move(chain, item))
             except AlreadyRunning as error:
                 left.append(str(error))
+    for folder in datasets:
+        try:
+            moved.append(_move_dataset(chain.workspace, folder))
+        except AlreadyRunning as error:
+            left.append(str(error))
     events.publish(chain.workspace)
     return moved, left
+
+
+def unneeded(workspace: Workspace, pruned: Collection[Generation] = ()) -> list[Path]:
+    """The data sets that no source is now and no finished run was trained on, when those to be pruned are gone."""
+    workspace.storage.refresh([workspace.datasets], ("", "sources"))
+    workspace.storage.refresh_matching("datasets/*")
+    workspace.storage.refresh_matching("runs/*/*", ("train",))
+    trained = {path.parents[1] for path in workspace.runs.glob(f"*/*/train/{MANIFEST}")}
+    pointers = map(read_json, workspace.datasets.glob("sources/*.json"))
+    needed = {root.parent.name for root in trained - {item.run.root for item in pruned}}
+    needed |= {str(pointer.get("dataset")) for pointer in pointers if isinstance(pointer, dict)}
+    made = sorted(path.parent for path in workspace.datasets.glob(f"*/{MANIFEST}"))
+    return [folder for folder in made if folder.name not in needed]
+
+
+def _move_dataset(workspace: Workspace, folder: Path) -> str:
+    """Move a data set to the trash, unless it has come to be needed; gives its new place. Raises `AlreadyRunning`."""
+    what, target = f"data set {folder.name}", trash.target(workspace, folder)
+    for name in workspace.storage.names(workspace.locks):
+        if name.startswith(f"{folder.name}.") and (who := workspace.holder(workspace.locks / name)):
+            raise AlreadyRunning(f"{what} is being read by {locks.describe(who)}")
+    with (
+        workspace.hold(workspace.lock(folder.name), what),
+        locks.hold(workspace.readers_lock(folder.name), what, wait=False),
+    ):
+        if folder not in unneeded(workspace):
+            raise AlreadyRunning(f"{what} has come to be needed")
+        size = workspace.storage.size_of(folder)
+        try:
+            workspace.move(folder, target)
+        except OSError as error:
+            raise from_os_error(error, "move a data set to the trash") from error
+    events.record(workspace, "data set pruned", dataset=folder.name, bytes=size, to=workspace.shown(target))
+    return workspace.shown(target)
 
 
 def _move(chain: Chain, item: Generation) -> str:

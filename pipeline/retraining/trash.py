@@ -1,6 +1,6 @@
 """The trash of a workspace: what was set aside, pruned or retired, under its former path, and how to restore it.
 
-`trash/<when>/<path in the workspace>`. Nothing here deletes a file; people empty the trash.
+`trash/<when>/<path in the workspace>`. Nothing here deletes a file: `deletion` does, of what has been here for long.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from pipeline.retraining import registry
 from pipeline.storage import locks
 from pipeline.workspace import RUN_FOLDERS, Run, Workspace, events
 from pipeline.workspace.freshness import Chain, all_upstream
+
+#: The name of a folder in the trash: when its content was moved there.
+WHEN = "%Y-%m-%dT%H%M%SZ"
 
 _WHEN = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
 
@@ -79,9 +82,14 @@ def items(workspace: Workspace) -> list[Item]:
     return [Item(place, when, workspace.trash / when / place) for when, place in sorted(found, reverse=True)]
 
 
+def moments(workspace: Workspace) -> list[str]:
+    """The folders of the trash, by name; one that begins with a dot was left by a deletion that was killed."""
+    return sorted({parts[0] for parts in _paths(workspace) if _WHEN.fullmatch(parts[0].lstrip("."))})
+
+
 def unknown(workspace: Workspace) -> list[str]:
     """What else is in the trash, by name: people and earlier versions did not note where things came from."""
-    return sorted({parts[0] for parts in _paths(workspace) if not _WHEN.fullmatch(parts[0])})
+    return sorted({parts[0] for parts in _paths(workspace) if not _WHEN.fullmatch(parts[0].lstrip("."))})
 
 
 def hint(workspace: Workspace, name: str) -> str:
@@ -148,7 +156,7 @@ def whole_run(run: Run, what: str) -> Iterator[None]:
 def _paths(workspace: Workspace) -> list[tuple[str, ...]]:
     """Every file in the trash, by the parts of its path there."""
     workspace.storage.refresh([workspace.trash])
-    return [path.relative_to(workspace.trash).parts for path in workspace.storage.below(workspace.trash)]
+    return [path.relative_to(workspace.trash).parts for path in workspace.storage.files(workspace.trash)]
 
 
 def _listed(workspace: Workspace) -> set[tuple[str, ...]]:
@@ -165,7 +173,7 @@ def _parts(workspace: Workspace, item: Item) -> list[Path]:
     """What is moved back: of a run each stage, as other stages may still be in place."""
     if not item.place.startswith("runs/"):
         return [item.path]
-    names = {path.relative_to(item.path).parts[0] for path in workspace.storage.below(item.path)}
+    names = {path.relative_to(item.path).parts[0] for path in workspace.storage.files(item.path)}
     return [item.path / name for name in sorted(names)]
 
 

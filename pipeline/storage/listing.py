@@ -68,11 +68,11 @@ class Listing:
         return self._there.get(key, {})
 
     def below(self, key: str) -> dict[str, Stored]:
-        """Every object of a folder and the folders in it, by its key."""
+        """Every object of a folder ("" is the workspace) and the folders in it, by its key."""
         return {
-            f"{folder}/{name}": stored
+            f"{folder}/{name}".lstrip("/"): stored
             for folder, names in self._there.items()
-            if folder == key or folder.startswith(f"{key}/")
+            if key in ("", folder) or folder.startswith(f"{key}/")
             for name, stored in names.items()
         }
 

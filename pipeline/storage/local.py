@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
-from pipeline.files import move, read_regular, sha256_file
+from pipeline.files import move, read_regular, remove, sha256_file
 from pipeline.storage.protocol import Storage
 
 
@@ -30,14 +31,24 @@ class LocalStorage(Storage):
             return sorted(os.listdir(folder))
         return []
 
-    def below(self, folder: Path) -> list[Path]:
-        return [path for path in folder.rglob("*") if path.is_file()]
-
-    def size_of(self, folder: Path) -> int:
-        return sum(path.stat().st_size for path in self.below(folder))
+    def files(self, folder: Path) -> dict[Path, int]:
+        found = {}
+        for place, _, names in os.walk(folder):
+            for name in names:
+                with contextlib.suppress(OSError):  # gone this very moment
+                    status = os.lstat(os.path.join(place, name))
+                    if stat.S_ISREG(status.st_mode):
+                        found[Path(place, name)] = status.st_size
+        return found
 
     def move(self, folder: Path, target: Path) -> None:
         move(folder, target)
+
+    def delete(self, folder: Path) -> None:
+        hidden = folder.with_name(f".{folder.name}")
+        if not folder.name.startswith("."):  # else it was left by one that was killed here
+            os.replace(folder, hidden)
+        remove(hidden)
 
     def read_log(self, file: Path) -> list[str]:
         with contextlib.suppress(OSError):

@@ -87,15 +87,11 @@ def hold(
     `at_most` seconds, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its child ends
     by itself. `Workspace.hold` also holds the lock against hosts that have other files.
     """
-    descriptor = _open(path)
-    try:
-        _acquire(descriptor, path, what, at_most if wait else 0, waiting or (lambda line: None))
+    with _locked(path, what, at_most if wait else 0, waiting or (lambda line: None)) as descriptor:
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(record).encode(), 0)
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -104,17 +100,46 @@ def share(path: Path, what: str) -> Iterator[int]:
 
     For what is read for a while and must not be moved meanwhile: `hold` gets the lock when nobody shares it any more.
     """
-    descriptor = _open(path)
-    try:
-        _acquire(descriptor, path, what, ENDING_SECONDS, lambda line: None, fcntl.LOCK_SH)
+    with _locked(path, what, ENDING_SECONDS, lambda line: None, fcntl.LOCK_SH) as descriptor:
         yield descriptor
+
+
+def remove(path: Path) -> bool:
+    """Remove a lock's file unless it is held or shared; gives whether it is gone. Who waits for it makes a new one."""
+    try:
+        descriptor = open_regular(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        if free := try_lock(descriptor, path):
+            path.unlink()
+        return free
     finally:
         os.close(descriptor)
 
 
-def _open(path: Path) -> int:
+@contextlib.contextmanager
+def _locked(
+    path: Path, what: str, at_most: float, waiting: Callable[[str], None], operation: int = fcntl.LOCK_EX
+) -> Iterator[int]:
+    """The file of a lock, opened and locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return open_regular(path, os.O_RDWR | os.O_CREAT)
+    while True:
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+        try:
+            _acquire(descriptor, path, what, at_most, waiting, operation)
+            if _is_at(descriptor, path):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """False for an open file that is not at its path any more: see `remove`."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def _acquire(

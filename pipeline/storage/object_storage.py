@@ -34,7 +34,7 @@ from pipeline.storage.store import Store, Stored
 SMALL = (MANIFEST, "decision.json", "report.json", "ranking.json")
 
 
-class ObjectStorage:
+class ObjectStorage(Storage):
     """`Storage` in an object store, with copies in the folder `root`. See `storage_at`."""
 
     def __init__(self, store: Store, root: Path) -> None:
@@ -70,11 +70,8 @@ class ObjectStorage:
     def names(self, folder: Path) -> list[str]:
         return sorted(self.listing.folder(self.key(folder)))
 
-    def below(self, folder: Path) -> list[Path]:
-        return [self.root / key for key in self.listing.below(self.key(folder))]
-
-    def size_of(self, folder: Path) -> int:
-        return sum(stored.size for stored in self.listing.below(self.key(folder)).values())
+    def files(self, folder: Path) -> dict[Path, int]:
+        return {self.root / key: stored.size for key, stored in self.listing.below(self.key(folder)).items()}
 
     def is_unpublished(self, path: Path) -> bool:
         return self.key(path) in self.copies.unpublished
@@ -181,6 +178,9 @@ class ObjectStorage:
 
     def move(self, folder: Path, target: Path) -> None:
         self._publisher.move(folder, target)
+
+    def delete(self, folder: Path) -> None:
+        self._publisher.delete(folder)
 
     # --- locks and the event log --------------------------------------------------------------------------------
 

@@ -33,11 +33,12 @@ class Storage(Protocol):
     def names(self, folder: Path) -> list[str]:
         """The names of the files directly in a folder."""
 
-    def below(self, folder: Path) -> list[Path]:
-        """Every file of a folder and the folders in it."""
+    def files(self, folder: Path) -> dict[Path, int]:
+        """Every file of a folder and the folders in it, with its size in bytes."""
 
     def size_of(self, folder: Path) -> int:
         """Bytes of all files below a folder."""
+        return sum(self.files(folder).values())
 
     def is_unpublished(self, path: Path) -> bool:
         """True for a manifest or pointer that was made here and is not in the store."""
@@ -80,6 +81,9 @@ class Storage(Protocol):
 
     def move(self, folder: Path, target: Path) -> None:
         """Move a folder, or one file, within the workspace."""
+
+    def delete(self, folder: Path) -> None:
+        """Delete a folder for good; at no moment does a part of it count as finished."""
 
     # --- locks and the event log --------------------------------------------------------------------------------
 

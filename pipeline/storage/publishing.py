@@ -62,7 +62,7 @@ class Publisher:
     def move(self, source: Path, target: Path) -> None:
         """Move a folder, or one file, within the workspace.
 
-        All is copied, manifests last; then what counts as finished stops to count where it was, then the rest goes.
+        All is copied, manifests last; then it is deleted where it was.
         """
         self.locks.check()
         start, end = self.copies.key(source), self.copies.key(target)
@@ -71,12 +71,18 @@ class Publisher:
         others = [key for key in keys if key not in manifests]
         for part in (others, manifests):
             self.store.each(lambda key: self.store.copy(key, end + key[len(start) :]), part)
-        for part in (manifests, others):
-            self.store.delete(part)
-        self.listing.replace([start], {})
-        self.listing.note(start, None)
         self.listing.forget("trash")
-        source.unlink() if source.is_file() else shutil.rmtree(source, ignore_errors=True)
+        self.delete(source)
+
+    def delete(self, folder: Path) -> None:
+        """Delete a folder, or one file: its manifests first, so that nothing of it counts as finished any more."""
+        top = self.copies.key(folder)
+        keys = list(self.listing.below(top)) or [top]
+        for finishes in (True, False):
+            self.store.delete([key for key in keys if key.endswith(f"/{MANIFEST}") is finishes])
+        self.listing.replace([top], {})
+        self.listing.note(top, None)
+        folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
         self.copies.note(dict.fromkeys(keys))
 
     def _write(self, key: str, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +56,8 @@ def publish(session: Session, snapshot: Snapshot) -> dict[str, Any]:
     except OSError as error:
         raise from_os_error(error, "publish the trained model") from error
     shutil.rmtree(run.checkpoints, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: it may hold the precision that was chosen
+        run.work.rmdir()
     return value
 
 

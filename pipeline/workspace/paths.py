@@ -177,8 +177,12 @@ class Workspace:
         """The folders of all comparisons."""
         return sorted((self.root / "comparisons").glob("*"))
 
+    @property
+    def locks(self) -> Path:
+        return self.work / "locks"
+
     def lock(self, name: str) -> Path:
-        return self.work / "locks" / f"{name}.lock"
+        return self.locks / f"{name}.lock"
 
     def readers_lock(self, dataset_id: str) -> Path:
         """Shared by the stages that read a data set; who moves it away holds it alone."""

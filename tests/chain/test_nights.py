@@ -1,0 +1,78 @@
+"""A month of nightly retraining, simulated: what grows, and that a nightly Prune bounds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from luigi_runs import SmallChain
+from nights import nights
+
+from pipeline import status
+from pipeline.retraining import generations, retention, trash
+from pipeline.storage import locks
+from pipeline.verify import verify
+from pipeline.workspace import Workspace
+
+DAY = 24 * 3600
+
+
+def age_by_forty_days(workspace: Workspace) -> None:
+    """As if everything in the trash and in `work/` had been there for that long."""
+    for name in trash.moments(workspace):
+        (workspace.trash / name).rename(workspace.trash / f"2020{name[4:]}")
+    for path in workspace.work.rglob("*"):
+        os.utime(path, (time.time() - 40 * DAY,) * 2)
+
+
+def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> None:
+    workspace, most = done.chain().workspace, 0
+    before = status.sizes(workspace)
+    for _ in nights(done, 30):
+        chain = done.chain()
+        expired = retention.expired(chain, 3)
+        moved, left = retention.prune(chain, expired, retention.unneeded(workspace, expired))
+        assert not left
+        most = max(most, len(moved))
+    assert most == 2, "each night one generation, once a week a data set"
+    assert [item.name for item in generations.find(workspace, done.chain().config)] == [
+        "2026-01-30", "2026-01-29", "2026-01-28",
+    ]  # fmt: skip
+    datasets = [path.name for path in workspace.datasets.glob("mini-*")]
+    assert len(datasets) == 2, "that of today, and that of the first run, which has no generation"
+
+    # Nothing is deleted that is younger, worked on, or not disposable.
+    before_deletion = status.sizes(workspace)
+    assert before_deletion["trash"]["bytes"] > 10 * before["runs"]["bytes"]
+    assert before_deletion["work"]["files"] > 30 * 6
+    young = done.luigi("Prune", "--keep", "3", "--older-than", "30d", "--confirm")
+    assert "deleting for good what was moved to the trash 0 times, and 0 leftover files (0 B)" in young.output
+    age_by_forty_days(workspace)
+    run = done.chain("2026-01-30").run()
+    assert run
+    for name in ("checkpoints/step-000000001.npz", "precision.json"):
+        (run.work / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.work / name).write_text("left by a training that nobody resumed")
+        os.utime(run.work / name, (time.time() - 40 * DAY,) * 2)
+    with locks.hold(run.lock("train"), "train", wait=False):
+        deleted = done.luigi("Prune", "--keep", "3", "--older-than", "30d", "--confirm")
+        assert deleted.rc == 0, deleted.text
+        assert (run.work / "precision.json").exists()
+        assert run.lock("train").exists()
+    assert not list(workspace.trash.iterdir())
+    assert len(list(workspace.locks.iterdir())) < 8
+
+    after = json.loads(done.luigi("Status", "--sizes", "--json").output)["sizes"]
+    assert after["runs"]["bytes"] < 4.1 * before["runs"]["bytes"]
+    assert after["events"]["files"] == 1
+    assert sum(kind["bytes"] for kind in after.values()) == sum(
+        path.stat().st_size for path in done.workspace.rglob("*") if path.is_file()
+    )
+    assert not verify(workspace).damaged
+
+
+def test_an_age_that_would_empty_the_trash_at_once_is_refused(done: SmallChain) -> None:
+    result = done.luigi("Prune", "--older-than", "30", "--confirm")
+    assert result.rc == 2
+    assert "--older-than: found 0:00:30, expected at least a day, e.g. 30d" in result.text

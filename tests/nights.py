@@ -1,0 +1,81 @@
+"""Nightly retraining without training: each night's generation is a copy of a finished one, under other weights.
+
+Each leaves what a real night leaves: a run, locks, events, the pointer to the current model; once a week a data set.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from luigi_runs import SmallChain
+
+from pipeline.files import read_json, write_json
+from pipeline.retraining import generations, registry
+from pipeline.storage import locks
+from pipeline.workspace import RUN_FOLDERS, Run, dataset_id, events, manifest
+
+FIRST = datetime.date(2026, 1, 1)
+
+
+def nights(small: SmallChain, count: int) -> Iterator[datetime.date]:
+    """Make so many generations of a finished chain, one for each day; gives the day of each as soon as it is made."""
+    template = small.chain().run()
+    assert template
+    for number in range(count):
+        day = FIRST + datetime.timedelta(days=number)
+        if number % 7 == 6:
+            _new_data(small, day)
+        _night(small, template, day)
+        yield day
+
+
+def _new_data(small: SmallChain, day: datetime.date) -> None:
+    """The source has changed: it is another data set from now on."""
+    chain = small.chain()
+    old, pointer = chain.dataset_folder(), chain.workspace.source_pointer(chain.config.data)
+    digest = hashlib.sha256(day.isoformat().encode()).hexdigest()
+    new = chain.workspace.dataset(dataset_id(chain.config.data.name, digest))
+    assert old
+    shutil.copytree(old, new)
+    _rewrite(new, {}, {"digest": digest})
+    write_json(pointer, {**(read_json(pointer) or {}), "dataset": new.name, "digest": digest})
+
+
+def _night(small: SmallChain, template: Run, day: datetime.date) -> None:
+    chain = small.chain(day.isoformat())
+    run, source = chain.run(), chain.source_record()
+    assert run
+    assert source
+    for stage in (*RUN_FOLDERS, "train-process"):
+        with locks.hold(run.lock(stage), stage, wait=False):
+            pass
+    for stage in ("train", "evaluate", "export", "promote", "report"):
+        if stage == "promote":
+            run.stage(stage).mkdir()
+            write_json(run.stage(stage) / "decision.json", {"outcome": generations.PROMOTED, "reason": "simulated"})
+            manifest.write(run.stage(stage), stage, ["decision.json"], chain.inputs(stage), {})  # type: ignore[arg-type]
+        else:
+            shutil.copytree(template.stage(stage), run.stage(stage))
+            if stage == "train":
+                (run.stage(stage) / "model.params").write_text(day.isoformat())
+            weights = {"weights_sha256": chain.inputs("promote")["model.params"]}
+            _rewrite(run.stage(stage), chain.inputs(stage), weights if stage == "export" else {})
+        about = {"stage": stage, "run": chain.run_id, "generation": chain.generation}
+        events.record(chain.workspace, "started", **about, reasons=["no result yet"])
+        events.record(chain.workspace, "finished", **about, seconds=12.345)
+    path, entry = chain.workspace.current(chain.config), registry.entry_of(run, chain.generation)
+    assert entry
+    with registry.held(chain.workspace, path):
+        registry.set_current(path, entry)
+    assert not generations.unfinished(chain)
+
+
+def _rewrite(folder: Path, inputs: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+    old = manifest.read(folder)
+    assert old
+    manifest.write(folder, old["stage"], old["files"], {**old["inputs"], **inputs}, {**old["details"], **details})

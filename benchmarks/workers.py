@@ -57,7 +57,9 @@ def compare(folder: Path, configs: list[str], workers: str) -> tuple[float, floa
     workspace = folder / "artifacts"
     shutil.copytree(folder / "prepared", workspace)
     before = _processor_seconds()
-    seconds = bench.luigi("Compare", "--configs", ",".join(configs), "--workspace", str(workspace), "--workers", workers)
+    seconds = bench.luigi(
+        "Compare", "--configs", ",".join(configs), "--workspace", str(workspace), "--workers", workers
+    )
     shutil.rmtree(workspace)
     return seconds, _processor_seconds() - before
 

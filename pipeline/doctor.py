@@ -27,7 +27,7 @@ from pipeline.config import Config, with_classes
 from pipeline.errors import PipelineError
 from pipeline.files import human_size
 from pipeline.process import parent
-from pipeline.process.cores import cgroup_quota, given_threads, misread_threads, usable_cores
+from pipeline.process.cores import cgroup_quota, given_threads, misread_threads, turn_lock, usable_cores
 from pipeline.process.spinning import TOLERATED, Load
 from pipeline.retraining import registry
 from pipeline.storage import locks
@@ -129,7 +129,9 @@ def load() -> str:
     if others is None:
         return "this machine does not tell how busy its cores are"
     slower = others + usable_cores() > cores + TOLERATED
-    return f"other processes use {others:.1f} of {cores} cores" + (": trainings will be slower" if slower else "")
+    told = f"other processes use {others:.1f} of {cores} cores" + (": trainings will be slower" if slower else "")
+    holder = locks.holder(turn_lock())
+    return told + (f"; {locks.describe(holder)} trains on all of them: other trainings wait" if holder else "")
 
 
 def semaphores() -> str:

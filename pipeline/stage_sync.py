@@ -6,6 +6,7 @@ The stage's own process knows nothing of the store: it finds its inputs in the f
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -92,7 +93,7 @@ def _gate_held(chain: Chain, storage: ObjectStorage, stage: str) -> Iterator[Non
         yield
         return
     lock = registry.lock_name(chain.workspace.current(chain.config))
-    with storage.hold(lock, "the choice of the current model", True, log.info):
+    with storage.hold(lock, "the choice of the current model", True, functools.cache(log.info)):
         refresh([chain], since=time.monotonic())
         yield
 

@@ -94,7 +94,7 @@ class Compare(PluginTask):
         wait = vgg().overlap == "wait"
         with (
             working(),
-            compared.workspace.hold(lock, f"comparison {compared.name}", wait, log.info) as descriptor,
+            compared.workspace.hold(lock, f"comparison {compared.name}", wait, functools.cache(log.info)) as descriptor,
         ):
             self._refresh(since=time.monotonic())
             reasons = compared.why()

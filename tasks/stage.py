@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import html
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,6 @@ class StageTask(ChainTask):
                 if not reasons:
                     log.info("%s: already done by another process", self.what)
                     return
-                log.info("%s: running: %s", self.what, "; ".join(reasons))
                 self._run_stage(chain, held, reasons)
         except Interrupted as error:
             if self.gave_up:
@@ -84,6 +85,10 @@ class StageTask(ChainTask):
         """What is put in front of the command of the stage's process."""
         return []
 
+    def turn(self, chain: Chain, waiting: Callable[[str], None]) -> AbstractContextManager[list[int]]:
+        """Waits until the stage may start; gives file descriptors that its process has to inherit."""
+        return contextlib.nullcontext([])
+
     def _run_stage(self, chain: Chain, held: list[int], reasons: list[str]) -> None:
         voice, bar = SchedulerProgress(self, vgg().report_seconds), TerminalBar(self.what)
         path = _log_path(chain, self.stage)
@@ -97,20 +102,27 @@ class StageTask(ChainTask):
                 log.info("%s: %s", self.what, event["message"])
                 bar.say(event)
 
+        def wait(line: str) -> None:
+            message = f"{line}, which trains on all cores; a lower OMP_NUM_THREADS lets trainings share them"
+            voice.say(0.0, message)
+            on_event({"event": "note", "message": message.removeprefix(f"{self.what}: ")})
+
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
         try:
             options = self.options(chain)
-            with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
-                parent.run_stage(
-                    self.stage,
-                    chain,
-                    log=path,
-                    on_event=on_event,
-                    take_commands=self._commands,
-                    launcher=self.launcher(chain),
-                    inherit=held,
-                    options=options,
-                )
+            with self.turn(chain, self._waiting(wait)) as turn:
+                log.info("%s: running: %s", self.what, "; ".join(reasons))
+                with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
+                    parent.run_stage(
+                        self.stage,
+                        chain,
+                        log=path,
+                        on_event=on_event,
+                        take_commands=self._commands,
+                        launcher=self.launcher(chain),
+                        inherit=[*held, *turn],
+                        options=options,
+                    )
         finally:
             voice.close()
             bar.close()
@@ -125,11 +137,22 @@ class StageTask(ChainTask):
             path = run.lock(self.stage)
         wait = vgg().overlap == "wait"
         with contextlib.ExitStack() as held:
-            own = held.enter_context(workspace.hold(path, self.what, wait, log.info))
+            own = held.enter_context(workspace.hold(path, self.what, wait, self._waiting(log.info)))
             if self.stage == "dataset" or run is None:
                 yield [own]
             else:
                 yield [own, held.enter_context(locks.share(workspace.readers_lock(run.dataset_id), self.what))]
+
+    def _waiting(self, tell: Callable[[str], None]) -> Callable[[str], None]:
+        """What to do at every look at a lock that is waited for: tell who has it, once, and hear a request to stop."""
+        once = functools.cache(tell)
+
+        def look(line: str) -> None:
+            once(line)
+            if any(word.startswith("stop") for word in self._commands()):
+                raise Interrupted(f"{self.what}: stopped while it was waiting; run the same command again")
+
+        return look
 
     def _commands(self) -> list[str]:
         """Words for the child out of the scheduler's messages; unknown ones are answered."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from luigi.util import requires
 
 from pipeline.files import read_json
+from pipeline.process import cores
 from pipeline.retraining import generations
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks import gpus
@@ -37,6 +40,11 @@ class TrainVGG(StageTask):
         # A launcher takes the training to another machine, where a scheduler of its own gives out the cards.
         config = self.chain.config
         return {} if launcher_of(config) else gpus.resources(config.device)
+
+    def turn(self, chain: Chain, waiting: Callable[[str], None]) -> AbstractContextManager[list[int]]:
+        if launcher_of(chain.config) or gpus.resources(chain.config.device):
+            return super().turn(chain, waiting)
+        return cores.turn(self.what, chain.config.distributed.workers, waiting)
 
     def options(self, chain: Chain) -> dict[str, Any]:
         path, why = generations.warm_start(chain)

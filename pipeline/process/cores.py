@@ -1,13 +1,17 @@
-"""How many threads a stage may use, decided before MXNet is loaded. Imports nothing heavy."""
+"""How many threads a stage may use, decided before MXNet is loaded; trainings on all cores take turns."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from pipeline.errors import WorkspaceError
 from pipeline.process import spinning
+from pipeline.storage import locks
 
 #: More threads than this, or than the machine has cores, are a mistake: MXNet would not start. Fewer may be more than
 #: there are cores, so that a training of a large machine resumes bit for bit on a small one.
@@ -72,6 +76,39 @@ def thread_environment(environment: Mapping[str, str], cores: int | None = None)
     """
     threads = given_threads(environment) or cores or usable_cores()
     return {"OMP_NUM_THREADS": str(threads), "OMP_DYNAMIC": "false", **spinning.environment(environment)}
+
+
+def turn_lock() -> Path:
+    """The lock of the cores that this process may use: one file for all processes of this user that have the same.
+
+    In memory, which is this machine's own and which a systemd unit with a private /tmp sees, too.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    which = str(cores)
+    if usable_cores() < len(cores):  # a share of them, which belongs to a cgroup or to a job
+        which += Path("/proc/self/cgroup").read_text() + os.environ.get("SLURM_JOB_ID", "")
+    name = hashlib.sha256(which.encode()).hexdigest()[:12]
+    return Path("/dev/shm") / f"luigi-vgg-{os.getuid()}" / f"cores-{name}.lock"
+
+
+@contextlib.contextmanager
+def turn(what: str, processes: int, waiting: Callable[[str], None]) -> Iterator[list[int]]:
+    """For a training in so many processes here: if it takes all cores, wait until no other one does.
+
+    Gives file descriptors that they have to inherit. Fewer threads for each training would do as well, but the number
+    changes the results: it is for the user to set. `waiting` is called at every look with a line about who has the
+    cores. Where there can be no lock nobody waits.
+    """
+    threads = given_threads(os.environ)
+    with contextlib.ExitStack() as held:
+        descriptors = []
+        if threads is None or threads * processes >= usable_cores():
+            with contextlib.suppress(OSError, WorkspaceError):
+                path = turn_lock()
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                if path.parent.stat().st_uid == os.getuid():  # not laid out by somebody else
+                    descriptors.append(held.enter_context(locks.hold(path, what, wait=True, waiting=waiting)))
+        yield descriptors
 
 
 def _cgroup_folders(root: Path, process: Path) -> list[Path]:

@@ -83,9 +83,9 @@ def hold(
 ) -> Iterator[int]:
     """Hold the lock at `path`; gives its file descriptor, to be inherited by the processes that do the work.
 
-    When another live process has it: with `wait` call `waiting` once with a line about who has it and wait for at most
-    `at_most` seconds, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its child ends
-    by itself. `Workspace.hold` also holds the lock against hosts that have other files.
+    When another live process has it: with `wait` wait for at most `at_most` seconds and call `waiting` at every look
+    with a line about who has it, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its
+    child ends by itself. `Workspace.hold` also holds the lock against hosts that have other files.
     """
     with _locked(path, what, at_most if wait else 0, waiting or (lambda line: None)) as descriptor:
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
@@ -150,7 +150,7 @@ def _acquire(
     waiting: Callable[[str], None],
     operation: int = fcntl.LOCK_EX,
 ) -> None:
-    told, started = "", time.monotonic()
+    started = time.monotonic()
     while not try_lock(descriptor, path, operation):
         waited = time.monotonic() - started
         if try_lock(descriptor, path, fcntl.LOCK_SH):
@@ -167,9 +167,8 @@ def _acquire(
         if waited >= at_most and not (ending and waited < ENDING_SECONDS):
             raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
         line = f"{what}: {who} is gone, waiting for its last process to end" if ending else f"{what}: waiting for {who}"
-        if other and line != told:
+        if other:
             waiting(line)
-            told = line
         time.sleep(0.2 if ending else 0.5)
 
 

@@ -135,7 +135,6 @@ class ObjectLock:
         return not self.lost
 
     def _acquire(self, what: str, wait: bool, waiting: Callable[[str], None]) -> None:
-        told = ""
         while True:
             if self.store.create(self.key, self._content()):
                 return
@@ -150,9 +149,7 @@ class ObjectLock:
             who = describe(other)
             if not wait:
                 raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
-            if who != told:
-                waiting(f"{what}: waiting for {who}")
-                told = who
+            waiting(f"{what}: waiting for {who}")
             time.sleep(POLL_SECONDS)
 
     def _is_dead(self, other: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def train(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = Non
     if not where.is_leader:
         return distributed.supervise(chain, reporter, options, where)
     # The run's own lock: the process of a luigi command that was killed may still be writing its checkpoint.
-    with locks.hold(run.job_lock, f"train {run.run_id}", True, reporter.note, child.LOCK_SECONDS):
+    with locks.hold(run.job_lock, f"train {run.run_id}", True, functools.cache(reporter.note), child.LOCK_SECONDS):
         if not chain.why("train"):
             reporter.note("another process has finished this training meanwhile")
             rendezvous.announce_finished(reporter, where)

@@ -96,7 +96,8 @@ class Workspace:
     ) -> Iterator[int]:
         """Hold a lock against processes here and on other hosts; gives its file's descriptor.
 
-        With `wait` call `waiting` with a line about who has it and wait, else raise `AlreadyRunning`.
+        With `wait` wait for who has it and call `waiting` at every look with a line about that, else raise
+        `AlreadyRunning`.
         """
         with locks.hold(lock, what, wait, waiting) as descriptor, self.storage.hold(lock.stem, what, wait, waiting):
             yield descriptor

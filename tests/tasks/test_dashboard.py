@@ -17,6 +17,7 @@ import pytest
 from luigi_runs import SmallChain, clean_environment, luigi_command
 from luigid_process import Luigid, luigid, wait_for
 
+from pipeline.process import cores
 from pipeline.workspace import Workspace, events
 from tasks import gpus
 
@@ -188,6 +189,31 @@ def test_stop_after_epoch_ends_at_the_end_of_an_epoch(prepared: SmallChain, cent
     assert code == 30, output
     assert "stopped after an epoch as asked" in output
     assert "step 0 of 5" in output
+
+
+def test_a_training_that_waits_for_the_cores_says_for_whom_and_can_be_stopped(
+    prepared: SmallChain, central: Luigid, only_one_core: None
+) -> None:
+    with cores.turn("train another", 1, print), _started(prepared, "TrainVGG", central) as end:
+        task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
+        message = wait_for(lambda: central.message(task["task_id"]), "a message")
+        assert f"waiting for process {os.getpid()} on " in message
+        assert "trains on all cores" in message
+        assert central.tell(task, "stop") == "ok"
+        code, output = end()
+    assert code == 30, output
+    assert output.count(f"waiting for process {os.getpid()} on ") == 1
+    assert "stopped while it was waiting" in output
+    assert "running: " not in output
+
+
+@pytest.fixture
+def only_one_core() -> Iterator[None]:
+    """This process and those that it starts have one core, which no other test has for itself."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    yield
+    os.sched_setaffinity(0, before)
 
 
 def test_two_configurations_stay_two_lines(prepared: SmallChain, central: Luigid, tmp_path: Path) -> None:

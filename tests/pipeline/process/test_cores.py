@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -87,3 +88,64 @@ def test_of_a_list_for_nested_threads_the_first_number_counts():
     for given, threads in ("2,1", "2"), (" 3 ", "3"), ("128", "128"):
         assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == threads
         assert cores.misread_threads({"OMP_NUM_THREADS": given}) is None
+
+
+# --- trainings take turns ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine of two cores on which nothing trains."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
+    monkeypatch.setattr(cores, "turn_lock", lambda: tmp_path / "ours" / "cores.lock")
+    return tmp_path
+
+
+def test_of_two_trainings_on_all_cores_the_second_waits_for_the_end_of_the_first(machine):
+    said = []
+    with contextlib.ExitStack() as first:
+        first.enter_context(cores.turn("train a", 1, print))
+
+        def waiting(line):
+            said.append(line)
+            if len(said) == 2:
+                first.close()
+
+        with cores.turn("train b", 1, waiting) as inherited:
+            assert len(inherited) == 1
+    assert said == [said[0]] * 2  # at every look, so that it can be told to stop
+    assert said[0].startswith(f"train b: waiting for process {os.getpid()} on ")
+
+
+def test_trainings_that_leave_cores_free_run_side_by_side(machine, monkeypatch):
+    with cores.turn("train a", 1, print):
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        with cores.turn("train b", 1, print) as inherited:
+            assert inherited == []
+    with cores.turn("train c in two processes", 2, print) as inherited:
+        assert len(inherited) == 1
+
+
+def test_where_there_can_be_no_lock_nobody_waits(machine):
+    (machine / "ours").write_text("a file")
+    with cores.turn("train a", 1, print) as inherited:
+        assert inherited == []
+
+
+def test_a_folder_of_somebody_else_makes_nobody_wait(machine, monkeypatch):
+    (machine / "ours").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: (machine / "ours").stat().st_uid + 1)
+    with cores.turn("train a", 1, print) as inherited:
+        assert inherited == []
+
+
+def test_those_who_have_other_cores_or_another_share_of_them_do_not_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr(cores, "cgroup_quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    ours = cores.turn_lock()
+    assert ours == cores.turn_lock()
+    monkeypatch.setattr(cores, "cgroup_quota", lambda: 1.0)
+    limited = cores.turn_lock()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3})
+    assert len({ours, limited, cores.turn_lock()}) == 3

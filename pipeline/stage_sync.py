@@ -119,15 +119,16 @@ def _fetch(chain: Chain, storage: ObjectStorage, stage: str, options: dict[str, 
     else:
         storage.fetch_log(run.log(stage))
     if stage == "promote":
-        _fetch_baseline(chain)
+        _fetch_baseline(chain, run)
     if stage == "report":
         _fetch_previous(chain, run)
 
 
-def _fetch_baseline(chain: Chain) -> None:
+def _fetch_baseline(chain: Chain, run: Run) -> None:
     """The runs that the gate may compare with: the current one and the one before, or the one before all generations.
 
-    Of those that were rolled back the gate looks at the manifests.
+    Of their data set, where it is another one, the test images. Of those that were rolled back the gate looks at the
+    manifests.
     """
     workspace = chain.workspace
     pointer, before_all = registry.read(workspace.current(chain.config)), generations.plain_run(chain)
@@ -135,11 +136,13 @@ def _fetch_baseline(chain: Chain) -> None:
         workspace.storage.refresh(registry.run_at(workspace, place).stage("train") for place in pointer.rolled_back)
     for entry in [pointer, *pointer.before[:1]] if pointer else [before_all] if before_all else []:
         other = registry.run_at(chain.workspace, entry.run)
-        folders = [other.stage("train"), other.stage("evaluate")]
-        workspace.storage.refresh([*folders, workspace.dataset(other.dataset_id)])
-        for folder in folders:
+        folders = {other.stage("train"): "*", other.stage("evaluate"): "*"}
+        if other.dataset_id != run.dataset_id:
+            folders[workspace.dataset(other.dataset_id)] = "test_*"
+        workspace.storage.refresh(folders)
+        for folder, pattern in folders.items():
             with contextlib.suppress(NotAsRecorded):  # the gate says what is wrong with it
-                workspace.fetch(folder)
+                workspace.fetch(folder, pattern=pattern)
 
 
 def _fetch_previous(chain: Chain, run: Run) -> None:

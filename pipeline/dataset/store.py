@@ -21,7 +21,8 @@ from pipeline.errors import WorkspaceError
 from pipeline.files import move, remove_debris, sync_directory
 from pipeline.workspace import manifest
 
-FILES = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
+TEST_FILES = ("test_images.npy", "test_labels.npy")
+FILES = ("train_images.npy", "train_labels.npy", *TEST_FILES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +99,20 @@ def load(folder: Path, verify: bool = False) -> Dataset:
         )
     if problems or found is None:
         raise WorkspaceError(f"{folder}: {'; '.join(problems)}; run the dataset stage again")
-    details = found["details"]
-    train, test = (int(details[f"{split}_images"]) for split in ("train", "test"))
-    shapes = ((train, 3, 32, 32), (train,), (test, 3, 32, 32), (test,))
-    a, b, c, d = (_open(folder / name, shape) for name, shape in zip(FILES, shapes, strict=True))
-    return Dataset(a, b, c, d, list(details["classes"]), found)
+    return Dataset(*_part(folder, found, "train"), *_part(folder, found, "test"), found["details"]["classes"], found)
+
+
+def load_test(folder: Path) -> tuple[Bytes, Bytes, list[str]]:
+    """The test images (n, 3, 32, 32), their labels (n,) and the classes, where the rest may not be here.
+
+    Reads every byte of them. Raises `WorkspaceError` when they are gone or not as they were recorded.
+    """
+    found = manifest.read(folder)
+    if found is None:
+        raise WorkspaceError(f"{folder}: gone, or not finished")
+    for name in TEST_FILES:
+        manifest.verified(folder, found, name)
+    return *_part(folder, found, "test"), found["details"]["classes"]
 
 
 def clean(partial: Path) -> None:
@@ -122,6 +132,11 @@ def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> 
     except OSError as error:
         error.filename = error.filename or str(path)  # `write` leaves it out
         raise
+
+
+def _part(folder: Path, found: Mapping[str, Any], split: str) -> tuple[Any, Any]:
+    count = int(found["details"][f"{split}_images"])
+    return _open(folder / f"{split}_images.npy", (count, 3, 32, 32)), _open(folder / f"{split}_labels.npy", (count,))
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> Any:

@@ -104,14 +104,23 @@ def expected_calibration_error(bins: list[Bin]) -> float:
 def compare_paired(correct: np.ndarray, correct_before: np.ndarray) -> dict[str, Any]:
     """Compare two models on the same images, given which of them each got right, (n,) booleans.
 
-    `p` is the two-sided exact McNemar test: how likely a split of the images on which they differ at least this
-    uneven is, were both equally good (McNemar 1947, Psychometrika 12). `interval` is the 95 % interval of the
-    difference of the two accuracies (Agresti and Min 2005, Statistics in Medicine 24, their adjustment of Wald's).
+    `accuracy` is that of the one before, `difference` what the other has more. `p` is the two-sided exact McNemar test:
+    how likely a split of the images on which they differ at least this uneven is, were both equally good (McNemar 1947,
+    Psychometrika 12). `interval` is the 95 % interval of the difference of the two accuracies (Agresti and Min 2005,
+    Statistics in Medicine 24, their adjustment of Wald's).
     """
     gained = int((correct & ~correct_before).sum())
     lost = int((~correct & correct_before).sum())
     p = _binomial_two_sided(min(gained, lost), gained + lost)
-    return {"gained": gained, "lost": lost, "p": p, "interval": _paired_interval(gained, lost, len(correct))}
+    return {
+        "images": len(correct),
+        "accuracy": float(correct_before.mean()),
+        "difference": float(correct.mean() - correct_before.mean()),
+        "gained": gained,
+        "lost": lost,
+        "p": p,
+        "interval": _paired_interval(gained, lost, len(correct)),
+    }
 
 
 def _paired_interval(gained: int, lost: int, count: int) -> list[float]:

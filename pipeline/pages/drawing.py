@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.pages.formats import percent
+
 #: Width of the scale in its own units, about CSS pixels on a phone.
 _WIDTH = 340
 
@@ -20,7 +22,7 @@ class Mark:
     """Another accuracy on the same scale, 0..1."""
 
     value: float
-    text: str
+    name: str
 
 
 def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[Mark]) -> Markup:
@@ -37,7 +39,7 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[M
             parts.append(_text(x(tick), 65, f"{tick * 100:.3g} %", "var(--muted)"))
     for number, mark in enumerate(marks[:2]):
         parts.append(_line(x(mark.value), 18 + 14 * number, x(mark.value), 54, "var(--series-2)", 2))
-        parts.append(_text(x(mark.value), 13 + 14 * number, mark.text, "var(--ink)"))
+        parts.append(_text(x(mark.value), 13 + 14 * number, f"{mark.name} {percent(mark.value)}", "var(--ink)"))
     parts.append(_line(x(interval[0]), 48, x(interval[1]), 48, "var(--series-1)", 9, "round"))
     dot = '<circle cx="{:.1f}" cy="48" r="7" fill="var(--series-1)" stroke="var(--paper)" stroke-width="2"/>'
     parts.append(Markup(dot).format(x(accuracy)))

@@ -23,7 +23,7 @@ from pipeline.evaluation import output_names, read_predictions, statistics, tta
 from pipeline.files import now, read_json
 from pipeline.pages import PUBLISHED_ACCURACY
 from pipeline.report import examples
-from pipeline.retraining import generations, registry
+from pipeline.retraining import baseline, generations, registry
 from pipeline.tables import read_numbers
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain, config_changes
@@ -258,12 +258,15 @@ def _decision(chain: Chain, run: Run) -> dict[str, Any] | None:
 
 
 def _gate_baseline(decision: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The run that the promotion gate compared with, in the form of `_previous`."""
+    """The run that the promotion gate compared with, in the form of `_previous`; None when it could not."""
     compared = decision["compared"] if decision else None
-    if not compared:
+    if not compared or not compared["images"]:
         return None
-    keys = ("accuracy", "difference", "gained", "lost", "p", "interval")
-    return {"run": Path(compared["run"]).name, **{key: compared[key] for key in keys}}
+    return _compared(Path(compared["run"]).name, compared)
+
+
+def _compared(run_id: str, compared: dict[str, Any]) -> dict[str, Any]:
+    return {"on": "same", "all": None, **compared, "run": run_id, "images_compared": baseline.images(compared)}
 
 
 def _generations(chain: Chain) -> list[dict[str, Any]]:
@@ -299,13 +302,7 @@ def _previous(sources: Sources) -> dict[str, Any] | None:
         return None  # damage to an earlier run does not prevent this report
     if not np.array_equal(labels, sources.labels):
         return None
-    before = probabilities.argmax(1) == labels
-    return {
-        "run": run.run_id,
-        "accuracy": float(before.mean()),
-        "difference": float(sources.correct.mean() - before.mean()),
-        **statistics.compare_paired(sources.correct, before),
-    }
+    return _compared(run.run_id, statistics.compare_paired(sources.correct, probabilities.argmax(1) == labels))
 
 
 def _examples(sources: Sources) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline import pages
 from pipeline.pages import drawing
-from pipeline.pages.formats import percent
 from pipeline.report import figures
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -20,13 +19,14 @@ _HISTORY_ROWS, _TABLE_CLASSES = 60, 12
 
 def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
     """The page; `images` holds a `data:` address for every test image number under `facts["examples"]`."""
-    training, evaluation = facts["training"], facts["evaluation"]
+    training, evaluation, marks = facts["training"], facts["evaluation"], _marks(facts["comparison"])
     resumes = _resumes(training)
     many = len(evaluation["classes"]) > _TABLE_CLASSES
     return pages.html(
         _TEMPLATES / "report.html.j2",
         facts,
-        scale=drawing.accuracy_scale(evaluation["accuracy"], evaluation["interval"], _marks(facts["comparison"])),
+        scale=drawing.accuracy_scale(evaluation["accuracy"], evaluation["interval"], marks),
+        marks=marks,
         recall=_recall(evaluation["per_class"]),
         curves=figures.curves(training["history"], [resume["epoch"] for resume in resumes]),
         reliability=figures.reliability(evaluation["calibration"]),
@@ -43,8 +43,12 @@ def markdown(facts: dict[str, Any]) -> str:
 
 
 def _marks(comparison: dict[str, Any]) -> list[drawing.Mark]:
-    others = (("baseline", comparison["baseline"]), ("previous", comparison["previous"]))
-    return [drawing.Mark(other["accuracy"], f"{name} {percent(other['accuracy'])}") for name, other in others if other]
+    """The baseline, and the previous generation where its accuracy on all of these test images is known."""
+    previous = comparison["previous"]
+    if previous and previous["on"] == "shared":
+        previous = previous["all"]
+    others = (("baseline", comparison["baseline"]), ("previous", previous))
+    return [drawing.Mark(other["accuracy"], name) for name, other in others if other]
 
 
 def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:

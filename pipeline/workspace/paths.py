@@ -12,6 +12,7 @@ trash/<when>/<path>                   what a user set aside, under the path that
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -69,15 +70,16 @@ class Workspace:
             self.storage.refresh_matching(pattern)
         self.storage.refresh_matching("runs/*/*", RUN_FOLDERS)
 
-    def fetch(self, folder: Path, everything: bool = False) -> None:
-        """Have the files of a finished stage here as its manifest recorded them.
+    def fetch(self, folder: Path, everything: bool = False, pattern: str = "*") -> None:
+        """Have the files of a finished stage here as its manifest recorded them, those whose names match a pattern.
 
         With `everything` also what the manifest does not count: logs, the trainer's state. A folder without a
         manifest has nothing to fetch. Raises `NotAsRecorded` when a file in the store is not what it should be.
         """
         recorded = read(folder)
         if recorded is not None:
-            self.storage.fetch(folder, recorded["files"], digests(recorded), everything)
+            files = {name: about for name, about in recorded["files"].items() if fnmatch.fnmatch(name, pattern)}
+            self.storage.fetch(folder, files, digests(recorded), everything)
 
     def publish(self, folder: Path, recorded_only: bool = False) -> None:
         """Let other hosts see a finished stage.

@@ -153,7 +153,12 @@ def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_wee
     decision = generations.decision(run)
     assert decision
     assert decision["compared"]["run"] == first.run
-    assert decision["compared"]["same_images"] is False
+    assert decision["compared"]["on"] == "all"
+    assert decision["reason"].endswith("; no test image is in both test sets")
+    assert (
+        weeks.report_of("2026-W48")[0]["comparison"]["previous"]["images_compared"]
+        == "all 60 test images of the new test set"
+    )
     assert weeks.retrain(*day).ran == []
 
     weeks.configure(architecture__conv_arch=[[1, 4], [1, 4]])

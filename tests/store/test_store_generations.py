@@ -1,14 +1,16 @@
-"""Scheduled retraining with the workspace in S3: two hosts take turns, the pointer to the current model is one."""
+"""Scheduled retraining with the workspace in S3: hosts take turns, the pointer to the current model is one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
+from luigi_runs import small_archive
 from store_hosts import Bucket, Host
 
 
-def test_two_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], bucket: Bucket) -> None:
+def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], bucket: Bucket, tmp_path: Path) -> None:
     one, two = host("one"), host("two")
     for each in (one, two):
         each.values["retrain"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
@@ -37,7 +39,18 @@ def test_two_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host],
     pruned = two.good("Prune", "--keep", "1", "--confirm")
     assert "nothing to prune (keeping " in pruned.output  # the older one is the current one
     one.good("Rollback", "--to", "2026-11-21")
-    one.good("Retrain", "--date", "2026-11-22")
+    # A third host, which has nothing here, finds more test images: the current model is compared on those it shares.
+    three = host("three")
+    three.values |= {"retrain": one.values["retrain"]}
+    three.values["data"]["source"] = str(small_archive(tmp_path / "grown.tar.gz", test=90))
+    three.configure()
+    assert three.good("Retrain", "--date", "2026-11-22").ran.count("promote") == 1
+    report = json.loads(bucket.read(next(key for key in bucket.objects("report/report.json") if "11-22" in key)))
+    compared = report["comparison"]["previous"]
+    assert (compared["images_compared"], compared["all"]["images"]) == (
+        "the 60 test images that are in both test sets",
+        90,
+    )
     pruned = two.good("Prune", "--keep", "1", "--confirm")
     assert "moving generation 2026-11-20" in pruned.output
     assert f"moved to {bucket.url}/trash/" in pruned.output

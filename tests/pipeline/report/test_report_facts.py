@@ -17,7 +17,7 @@ from luigi_runs import CLASSES, SmallChain
 from pipeline import __version__, config
 from pipeline.errors import WorkspaceError
 from pipeline.evaluation import statistics
-from pipeline.files import sha256_file
+from pipeline.files import sha256_file, write_json
 from pipeline.process.child import Reporter
 from pipeline.report import examples, facts, page
 from pipeline.workspace import manifest
@@ -236,6 +236,21 @@ def test_the_previous_generation_is_the_newest_one_begun_before(done: SmallChain
     assert previous["difference"] == pytest.approx(3 / 60)
     assert gathered(done.chain("seed-1"))["comparison"]["previous"] is None
     assert gathered(done.chain("2020-W01"))["comparison"]["previous"] is None
+
+
+def test_a_decision_of_an_earlier_version_is_still_shown(done: SmallChain) -> None:
+    compared = {"run": "runs/mini-00000000/tiny-00000000@2026-W47", "generation": "2026-W47", "same_images": True}
+    compared |= {"accuracy_when_promoted": 0.5, **statistics.compare_paired(np.array([True]), np.array([False]))}
+    folder, weights = (
+        done.folder("promote"),
+        {"model.params": done.manifest("train")["files"]["model.params"]["sha256"]},
+    )
+    decided = {"outcome": "promoted", "reason": "better", "tolerance": 0.0, "decided": "2026-11-25T08:00:00Z"}
+    write_json(folder / "decision.json", {**decided, "compared": compared})
+    manifest.write(folder, "promote", ["decision.json"], weights, {})
+    found = gathered(done.chain())
+    assert found["comparison"]["previous"]["images_compared"] == "the same 1 test image"
+    assert "from 0.00\N{NARROW NO-BREAK SPACE}% on the same 1 test image; 1 newly correct" in page.markdown(found)
 
 
 def test_a_damaged_previous_run_does_not_keep_this_one_from_being_reported(done: SmallChain) -> None:

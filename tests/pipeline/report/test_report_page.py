@@ -115,12 +115,16 @@ def report(finished: SmallChain) -> dict[str, Any]:
         {**first, "step": 4},
     ]
     value["training"] |= {"resumed": 2, "exact": False, "inexact": ["threads 2 -> 1 when resumed at step 2"]}
-    paired = {"difference": -0.01, "gained": 5, "lost": 8, "p": 0.58, "interval": [-0.02, 0.01]}
+    paired = {"images": 55, "difference": -0.01, "gained": 5, "lost": 8, "p": 0.58, "interval": [-0.02, 0.01]}
+    both = "the 55 test images that are in both test sets"
     value["comparison"] = {
         "baseline": {
             "accuracy": 0.7405, "difference": 0.02, "position": "within", "official_images": False
         },
-        "previous": {"run": "tiny-12345678@2026-W47", "accuracy": 0.76, **paired},
+        "previous": {
+            "run": "tiny-12345678@2026-W47", "accuracy": 0.76, **paired, "on": "shared", "images_compared": both,
+            "all": {"accuracy": 0.71, **paired, "images": 60, "difference": 0.02},
+        },
         "decision": {"outcome": "refused", "reason": "worse", "tolerance": 0.005, "decided": "2026-11-25T08:00:00Z"},
     }  # fmt: skip
     made = {"run": "tiny-12345678@2026-W47", "trained": "2026-11-18T08:00:00Z", "accuracy": 0.76}

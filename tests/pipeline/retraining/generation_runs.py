@@ -5,11 +5,18 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import numpy as np
 from luigi_runs import SmallChain
 
+from pipeline import dataset
+from pipeline.dataset import store
+from pipeline.dataset.layouts import Batch, Content
 from pipeline.files import read_json, write_json
 from pipeline.retraining import generations, registry, retention
-from pipeline.workspace import Run, manifest
+from pipeline.workspace import Run, dataset_id, manifest
+
+#: Test images, their labels, and the classes.
+Data = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str = "") -> Run:
@@ -44,6 +51,40 @@ def trained_anew(run: Run, weights: str) -> None:
     assert train
     inputs = {**evaluate["inputs"], "model.params": train["files"]["model.params"]["sha256"]}
     manifest.write(run.stage("evaluate"), "evaluate", evaluate["files"], inputs, evaluate["details"])
+
+
+def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | None = None) -> Run:
+    """The trained generation `name` on a data set with another test set under the same name.
+
+    It is evaluated: `right` says of which images correctly, by default all.
+    """
+    chain, plain = small.chain(), small.chain().run()
+    record = chain.source_record()
+    assert plain
+    assert record
+    images, labels, classes = test
+    old = dataset.load(chain.workspace.dataset(plain.dataset_id))
+    parts = [Batch(a.reshape(len(a), -1), b) for a, b in ((old.train_images, old.train_labels), (images, labels))]
+    content = Content(parts[:1], parts[1:], classes, "")
+    details = {**old.manifest["details"], "digest": store.digest(content), "classes": classes}
+    folder = chain.workspace.dataset(dataset_id(chain.config.data.name, details["digest"]))
+    store.write(folder, content, small.root / "partial", {**details, "test_images": len(labels)})
+    write_json(chain.workspace.source_pointer(chain.config.data), {**record, "dataset": folder.name, **details})
+    run = small.chain(name).run()
+    assert run
+    for stage in ("train", "export"):
+        shutil.copytree(plain.stage(stage), run.stage(stage))
+    recorded = read_json(run.stage("train") / "manifest.json")
+    assert recorded
+    recorded["details"]["dataset"]["classes"] = classes
+    change(run.stage("train"), details=recorded["details"])
+    predictions = labels if right is None else np.where(right, labels, (labels + 1) % len(classes)).astype(np.uint8)
+    run.stage("evaluate").mkdir()
+    np.savez(run.stage("evaluate") / "predictions.npz", labels=labels, predictions=predictions, probabilities=labels)
+    inputs = {"model.params": recorded["files"]["model.params"]["sha256"]}
+    accuracy = {"accuracy": float((predictions == labels).mean())}
+    manifest.write(run.stage("evaluate"), "evaluate", ["predictions.npz"], inputs, accuracy)
+    return run
 
 
 def change(folder: Any, **values: Any) -> None:

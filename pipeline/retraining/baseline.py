@@ -1,0 +1,184 @@
+"""A new model beside the baseline, the current one, on the same test images.
+
+Where the test set has changed there are two comparisons: on the images that are in both test sets, which decides, and
+on all of the new one. An image is known by its pixels and the name of its class: one whose label was corrected would be
+held against the model that was trained on the other label, so it counts among the new ones only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import dataset, evaluation, runtime
+from pipeline.dataset.normalisation import Normalisation
+from pipeline.errors import PipelineError, WorkspaceError
+from pipeline.evaluation.statistics import compare_paired
+from pipeline.files import sha256_file
+from pipeline.process import child
+from pipeline.retraining import registry
+from pipeline.retraining.registry import Entry
+from pipeline.text import counted
+from pipeline.workspace import Run, manifest
+from pipeline.workspace.freshness import Chain
+
+#: Names of classes that a sentence lists at most.
+_NAMED = 5
+
+
+def compare(
+    chain: Chain, run: Run, baseline: Entry, labels: np.ndarray, correct: np.ndarray, reporter: child.Reporter
+) -> dict[str, Any]:
+    """The run, which classified `correct` of the test images with these labels correctly, beside the baseline.
+
+    Gives what `compare_paired` finds on the images that decide. `on` says which these are: the "same" test set, the
+    images "shared" by the two, "all" of the new one when it shares none, or "none" when it has other classes as well;
+    `images` is 0 then. `all` is the comparison on all of the new test set where the shared ones decide.
+    """
+    other = registry.run_at(chain.workspace, baseline.run)
+    if problems := registry.problems(chain.workspace, baseline):
+        raise WorkspaceError(
+            f"cannot compare with the current model: {'; '.join(problems)}; restore it, go back to an earlier one "
+            f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
+        )
+    found = {"run": baseline.run, "generation": baseline.generation, "accuracy_when_promoted": baseline.accuracy}
+    every, before = np.arange(len(labels)), None
+    if _test_set(run) == _test_set(other):
+        shared, notes = every, list[str]()
+        before = _saved(other, labels, chain.config.evaluation.tta)
+    else:
+        shared, notes = _shared(run, other)
+    changed = _changed_classes(_classes(other), _classes(run))
+    notes += changed
+    comparable = shared if changed else every  # a class that it does not know would be held against the baseline
+    if not len(comparable):
+        return {**found, "on": "none", "images": 0, "all": None, "notes": notes}
+    if before is None:
+        before = np.zeros(len(labels), bool)
+        before[comparable] = _evaluate(chain, run, other, comparable, reporter)
+    on = "all" if not len(shared) else "shared" if len(shared) < len(labels) else "same"
+    decisive = shared if len(shared) else every
+    return {
+        **found,
+        "on": on,
+        **compare_paired(correct[decisive], before[decisive]),
+        "all": compare_paired(correct, before) if on == "shared" and not changed else None,
+        "notes": notes,
+    }
+
+
+def described(compared: dict[str, Any], tolerance: float) -> str:
+    """A comparison for people, as the reason of the gate's decision."""
+    low, high = compared["interval"]
+    parts = [
+        f"accuracy {compared['accuracy'] + compared['difference']:.2%}, {compared['difference'] * 100:+.2f} points "
+        f"from the baseline {compared['run']} ({compared['accuracy']:.2%}) on {images(compared)} "
+        f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}, p = {compared['p']:.2g}; tolerance "
+        f"{tolerance * 100:g} points)"
+    ]
+    if every := compared["all"]:
+        after = every["accuracy"] + every["difference"]
+        parts.append(f"on all {every['images']:,}: {after:.2%}, {every['difference'] * 100:+.2f} points")
+    return "; ".join([*parts, *compared["notes"]])
+
+
+def images(compared: dict[str, Any]) -> str:
+    """The images that two models were compared on, in words. Older decisions do not say `on`."""
+    words = {"shared": "the {} that are in both test sets", "all": "all {} of the new test set"}
+    count = counted(compared["images"], "test image")
+    return words.get(compared.get("on", ""), "the same {}").format(count)
+
+
+def evaluated(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (n,) of the test images, and which of them the run classified correctly, (n,) booleans."""
+    folder = run.stage("evaluate")
+    recorded = manifest.read(folder)
+    if recorded is None:
+        raise PipelineError("the generation is not evaluated yet: run the Evaluate task first")
+    return _read_predictions(manifest.verified(folder, recorded, "predictions.npz"))
+
+
+# --- which images -------------------------------------------------------------------------------------------------
+
+
+def _classes(run: Run) -> list[str]:
+    train = manifest.read(run.stage("train"))
+    assert train is not None
+    return train["details"]["dataset"]["classes"]
+
+
+def _test_set(run: Run) -> list[Any]:
+    """What tells the test set of a run from another one: digests and classes; of one that is gone, its name."""
+    recorded = manifest.read(run.workspace.dataset(run.dataset_id))
+    if recorded is None:
+        return [run.dataset_id]
+    return [*(manifest.digest(recorded, name) for name in dataset.TEST_FILES), _classes(run)]
+
+
+def _shared(run: Run, other: Run) -> tuple[np.ndarray, list[str]]:
+    """Indices of the run's test images that are in the other one's test set, too, and what to tell of the rest."""
+    try:
+        before = set(_identities(other))
+    except WorkspaceError as error:
+        return np.empty(0, int), [f"the test images of the baseline are not known any more ({error})"]
+    now, pixels_before = _identities(run), {pixels for pixels, _ in before}
+    shared = [index for index, identity in enumerate(now) if identity in before]
+    relabelled = sum(pixels in pixels_before for pixels, _ in now) - len(shared)
+    notes = [f"the label of {counted(relabelled, 'test image')} changed"] if relabelled else []
+    return np.array(shared, int), notes if shared else ["no test image is in both test sets", *notes]
+
+
+def _identities(run: Run) -> list[tuple[bytes, str]]:
+    """What each test image of a run's data set is known by."""
+    images, labels, classes = dataset.load_test(run.workspace.dataset(run.dataset_id))
+    return [(hashlib.sha256(image).digest(), classes[label]) for image, label in zip(images, labels, strict=True)]
+
+
+def _changed_classes(before: list[str], now: list[str]) -> list[str]:
+    """A note on how two lists of classes differ; none when they do but for their order."""
+    sides = (("new", sorted(set(now) - set(before))), ("gone", sorted(set(before) - set(now))))
+    told = [f"{what}: {', '.join([*names[:_NAMED], *['…'][: len(names) - _NAMED]])}" for what, names in sides if names]
+    return [f"the classes changed ({'; '.join(told)})"] if told else []
+
+
+# --- what the baseline makes of them ------------------------------------------------------------------------------
+
+
+def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
+    """Which test images the run classified correctly, (n,) booleans, by its saved predictions.
+
+    None when they are gone, or of other weights, images or views.
+    """
+    path = run.stage("evaluate") / "predictions.npz"
+    recorded, train = manifest.read(run.stage("evaluate")), manifest.read(run.stage("train"))
+    if recorded is None or recorded["inputs"].get("model.params") != manifest.digest(train, "model.params"):
+        return None
+    if manifest.recorded_inputs(recorded)[manifest.TTA] != str(views):
+        return None
+    if not path.is_file() or sha256_file(path) != manifest.digest(recorded, path.name):
+        return None
+    saved_labels, correct = _read_predictions(path)
+    return correct if np.array_equal(saved_labels, labels) else None
+
+
+def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Reporter) -> np.ndarray:
+    """Which of these test images of the run the other one's weights classify correctly: as the class of that name."""
+    reporter.note(f"evaluating the current model, {other.place}, on the same images and views as the new one")
+    train = manifest.read(other.stage("train"))
+    assert train is not None
+    devices = runtime.devices(chain.config.device)
+    runtime.adapt_to_load(reporter.write)
+    net = evaluation.load_network(other, train, devices.contexts[:1])
+    norm = Normalisation.from_manifest(train["details"])
+    data, views = dataset.load(run.workspace.dataset(run.dataset_id)), chain.config.evaluation.tta
+    logits = evaluation.predict_logits(net, data.test_images[rows], norm, devices.contexts[0], views, reporter)
+    names = np.array(evaluation.output_names(_classes(other), logits.shape[1]))
+    return names[logits.argmax(1)] == np.array(data.classes)[data.test_labels[rows]]
+
+
+def _read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    arrays = evaluation.read_predictions(path)
+    return arrays["labels"], arrays["predictions"] == arrays["labels"]

@@ -1,0 +1,135 @@
+"""A new model beside the current one when the test set has changed: which images decide, what is told of the rest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from generation_runs import Data, new_test_set
+from luigi_runs import CLASSES, SmallChain
+
+from pipeline import dataset
+from pipeline.process import child
+from pipeline.retraining import baseline, generations, promotion
+from pipeline.workspace import Run
+
+
+def _grown(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Data:
+    more = np.random.RandomState(5).randint(0, 256, (30, 3, 32, 32)).astype(np.uint8)
+    return np.concatenate([images, more]), np.append(labels, labels[:30]), classes
+
+
+def _shrunk(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Data:
+    return images[20:], labels[20:], classes
+
+
+def _corrected(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Data:
+    return images, np.append((labels[:6] + 1) % 10, labels[6:]).astype(np.uint8), classes
+
+
+def _replaced(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Data:
+    return 255 - images, labels, classes
+
+
+def _with_a_new_class(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Data:
+    return np.concatenate([images, 255 - images[:10]]), np.append(labels, [10] * 10).astype(np.uint8), [*classes, "van"]
+
+
+def _in_another_order(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Data:
+    return images, (9 - labels).astype(np.uint8), classes[::-1]
+
+
+def _of_something_else(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Data:
+    return 255 - images, labels, [f"part {number}" for number in range(10)]
+
+
+def _first(small: SmallChain) -> tuple[Run, np.ndarray]:
+    """The current model: the run without a generation, and which of its test images it classifies correctly."""
+    promotion.promote(small.chain(), child.Reporter())
+    run = small.chain().run()
+    assert run
+    return run, baseline.evaluated(run)[1]
+
+
+def _change(small: SmallChain, change: Callable[..., Data]) -> Data:
+    folder = small.chain().dataset_folder()
+    assert folder
+    data = dataset.load(folder)
+    return change(np.array(data.test_images), np.array(data.test_labels), list(CLASSES))
+
+
+def _decided(small: SmallChain, run: Run) -> dict[str, Any]:
+    promotion.promote(small.chain(run.generation), child.Reporter())
+    decision = generations.decision(run)
+    assert decision
+    return decision
+
+
+@pytest.mark.parametrize(
+    ("change", "on", "images", "on_all", "notes"),
+    [
+        (_grown, "shared", range(60), 90, []),
+        (_shrunk, "same", range(20, 60), None, []),
+        (_corrected, "shared", range(6, 60), 60, ["the label of 6 test images changed"]),
+        (_in_another_order, "same", range(60), None, []),
+        (_with_a_new_class, "shared", range(60), None, ["the classes changed (new: van)"]),
+    ],
+)
+def test_the_images_of_both_test_sets_decide(
+    done: SmallChain, change: Callable[..., Data], on: str, images: range, on_all: int | None, notes: list[str]
+) -> None:
+    _, right = _first(done)
+    compared = _decided(done, new_test_set(done, "2026-W48", _change(done, change)))["compared"]
+    assert (compared["on"], compared["images"], compared["notes"]) == (on, len(images), notes)
+    assert compared["accuracy"] == right[images].mean()
+    assert (compared["gained"], compared["lost"]) == ((~right[images]).sum(), 0)
+    assert (compared["all"] and compared["all"]["images"]) == on_all
+
+
+def test_a_model_that_lost_on_the_shared_images_is_refused_however_good_it_is_on_the_new_ones(
+    done: SmallChain,
+) -> None:
+    plain, right = _first(done)
+    worse = np.append(right & (np.cumsum(right) > 5), [True] * 30)
+    run = new_test_set(done, "2026-W48", _change(done, _grown), worse)
+    decision = _decided(done, run)
+    compared = decision["compared"]
+    assert (compared["gained"], compared["lost"]) == (0, 5)
+    assert compared["all"]["difference"] > 0
+    assert decision["outcome"] == "refused"
+    assert (
+        f" from the baseline {plain.place} ({right.mean():.2%}) on the 60 test images that are in both test sets ("
+        in (decision["reason"])
+    )
+    assert f"; on all 90: {worse.mean():.2%}, +" in decision["reason"]
+
+
+def test_when_no_test_image_is_shared_all_of_the_new_ones_decide(done: SmallChain) -> None:
+    _first(done)
+    decision = _decided(done, new_test_set(done, "2026-W48", _change(done, _replaced)))
+    assert (decision["outcome"], decision["compared"]["on"], decision["compared"]["all"]) == ("promoted", "all", None)
+    assert "on all 60 test images of the new test set (95% " in decision["reason"]
+    assert decision["reason"].endswith("; no test image is in both test sets")
+
+
+def test_test_images_that_are_gone_are_told(done: SmallChain) -> None:
+    plain, _ = _first(done)
+    run = new_test_set(done, "2026-W48", _change(done, _grown))
+    shutil.rmtree(plain.workspace.dataset(plain.dataset_id))
+    decision = _decided(done, run)
+    assert decision["compared"]["on"] == "all"
+    assert "the test images of the baseline are not known any more (" in decision["reason"]
+
+
+def test_a_model_of_other_classes_and_images_does_not_become_current_by_itself(done: SmallChain) -> None:
+    _first(done)
+    decision = _decided(done, new_test_set(done, "2026-W48", _change(done, _of_something_else)))
+    assert decision["outcome"] == "refused"
+    assert (
+        "no test image is in both test sets; the classes changed (new: part 0, part 1, part 2, part 3, part 4, …; "
+        in (decision["reason"])
+    )
+    assert "`Rollback --to 2026-W48` makes it current by hand" in decision["reason"]

@@ -123,7 +123,7 @@ def _is_compressed(head: bytes) -> bool:
         raise Refused("is an HTML page (an error or login page?), not an archive")
     unknown = "a tar archive with a damaged first header" if head[257:262] == b"ustar" else "of an unknown kind"
     kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), unknown)
-    raise Refused(f"is {kind}; expected a .tar.gz or .tar in CIFAR-10's binary or python layout")
+    raise Refused(f"is {kind}; expected a .tar.gz or .tar in the binary or python layout of CIFAR-10 or CIFAR-100")
 
 
 def _read_tar(stream: _Stream, collector: Collector) -> None:
@@ -288,7 +288,7 @@ def _read_folder(folder: Path, collector: Collector, tell: Tell) -> None:
     """Read an unpacked archive: the batches lie in `folder`, or in one folder inside it."""
     places = batch_folders(folder)
     if not places:
-        raise Refused("no CIFAR-10 batches (data_batch_1.bin or data_batch_1, …) in this folder")
+        raise Refused("no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …) in this folder")
     if len(places) > 1:
         raise Refused(f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
     files = counted_files(places[0])

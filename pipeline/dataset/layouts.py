@@ -1,34 +1,49 @@
-"""The two layouts of CIFAR-10: from the files of an archive to checked images and labels.
+"""The layouts of CIFAR-10 and CIFAR-100: from the files of an archive to checked images and labels.
 
-binary: `data_batch_<n>.bin`, `test_batch.bin` of 3,073-byte records, `batches.meta.txt` with a class name a line.
-python: `data_batch_<n>`, `test_batch` as pickled dicts of `data` (N, 3072) and `labels`, `batches.meta`.
-Source: https://www.cs.toronto.edu/~kriz/cifar.html
+binary: files of records, a label (CIFAR-100: a coarse and a fine one) and 3,072 pixel values; class names a line each.
+python: pickled dicts of `data` (N, 3072) and `labels` (CIFAR-100: `fine_labels`), and one of the class names.
+The files' names are in `pipeline.workspace.sources`. Source: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import OFFICIAL
 from pipeline.dataset import pickles
 from pipeline.dataset.refusal import ADVICE, Refused, shown
 from pipeline.workspace.image_folder import Images
-from pipeline.workspace.sources import BATCH, META
+from pipeline.workspace.sources import FILES, TRAINING_FILES, Layout
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_BATCHES, CIFAR10_BATCH_IMAGES = 5, 10_000
 
 PIXELS = 3 * 32 * 32
-RECORD = 1 + PIXELS
 
-#: Bytes of one pickled batch and of the class names. CIFAR-10's have 31 MB and 158 bytes.
+#: Bytes of one pickled batch and of the class names. CIFAR-100's have 155 MB and 2 kB.
 PICKLE_LIMIT, META_LIMIT = 1 << 29, 1 << 16
 
 Bytes = NDArray[np.uint8]
+
+
+class _Published(NamedTuple):
+    """How a published data set is divided, and its labels: how many an image has (the last one counts), their keys."""
+
+    batches: int
+    batch_images: int
+    test_images: int
+    labels: int
+    prefix: str
+
+
+_PUBLISHED = {
+    "cifar10": _Published(5, 10_000, 10_000, 1, ""),
+    "cifar100": _Published(1, 50_000, 10_000, 2, "fine_"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +71,15 @@ class Content:
 class Collector:
     """Takes the files of one archive in any order, checks each, and gives the whole in `finish`.
 
-    With `strict` the data set must have exactly CIFAR-10's numbers of batches, images and classes; otherwise any
-    number of images and of training batches 1..n is right. Labels must be below `label_limit`. Files are parsed
-    on a second thread while the next one is being unpacked. Use as a context manager.
+    With the `name` of a published data set the archive must be in its layout, with exactly its numbers of batches,
+    images and classes; with any other, any number of images and of training batches 1..n is right. Labels must be below
+    `label_limit`. Files are parsed on a second thread while the next one is being unpacked. Use as a context manager.
     """
 
-    def __init__(self, strict: bool, label_limit: int) -> None:
-        self._strict, self._label_limit = strict, label_limit
+    def __init__(self, name: str, label_limit: int) -> None:
+        self._name, self._strict, self._label_limit = name, name in OFFICIAL, label_limit
         self._batches: dict[str, concurrent.futures.Future[Batch]] = {}
-        self._meta: tuple[str, bytes] | None = None
+        self._class_names: dict[Layout, bytes] = {}
         self._others: list[str] = []
         self._seen: set[str] = set()
         self._parser = concurrent.futures.ThreadPoolExecutor(1)
@@ -77,46 +92,52 @@ class Collector:
 
     def wants(self, name: str, size: int) -> bool:
         """Whether the file `name` belongs to the data set. Raises `Refused` when it cannot have `size` bytes."""
-        match = BATCH.fullmatch(name)
-        if match is None and name not in META:
+        layout = FILES.get(name)
+        if layout is None:
             self._others.append(name)
             return False
         if name in self._seen:
             raise Refused(f"holds {name} twice")
         self._seen.add(name)
-        limit = PICKLE_LIMIT if match else META_LIMIT
-        if match and match[2]:
-            self._check_records(name, size)
-        elif not 0 < size <= limit:
+        if layout.form == "binary" and name != layout.class_names:
+            record = _PUBLISHED[layout.published].labels + PIXELS
+            if size <= 0 or size % record:
+                raise Refused(
+                    f"{name} has {size:,} bytes, expected a multiple of {record:,} (one image with its label)"
+                )
+            self._check_count(layout, name, size // record)
+        elif not 0 < size <= (limit := META_LIMIT if name == layout.class_names else PICKLE_LIMIT):
             raise Refused(f"{name} has {size:,} bytes, expected 1 to {limit:,}")
         return True
 
     def add(self, name: str, content: bytes | bytearray) -> None:
         """Take the content of a file that `wants` said yes to."""
-        if name in META:
-            self._meta = (name, bytes(content))
+        if name == FILES[name].class_names:
+            self._class_names[FILES[name]] = bytes(content)
         else:
-            self._batches[name] = self._parser.submit(self._parse, name, content)
+            self._batches[name] = self._parser.submit(self._parse, FILES[name], name, content)
 
     def finish(self) -> Content:
         """The whole data set; raises `Refused` when a file is missing or wrong."""
-        names = self._names()
-        *train, test = (self._batches[name].result() for name in names)
+        layout = self._layout()
+        *train, test = (self._batches[name].result() for name in self._names(layout))
         highest = max(int(batch.labels.max()) for batch in (*train, test))
-        layout = "binary" if names[0].endswith(".bin") else "python"
-        return Content(train, [test], self._classes(highest), layout)
+        return Content(train, [test], self._classes(layout, highest), layout.form)
 
-    def _check_records(self, name: str, size: int) -> None:
-        whole = CIFAR10_BATCH_IMAGES * RECORD
-        if self._strict and size != whole:
-            expected = f"{whole:,} ({CIFAR10_BATCH_IMAGES:,} images of {RECORD:,})"
-            raise Refused(f"{name} has {size:,} bytes, expected {expected}")
-        if size <= 0 or size % RECORD:
-            expected = f"a multiple of {RECORD:,} (a label and 3,072 pixel values)"
-            raise Refused(f"{name} has {size:,} bytes, expected {expected}")
+    def _check_count(self, layout: Layout, name: str, images: int) -> None:
+        about = _PUBLISHED[layout.published]
+        expected = about.test_images if name == layout.test else about.batch_images
+        if self._name == layout.published and images != expected:
+            raise Refused(f"{name} has {images:,} images, that of {OFFICIAL[self._name].title} has {expected:,}")
 
-    def _parse(self, name: str, content: bytes | bytearray) -> Batch:
-        batch = _records(content) if name.endswith(".bin") else self._parse_pickle(name, content)
+    def _parse(self, layout: Layout, name: str, content: bytes | bytearray) -> Batch:
+        about = _PUBLISHED[layout.published]
+        if layout.form == "binary":
+            records = np.frombuffer(content, np.uint8).reshape(-1, about.labels + PIXELS)
+            batch = Batch(np.ascontiguousarray(records[:, about.labels :]), records[:, about.labels - 1].copy())
+        else:
+            batch = _unpickled(name, content, f"{about.prefix}labels")
+            self._check_count(layout, name, len(batch.images))
         wrong = np.flatnonzero(batch.labels >= self._label_limit)
         if wrong.size:
             first = int(wrong[0])
@@ -125,55 +146,57 @@ class Collector:
             raise Refused(found, advice)
         return batch
 
-    def _parse_pickle(self, name: str, content: bytes | bytearray) -> Batch:
-        value = pickles.load(content, name)
-        images, labels = (_integers(name, key, value) for key in ("data", "labels"))
-        if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
-            raise Refused(f"{name}: data is {images.dtype} {images.shape}, expected uint8 (N, {PIXELS})")
-        if labels.shape != (len(images),):
-            raise Refused(f"{name}: {len(images)} images, but labels of shape {labels.shape}")
-        if self._strict and len(images) != CIFAR10_BATCH_IMAGES:
-            raise Refused(f"{name} has {len(images):,} images, expected {CIFAR10_BATCH_IMAGES:,}")
-        if labels.min() < 0 or labels.max() > 255:
-            raise Refused(f"{name}: labels from {labels.min()} to {labels.max()}, expected 0 to 255")
-        return Batch(np.ascontiguousarray(images), labels.astype(np.uint8))
+    def _layout(self) -> Layout:
+        """The one layout that there are training batches of."""
+        found = {name: FILES[name] for name in self._batches if name in TRAINING_FILES}
+        if not found:
+            others = ", ".join(shown(name) for name in [*self._batches, *self._others][:5]) or "nothing"
+            raise Refused(f"holds no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …); found {others}")
+        first, layout = min(found.items())
+        if other := next((name for name in found if found[name] != layout), None):
+            raise Refused(f"holds batches of more than one layout: {first} and {other}")
+        if self._strict and layout.published != self._name:
+            advice = f"set data.name to {layout.published}, or data.source to a copy of {OFFICIAL[self._name].title}"
+            raise Refused(f"is {OFFICIAL[layout.published].title} ({first}), but data.name is {self._name}", advice)
+        return layout
 
-    def _names(self) -> list[str]:
+    def _names(self, layout: Layout) -> list[str]:
         """The files of the training batches in order and, last, that of the test batch, once they are complete."""
-        suffixes = {".bin" if name.endswith(".bin") else "" for name in self._batches}
-        if not suffixes:
-            found = ", ".join(shown(name) for name in self._others[:5]) or "nothing"
-            raise Refused(f"holds no CIFAR-10 batches (data_batch_1.bin, …); found {found}")
-        if len(suffixes) > 1:
-            raise Refused("holds batches of both the binary and the python layout")
-        suffix = suffixes.pop()
-        present = [int(match[1]) for match in map(BATCH.fullmatch, self._batches) if match and match[1]]
-        last = CIFAR10_BATCHES if self._strict else max(present, default=1)
-        names = [*(f"data_batch_{number}{suffix}" for number in range(1, last + 1)), f"test_batch{suffix}"]
-        if missing := [name for name in names if name not in self._batches]:
-            raise Refused(f"{', '.join(missing[:5])} missing; found {', '.join(sorted(self._batches)[:8])}")
-        if extra := sorted(set(self._batches) - set(names)):
-            raise Refused(f"{extra[0]} is one batch too many for CIFAR-10")
+        present = sorted(name for name in self._batches if FILES[name] == layout)
+        last = _PUBLISHED[layout.published].batches if self._strict else sum(map(TRAINING_FILES.__contains__, present))
+        names = [*(layout.train.format(number) for number in range(1, last + 1)), layout.test]
+        if missing := [name for name in names if name not in present]:
+            raise Refused(f"{', '.join(missing[:5])} missing; found {', '.join(present[:8])}")
+        if extra := set(present) - set(names):
+            raise Refused(f"{min(extra)} is one batch too many for {OFFICIAL[self._name].title}")
         return names
 
-    def _classes(self, highest: int) -> list[str]:
+    def _classes(self, layout: Layout, highest: int) -> list[str]:
         """The class names: those in the archive, CIFAR-10's own, or `class 0`, `class 1`, …"""
-        if self._meta is None:
-            named = self._strict or highest < len(CIFAR10_CLASSES)
-            return list(CIFAR10_CLASSES) if named else [f"class {label}" for label in range(highest + 1)]
-        file, content = self._meta
-        names = _class_names(file, content)
+        count = OFFICIAL[self._name].classes if self._strict else None
+        if layout not in self._class_names:
+            if layout.published == "cifar10" and (self._strict or highest < len(CIFAR10_CLASSES)):
+                return list(CIFAR10_CLASSES)
+            return [f"class {label}" for label in range(count or highest + 1)]
+        file = layout.class_names
+        names = _class_names(layout, self._class_names[layout])
         if any(not name.isprintable() or len(name) > 64 for name in names) or len(set(names)) != len(names):
             raise Refused(f"{file}: a class name is repeated, too long or not printable")
-        if not highest < len(names) <= 256 or (self._strict and len(names) != len(CIFAR10_CLASSES)):
-            expected = len(CIFAR10_CLASSES) if self._strict else f"{highest + 1} to 256"
-            raise Refused(f"{file} has {len(names)} class names, expected {expected}")
+        if not highest < len(names) <= 256 or len(names) != (count or len(names)):
+            raise Refused(f"{file} has {len(names)} class names, expected {count or f'{highest + 1} to 256'}")
         return names
 
 
-def _records(content: bytes | bytearray) -> Batch:
-    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
-    return Batch(np.ascontiguousarray(records[:, 1:]), records[:, 0].copy())
+def _unpickled(name: str, content: bytes | bytearray, key: str) -> Batch:
+    value = pickles.load(content, name)
+    images, labels = _integers(name, "data", value), _integers(name, key, value)
+    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS or not len(images):
+        raise Refused(f"{name}: data is {images.dtype} {images.shape}, expected uint8 (N, {PIXELS})")
+    if labels.shape != (len(images),):
+        raise Refused(f"{name}: {len(images)} images, but {key} of shape {labels.shape}")
+    if labels.min() < 0 or labels.max() > 255:
+        raise Refused(f"{name}: {key} from {labels.min()} to {labels.max()}, expected 0 to 255")
+    return Batch(np.ascontiguousarray(images), labels.astype(np.uint8))
 
 
 def _integers(name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:
@@ -189,13 +212,14 @@ def _integers(name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:
     raise Refused(f"{name}: {key} {found}, expected an array or list of integers")
 
 
-def _class_names(file: str, content: bytes) -> list[str]:
-    if META[file] == "binary":
+def _class_names(layout: Layout, content: bytes) -> list[str]:
+    file, key = layout.class_names, f"{_PUBLISHED[layout.published].prefix}label_names"
+    if layout.form == "binary":
         try:
             return [line.strip() for line in content.decode().splitlines() if line.strip()]
         except UnicodeDecodeError:
             raise Refused(f"{file} is not UTF-8 text") from None
-    names = pickles.load(content, file).get("label_names")
+    names = pickles.load(content, file).get(key)
     if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
-        raise Refused(f"{file}: label_names is missing or not a list of names")
+        raise Refused(f"{file}: {key} is missing or not a list of names")
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

@@ -109,7 +109,7 @@ def _drawn(config: Config) -> Content:
 
 
 def _collector(config: Config) -> Collector:
-    return Collector(config.data.name == "cifar10", config.data.classes or config.architecture.classes or 256)
+    return Collector(config.data.name, config.data.classes or config.architecture.classes or 256)
 
 
 def _local_path(location: str) -> Path | None:

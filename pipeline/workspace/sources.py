@@ -7,17 +7,35 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pipeline.config import OFFICIAL, Data
 from pipeline.workspace import image_folder
 
-#: The files of a data set by name: its batches (number, suffix), and its class names with their layout.
-BATCH = re.compile(r"(?:data_batch_([1-9]\d{0,2})|test_batch)(\.bin)?")
-META = {"batches.meta.txt": "binary", "batches.meta": "python"}
+
+class Layout(NamedTuple):
+    """The names of the files of a published data set in one of its two layouts."""
+
+    published: str
+    form: Literal["binary", "python"]
+    #: Numbered from 1 where there are several.
+    train: str
+    test: str
+    class_names: str
+
+
+LAYOUTS = (
+    Layout("cifar10", "binary", "data_batch_{}.bin", "test_batch.bin", "batches.meta.txt"),
+    Layout("cifar10", "python", "data_batch_{}", "test_batch", "batches.meta"),
+    Layout("cifar100", "binary", "train.bin", "test.bin", "fine_label_names.txt"),
+    Layout("cifar100", "python", "train", "test", "meta"),
+)
+
+#: Every file name that a data set can have, with its layout: those of training batches, and all.
+TRAINING_FILES = {layout.train.format(number): layout for layout in LAYOUTS for number in range(1, 1000)}
+FILES = TRAINING_FILES | {name: layout for layout in LAYOUTS for name in (layout.test, layout.class_names)}
 
 #: Size and time of each file of a source, by its name there.
 State = dict[str, Any]
@@ -77,7 +95,7 @@ def same(present: State, known: Iterable[Any]) -> bool:
 
 def _same(present: State, recorded: State) -> bool:
     # Records of earlier versions name every file below a folder.
-    counted = {name: value for name, value in recorded.items() if counts(posixpath.basename(name))}
+    counted = {name: value for name, value in recorded.items() if posixpath.basename(name) in FILES}
     places = {posixpath.dirname(name) for name in counted}
     here = {name: value for name, value in present.items() if posixpath.dirname(name) in places}
     return present == recorded or (bool(counted) and counted == here)
@@ -92,19 +110,14 @@ def batch_folders(folder: Path) -> list[Path]:
 
 def _holds_batches(place: Path) -> bool:
     try:
-        return any(BATCH.fullmatch(name) for name in os.listdir(place))
+        return any(file.name in TRAINING_FILES for file in counted_files(place))
     except OSError:
         return False
 
 
 def counted_files(place: Path) -> list[Path]:
     """The files in a folder of batches that belong to the data set, by name."""
-    return [file for file in sorted(place.iterdir()) if counts(file.name) and file.is_file()]
-
-
-def counts(name: str) -> bool:
-    """Whether a file of this name belongs to a data set."""
-    return name in META or BATCH.fullmatch(name) is not None
+    return [place / name for name in sorted(os.listdir(place)) if name in FILES and (place / name).is_file()]
 
 
 def _size_and_time(file: Path) -> list[int]:

@@ -311,7 +311,7 @@ def test_a_configuration_survives_the_way_to_a_stage_and_back(write):
 def test_the_ready_made_files_are_there():
     names = {path.stem for path in ready_made_folder().glob("*.yaml")}
     sizes = ("vgg11-bn", "vgg13-bn", "vgg16-bn", "vgg19-bn")
-    assert names >= {"quickstart", "vgg11", "vgg11-origin", "vgg11-fast", *sizes}
+    assert names >= {"quickstart", "vgg11", "vgg11-origin", "vgg11-fast", "vgg11-bn-cifar100", *sizes}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,38 @@ def python_files(binary: dict[str, bytes], protocol: int = 2) -> dict[str, bytes
     return files
 
 
+NAMES_100 = tuple(f"fine_{label}" for label in range(100))
+
+
+def mini_100_files(train: int = 200, test: int = 100) -> dict[str, bytes]:
+    """A small data set in CIFAR-100's binary layout: a coarse label, a fine one, the pixels."""
+    files = {"coarse_label_names.txt": b"".join(b"coarse_%d\n" % label for label in range(20))}
+    files["fine_label_names.txt"] = "".join(f"{name}\n" for name in NAMES_100).encode()
+    for seed, (name, count) in enumerate({"train": train, "test": test}.items()):
+        rows = np.random.RandomState(seed).randint(0, 256, (count, 3074)).astype(np.uint8)
+        rows[:, 1] = np.arange(count) % 100
+        rows[:, 0] = rows[:, 1] // 5
+        files[f"{name}.bin"] = rows.tobytes()
+    return files
+
+
+def python_100_files(binary: dict[str, bytes]) -> dict[str, bytes]:
+    """The same data set in CIFAR-100's python layout."""
+    meta = {"fine_label_names": list(NAMES_100), "coarse_label_names": [f"coarse_{label}" for label in range(20)]}
+    files = {"meta": pickle.dumps(meta, 2), "file.txt~": b""}
+    for name in ("train", "test"):
+        rows = np.frombuffer(binary[f"{name}.bin"], np.uint8).reshape(-1, 3074)
+        value = {
+            b"filenames": [b"image_%d.png" % number for number in range(len(rows))],
+            b"batch_label": b"training batch 1 of 1",
+            b"fine_labels": rows[:, 1].tolist(),
+            b"coarse_labels": rows[:, 0].tolist(),
+            b"data": rows[:, 2:].copy(),
+        }
+        files[name] = pickle.dumps(value, 2)
+    return files
+
+
 Member = tuple[tarfile.TarInfo, bytes]
 
 

@@ -71,7 +71,10 @@ CASES = {
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     "random bytes": (b"\x07" * 2000, "of an unknown kind"),
     "gzip of something else": (gzip.compress(b"hello" * 1000), "is not a readable tar archive"),
-    "an archive without batches": (tar_gz({"train.bin": b"x"}), "no CIFAR-10 batches .*; found train.bin"),
+    "an archive without batches": (
+        tar_gz({"images.bin": b"x"}),
+        "no CIFAR-10 or CIFAR-100 batches .*; found images.bin",
+    ),
     "a cut archive": (WHOLE[: len(WHOLE) // 2], "truncated"),
     "an archive cut in its last bytes": (WHOLE[:-4], "truncated"),
     "a wrong gzip checksum": (BROKEN_CHECKSUM, "its gzip data is damaged"),
@@ -93,7 +96,7 @@ CASES = {
     ),
     "a pax size for all members": (
         tar_gz({}, pax(b"11 size=99\n", tarfile.XGLTYPE), *[plain("a", b"x" * 99)] * 2),
-        "no CIFAR-10 batches",
+        "no CIFAR-10 or CIFAR-100 batches",
     ),
     "a pax name that climbs": (tar_gz({}, pax(b"16 path=../../x\n"), plain("a", b"")), r"\.\./\.\./x points outside"),
     "a sparse file in pax": (
@@ -106,7 +109,10 @@ CASES = {
     "an empty batch": (tar_gz(mini_files() | {"test_batch.bin": b""}), "test_batch.bin has 0 bytes"),
     "a wrong label": (tar_gz(mini_files() | {"data_batch_1.bin": labelled(7)}), "image 5 has label 7, expected 0 to 3"),
     "a batch twice": (tar_gz(mini_files(), plain("b/test_batch.bin", records(1, 1))), "holds test_batch.bin twice"),
-    "both layouts": (tar_gz(mini_files() | python_files(mini_files())), "both the binary and the python layout"),
+    "both layouts of CIFAR-10": (
+        tar_gz(mini_files() | python_files(mini_files())),
+        "more than one layout: data_batch_1 and data_batch_1.bin",
+    ),
     "too few class names": (tar_gz(mini_files() | {"batches.meta.txt": b"cat\n"}), "has 1 class names"),
     "class names that are no text": (tar_gz(mini_files() | {"batches.meta.txt": b"\xff\xfe\n"}), "not UTF-8"),
     "a name that climbs": (tar_gz(mini_files(), plain("../../etc/cron.d/x", b"x")), r"\.\./\.\./etc.* points outside"),
@@ -224,7 +230,7 @@ def test_zlib_and_isal_read_the_same(chain, archive, reporter, monkeypatch):
 
 
 def test_cifar10_itself_must_have_its_exact_sizes(chain, archive, reporter):
-    with pytest.raises(DataError, match=r"data_batch_1.bin has 36,876 bytes, expected 30,730,000 \(10,000 images"):
+    with pytest.raises(DataError, match=r"data_batch_1.bin has 12 images, that of CIFAR-10 has 10,000"):
         dataset.prepare(chain(archive(WHOLE), name="cifar10", classes=10), reporter)
 
 
@@ -246,7 +252,7 @@ def test_a_source_that_is_a_pipe_does_not_hang(chain, reporter, tmp_path):
 
 def test_a_folder_without_batches_says_so(chain, reporter, tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="no CIFAR-10 batches"):
+    with pytest.raises(DataError, match="no CIFAR-10 or CIFAR-100 batches"):
         dataset.prepare(chain(tmp_path / "folder"), reporter)
 
 

@@ -31,6 +31,11 @@ def shown(address: str) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{_without_query(after)}"
 
 
+def within(text: str) -> str:
+    """A text, such as a library's message, in which every address is shown without its secrets."""
+    return re.sub(r"[A-Za-z][\w+.-]{0,30}://[^\s\"]+", lambda found: shown(found[0]), text)  # bounded: linear in time
+
+
 def identity(address: str) -> str:
     """What names the content at an address: the address without user, password, fragment, and what grants access."""
     scheme, separator, rest = address.partition("://")

@@ -13,7 +13,7 @@ from pipeline.config.settings import OLD_NAMES, refuse_old_names
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import expanded
 from pipeline.workspace.freshness import Chain, refresh
-from tasks import scheduler
+from tasks import notification, scheduler
 from tasks.configurations import check_name, configuration_of, describe
 from tasks.exit_codes import BAD_CONFIGURATION, exit_with
 from tasks.settings import vgg
@@ -54,11 +54,25 @@ class PluginTask(luigi.Task):
         workspace_at(values["workspace"])
         return values
 
+    @property
+    def what(self) -> str:
+        """How the task is called in messages."""
+        return self.task_family
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a notification says of the task."""
+        workspace = workspace_at(self.workspace)
+        return {"workspace": workspace.shown(workspace.root)}
+
     def on_failure(self, exception: BaseException) -> Failure:
         """The text that the scheduler shows: one line for an expected failure."""
         expected = isinstance(exception, PipelineError)
         text = str(exception) if expected else str(super().on_failure(exception))
-        return failure(exception, text, final=self.without_scheduler)
+        told = failure(exception, text, final=self.without_scheduler)
+        if not told.blameless:
+            notification.failed(self, told)
+        return told
 
 
 class ChainTask(PluginTask):
@@ -103,6 +117,11 @@ class ChainTask(PluginTask):
                     f"or --{name} was given, which is read from the file"
                 )
         return values | filled
+
+    @property
+    def about(self) -> dict[str, Any]:
+        run = self.architecture + (f"@{self.generation}" if self.generation else "")
+        return {**super().about, "config": self.config, "run": run, "generation": self.generation}
 
     @property
     def chain(self) -> Chain:

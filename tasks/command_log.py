@@ -16,6 +16,7 @@ from pipeline.text import printable
 from tasks import scheduler
 from tasks.exit_codes import is_command
 from tasks.log import log
+from tasks.notification import in_one_line
 from tasks.stage import StageTask
 
 
@@ -24,7 +25,10 @@ def without_traceback(record: logging.LogRecord) -> bool:
     if record.exc_info and error is None:  # Luigi asks for a traceback where there is none
         record.exc_info = record.exc_text = None
     if isinstance(error, PipelineError):
-        record.msg, record.args = "%s", (_with_run(str(error), record.args),)
+        # Luigi's message ends with the task that it is about.
+        task = record.args[-1] if isinstance(record.args, tuple) and record.args else None
+        text = in_one_line(task, str(error)) if isinstance(task, StageTask) else str(error)
+        record.msg, record.args = "%s", (text,)
         record.exc_info = record.exc_text = None
     elif str(record.msg).startswith("Will not run"):
         # Of an error in `complete` or `requires` Luigi logs the formatted traceback, which ends with the error.
@@ -33,13 +37,6 @@ def without_traceback(record: logging.LogRecord) -> bool:
         if ours:
             record.msg, record.args = "%s", (ours[1],)
     return True
-
-
-def _with_run(text: str, about: object) -> str:
-    """An error's text with the run of the task that it ended, which is the last thing that Luigi's message is about."""
-    task = about[-1] if isinstance(about, tuple) and about else None
-    what = task.what if isinstance(task, StageTask) else ""
-    return f"{what}: {text.removeprefix(f'{what.split()[0]}: ')}" if what and what not in text else text
 
 
 def _quiet(record: logging.LogRecord) -> bool:

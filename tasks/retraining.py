@@ -24,6 +24,7 @@ from tasks.configurations import configuration_of, remember
 from tasks.exit_codes import BAD_CONFIGURATION, REFUSED, exit_with
 from tasks.log import log, tell
 from tasks.maintenance import Command
+from tasks.notification import notify
 from tasks.stage import StageTask, checking
 from tasks.stages import Evaluate, Export, Report
 
@@ -33,6 +34,16 @@ class Promote(StageTask):
     """The promotion gate: make the generation current unless it is worse than what is current."""
 
     stage = "promote"
+
+    def announce(self, chain: Chain) -> None:
+        run = chain.run()
+        decision = generations.decision(run) if run else None
+        if decision is None:
+            return
+        accuracy, why, compared = (decision[key] for key in ("accuracy", "reason", "compared"))
+        line = f"accuracy {accuracy:.2%} ({why})" if why == generations.FIRST_MODEL else why
+        told = {"accuracy": accuracy, "reason": why, "before": Path(compared["run"]).name if compared else None}
+        notify(decision["outcome"], f"{chain.run_id}: {line}", **self.about, **registry.about(chain), **told)
 
 
 @requires(Promote)
@@ -184,7 +195,11 @@ class Rollback(Command, ChainTask):
         path = self.chain.workspace.current(self.chain.config)
         tell(f"current was {old.run} (accuracy {old.accuracy:.2%})")
         tell(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
-        name = old.generation or Path(old.run).name
+        run, before = Path(new.run).name, Path(old.run).name
+        told = {"run": run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
+        line = f"{run} is current again (accuracy {new.accuracy:.2%}), in place of {before}"
+        notify("rolled back", line, **self.about | registry.about(self.chain) | told)
+        name = old.generation or before
         tell(f"{name} will not be promoted again automatically; Rollback --to {name} undoes this")
 
 

@@ -33,6 +33,11 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
     report_seconds = luigi.FloatParameter(
         default=2.0, description="seconds between two progress reports to the scheduler"
     )
+    notify = luigi.Parameter(
+        default="",
+        description="a line of shell that gets each event worth a message (promoted, refused, rolled back, failed) as "
+        "JSON on its standard input",
+    )
     launcher = luigi.Parameter(
         default="",
         description="in place of the configuration's launcher: a file that holds one, or the words of its command; "

@@ -69,6 +69,7 @@ class StageTask(ChainTask):
                     log.info("%s: already done by another process", self.what)
                     return
                 self._run_stage(chain, held, reasons)
+            self.announce(chain)
         except Interrupted as error:
             if self.gave_up:
                 lost = f"{self.what}: taken over by another host, because this one lost touch with the store"
@@ -76,6 +77,9 @@ class StageTask(ChainTask):
             if self.told_to_stop:
                 ask_for_no_more_work()  # with keep_alive Luigi would take it up again
             raise
+
+    def announce(self, chain: Chain) -> None:
+        """Tell the operator what came of it, where that is news. The stage is done and its locks are free."""
 
     def options(self, chain: Chain) -> dict[str, Any]:
         """What the stage's process is told beyond the chain."""

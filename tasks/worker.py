@@ -15,6 +15,7 @@ from luigi.scheduler import DISABLED, DONE, FAILED, PENDING
 from luigi.scheduler import scheduler as scheduler_section
 
 from pipeline.errors import AlreadyRunning, Interrupted, PipelineError
+from tasks import notification
 from tasks.exit_codes import exit_with, return_code
 from tasks.log import log
 from tasks.scheduler_client import Scheduler, short_name
@@ -60,9 +61,20 @@ class Worker(luigi.worker.Worker):
 
     def _email_task_failure(self, task: Any, formatted_traceback: Any) -> None:
         # Luigi calls it for each failure, with what `on_failure` gave as it was.
-        known = isinstance(formatted_traceback, Failure)
-        self._failures[task.task_id] = formatted_traceback if known else Failure(formatted_traceback)
-        super()._email_task_failure(task, formatted_traceback)
+        told = formatted_traceback
+        if not isinstance(told, Failure):  # the task's process died before it could tell
+            told = Failure(told)
+            notification.failed(task, told)
+        self._failures[task.task_id] = told
+        if not told.blameless:
+            super()._email_task_failure(task, told)
+
+    def _announce_scheduling_failure(self, task: Any, expl: str) -> None:
+        notification.failed(task, expl)
+        super()._announce_scheduling_failure(task, expl)
+
+    def _email_error(self, task: Any, formatted_traceback: str, subject: str, headline: str) -> None:
+        notification.mail(task, formatted_traceback)  # Luigi's own says last why
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         super()._add_task(*args, **kwargs)

@@ -49,6 +49,7 @@ class Weeks(SmallChain):
 def weeks(tmp_path: Path) -> Weeks:
     chain = Weeks(tmp_path / "weeks")  # with an archive of its own: tests change it
     chain.configure(training__epochs=12, retrain={"every": "week", "tolerance": 0.02, "keep": 1})
+    (chain.cwd / "luigi.cfg").write_text(f"[vgg]\nnotify = cat >> {chain.root}/told.jsonl\n")
     return chain
 
 
@@ -93,8 +94,8 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     assert predict.resolve_model(weeks.workspace) == weeks.folder("export", "2026-W47") / "model.onnx"
 
     # Somebody does not like it.
-    back = weeks.luigi("Rollback")
-    assert back.rc == 0, back.text
+    undone = weeks.luigi("Rollback")
+    assert undone.rc == 0, undone.text
     assert weeks.current.generation == "2026-W45"
     assert predict.resolve_model(weeks.workspace) == weeks.folder("export", "2026-W45") / "model.onnx"
 
@@ -118,6 +119,14 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
         ("pruned", "2026-W46"),
     ]
     assert weeks.history() == expected
+
+    told = [json.loads(line) for line in (weeks.root / "told.jsonl").read_text().splitlines()]
+    assert [(event["event"], event["generation"]) for event in told] == expected[:-1]
+    first, refused, _, back = told
+    assert first["text"].endswith(f"{first['run']}: accuracy {first['accuracy']:.2%} (first model)")
+    assert (refused["before"], refused["config"]) == (first["run"], str(weeks.config))
+    assert refused["reason"].startswith(f"accuracy {refused['accuracy']:.2%}, -")
+    assert (back["run"], back["dataset"], back["architecture"]) == (first["run"], "mini", "tiny")
 
     # One more, by hand and warm; its report tells all that happened.
     weeks.configure(retrain__warm_start=True)

@@ -1,0 +1,210 @@
+"""Whoever is not watching is told: by the command of `[vgg] notify`, and by e-mails through a real SMTP server."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+import os
+import time
+from collections.abc import Iterator
+from email.message import EmailMessage
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import luigi
+import pytest
+from aiosmtpd.controller import Controller
+from luigi.configuration import get_config
+from luigi_runs import SmallChain, free_port
+
+from pipeline.errors import AlreadyRunning, StageFailed
+from tasks import notification
+from tasks.settings import vgg
+
+SECRET = "https://me:hush@host/x?token=hush"
+
+
+class Mailbox:
+    """A mail server's side of things: what it was given."""
+
+    def __init__(self) -> None:
+        self.letters: list[EmailMessage] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 (aiosmtpd's name)
+        letter = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        assert isinstance(letter, EmailMessage)
+        self.letters.append(letter)
+        return "250 OK"
+
+    @property
+    def texts(self) -> list[str]:
+        return [part.get_content() for letter in self.letters for part in letter.walk() if not part.is_multipart()]
+
+
+@pytest.fixture
+def mailbox(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A mailbox behind a real SMTP server, and a luigi.cfg that sends e-mails there."""
+    found, port = Mailbox(), free_port()
+    server = Controller(found, hostname="127.0.0.1", port=port)
+    server.start()
+    config = tmp_path / "luigi.cfg"
+    config.write_text(f"[email]\nreceiver = ops@example.org\n[smtp]\nhost = 127.0.0.1\nport = {port}\n")
+    try:
+        yield SimpleNamespace(box=found, config=str(config))
+    finally:
+        server.stop()
+
+
+def _hook(told: Path) -> str:
+    """A command that keeps each event that it gets as a line of a file."""
+    return f"cat >> {told}"
+
+
+def _told(told: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in told.read_text().splitlines()] if told.exists() else []
+
+
+@pytest.fixture
+def hooked(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets `[vgg] notify` for this test."""
+
+    def hook(command: str) -> None:
+        monkeypatch.setattr(notification, "vgg", lambda: SimpleNamespace(notify=command))
+
+    return hook
+
+
+def test_a_failed_training_is_mailed_with_the_reason_first_and_told_to_the_hook(
+    prepared: SmallChain, mailbox: SimpleNamespace, tmp_path: Path
+) -> None:
+    told = tmp_path / "told.jsonl"
+    about = ("--vgg-launcher", "false", "--vgg-notify", f"curl -s {SECRET} >/dev/null 2>&1; {_hook(told)}")
+    failed = prepared.luigi("Report", "--generation", "by-hand", *about, LUIGI_CONFIG_PATH=mailbox.config)
+    assert failed.rc == 30, failed.text
+    assert "Traceback" not in failed.text
+    assert "Warning" not in failed.text
+    (event,) = _told(told)
+    (letter,), (text,) = mailbox.box.letters, mailbox.box.texts
+    assert event["message"].startswith("train: the launcher 'false' ended with status 1")
+    assert event["text"].startswith(f"failed on {event['host']}: train tiny-")
+    assert (event["event"], event["task"], event["generation"]) == ("failed", "TrainVGG", "by-hand")
+    assert event["run"] == prepared.chain("by-hand").run_id
+    assert event["workspace"] == str(prepared.workspace)
+    first = text.splitlines()[0]
+    assert first.endswith(event["message"].removeprefix("train: "))
+    assert letter["Subject"] == f"failed on {event['host']}: {first.partition('; ')[0]}"
+    assert letter["To"] == "ops@example.org"
+    assert "hush" not in text
+    assert "hush" not in failed.text
+
+
+def test_what_goes_wrong_before_and_beside_a_stage_is_mailed_in_one_line_too(
+    done: SmallChain, mailbox: SimpleNamespace, tmp_path: Path
+) -> None:
+    told = tmp_path / "told.jsonl"
+    pointer = done.chain().workspace.current(done.chain().config)
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("{")
+    about = ("--workers", "2", "--vgg-notify", _hook(told))
+    assert done.luigi("Retrain", *about, LUIGI_CONFIG_PATH=mailbox.config).rc == 35
+    (damaged,) = done.workspace.glob("runs/*/*/train/model.params")
+    damaged.write_bytes(b"damaged")
+    assert done.luigi("Verify", *about, LUIGI_CONFIG_PATH=mailbox.config).rc == 4
+    scheduling, verify = _told(told)
+    assert (scheduling["task"], verify["task"]) == ("Retrain", "Verify")
+    assert f"{pointer}: damaged" in scheduling["message"]
+    assert " damaged: restore the files" in verify["message"]
+    for text, event in zip(mailbox.box.texts, (scheduling, verify), strict=True):
+        assert event["message"] in text.splitlines()[0]
+        assert "Traceback" not in text
+        assert "pipeline.errors" not in text
+
+
+def test_a_hook_that_fails_hangs_or_says_something_stops_nothing_and_is_in_the_log(
+    hooked: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(notification, "LIMIT_SECONDS", 1.0)
+    caplog.set_level("INFO", "vgg")
+    monkeypatch.setattr(notification.log, "propagate", True)
+    hooked(f"cat >/dev/null; echo not found: {SECRET}; exit 22")
+    notification.notify("failed", "x")
+    hooked("there-is-no-such-program")
+    notification.notify("failed", "x")
+    hooked("echo delivered; exec <&-")  # and reads nothing
+    notification.notify("failed", "x" * 1_000_000)
+    pid = tmp_path / "pid"
+    hooked(f"sleep 1000 & echo $! > {pid}; wait")
+    notification.notify("failed", "x")
+    lines = [record.getMessage() for record in caplog.records]
+    told = "[vgg] notify: nobody was told of 'failed': the command"
+    assert lines[0] == f"{told} ended with status 22: not found: https://host/x"
+    assert lines[1].startswith(f"{told} ended with status 127: ")
+    assert lines[2] == "[vgg] notify: delivered"
+    assert lines[3] == f"{told} did not end within 1 s and was killed"
+    deadline = time.monotonic() + 60
+    while os.path.exists(f"/proc/{int(pid.read_text())}") and time.monotonic() < deadline:
+        time.sleep(0.01)  # an orphan is reaped by another process
+    assert not os.path.exists(f"/proc/{int(pid.read_text())}")
+
+
+def test_a_hook_that_leaves_something_running_is_not_waited_for(hooked: Any, tmp_path: Path) -> None:
+    hooked(f"sleep 300 & echo $! > {tmp_path}/pid")
+    started = time.monotonic()
+    notification.notify("promoted", "x")
+    os.kill(int((tmp_path / "pid").read_text()), 9)
+    assert time.monotonic() - started < notification.LIMIT_SECONDS
+
+
+def test_no_secret_of_an_address_reaches_the_hook(hooked: Any, tmp_path: Path) -> None:
+    hooked(_hook(tmp_path / "told.jsonl"))
+    notification.notify("failed", f"cannot read {SECRET}: 404", source=SECRET)
+    (event,) = _told(tmp_path / "told.jsonl")
+    assert event["text"].endswith("cannot read https://host/x 404")
+    assert event["source"] == "https://host/x"
+
+
+def test_a_program_of_its_own_has_the_hook_too_and_nobody_is_told_of_a_lock(
+    done: SmallChain, hooked: Any, tmp_path: Path
+) -> None:
+    import tasks
+
+    hooked(_hook(tmp_path / "told.jsonl"))
+    task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
+    task.on_failure(AlreadyRunning("somebody else does it"))
+    assert _told(tmp_path / "told.jsonl") == []
+    task.on_failure(StageFailed("evaluate: its process died"))
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        task.on_failure(error)
+    first, second = _told(tmp_path / "told.jsonl")
+    assert first["message"] == "evaluate: its process died"
+    assert first["text"].endswith(f": evaluate {done.chain().run_id}: its process died")
+    assert second["message"] == "lines"
+
+
+def test_an_email_that_cannot_be_sent_is_a_line_of_the_log(
+    done: SmallChain, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tasks
+
+    task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
+    monkeypatch.setattr(notification.log, "propagate", True)
+    settings = {("email", "receiver"): "ops@example.org", ("smtp", "host"): "127.0.0.1", ("smtp", "port"): free_port()}
+    for method, said in (("smtp", "Not able to connect to smtp server"), ("sendgrid", "no e-mail was sent: ")):
+        for (section, option), value in {**settings, ("email", "method"): method}.items():
+            get_config().set(section, option, str(value))
+        try:
+            notification.mail(task, "evaluate: its process died")
+        finally:
+            get_config().remove_section("email")
+            get_config().remove_section("smtp")
+        assert said in caplog.text
+
+
+def test_without_the_option_nothing_is_run() -> None:
+    assert vgg().notify == ""
+    assert isinstance(vgg(), luigi.Config)
+    notification.notify("failed", "x")

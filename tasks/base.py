@@ -120,12 +120,19 @@ class ChainTask(PluginTask):
 
     @property
     def about(self) -> dict[str, Any]:
-        run = self.architecture + (f"@{self.generation}" if self.generation else "")
-        return {**super().about, "config": self.config, "run": run, "generation": self.generation}
+        return {**super().about, "config": self.config, "run": self.run_id, "generation": self.generation}
 
     @property
     def chain(self) -> Chain:
         """What this task is about, for the modules of `pipeline`."""
-        chain = Chain(workspace_at(self.workspace), configuration_of(self.config, self.settings), self.generation)
+        chain = self._chain_as_known()
         refresh([chain])
         return chain
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run, without a question to its store, which may be what failed."""
+        return self._chain_as_known().run_id
+
+    def _chain_as_known(self) -> Chain:
+        return Chain(workspace_at(self.workspace), configuration_of(self.config, self.settings), self.generation)

@@ -53,7 +53,7 @@ class StageTask(ChainTask):
     @property
     def what(self) -> str:
         """How the stage is called in messages."""
-        return self.stage if self.stage == "dataset" else f"{self.stage} {self.chain.run_id}"
+        return self.stage if self.stage == "dataset" else f"{self.stage} {self.run_id}"
 
     def run(self) -> None:
         """Do the stage's work in its own process, unless another process has just done it."""

@@ -6,6 +6,7 @@ Reads manifests and the files that they record; writes nothing.
 from __future__ import annotations
 
 import itertools
+import re
 import statistics as numbers
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -125,15 +126,17 @@ def _architecture(architecture: Architecture) -> dict[str, Any]:
 
 
 def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[dict[str, Any]]:
-    """The network as the page lists it: the convolution blocks, then each dense layer."""
+    """The network as the page lists it: a block for the layers whose names begin alike, whatever they are."""
     parameters, work = (sum(layer.parameters for layer in layers), sum(layer.multiply_adds for layer in layers))
     blocks: list[dict[str, Any]] = []
     for _, group in itertools.groupby(layers, key=lambda layer: layer.name.partition(".")[0]):
         members = list(group)
+        number = 1 + sum(block["kind"] == members[0].kind for block in blocks)
         own, own_work = sum(layer.parameters for layer in members), sum(layer.multiply_adds for layer in members)
         blocks.append(
             {
-                "name": _block_name(members[0], len(blocks) + 1, architecture),
+                "name": _block_name(members[0], number),
+                "kind": members[0].kind,
                 "layers": _steps(members, architecture),
                 "output": list(members[-1].output),
                 "parameters": own,
@@ -145,27 +148,35 @@ def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[d
     return blocks
 
 
-def _block_name(first: model.Layer, number: int, architecture: Architecture) -> str:
-    """The name of the block that begins with this layer."""
+def _block_name(first: model.Layer, number: int) -> str:
+    """The name of the block that begins with this layer, the `number`th of its kind."""
     if first.block >= 0:
-        return f"Block {number}"
-    return "Output" if first.kind == "output" else f"{first.kind.capitalize()} {number - len(architecture.conv_arch)}"
+        return f"Block {first.block + 1}"
+    return f"Dense {number}" if first.kind == "dense" else _sized(first.kind).capitalize()
 
 
 def _steps(layers: Sequence[model.Layer], architecture: Architecture) -> list[str]:
     """What the layers of a block do: `2 × conv 3×3, 256 channels`, `ReLU`, …"""
+    # Activation and dropout are no entries of the table.
+    activation = ["ReLU"]
+    dropout = [f"dropout {architecture.dropout:g}"] if architecture.dropout else []
+    normalised = any(layer.kind == "batch norm" for layer in layers)
     steps: list[str] = []
     for layer in layers:
-        kind, width = layer.kind.replace("x", "×"), layer.output[0]
+        kind, width = _sized(layer.kind), layer.output[0]
         if kind == "output":
             steps += [f"{width} units", "softmax"]
         elif kind == "dense":
-            steps += [f"{width} units", "ReLU", *([f"dropout {architecture.dropout:g}"] * bool(architecture.dropout))]
+            steps += [f"{width} units", *activation, *dropout]
+        elif "conv" in kind:
+            steps += [f"{kind}, {width} channels", *([] if normalised else activation)]
         else:
-            steps.append(f"{kind}, {width} channels" if kind.startswith("conv") else kind)
-            if kind.startswith("batch norm" if architecture.batch_norm else "conv"):
-                steps.append("ReLU")
+            steps += [kind, *(activation if kind == "batch norm" else [])]
     return _folded(steps)
+
+
+def _sized(kind: str) -> str:
+    return re.sub(r"(\d)x(\d)", r"\1×\2", kind)
 
 
 def _folded(steps: list[str]) -> list[str]:
@@ -281,6 +292,7 @@ def _generations(chain: Chain) -> list[dict[str, Any]]:
         {
             "name": item.name,
             "run": item.run.run_id,
+            "dataset": item.run.dataset_id,
             "trained": item.trained,
             "accuracy": item.accuracy,
             "outcome": item.outcome,

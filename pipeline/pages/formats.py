@@ -97,18 +97,5 @@ def markdown(value: Any) -> Any:
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", " ".join(text.splitlines()))
 
 
-FILTERS = {
-    "percent": percent,
-    "probability": share,
-    "points": points,
-    "count": count,
-    "times": times,
-    "counted": counted,
-    "short": short,
-    "duration": duration,
-    "day": day,
-    "plain": plain,
-    "breakable": breakable,
-    "name": name,
-    "size": human_size,
-}
+_FUNCTIONS = (percent, points, count, times, counted, short, duration, day, plain, breakable, name)
+FILTERS = {**{function.__name__: function for function in _FUNCTIONS}, "probability": share, "size": human_size}

@@ -35,7 +35,7 @@ def compare(
     """The run, which classified `correct` of the test images with these labels correctly, beside the baseline.
 
     Gives what `compare_paired` finds on the images that decide. `on` says which these are: the "same" test set, the
-    images "shared" by the two, "all" of the new one when it shares none, or "none" when it has other classes as well;
+    images "shared" by the two, "all" of the new one when these are too few, or "none" when the classes changed as well:
     `images` is 0 then. `all` is the comparison on all of the new test set where the shared ones decide.
     """
     other = registry.run_at(chain.workspace, baseline.run)
@@ -119,7 +119,10 @@ def _test_set(run: Run) -> list[Any]:
 
 
 def _shared(run: Run, other: Run) -> tuple[np.ndarray, list[str]]:
-    """Indices of the run's test images that are in the other one's test set, too, and what to tell of the rest."""
+    """Indices of the run's test images that are in the other one's test set, too, and what to tell of the rest.
+
+    None are when less than a tenth of the smaller test set is: a few duplicates decide nothing.
+    """
     try:
         before = set(_identities(other))
     except WorkspaceError as error:
@@ -128,7 +131,10 @@ def _shared(run: Run, other: Run) -> tuple[np.ndarray, list[str]]:
     shared = [index for index, identity in enumerate(now) if identity in before]
     relabelled = sum(pixels in pixels_before for pixels, _ in now) - len(shared)
     notes = [f"the label of {counted(relabelled, 'test image')} changed"] if relabelled else []
-    return np.array(shared, int), notes if shared else ["no test image is in both test sets", *notes]
+    if 10 * len(shared) < min(len(now), len(before)):
+        count = f"only {counted(len(shared), 'test image')}" if shared else "no test image"
+        return np.empty(0, int), [f"the two test sets have {count} in common", *notes]
+    return np.array(shared, int), notes
 
 
 def _identities(run: Run) -> list[tuple[bytes, str]]:
@@ -140,7 +146,8 @@ def _identities(run: Run) -> list[tuple[bytes, str]]:
 def _changed_classes(before: list[str], now: list[str]) -> list[str]:
     """A note on how two lists of classes differ; none when they do but for their order."""
     sides = (("new", sorted(set(now) - set(before))), ("gone", sorted(set(before) - set(now))))
-    told = [f"{what}: {', '.join([*names[:_NAMED], *['…'][: len(names) - _NAMED]])}" for what, names in sides if names]
+    listed = {what: ", ".join(names[:_NAMED] + ["…"] * (len(names) > _NAMED)) for what, names in sides}
+    told = [f"{what}: {names}" for what, names in listed.items() if names]
     return [f"the classes changed ({'; '.join(told)})"] if told else []
 
 

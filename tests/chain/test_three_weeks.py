@@ -163,7 +163,7 @@ def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_wee
     assert decision
     assert decision["compared"]["run"] == first.run
     assert decision["compared"]["on"] == "all"
-    assert decision["reason"].endswith("; no test image is in both test sets")
+    assert decision["reason"].endswith("; the two test sets have no test image in common")
     assert (
         weeks.report_of("2026-W48")[0]["comparison"]["previous"]["images_compared"]
         == "all 60 test images of the new test set"

@@ -69,7 +69,8 @@ def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | N
     details = {**old.manifest["details"], "digest": store.digest(content), "classes": classes}
     folder = chain.workspace.dataset(dataset_id(chain.config.data.name, details["digest"]))
     store.write(folder, content, small.root / "partial", {**details, "test_images": len(labels)})
-    write_json(chain.workspace.source_pointer(chain.config.data), {**record, "dataset": folder.name, **details})
+    about = {"digest": details["digest"], "classes": len(classes)}
+    write_json(chain.workspace.source_pointer(chain.config.data), {**record, "dataset": folder.name, **about})
     run = small.chain(name).run()
     assert run
     for stage in ("train", "export"):

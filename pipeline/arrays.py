@@ -86,7 +86,7 @@ def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
         (count,) = reader.numbers("Q")
         arrays = list(_each(reader, count))
         (count,) = reader.numbers("Q")
-        names = [reader.bytes(*reader.numbers("Q")).decode() for _ in _counted(count)]
+        names = [reader.bytes(*reader.numbers("Q")).decode() for _ in range(count)]
     if names and len(names) != len(arrays):
         raise ValueError(f"{len(arrays)} arrays have {len(names)} names")
     return arrays, names
@@ -111,16 +111,8 @@ class _Reader:
         return struct.unpack(f"<{kinds}", self.bytes(struct.calcsize(f"<{kinds}")))
 
 
-def _counted(count: int) -> Iterator[int]:
-    """As `range`, which does not take every 64-bit number."""
-    number = 0
-    while number < count:
-        yield number
-        number += 1
-
-
 def _each(reader: _Reader, count: int) -> Iterator[np.ndarray]:
-    for number in _counted(count):
+    for number in range(count):
         try:
             yield _array(reader)
         except Sparse as error:

@@ -6,6 +6,7 @@ data set this source turned out to be.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ from pipeline.workspace.freshness import Chain, shown_source
 
 __all__ = ["TEST_FILES", "Dataset", "load", "load_test", "prepare"]
 
-_POINTER_SCHEMA = 1
-
 #: Copies of a source, such as each host's own, of which a pointer remembers that they are the same data set.
 _COPIES = 100
 
@@ -39,7 +38,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
     pointer = chain.workspace.source_pointer(data)
     partial = pointer.with_suffix(".unpacking")
     try:
-        store.clean(partial)
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed writer left
         remove_debris(pointer.parent, pointer.name)
         # Taken before reading: a source that changes while it is read must be seen as changed afterwards.
         stat = sources.state(data)
@@ -106,7 +105,7 @@ def _pointer(
     same = before if before and before["digest"] == details["digest"] else None
     known = sources.recorded(same) if same else []
     return {
-        "schema": _POINTER_SCHEMA,
+        "schema": 1,
         "dataset": dataset,
         "source": shown_source(data),
         "stat": stat,

@@ -99,6 +99,7 @@ class Collector:
         if name in self._seen:
             raise Refused(f"holds {name} twice")
         self._seen.add(name)
+        limit = META_LIMIT if name == layout.class_names else PICKLE_LIMIT
         if layout.form == "binary" and name != layout.class_names:
             record = _PUBLISHED[layout.published].labels + PIXELS
             if size <= 0 or size % record:
@@ -106,7 +107,7 @@ class Collector:
                     f"{name} has {size:,} bytes, expected a multiple of {record:,} (one image with its label)"
                 )
             self._check_count(layout, name, size // record)
-        elif not 0 < size <= (limit := META_LIMIT if name == layout.class_names else PICKLE_LIMIT):
+        elif not 0 < size <= limit:
             raise Refused(f"{name} has {size:,} bytes, expected 1 to {limit:,}")
         return True
 

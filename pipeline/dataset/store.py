@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +50,9 @@ def digest(content: Content) -> str:
 def write(folder: Path, content: Content, partial: Path, details: Mapping[str, Any]) -> dict[str, Any]:
     """Write `content` into `folder` and return its manifest.
 
-    The arrays are written into the folder `partial` and move over when they are safely on disk; a kill at any moment
+    The arrays are written into the new folder `partial` and move when they are safely on disk; a kill at any moment
     leaves nothing that counts as a data set. Raises `OSError`.
     """
-    clean(partial)
     partial.mkdir(parents=True)
     for split, batches in (("train", content.train), ("test", content.test)):
         _write_array(partial / f"{split}_images.npy", [batch.images for batch in batches], (3, 32, 32))
@@ -65,7 +63,7 @@ def write(folder: Path, content: Content, partial: Path, details: Mapping[str, A
         move(partial / name, folder / name)
     written = finish(folder, details)
     sync_directory(folder.parent)
-    clean(partial)
+    partial.rmdir()
     return written
 
 
@@ -113,11 +111,6 @@ def load_test(folder: Path) -> tuple[Bytes, Bytes, list[str]]:
     for name in TEST_FILES:
         manifest.verified(folder, found, name)
     return *_part(folder, found, "test"), found["details"]["classes"]
-
-
-def clean(partial: Path) -> None:
-    """Remove what a killed writer left."""
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> None:

@@ -223,12 +223,6 @@ def test_an_archive_of_several_gzip_parts_is_read_whole(chain, archive, reporter
     assert dataset.prepare(chain(archive(parts)), reporter)["details"]["train_images"] == 24
 
 
-def test_zlib_and_isal_read_the_same(chain, archive, reporter, monkeypatch):
-    first = dataset.prepare(chain(archive(WHOLE)), reporter)
-    monkeypatch.setattr(reading, "GzipFile", gzip.GzipFile)
-    assert dataset.prepare(chain(archive(WHOLE)), reporter)["files"] == first["files"]
-
-
 def test_cifar10_itself_must_have_its_exact_sizes(chain, archive, reporter):
     with pytest.raises(DataError, match=r"data_batch_1.bin has 12 images, that of CIFAR-10 has 10,000"):
         dataset.prepare(chain(archive(WHOLE), name="cifar10", classes=10), reporter)

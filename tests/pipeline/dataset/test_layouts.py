@@ -75,6 +75,7 @@ def test_an_unpacked_folder_of_cifar_100_is_read_and_known_by_its_files(chain, r
         (BOTH["python"], "cifar100", "train has 200 images, that of CIFAR-100 has 50,000"),
         ({"train.bin": BOTH["binary"]["train.bin"]}, "mine", "test.bin missing; found train.bin"),
         ({**mini_files(), **BOTH["binary"]}, "mine", "batches of more than one layout: data_batch_1.bin and train.bin"),
+        ({**BOTH["python"], "meta": b""}, "mine", "meta has 0 bytes, expected 1 to 65,536"),
         ({**BOTH["binary"], "fine_label_names.txt": b"cat"}, "mine", "1 class names, expected 100 to 256"),
         ({"test.bin": BOTH["binary"]["test.bin"]}, "mine", "holds no CIFAR-10 or CIFAR-100 batches"),
         ({**BOTH["python"], "train": BOTH["python"]["meta"]}, "mine", "train: data is missing, expected an array"),

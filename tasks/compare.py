@@ -21,6 +21,7 @@ from pipeline.workspace.freshness import Chain, refresh
 from tasks.base import PluginTask
 from tasks.configurations import check_name, remember
 from tasks.log import log
+from tasks.results import StoredFile, target
 from tasks.settings import vgg
 from tasks.stage import StageTask, checking, recorded, working
 from tasks.stages import Evaluate, Report
@@ -84,8 +85,8 @@ class Compare(PluginTask):
             self._refresh()
             return compared.complete() or (looked_again(*self._chains()) and compared.complete())
 
-    def output(self) -> luigi.LocalTarget:
-        return luigi.LocalTarget(str(self.comparison.folder / MANIFEST))
+    def output(self) -> luigi.LocalTarget | StoredFile:
+        return target(self.comparison.workspace, self.comparison.folder / MANIFEST)
 
     def run(self) -> None:
         """Write the page in a process of its own, unless another process has just done it."""

@@ -25,6 +25,7 @@ from tasks.exit_codes import BAD_CONFIGURATION, REFUSED, exit_with
 from tasks.log import log, tell
 from tasks.maintenance import Command
 from tasks.notification import notify
+from tasks.results import Result, StoredFile
 from tasks.stage import StageTask, checking
 from tasks.stages import Evaluate, Export, Report
 
@@ -95,9 +96,14 @@ class Retrain(ChainTask):
         """When several dates are caught up with, the oldest goes first. Luigi hands it on to what is required."""
         return datetime.date.max.toordinal() - self.date.toordinal()
 
+    @property
+    def report(self) -> GenerationReport:
+        """The generation's last stage."""
+        return self.clone(GenerationReport, generation=self.subject.generation)
+
     def requires(self) -> GenerationReport:
         self._begin()
-        return self.clone(GenerationReport, generation=self.subject.generation)
+        return self.report
 
     def complete(self) -> bool:
         with checking():
@@ -107,8 +113,12 @@ class Retrain(ChainTask):
             registry.read(self.chain.workspace.current(self.chain.config))
             return False
 
-    def output(self) -> luigi.LocalTarget:
-        return self.clone(GenerationReport, generation=self.subject.generation).output()
+    def output(self) -> luigi.LocalTarget | StoredFile:
+        return self.report.output()
+
+    def result(self) -> Result:
+        """The accuracy and the files of the generation, promoted or not; raises `WorkspaceError` before it is there."""
+        return self.report.result()
 
     def run(self) -> None:
         decision = self.decision

@@ -24,6 +24,7 @@ from tasks.base import ChainTask
 from tasks.exit_codes import exit_with
 from tasks.log import log
 from tasks.progress import SchedulerProgress
+from tasks.results import StoredFile, target
 from tasks.settings import vgg
 from tasks.signals import ask_for_no_more_work, forked_for_a_task, take_signals
 from tasks.terminal import TerminalBar, speak_through_the_command
@@ -45,10 +46,11 @@ class StageTask(ChainTask):
             chain = self.chain
             return chain.complete(self.stage) or (looked_again(chain) and chain.complete(self.stage))
 
-    def output(self) -> luigi.LocalTarget:
-        folder = self.chain.folder(self.stage)
-        unknown = self.chain.workspace.runs / "data set not known yet" / self.chain.run_id / self.stage
-        return luigi.LocalTarget(str((folder or unknown) / MANIFEST))
+    def output(self) -> luigi.LocalTarget | StoredFile:
+        chain = self.chain
+        folder = chain.folder(self.stage)
+        unknown = chain.workspace.runs / "data set not known yet" / chain.run_id / self.stage
+        return target(chain.workspace, (folder or unknown) / MANIFEST)
 
     @property
     def what(self) -> str:

@@ -16,6 +16,7 @@ from pipeline.workspace.freshness import Chain, config_changes
 from tasks import gpus
 from tasks.configurations import launcher_of
 from tasks.log import log
+from tasks.results import Result, result_of
 from tasks.stage import StageTask
 
 
@@ -78,6 +79,10 @@ class Report(StageTask):
     """Write the report. The whole chain hangs on this task."""
 
     stage = "report"
+
+    def result(self) -> Result:
+        """The finished chain's accuracy and files; raises `WorkspaceError` when it is not finished."""
+        return result_of(self.chain)
 
     def headline(self) -> str:
         """Accuracy and where to read more, from the finished report."""

@@ -81,6 +81,12 @@ class Workspace:
             files = {name: about for name, about in recorded["files"].items() if fnmatch.fnmatch(name, pattern)}
             self.storage.fetch(folder, files, digests(recorded), everything)
 
+    def fetch_file(self, file: Path) -> None:
+        """As `fetch`, for one file of a finished stage."""
+        recorded = read(file.parent)
+        if recorded is not None and file.name in recorded["files"]:
+            self.storage.fetch(file.parent, {file.name: recorded["files"][file.name]}, digests(recorded))
+
     def publish(self, folder: Path, recorded_only: bool = False) -> None:
         """Let other hosts see a finished stage.
 

@@ -69,6 +69,33 @@ def test_another_host_needs_one_listing_and_a_handful_of_small_files(other: Host
     assert len(other.proxy.seen) == 1
 
 
+def test_another_pipeline_opens_what_is_in_the_store(made: tuple[Bucket, Host], other: Host) -> None:
+    bucket, _ = made
+    program = """
+import json, sys, tasks
+report = tasks.Report(config=sys.argv[1], workspace=sys.argv[2])
+result, manifest = report.result(), report.output()
+assert manifest.exists()
+with manifest.open() as file, result.files["export/model.onnx"].open() as model:
+    print(json.dumps([manifest.path, json.load(file)["stage"], result.run, result.accuracy, len(model.read())]))
+try: manifest.open("w")
+except Exception as error: print(error)
+"""
+    done = run([sys.executable, "-c", program, str(other.config), bucket.url], other.cwd, other.environment())
+    assert done.rc == 0, done.text
+    facts, refusal = done.output.splitlines()
+    path, stage, place, accuracy, size = json.loads(facts)
+    assert path == f"{bucket.url}/{place}/report/manifest.json"
+    assert stage == "report"
+    assert accuracy == bucket.manifest("evaluate")["details"]["accuracy"]
+    assert size == len(bucket.read(f"{place}/export/model.onnx"))
+    assert "found mode 'w', expected 'r'" in refusal
+    # Only what was opened came here.
+    assert [path for path in other.proxy.downloads if not path.endswith(".json")] == [
+        f"/{bucket.name}/team/{place}/export/model.onnx"
+    ]
+
+
 def test_raised_epochs_go_on_from_another_hosts_weights_exactly(
     made: tuple[Bucket, Host], other: Host, tmp_path: Path
 ) -> None:

@@ -66,6 +66,30 @@ print("ended with", process.exitcode)
     assert "up to date" in result.log
 
 
+def test_a_program_gets_the_error_itself_and_luigis_status(fresh):
+    fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
+    result = program(
+        fresh.cwd,
+        f"""
+import luigi, tasks
+from pipeline.errors import DataError
+
+@luigi.Task.event_handler(luigi.Event.FAILURE)
+def tell(task, error):
+    assert isinstance(error, DataError), error
+    print(task.task_family, error)
+
+report = tasks.Report(config={str(fresh.config)!r}, workspace={str(fresh.workspace)!r})
+print(luigi.build([report], local_scheduler=True, detailed_summary=True).status.name)
+""",
+    )
+    assert result.rc == 0, result.text
+    told, status = result.output.splitlines()
+    assert told.startswith("DownloadCifar ")
+    assert "nowhere.tar.gz" in told
+    assert status == "FAILED"
+
+
 OTHER = """
 import luigi, tasks
 

@@ -23,6 +23,7 @@ from luigi_runs import SmallChain, luigi_command, run
 from pipeline import doctor
 from pipeline.errors import PipelineError
 from pipeline.retraining import registry
+from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
 from tasks import scheduler
 from tasks.doctor import luigid
@@ -138,6 +139,14 @@ def test_a_number_of_threads_that_hurts(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_training_on_all_cores_is_named_for_whom_others_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "turn_lock", lambda: tmp_path / "cores.lock")
+    assert "others wait" not in doctor.load()
+    with locks.hold(tmp_path / "cores.lock", "train x", wait=False):
+        assert f"process {os.getpid()} on {socket.gethostname()} since " in doctor.load()
+        assert doctor.load().endswith(" trains on all of them: other trainings wait")
+
+
 def test_shared_memory_that_cannot_be_written_is_told_by_every_command(prepared: SmallChain) -> None:
     inside = ["unshare", "--mount", "sh", "-c", 'mount -o remount,bind,ro /dev/shm && exec "$@"', "sh"]
     if run([*inside, "true"], prepared.cwd).rc:

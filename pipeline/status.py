@@ -34,7 +34,11 @@ def gather(chain: Chain) -> dict[str, Any]:
         "schema": SCHEMA,
         "run": chain.run_id,
         "generation": chain.generation or None,
-        "dataset": {"name": chain.config.data.name, "source": shown_source(chain.config.data)},
+        "dataset": {
+            "name": chain.given.data.name,
+            "source": shown_source(chain.given.data),
+            "change": (chain.source_record() or {}).get("change"),
+        },
         "done": all(stage["state"] == DONE for stage in stages),
         "stages": stages,
         "config_changes": config_changes(chain.manifest("train"), chain.config),
@@ -74,6 +78,10 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         told.append(f"  {stage['stage']:<9} {stage['state']:<8}  {why}")
         if stage["worker"]:
             told.append(f"            being worked on by {stage['worker']}")
+    if change := about["change"]:
+        told.append(
+            f"  the data set has changed since {change['since']}" + f": {change['what']}" * bool(change["what"])
+        )
     if pointer := facts["current"]:
         accuracy = f"{pointer['accuracy']:.2%}"
         told.append(f"  the current model is {pointer['run']}, accuracy {accuracy}, since {pointer['since']}")

@@ -93,7 +93,7 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
         "generation": chain.generation or None,
         "rendered": now(),
         "trained": sources.train["created"],
-        "dataset": pages.dataset_facts(sources.run.dataset_id, sources.data.manifest["details"]),
+        "dataset": _dataset(chain, sources),
         "architecture": _architecture(trained.architecture),
         "training": _training(sources, trained),
         "evaluation": _evaluation(sources),
@@ -111,6 +111,14 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
+
+
+def _dataset(chain: Chain, sources: Sources) -> dict[str, Any]:
+    """What the page says about the data set, with how its source had changed when it was made."""
+    details = sources.data.manifest["details"]
+    facts = pages.dataset_facts(sources.run.dataset_id, details)
+    change = (chain.source_record() or {}).get("change")
+    return {**facts, "change": change, "remarks": details.get("remarks", [])}
 
 
 def _architecture(architecture: Architecture) -> dict[str, Any]:

@@ -130,10 +130,15 @@ def why_due(chain: Chain) -> list[str]:
     made = find(chain.workspace, chain.config)
     same_name = next((item.run for item in made if item.name == chain.generation), None)
     if same_name is None:
-        return [f"there is no generation {chain.generation} yet"]
+        return [
+            f"there is no generation {chain.generation} yet",
+            *(why for why in reasons if why.startswith("dataset: ")),
+        ]
     changed = []
     if same_name.dataset_id != run.dataset_id:
-        changed.append(f"the data set changed from {same_name.dataset_id} to {run.dataset_id}")
+        change = (chain.source_record() or {}).get("change") or {}
+        what = f": {change['what']}" if change.get("what") and change["since"] == same_name.dataset_id else ""
+        changed.append(f"the data set changed from {same_name.dataset_id} to {run.dataset_id}{what}")
     if same_name.run_id != run.run_id:
         changed.append(f"the architecture changed from {same_name.run_id} to {run.run_id}")
     return changed or reasons
@@ -144,7 +149,9 @@ def same_weights(chain: Chain) -> Run | None:
 
     It has the same images, architecture, settings and seed, and was trained from scratch and bit-reproducibly.
     """
-    run, config = chain.run(), chain.config
+    run, config, record = chain.run(), chain.config, chain.source_record()
+    if record is None or chain.source_changed(record):  # whose images are not known yet
+        return None
     fresh = not (config.training.init_from or config.retrain.warm_start)
     if run is None or not fresh or (run.stage("train") / MANIFEST).exists():
         return None

@@ -153,25 +153,30 @@ class Chain:
         return self.problems(stage, folder)
 
     def _why_dataset(self) -> list[str]:
-        data, record = self.config.data, self.source_record()
+        data, record = self.given.data, self.source_record()
         if record is None:
             return [f"no data set from {shown_source(data)} yet"]
-        pointer, known = self.workspace.source_pointer(data), self._source_states(record)
-        if not self._looked_at(pointer, record):
-            present = sources.state(data)
-            if present is not None and not sources.same(present, known):
-                what = sources.change(data, self.workspace.source_listing(data), known)
-                return [f"{shown_source(data)} has changed" + (f": {what}" if what else "")]
-            _unchanged[pointer] = time.time()
+        if self.source_changed(record):
+            known = self._source_states(record)
+            what = sources.change(data, self.workspace.source_listing(data), known)
+            return [f"{shown_source(data)} has changed" + (f": {what}" if what else "")]
+        pointer = self.workspace.source_pointer(data)
         return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
 
-    def _looked_at(self, pointer: Path, record: dict[str, Any]) -> bool:
-        """Whether the source was found unchanged, or read, since the command began: it is held to that data set."""
-        return max(_unchanged.get(pointer, 0.0), record["read"]) >= _command_began
+    def source_changed(self, record: dict[str, Any]) -> bool:
+        """Whether the source is not as it was when it was found to be the data set of its `source_record`."""
+        pointer = self.workspace.source_pointer(self.given.data)
+        if max(_unchanged.get(pointer, 0.0), record["read"]) >= _command_began:
+            return False
+        present = sources.state(self.given.data)
+        if present is not None and not sources.same(present, self._source_states(record)):
+            return True
+        _unchanged[pointer] = time.time()
+        return False
 
     def _source_states(self, record: dict[str, Any]) -> list[Any]:
         """The states in which the source was found to be this data set. Modification times are each copy's own."""
-        here = read_json(self.workspace.seen_source(self.config.data))
+        here = read_json(self.workspace.seen_source(self.given.data))
         if not isinstance(here, dict) or here.get("digest") != record["digest"]:
             here = {}
         return [*sources.recorded(record), here.get("stat")]

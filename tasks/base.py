@@ -9,6 +9,7 @@ import luigi
 from luigi.configuration import get_config
 from luigi.parameter import ParameterVisibility
 
+from pipeline import address
 from pipeline.config.settings import OLD_NAMES, refuse_old_names
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import expanded
@@ -52,6 +53,9 @@ class PluginTask(luigi.Task):
     def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters with what was left out, in the same order; raises `ConfigError`."""
         workspace_at(values["workspace"])
+        url = vgg().workspace_url
+        if url and not url.startswith(("http://", "https://")):
+            raise ConfigError(f"[vgg] workspace_url: found {address.shown(url)}, expected http://… or https://…")
         return values
 
     @property
@@ -64,6 +68,15 @@ class PluginTask(luigi.Task):
         """What a notification says of the task."""
         workspace = workspace_at(self.workspace)
         return {"workspace": workspace.shown(workspace.root)}
+
+    def headline(self) -> str:
+        """The result in a line, from what the finished task made."""
+        return ""
+
+    @property
+    def page(self) -> str | None:
+        """The address of the finished task's page, if a web server shows it."""
+        return None
 
     def on_failure(self, exception: BaseException) -> Failure:
         """The text that the scheduler shows: one line for an expected failure."""

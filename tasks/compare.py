@@ -25,7 +25,7 @@ from tasks.results import StoredFile, target
 from tasks.settings import vgg
 from tasks.stage import StageTask, checking, recorded, working
 from tasks.stages import Evaluate, Report
-from tasks.workspaces import looked_again, workspace_at
+from tasks.workspaces import looked_again, page_url, workspace_at
 
 #: Plans by the parameters of their task, with what the files were like then: Luigi asks for the same task again and
 #: again, and a plan of many runs takes a while.
@@ -127,13 +127,17 @@ class Compare(PluginTask):
         refresh(self._chains(), since)
         compared.workspace.storage.refresh([compared.folder], since=since)
 
+    @property
+    def page(self) -> str | None:
+        return page_url(self.comparison.workspace, self.comparison.folder / "index.html")
+
     def headline(self) -> str:
         """Who leads and where to read more, from the finished page."""
         folder, shown = self.comparison.folder, self.comparison.workspace.shown
         facts = read_json(folder / "ranking.json")
         if not facts:
             return f"the page is in {shown(folder)}"
-        page = shown(folder / "index.html")
+        page = self.page or shown(folder / "index.html")
         try:
             best, count, data = facts["ranking"][0], len(facts["ranking"]), facts["dataset"]["label"]
             name, accuracy = best["architecture"]["name"], f"{best['accuracy']:.2%}"

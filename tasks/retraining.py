@@ -120,9 +120,17 @@ class Retrain(ChainTask):
         """The accuracy and the files of the generation, promoted or not; raises `WorkspaceError` before it is there."""
         return self.report.result()
 
+    @property
+    def page(self) -> str | None:
+        return self.report.page
+
+    def headline(self) -> str:
+        """What the gate decided about the generation."""
+        return f"generation {self.generation}: {generations.verdict(self.decision)}"
+
     def run(self) -> None:
         decision = self.decision
-        log.info("generation %s: %s", self.generation, generations.verdict(decision))
+        log.info("%s", self.headline())
         # Only the command that finishes a generation fails for it, not one that finds it finished.
         if decision.get("outcome") == generations.REFUSED and self.subject.manifest("report") != self._report_before:
             exit_with(REFUSED)

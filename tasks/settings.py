@@ -33,6 +33,11 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
     report_seconds = luigi.FloatParameter(
         default=2.0, description="seconds between two progress reports to the scheduler"
     )
+    workspace_url = luigi.Parameter(
+        default="",
+        description="where a web server shows the workspace, e.g. http://node1/vgg: the dashboard then links each "
+        "report's page",
+    )
     notify = luigi.Parameter(
         default="",
         description="a line of shell that gets each event worth a message (promoted, refused, rolled back, failed) as "

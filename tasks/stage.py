@@ -80,6 +80,11 @@ class StageTask(ChainTask):
                 ask_for_no_more_work()  # with keep_alive Luigi would take it up again
             raise
 
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What may be sent to the running stage from luigid's page."""
+        return COMMANDS if self.stage == "train" else ("stop",)
+
     def announce(self, chain: Chain) -> None:
         """Tell the operator what came of it, where that is news. The stage is done and its locks are free."""
 
@@ -99,18 +104,27 @@ class StageTask(ChainTask):
         voice, bar = SchedulerProgress(self, vgg().report_seconds), TerminalBar(self.what)
         path = _log_path(chain, self.stage)
 
+        fraction, progress, note = 0.0, "", ""
+
+        def show(*more: str) -> None:
+            # The dashboard's box is narrow: one fact a line.
+            lines = [*progress.split(", "), note, f"log: {path}", *more]
+            voice.say(fraction, "\n".join(line for line in lines if line))
+
         def on_event(event: dict[str, Any]) -> None:
+            nonlocal fraction, progress, note
             if event["event"] == "progress":
-                # The dashboard's box is narrow: one fact a line.
-                voice.say(event["fraction"], "\n".join([*event["message"].split(", "), f"log: {path}"]))
-                bar.say(event)
+                fraction, progress = event["fraction"], event["message"]
             elif event["event"] == "note":
-                log.info("%s: %s", self.what, event["message"])
-                bar.say(event)
+                note = event["message"]
+                log.info("%s: %s", self.what, note)
+            else:
+                return
+            bar.say(event)
+            show(f"messages: {', '.join(self.messages)}")
 
         def wait(line: str) -> None:
             message = f"{line}, which trains on all cores; a lower OMP_NUM_THREADS lets trainings share them"
-            voice.say(0.0, message)
             on_event({"event": "note", "message": message.removeprefix(f"{self.what}: ")})
 
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
@@ -129,7 +143,9 @@ class StageTask(ChainTask):
                         inherit=[*held, *turn],
                         options=options,
                     )
+            fraction, progress = 1.0, ""  # the last note is the result
         finally:
+            show()
             voice.close()
             bar.close()
 
@@ -170,11 +186,11 @@ class StageTask(ChainTask):
         while messages is not None and not messages.empty():
             message = messages.get()
             word = str(message.content).strip()
-            known = COMMANDS if self.stage == "train" else ("stop",)
-            reply = "ok" if word in known else f"unknown message {word!r}; known: {', '.join(known)}"
+            known = word in self.messages
+            reply = "ok" if known else f"unknown message {word!r}; known: {', '.join(self.messages)}"
             with contextlib.suppress(Exception):  # the scheduler may be gone
                 message.respond(html.escape(reply, quote=False))  # the dashboard inserts it as HTML
-            if word in known:
+            if known:
                 words.append(word)
                 self.told_to_stop |= word.startswith("stop")
         return words

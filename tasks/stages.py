@@ -18,6 +18,7 @@ from tasks.configurations import launcher_of
 from tasks.log import log
 from tasks.results import Result, result_of
 from tasks.stage import StageTask
+from tasks.workspaces import page_url
 
 
 class DownloadCifar(StageTask):
@@ -91,12 +92,18 @@ class Report(StageTask):
         report = read_json(folder / "report.json") if folder else None
         if folder is None or not report:
             return "no report yet"
-        page = chain.workspace.shown(folder / "index.html")
+        page = self.page or chain.workspace.shown(folder / "index.html")
         try:
             dataset, accuracy = report["dataset"], report["evaluation"]["accuracy"]
             return f"test accuracy {accuracy:.2%} ({dataset.get('label', dataset['name'])}); report: {page}"
         except (KeyError, TypeError, ValueError, AttributeError):  # of the right size, so nobody looked into it
             return f"report.json is damaged (luigi --module tasks Verify); report: {page}"
+
+    @property
+    def page(self) -> str | None:
+        chain = self.chain
+        folder = chain.folder("report")
+        return page_url(chain.workspace, folder / "index.html") if folder else None
 
 
 #: The runs whose changed configuration this command has told of.

@@ -7,10 +7,12 @@ command's lock and was done later did not fail.
 from __future__ import annotations
 
 import contextlib
+import html
 from typing import Any
 
 import luigi.worker
 from luigi.configuration import get_config
+from luigi.rpc import RPCError
 from luigi.scheduler import DISABLED, DONE, FAILED, PENDING
 from luigi.scheduler import scheduler as scheduler_section
 
@@ -77,12 +79,27 @@ class Worker(luigi.worker.Worker):
         notification.mail(task, formatted_traceback)  # Luigi's own says last why
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
-        super()._add_task(*args, **kwargs)
         task_id, status = kwargs["task_id"], kwargs["status"]
+        headline = ""
+        if status == DONE:  # from a running task a link would reset its resources and whether it takes messages
+            headline, kwargs["tracking_url"] = self._result(task_id)
+        super()._add_task(*args, **kwargs)
         if status == FAILED and task_id in self._failures:
             self._settle(self._failures[task_id], kwargs)
         elif status == DONE:
             self._failures.pop(task_id, None)
+        if headline:
+            with contextlib.suppress(RPCError, OSError, ValueError):  # luigid is gone: the next request tells
+                self._scheduler.set_task_status_message(task_id, html.escape(headline.replace("; ", "\n")))
+
+    def _result(self, task_id: str) -> tuple[str, str | None]:
+        """What a finished task has to show, and the address of its page."""
+        task: Any = self._scheduled_tasks.get(task_id)
+        with contextlib.suppress(
+            AttributeError, OSError, PipelineError
+        ):  # a task of another plugin, a store that is gone
+            return task.headline(), task.page
+        return "", None
 
     def _settle(self, told: Failure, task: dict[str, Any]) -> None:
         """After a failure: keep the scheduler from retrying in vain, or say when it retries."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from pathlib import Path
 
+from pipeline import address
 from pipeline.errors import ConfigError
 from pipeline.files import check_path, expanded
 from pipeline.storage import check_url, default_cache, is_url, storage_at
@@ -37,6 +39,12 @@ def workspace_at(address: str) -> Workspace:
         storage = storage_at(check_url(address), cache, settings.retry_timeout, settings.stale_seconds)
         _workspaces[address] = Workspace(storage.root, storage)
     return _workspaces[address]
+
+
+def page_url(workspace: Workspace, page: Path) -> str | None:
+    """Where a browser finds a page of the workspace, if luigi.cfg names a web server that shows it."""
+    base = address.shown(vgg().workspace_url).rstrip("/")
+    return f"{base}/{urllib.parse.quote(page.relative_to(workspace.root).as_posix())}" if base else None
 
 
 def looked_again(*chains: Chain) -> bool:

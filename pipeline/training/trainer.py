@@ -110,7 +110,10 @@ class Trainer:
         self._stop_if_asked()
         self.writer.check()
         due = moment - self.last_checkpoint >= self.session.training.checkpoint_seconds and not self.writer.busy
-        if self.session.reporter.take("checkpoint") or due:
+        if self.session.reporter.take("checkpoint"):
+            path = self.checkpoint(wait=True)
+            self.session.reporter.note(f"checkpoint written as asked: {path.name}, {self._place()}")
+        elif due:
             self.checkpoint()
 
     def _stop_if_asked(self) -> None:
@@ -167,9 +170,11 @@ class Trainer:
     def stop(self, why: str) -> None:
         """Write a checkpoint and raise `Interrupted`."""
         self.checkpoint(wait=True)
+        raise Interrupted(f"{why}: checkpoint written at {self._place()}; run the same command again to resume")
+
+    def _place(self) -> str:
         counters, steps = self.session.counters, self.session.batches.steps_per_epoch
-        done = f"epoch {counters.epoch + 1}, step {counters.step_in_epoch} of {steps}"
-        raise Interrupted(f"{why}: checkpoint written at {done}; run the same command again to resume")
+        return f"epoch {counters.epoch + 1}, step {counters.step_in_epoch} of {steps}"
 
     def _check_finite(self) -> None:
         if not all(math.isfinite(loss) for loss, _ in self.session.counters.sums):

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -73,7 +74,9 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         message = central.message(task["task_id"])
         for word in ("epoch ", "step ", "loss ", "validation accuracy ", "images/s", " left", "train.log"):
             assert word in message
-        log = Path(message.partition("log: ")[2])
+        *_, log_line, messages = message.splitlines()
+        assert messages == "messages: stop, checkpoint, stop-after-epoch"
+        log = Path(log_line.removeprefix("log: "))
         assert "epoch 1/4000: train loss" in log.read_text()
         # What the dashboard's lines say of it.
         assert task["params"]["architecture"].startswith("tiny-")
@@ -87,18 +90,21 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         run = prepared.chain("2026-W48").run()
         assert run
         assert central.tell(task, "checkpoint") == "ok"
-        wait_for(lambda: list(run.checkpoints.glob("step-*.npz")), "a checkpoint")
+        wait_for(lambda: "checkpoint written as asked: step-" in log.read_text(), "a line about it")
+        assert list(run.checkpoints.glob("step-*.npz"))
         assert central.tell(task, "stop") == "ok"
         code, output = end()
     assert code == 30, output
-    assert "checkpoint written" in output
+    assert ": checkpoint written as asked: step-" in output
+    assert ": stopped on request: checkpoint written" in output
     assert "Traceback" not in output
 
     # The rerun goes on from there, and to the end.
     last = max(int(path.stem.partition("-")[2]) for path in run.checkpoints.glob("step-*.npz"))
     epochs = last // 5 + 2
     prepared.configure(training__epochs=epochs)
-    with _started(prepared, "Report", central, "--generation", "2026-W48") as end:
+    served = ("--vgg-workspace-url", "http://me:hush@node1/vgg/")
+    with _started(prepared, "Report", central, "--generation", "2026-W48", *served) as end:
         code, output = end()
     assert code == 0, output
     assert f"resumed from step-{last:09}.npz" in output
@@ -112,6 +118,19 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         item["name"]: item["status"] for item in central.api("task_list", status="DONE", upstream_status="").values()
     }
     assert set(done) == {"DownloadCifar", "TrainVGG", "Evaluate", "Export", "Report"}, graph
+
+    # What is done shows its result; what finds it done later shows the same.
+    report = task["task_id"].replace("TrainVGG", "Report")
+    page = f"http://node1/vgg/{run.place.replace('@', '%40')}/report/index.html"
+    for _ in range(2):
+        shown = central.api("task_list", status="DONE", upstream_status="")
+        assert shown[report]["tracking_url"] == page
+        accuracy, link = central.message(report).splitlines()
+        assert re.fullmatch(r"test accuracy \d+\.\d\d% \(mini, not the official archive\)", accuracy)
+        assert link == f"report: {page}"
+        assert "messages:" not in central.message(task["task_id"])
+        with _started(prepared, "Report", central, "--generation", "2026-W48", *served) as end:
+            assert end()[0] == 0
 
 
 def _look_at_the_dashboard(chromium: Any, central: Luigid, task: dict[str, Any], folder: Path) -> None:

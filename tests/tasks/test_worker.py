@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from luigi_runs import CHECKOUT, SmallChain
 from luigid_process import luigid, started, wait_for
 
+import tasks
+from pipeline.errors import Interrupted
 from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
+from tasks import stage
 
 #: A launcher under which no training starts: as a machine that is not there.
 BROKEN = ("--vgg-launcher", "false")
@@ -47,6 +53,20 @@ def _somebody_trains(chain: SmallChain) -> Iterator[None]:
     assert run
     with locks.hold(run.lock("train"), "train", wait=False):
         yield
+
+
+def test_a_stage_that_waits_for_another_command_can_be_stopped_by_message(
+    prepared: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "vgg", lambda: SimpleNamespace(overlap="wait"))
+    told = Mock(content="stop")
+    task = tasks.TrainVGG(config=str(prepared.config), workspace=str(prepared.workspace))
+    task.scheduler_messages = queue.Queue()  # type: ignore[attr-defined]
+    task.scheduler_messages.put(told)  # type: ignore[attr-defined]
+    with _somebody_trains(prepared), pytest.raises(Interrupted, match="stopped while it was waiting"):
+        task.run()
+    told.respond.assert_called_once_with("ok")
+    assert _trainings(prepared) == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import address
 from pipeline.config.difference import flatten, shown
-from pipeline.config.schema import IMAGE_SIZE, Config, Schedule, Training, to_dict
+from pipeline.config.schema import Config, Schedule, Training, to_dict
 from pipeline.errors import ConfigError
 
 
@@ -48,12 +48,16 @@ def _check_data(config: Config, value: Any, where: str) -> None:
 
 def _check_network(config: Config, where: str) -> None:
     architecture, training = config.architecture, config.training
-    pools = len(architecture.conv_arch)
-    allowed = IMAGE_SIZE.bit_length() - 1
-    if pools > allowed:
+    side, *_, last = architecture.sides
+    if not last:
         raise ConfigError(
-            f"{where}: architecture.conv_arch: found {pools} blocks, each halving the image; "
-            f"{IMAGE_SIZE}x{IMAGE_SIZE} pixels allow at most {allowed}"
+            f"{where}: architecture.conv_arch: found {len(architecture.conv_arch)} blocks, each halving the image; "
+            f"{side}x{side} pixels allow at most {side.bit_length() - 1}"
+        )
+    if architecture.stem and training.initializer != "whitening":
+        raise ConfigError(
+            f"{where}: architecture.stem: found {architecture.stem}, but its filters are never trained and need "
+            f"training.initializer: whitening, found {training.initializer}"
         )
     if training.optimizer != "sgd" and training.momentum == 0:
         raise ConfigError(f"{where}: training.momentum: found 0, but optimizer {training.optimizer} needs momentum > 0")

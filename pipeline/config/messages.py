@@ -13,6 +13,7 @@ from pipeline.config.schema import (
     RENAMED,
     Architecture,
     Augmentation,
+    BatchNorm,
     Config,
     Data,
     Distributed,
@@ -27,6 +28,7 @@ _STRUCTS: dict[str, type[Struct]] = {
     "data": Data,
     "architecture": Architecture,
     "training": Training,
+    "architecture.batch_norm": BatchNorm,
     "training.schedule": Schedule,
     "training.augmentation": Augmentation,
     "evaluation": Evaluation,
@@ -97,7 +99,7 @@ def _expected(problem: str, path: str, found: Any) -> str:
         return f", expected one of {_choices_at(path)}"
     if "matching regex" in problem:
         return f", expected {_FORMATS[key]}"
-    words = re.sub(r"`(\w+)(?: \| null)?`", lambda kind: _TYPES.get(kind[1], kind[1]), problem.partition(", got ")[0])
+    words = re.sub(r"`(\w[\w |]*)`", lambda kinds: _kinds(kinds[1]), problem.partition(", got ")[0])
     words = re.sub(r"\.0\b", "", words.replace("Expected", "expected", 1))
     if path.startswith("architecture.conv_arch"):
         words += " (conv_arch is a list of [convolutions, channels])"
@@ -106,6 +108,11 @@ def _expected(problem: str, path: str, found: Any) -> str:
     if path.startswith("launcher["):
         words += "; put each argument in quotes"
     return f", {words}"
+
+
+def _kinds(types: str) -> str:
+    """`bool | object | null` in words."""
+    return " or ".join(_TYPES.get(kind, kind) for kind in types.split(" | ") if kind != "null")
 
 
 def _choices_at(path: str) -> str:

@@ -49,6 +49,9 @@ RENAMED = {"schedule": "retrain", "evaluation.views": "evaluation.tta"}
 #: Part of every architecture fingerprint. Raise it when the same keys come to mean another network.
 ARCHITECTURE_KEY_VERSION = 1
 
+#: Keys of an architecture that there were not in its first version, with the network of that version.
+_LATER = {"activation": "relu", "stem": 0, "pool": "last", "global_pool": "none"}
+
 #: Side of the square input images, in pixels. Each block's pool halves it.
 IMAGE_SIZE = 32
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
@@ -81,6 +84,15 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return 10 if self.is_sample else OFFICIAL[self.name].classes if self.name in OFFICIAL else None
 
 
+class BatchNorm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Batch normalisation in detail. `batch_norm: true` stands for the defaults."""
+
+    #: Whether each channel has a learned factor.
+    scale: bool = True
+    #: How much of the running statistics a step keeps.
+    momentum: _Fraction = 0.9
+
+
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The network. Any change of a value here means another run."""
 
@@ -88,9 +100,16 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     conv_arch: Annotated[
         list[tuple[Annotated[int, Meta(ge=1, le=64)], Annotated[int, Meta(ge=1, le=8192)]]], Meta(min_length=1)
     ]
-    batch_norm: bool = False
+    batch_norm: bool | BatchNorm = False
     dense: list[_Width] = msgspec.field(default_factory=lambda: [4096, 4096])
     dropout: _Fraction = 0.5
+    activation: Literal["relu", "gelu"] = "relu"
+    #: Filters of a frozen 2x2 convolution without padding before the blocks, which whitens the images; 0: none.
+    stem: Annotated[int, Meta(ge=0, le=1024)] = 0
+    #: Which convolution of a block its max-pool follows. After the first one, the others cost a quarter.
+    pool: Literal["last", "first"] = "last"
+    #: `max`: after the last block each channel is reduced to its maximum.
+    global_pool: Literal["none", "max"] = "none"
     #: None: as many as the data set has, see `with_classes` and `pipeline.workspace.freshness.Chain.config`.
     classes: Annotated[int, Meta(ge=2, le=256)] | None = None
 
@@ -99,6 +118,17 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """`classes`, which must be known."""
         assert self.classes is not None
         return self.classes
+
+    @property
+    def sides(self) -> list[int]:
+        """Side of the images, in pixels, before the blocks and after each of them."""
+        side = IMAGE_SIZE - (1 if self.stem else 0)
+        return [side >> pools for pools in range(len(self.conv_arch) + 1)]
+
+    @property
+    def norm(self) -> BatchNorm | None:
+        """The batch normalisation, if any."""
+        return BatchNorm() if self.batch_norm is True else self.batch_norm or None
 
 
 class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,8 +226,17 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def fingerprint(architecture: Architecture) -> str:
-    """SHA-256 (64 hex digits) over the canonical JSON of the architecture's values and the key version."""
-    value = {"key_version": ARCHITECTURE_KEY_VERSION, "architecture": msgspec.to_builtins(architecture)}
+    """SHA-256 (64 hex digits) over the canonical JSON of the architecture's values and the key version.
+
+    Keys that came later count only with another value than their default, the network of before.
+    """
+    values = msgspec.to_builtins(architecture)
+    for key, default in _LATER.items():
+        if values[key] == default:
+            del values[key]
+    if architecture.batch_norm == BatchNorm():
+        values["batch_norm"] = True
+    value = {"key_version": ARCHITECTURE_KEY_VERSION, "architecture": values}
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

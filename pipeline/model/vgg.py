@@ -5,10 +5,11 @@ Simonyan and Zisserman 2014, arXiv:1409.1556.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import IMAGE_SIZE, Architecture
+from pipeline.config import Architecture
 from pipeline.runtime import mxnet, plain_convolution
 
 CHANNELS = 3
@@ -26,32 +27,53 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
     bfloat16 convolution that gives its blocked layout, and in the plain one batch normalisation is 15 times as slow.
     """
     mx = mxnet()
-    nn = mx.gluon.nn
-    convolution = _plain_convolution(mx) if precision == "bfloat16" and architecture.batch_norm else nn.Conv2D
+    nn, norm = mx.gluon.nn, architecture.norm
+    convolution = _plain_convolution(mx) if precision == "bfloat16" and norm else nn.Conv2D
+
+    def activation(prefix: str) -> Any:
+        return nn.GELU(prefix=prefix) if architecture.activation == "gelu" else nn.Activation("relu", prefix=prefix)
+
     # Fixed prefixes: the global counters of Gluon would name the same layer differently in one process or another,
     # and MXNet orders parameters by these names (apache/mxnet issue 17357).
     net = nn.HybridSequential(prefix="vgg_")
     inputs = CHANNELS
+    if architecture.stem:
+        stem = nn.HybridSequential(prefix="vgg_stem_")
+        stem.add(convolution(architecture.stem, 2, use_bias=False, in_channels=inputs, prefix="vgg_stem_conv_"))
+        stem[0].weight.grad_req = "null"
+        stem.add(activation("vgg_stem_relu_"))
+        net.add(stem)
+        inputs, convolution = architecture.stem, nn.Conv2D
     for index, (convolutions, channels) in enumerate(architecture.conv_arch):
         block = nn.HybridSequential(prefix=f"vgg_block{index}_")
+        pool = nn.MaxPool2D(2, 2, prefix=f"vgg_block{index}_pool_")
         for number in range(convolutions):
             prefix = f"vgg_block{index}_{{}}{number}_"
-            fixed = {"padding": 1, "in_channels": inputs, "prefix": prefix.format("conv")}
-            if architecture.batch_norm:
-                # The normalisation's own offset makes a bias superfluous.
-                block.add(
-                    convolution(channels, 3, use_bias=False, **fixed),
-                    nn.BatchNorm(in_channels=channels, prefix=prefix.format("norm")),
-                    nn.Activation("relu", prefix=prefix.format("relu")),
-                )
+            # The offset of a normalisation makes a bias superfluous.
+            fixed = {"padding": 1, "in_channels": inputs, "prefix": prefix.format("conv"), "use_bias": not norm}
+            if not norm and architecture.activation == "relu":
+                block.add(convolution(channels, 3, activation="relu", **fixed))
             else:
-                block.add(nn.Conv2D(channels, 3, activation="relu", **fixed))
+                block.add(convolution(channels, 3, **fixed))
             inputs, convolution = channels, nn.Conv2D
-        block.add(nn.MaxPool2D(2, 2, prefix=f"vgg_block{index}_pool_"))
+            if number == 0 and architecture.pool == "first":
+                block.add(pool)
+            if norm:
+                options = {"scale": norm.scale, "momentum": norm.momentum, "in_channels": channels}
+                block.add(nn.BatchNorm(prefix=prefix.format("norm"), **options))
+            if norm or architecture.activation != "relu":
+                block.add(activation(prefix.format("relu")))
+        if architecture.pool == "last":
+            block.add(pool)
         net.add(block)
+    if architecture.global_pool == "max":
+        net.add(nn.GlobalMaxPool2D(prefix="vgg_pool_"))
     units = _flat_size(architecture)
     for index, width in enumerate(architecture.dense):
-        net.add(nn.Dense(width, activation="relu", in_units=units, prefix=f"vgg_dense{index}_"))
+        if architecture.activation == "relu":
+            net.add(nn.Dense(width, activation="relu", in_units=units, prefix=f"vgg_dense{index}_"))
+        else:
+            net.add(nn.Dense(width, in_units=units, prefix=f"vgg_dense{index}_"), activation(f"vgg_dense{index}_relu_"))
         net.add(nn.Dropout(architecture.dropout, prefix=f"vgg_dropout{index}_"))
         units = width
     net.add(nn.Dense(architecture.outputs, in_units=units, prefix="vgg_output_"))
@@ -88,23 +110,44 @@ class Layer:
 def layer_table(architecture: Architecture) -> list[Layer]:
     """Every layer in order, with shapes, parameter counts and multiply-adds, computed from the configuration."""
     layers: list[Layer] = []
-    size, inputs = IMAGE_SIZE, CHANNELS
+    sides, norm, inputs = architecture.sides, architecture.norm, CHANNELS
+    own_activation = norm is not None or architecture.activation != "relu"  # else part of the convolution
+
+    def add(name: str, kind: str, block: int, output: tuple[int, ...], parameters: int = 0, work: int = 0) -> None:
+        layers.append(Layer(name, kind, block, output, parameters, work))
+
+    if architecture.stem:
+        output = (architecture.stem, sides[0], sides[0])
+        add("0.0", "whitening conv 2x2", -1, output, 0, inputs * 4 * math.prod(output))
+        inputs = architecture.stem
+    first = 1 if architecture.stem else 0
     for index, (convolutions, channels) in enumerate(architecture.conv_arch):
-        position, output = 0, (channels, size, size)
-        for _ in range(convolutions):
-            weights = inputs * channels * 9
-            learned = weights if architecture.batch_norm else weights + channels
-            layers.append(Layer(f"{index}.{position}", "conv 3x3", index, output, learned, weights * size * size))
+        side, position = sides[index], 0
+        for number in range(convolutions):
+            output, name = (channels, side, side), f"{first + index}.{{}}"
+            learned = inputs * channels * 9 + (0 if norm else channels)
+            add(name.format(position), "conv 3x3", index, output, learned, inputs * 9 * math.prod(output))
             position, inputs = position + 1, channels
-            if architecture.batch_norm:
-                layers.append(Layer(f"{index}.{position}", "batch norm", index, output, 2 * channels, 0))
-                position += 2  # its ReLU is a layer of its own
-        size //= 2
-        layers.append(Layer(f"{index}.{position}", "max pool 2x2", index, (channels, size, size), 0, 0))
-    units, position = _flat_size(architecture), len(architecture.conv_arch)
+            if architecture.pool == "first" and number == 0:
+                side = sides[index + 1]
+                add(name.format(position), "max pool 2x2", index, (channels, side, side))
+                position += 1
+            if norm:
+                add(name.format(position), "batch norm", index, (channels, side, side), channels * (1 + norm.scale))
+                position += 1
+            position += own_activation
+        if architecture.pool == "last":
+            side = sides[index + 1]
+            add(name.format(position), "max pool 2x2", index, (channels, side, side))
+    position = first + len(architecture.conv_arch)
+    if architecture.global_pool == "max":
+        add(str(position), "global max pool", -1, (channels, 1, 1))
+        position += 1
+    units = _flat_size(architecture)
     for width, kind in [*((width, "dense") for width in architecture.dense), (architecture.outputs, "output")]:
-        layers.append(Layer(str(position), kind, -1, (width,), units * width + width, units * width))
-        units, position = width, position + 2  # a dropout follows each dense layer
+        add(str(position), kind, -1, (width,), units * width + width, units * width)
+        # An activation that is no part of the dense layer, and a dropout, follow.
+        units, position = width, position + (2 if architecture.activation == "relu" else 3)
     return layers
 
 
@@ -119,5 +162,5 @@ def count_multiply_adds(architecture: Architecture) -> int:
 
 
 def _flat_size(architecture: Architecture) -> int:
-    side = IMAGE_SIZE >> len(architecture.conv_arch)
+    side = 1 if architecture.global_pool == "max" else architecture.sides[-1]
     return architecture.conv_arch[-1][1] * side * side

@@ -160,13 +160,15 @@ def _block_name(first: model.Layer, number: int) -> str:
     """The name of the block that begins with this layer, the `number`th of its kind."""
     if first.block >= 0:
         return f"Block {first.block + 1}"
+    if first.kind.startswith("whitening"):
+        return "Stem"
     return f"Dense {number}" if first.kind == "dense" else _sized(first.kind).capitalize()
 
 
 def _steps(layers: Sequence[model.Layer], architecture: Architecture) -> list[str]:
     """What the layers of a block do: `2 × conv 3×3, 256 channels`, `ReLU`, …"""
     # Activation and dropout are no entries of the table.
-    activation = ["ReLU"]
+    activation = [{"relu": "ReLU", "gelu": "GELU"}[architecture.activation]]
     dropout = [f"dropout {architecture.dropout:g}"] if architecture.dropout else []
     normalised = any(layer.kind == "batch norm" for layer in layers)
     steps: list[str] = []

@@ -33,10 +33,31 @@ LIMIT = 300
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": []},
     "training": {"epochs": 1, "batch_size": 40, "learning_rate": 0.05, "validation_images": 40, "normalize": True},
     "device": "cpu",
+}
+
+#: Every key of an architecture that CONFIG leaves alone, and a training that goes with it: the shape of vgg8.yaml.
+VGG8 = {
+    "architecture": {
+        "name": "tiny8",
+        "conv_arch": [[2, 4], [2, 8]],
+        "stem": 8,
+        "pool": "first",
+        "batch_norm": {"scale": False, "momentum": 0.6},
+        "activation": "gelu",
+        "global_pool": "max",
+        "dense": [],
+    },
+    "training": {
+        **CONFIG["training"],
+        "optimizer": "muon",
+        "momentum": 0.6,
+        "initializer": "whitening",
+        "augmentation": {"pad_crop": 2, "padding": "reflect", "flip": "alternating"},
+    },
 }
 
 

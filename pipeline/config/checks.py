@@ -54,11 +54,6 @@ def _check_network(config: Config, where: str) -> None:
             f"{where}: architecture.conv_arch: found {len(architecture.conv_arch)} blocks, each halving the image; "
             f"{side}x{side} pixels allow at most {side.bit_length() - 1}"
         )
-    if architecture.stem and training.initializer != "whitening":
-        raise ConfigError(
-            f"{where}: architecture.stem: found {architecture.stem}, but its filters are never trained and need "
-            f"training.initializer: whitening, found {training.initializer}"
-        )
     if training.optimizer != "sgd" and training.momentum == 0:
         raise ConfigError(f"{where}: training.momentum: found 0, but optimizer {training.optimizer} needs momentum > 0")
     if training.optimizer == "muon" and not architecture.batch_norm:
@@ -83,6 +78,21 @@ def check_classes(config: Config, where: str) -> None:
     if needed and found and found < needed:
         found_here = f"found {found}, but {config.data.name} has {needed} classes"
         raise ConfigError(f"{where}: {found_here}; set it to {needed}, or leave it out")
+
+
+def check_combinations(config: Config, where: str) -> None:
+    """Raise `ConfigError` for keys that only make sense together. Only files are checked, see `check_schedule`."""
+    architecture, training = config.architecture, config.training
+    if architecture.stem and training.initializer != "whitening":
+        raise ConfigError(
+            f"{where}: architecture.stem: found {architecture.stem}, but its filters are never trained and need "
+            f"training.initializer: whitening, found {training.initializer}"
+        )
+    if training.augmentation.padding != "zero" and not training.augmentation.pad_crop:
+        raise ConfigError(
+            f"{where}: training.augmentation.padding: found {training.augmentation.padding}, but without pad_crop "
+            "no image is shifted: leave it out, or give pad_crop"
+        )
 
 
 #: Keys of the schedule and the kinds that use them.

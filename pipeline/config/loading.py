@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config.checks import check_classes, check_meaning, check_schedule
+from pipeline.config.checks import check_classes, check_combinations, check_meaning, check_schedule
 from pipeline.config.difference import shown
 from pipeline.config.messages import explain
 from pipeline.config.schema import OFFICIAL, RENAMED, Config, with_classes
@@ -33,6 +33,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     text = read(file, str(path))
     config = (from_record if text.startswith(_RECORDED) else from_dict)(parse(text, str(path)), str(path))
     check_schedule(config.training, f"{path}: training.schedule")
+    check_combinations(config, f"{path}")
     check_classes(config, f"{path}: architecture.classes")
     launcher = config.launcher
     if isinstance(launcher, str):

@@ -146,6 +146,8 @@ class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Random changes of the training images, made batch by batch."""
 
     pad_crop: Annotated[int, Meta(ge=0, le=16)] = 0
+    #: What a shifted image shows beyond its border: black, or its mirror image.
+    padding: Literal["zero", "reflect"] = "zero"
     flip: Literal["none", "random", "alternating"] = "none"
     cutout: Annotated[int, Meta(ge=0, le=32)] = 0
 

@@ -39,14 +39,14 @@ class Plan:
 
 
 def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.ndarray:
-    """Change (n, 3, H, W) uint8 images as planned: mirror, shift within a zero border, blank a square."""
+    """Change (n, 3, H, W) uint8 images as planned: mirror, shift within a border, blank a square."""
     count, _, height, width = images.shape
     if plan.flips is not None:
         images = np.where(plan.flips[:, None, None, None], images[..., ::-1], images)
     pad = augmentation.pad_crop
     if plan.shifts is not None:
-        padded = np.zeros((count, 3, height + 2 * pad, width + 2 * pad), np.uint8)
-        padded[:, :, pad : pad + height, pad : pad + width] = images
+        border = ((0, 0), (0, 0), (pad, pad), (pad, pad))
+        padded = np.pad(images, border, mode="reflect" if augmentation.padding == "reflect" else "constant")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))  # type: ignore[call-overload]
         tops, lefts = plan.shifts
         images = windows[np.arange(count), :, tops, lefts]
@@ -84,10 +84,11 @@ class DeviceImages:
         return self._mx.nd.broadcast_add(images, self._shift)
 
     def _shifted(self, images: Any, shifts: np.ndarray) -> Any:
-        """Each image's window of the zero-padded images: rows gathered first, then columns."""
+        """Each image's window of the padded images: rows gathered first, then columns."""
         nd, pad = self._mx.nd, self._augmentation.pad_crop
         count, channels, height, width = images.shape
-        padded = nd.pad(images, mode="constant", pad_width=(0, 0, 0, 0, pad, pad, pad, pad), constant_value=0)
+        mode = "reflect" if self._augmentation.padding == "reflect" else "constant"
+        padded = nd.pad(images, mode=mode, pad_width=(0, 0, 0, 0, pad, pad, pad, pad), constant_value=0)
         # Index arithmetic on the host: two small (n, size) arrays of indices into flattened rows and columns.
         numbers = np.arange(count)[:, None]
         rows = self._put(numbers * (height + 2 * pad) + shifts[0][:, None] + np.arange(height), "int32")

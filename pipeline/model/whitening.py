@@ -13,23 +13,24 @@ from pipeline.dataset.normalisation import Normalisation
 #: Images that are enough to take the patches from.
 IMAGES = 5000
 
-_STRIDE, _SIDE = 4, 3
+_STRIDE = 4
 
-#: Added to the variances, so that directions with next to none are not blown up to noise.
-_EPSILON = 1e-2
+#: Added to the variances, so that directions with next to none are not blown up to noise; by the side of a patch.
+_EPSILON = {2: 5e-4, 3: 1e-2}
 
 
-def filters(images: np.ndarray, norm: Normalisation, count: int) -> np.ndarray:
-    """Up to `count` filters, (n, 3, 3, 3) float32: pairs of a filter and its negative, the strongest first.
+def filters(images: np.ndarray, norm: Normalisation, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Filters for a convolution of `shape` (count, 3, side, side), sides 2 or 3; as many as there are, float32.
 
-    The response of a filter to the patches of (N, 3, H, W) uint8 images has variance 1 at most.
-    There are at most 27 pairs, one for each dimension of a patch.
+    They are pairs of a filter and its negative, the strongest first; one pair for each dimension of a patch, so 24
+    filters of side 2 or 54 of side 3. The response to the patches of (N, 3, H, W) uint8 images has variance 1 at most.
     """
+    count, _, side, _ = shape
     values = norm.apply(images)
-    windows = np.lib.stride_tricks.sliding_window_view(values, (_SIDE, _SIDE), axis=(2, 3))  # type: ignore[call-overload]
-    patches = windows[:, :, ::_STRIDE, ::_STRIDE].transpose(0, 2, 3, 1, 4, 5).reshape(-1, 3 * _SIDE * _SIDE)
+    windows = np.lib.stride_tricks.sliding_window_view(values, (side, side), axis=(2, 3))  # type: ignore[call-overload]
+    patches = windows[:, :, ::_STRIDE, ::_STRIDE].transpose(0, 2, 3, 1, 4, 5).reshape(-1, 3 * side * side)
     patches = patches.astype(np.float64)
     variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
-    strongest = (directions / np.sqrt(np.maximum(variances, 0) + _EPSILON)).T[::-1][: count // 2]
+    strongest = (directions / np.sqrt(np.maximum(variances, 0) + _EPSILON[side])).T[::-1][: count // 2]
     pairs = np.stack([strongest, -strongest], axis=1)
-    return pairs.reshape(-1, 3, _SIDE, _SIDE).astype(np.float32)
+    return pairs.reshape(-1, 3, side, side).astype(np.float32)

@@ -79,7 +79,7 @@ class Network:
         self._reset_optimizer()
 
     def replace_first_filters(self, filters: np.ndarray) -> None:
-        """Put (n, 3, 3, 3) float32 filters in the place of the first layer's first n."""
+        """Put (n, 3, side, side) float32 filters in the place of the first layer's first n."""
         for weight in self.parameters["0.0.weight"].list_data():
             weight[: len(filters)] = self.mx.nd.array(filters, ctx=weight.context)
 

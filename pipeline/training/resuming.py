@@ -86,6 +86,6 @@ def _begin(session: Session, init_from: str | None) -> str:
         return f"started from {init_from}"
     if session.training.initializer == "whitening":
         images = session.batches.images[session.batches.indices[: whitening.IMAGES]]
-        channels = session.chain.config.architecture.conv_arch[0][1]
-        session.network.replace_first_filters(whitening.filters(images, session.normalisation, channels))
+        shape = session.network.parameters["0.0.weight"].shape
+        session.network.replace_first_filters(whitening.filters(images, session.normalisation, shape))
     return "started"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cluster_runs import checkpoints, eventually, listening, new_checkpoint, roles, start, weights
-from luigi_runs import SmallChain
+from luigi_runs import VGG8, SmallChain
 
 from pipeline import config, training
 from pipeline.errors import ConfigError, StageFailed
@@ -40,14 +40,16 @@ def history(chain: SmallChain) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "network"), [(2, {}), (3, {}), (2, {"architecture": VGG8["architecture"]})])
+def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: int, network: dict[str, Any]) -> None:
     # 200 images in batches of 19: ten whole ones and one of ten images; 5 epochs are 55 steps
     chain.configure(
         training__epochs=5,
         training__batch_size=19,
         training__learning_rate=0.01,
+        training__initializer="whitening",
         training__augmentation={"pad_crop": 2, "cutout": 6},
+        **network,
     )
     assert start(chain).wait() == 0
     alone, told = arrays(chain), history(chain)

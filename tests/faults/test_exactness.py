@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_runs import EPOCHS, STEPS, Place, flip_a_bit_of_the_momentum, marked
+from luigi_runs import VGG8
 
 from pipeline import training
 from pipeline.training import checkpoint
@@ -26,6 +27,11 @@ Undisturbed = Callable[..., str]
 needs_bfloat16 = pytest.mark.skipif(
     "avx512bw" not in Path("/proc/cpuinfo").read_text(), reason="MXNet computes bfloat16 only on CPUs with AVX-512"
 )
+
+MUON_ON_VGG8 = {
+    "architecture": VGG8["architecture"],
+    **{key: VGG8["training"][key] for key in ("optimizer", "momentum", "initializer", "augmentation")},
+}
 
 
 def stop_gracefully(place: Place) -> None:
@@ -65,8 +71,12 @@ def pull_the_plug(place: Place) -> None:
             {"device": "cpu:0,1", "optimizer": "sgd", "schedule": {"kind": "cosine", "warmup_epochs": 1}},
             id="two contexts",
         ),
-        pytest.param({"optimizer": "muon", "initializer": "whitening"}, id="muon"),
-        pytest.param({"precision": "bfloat16", "device": "cpu:0,1"}, id="bfloat16, two contexts", marks=needs_bfloat16),
+        pytest.param(MUON_ON_VGG8, id="muon on the shape of vgg8"),
+        pytest.param(
+            {**MUON_ON_VGG8, "precision": "bfloat16", "device": "cpu:0,1"},
+            id="muon on the shape of vgg8, bfloat16, two contexts",
+            marks=needs_bfloat16,
+        ),
     ],
 )
 def test_a_training_stopped_killed_and_unplugged_gives_the_bytes_of_an_undisturbed_one(

@@ -256,11 +256,29 @@ def test_the_fingerprint_goes_by_values_alone(write):
         ("dense: [16]", "dense: []"),
         ("dense: [16]", "dense: [16], dropout: 0.4"),
         ("dense: [16]", "dense: [16], classes: 11"),
+        ("dense: [16]", "dense: [16], activation: gelu"),
+        ("dense: [16]", "dense: [16], stem: 32"),
+        ("dense: [16]", "dense: [16], pool: first"),
+        ("dense: [16]", "dense: [16], global_pool: max"),
+        ("batch_norm: true", "batch_norm: {scale: false}"),
+        ("batch_norm: true", "batch_norm: {momentum: 0.6}"),
     ],
 )
 def test_any_other_value_of_the_architecture_is_another_fingerprint(write, old, new):
-    before = load(write(TEXT)).fingerprint
-    assert load(write(changed(old, new))).fingerprint != before
+    text = TEXT.replace("training: {", "training: {initializer: whitening, ")
+    assert load(write(text.replace(old, new))).fingerprint != load(write(text)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("dense: [16]", "dense: [16], activation: relu, stem: 0, pool: last, global_pool: none"),
+        ("batch_norm: true", "batch_norm: {}"),
+        ("batch_norm: true", "batch_norm: {scale: true, momentum: 0.9}"),
+    ],
+)
+def test_keys_that_came_later_change_no_fingerprint_while_they_mean_the_network_of_before(write, old, new):
+    assert load(write(changed(old, new))).fingerprint == load(write(TEXT)).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -287,9 +305,22 @@ def test_nothing_outside_the_architecture_is_in_the_fingerprint(write):
         assert load(write(changed(old, new))).fingerprint == before
 
 
-def test_the_fingerprint_of_the_default_network_stays_what_it_was():
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("quickstart", "4d872bc8"),
+        ("vgg11", "6ca079b8"),
+        ("vgg11-origin", "1921a246"),
+        ("vgg11-fast", "9d7e5f93"),
+        ("vgg11-bn", "5df82474"),
+        ("vgg13-bn", "ae1a06df"),
+        ("vgg16-bn", "fa7cd97b"),
+        ("vgg19-bn", "af9a24db"),
+    ],
+)
+def test_the_fingerprints_of_the_ready_made_networks_stay_what_they_were(name, expected):
     # Another value here makes every run of every user untrained: raise ARCHITECTURE_KEY_VERSION on purpose only.
-    assert load("config/vgg11.yaml").fingerprint[:8] == "6ca079b8"
+    assert load(f"config/{name}.yaml").fingerprint[:8] == expected
 
 
 def test_differences_name_the_leaf_and_both_values(write):

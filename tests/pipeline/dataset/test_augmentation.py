@@ -21,6 +21,7 @@ AUGMENTATIONS = (
     {"flip": "random"},
     {"flip": "alternating"},
     {"pad_crop": 4},
+    {"pad_crop": 2, "padding": "reflect"},
     {"cutout": 8},
     {"pad_crop": 2, "flip": "random", "cutout": 5},
 )

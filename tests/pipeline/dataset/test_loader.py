@@ -122,6 +122,14 @@ def test_a_shift_moves_the_image_within_a_black_border():
     assert not up[:, -4:].any()
 
 
+def test_with_reflect_padding_a_shift_shows_the_image_s_mirror_image_beyond_its_border():
+    plan = Plan(np.arange(1), shifts=np.array([[0], [4]]))
+    (down_right,) = augment(IMAGES[:1], plan, Augmentation(pad_crop=2, padding="reflect"))
+    assert np.array_equal(down_right[:, 2:, :-2], IMAGES[0, :, :-2, 2:])
+    assert np.array_equal(down_right[:, :2, :-2], IMAGES[0, :, 2:0:-1, 2:])
+    assert np.array_equal(down_right[:, 2:, -2:], IMAGES[0, :, :-2, -2:-4:-1])
+
+
 def test_a_hole_blanks_one_square_and_may_hang_over_the_edge():
     plan = Plan(np.arange(2), holes=np.array([[5, -3], [6, 28]]))
     inside, over = augment(IMAGES[:2], plan, Augmentation(cutout=8))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from luigi_runs import VGG8
 
 from pipeline import model
 from pipeline.config import load
@@ -15,18 +16,25 @@ from pipeline.runtime import mxnet
 mx = mxnet()
 
 NETWORKS = {
-    "the original, narrow": ([[1, 4], [1, 8], [2, 8], [2, 16], [2, 16]], False, [32, 16]),
-    "batch norm, no dense layers": ([[1, 4], [2, 8]], True, []),
-    "batch norm and dense layers": ([[2, 4], [1, 8], [1, 8]], True, [12]),
-    "one block": ([[3, 5]], False, [7]),
-    "down to one pixel": ([[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]], False, []),
+    "the original, narrow": {"conv_arch": [[1, 4], [1, 8], [2, 8], [2, 16], [2, 16]], "dense": [32, 16]},
+    "batch norm, no dense layers": {"conv_arch": [[1, 4], [2, 8]], "batch_norm": True, "dense": []},
+    "batch norm and dense layers": {"conv_arch": [[2, 4], [1, 8], [1, 8]], "batch_norm": True, "dense": [12]},
+    "one block": {"conv_arch": [[3, 5]], "dense": [7]},
+    "down to one pixel": {"conv_arch": [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]], "dense": []},
+    "the shape of vgg8.yaml": {key: value for key, value in VGG8["architecture"].items() if key != "name"},
+    "GELU without batch norm, pool first": {
+        "conv_arch": [[1, 4], [3, 8]],
+        "activation": "gelu",
+        "pool": "first",
+        "dense": [6, 5],
+    },
+    "a stem before five pixels": {"conv_arch": [[1, 4]] * 4, "stem": 5, "dense": [4], "dropout": 0.0},
 }
 
 
 @pytest.fixture(params=list(NETWORKS))
 def architecture(request, small_architecture):
-    conv_arch, batch_norm, dense = NETWORKS[request.param]
-    return small_architecture(conv_arch=conv_arch, batch_norm=batch_norm, dense=dense)
+    return small_architecture(**NETWORKS[request.param])
 
 
 def built(architecture):
@@ -55,7 +63,7 @@ def test_the_layer_table_has_the_shapes_that_the_network_computes(architecture):
     net, values = built(architecture), mx.nd.zeros((1, 3, 32, 32))
     shapes = {}
     for index, child in enumerate(net):
-        if index < len(architecture.conv_arch):
+        if isinstance(child, mx.gluon.nn.HybridSequential):
             for number, layer in enumerate(child):
                 values = layer(values)
                 shapes[f"{index}.{number}"] = values.shape[1:]

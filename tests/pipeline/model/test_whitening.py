@@ -30,7 +30,7 @@ def responses(filters: np.ndarray, images: np.ndarray, norm: Normalisation) -> n
 def test_the_filters_of_one_sign_give_uncorrelated_responses_of_about_the_same_size() -> None:
     images = smooth_images()
     norm = Normalisation.measure(images)
-    filters = whitening.filters(images, norm, 16)
+    filters = whitening.filters(images, norm, (16, 3, 3, 3))
     assert filters.shape == (16, 3, 3, 3)
     assert filters.dtype == np.float32
     found = np.corrcoef(responses(filters[::2], images, norm).T)
@@ -44,21 +44,27 @@ def test_the_filters_of_one_sign_give_uncorrelated_responses_of_about_the_same_s
 
 def test_each_filter_has_its_negative_beside_it_and_there_are_27_pairs_at_most() -> None:
     images = smooth_images()
-    filters = whitening.filters(images, Normalisation(), 100)
+    filters = whitening.filters(images, Normalisation(), (100, 3, 3, 3))
     assert filters.shape == (54, 3, 3, 3)
     assert np.array_equal(filters[::2], -filters[1::2])
-    assert len(whitening.filters(images, Normalisation(), 5)) == 4
+    assert len(whitening.filters(images, Normalisation(), (5, 3, 3, 3))) == 4
+
+
+def test_a_stem_has_12_pairs_of_side_two() -> None:
+    filters = whitening.filters(smooth_images(), Normalisation(), (32, 3, 2, 2))
+    assert filters.shape == (24, 3, 2, 2)
+    assert np.array_equal(filters[::2], -filters[1::2])
 
 
 def test_images_of_one_colour_give_finite_filters() -> None:
     images = np.full((10, 3, 32, 32), 128, np.uint8)
-    assert np.isfinite(whitening.filters(images, Normalisation.measure(images), 16)).all()
+    assert np.isfinite(whitening.filters(images, Normalisation.measure(images), (16, 3, 3, 3))).all()
 
 
 def test_a_network_starts_with_them_and_is_otherwise_what_it_was() -> None:
     architecture = Architecture(name="tiny", conv_arch=[(1, 8), (1, 8)], batch_norm=True, dense=[], classes=10)
     states = []
-    filters = whitening.filters(smooth_images(), Normalisation(), 6)
+    filters = whitening.filters(smooth_images(), Normalisation(), (6, 3, 3, 3))
     for first_filters in (None, filters):
         network = Network(architecture, Training(epochs=1), runtime.devices("cpu:0,1"), "float32")
         network.initialize(3)

@@ -32,9 +32,9 @@ def html(template: Path, facts: Mapping[str, Any], **values: Any) -> str:
     return _template(template, autoescape=True).render(**facts, **values, style=style, version=__version__)
 
 
-def markdown(template: Path, facts: Mapping[str, Any]) -> str:
+def markdown(template: Path, facts: Mapping[str, Any], **more: Any) -> str:
     """The Markdown text that a template makes of these facts."""
-    return _template(template, autoescape=False, finalize=formats.markdown).render(**facts)
+    return _template(template, autoescape=False, finalize=formats.markdown).render(**facts, **more)
 
 
 def publish(

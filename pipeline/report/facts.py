@@ -32,7 +32,7 @@ from pipeline.workspace.freshness import Chain, config_changes
 SCHEMA = 1
 
 #: Most frequent mistakes that a report lists.
-CONFUSIONS = 8
+CONFUSIONS = 12
 
 #: Most generations that a report lists.
 GENERATIONS = 24

@@ -13,21 +13,25 @@ from pipeline.report import figures
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-#: Rows that the table of the learning curves has at most, and classes up to which the confusion matrix is a table.
-_HISTORY_ROWS, _TABLE_CLASSES = 60, 12
+#: Rows that the table of the learning curves has at most. With more classes than so many, the worst ones come first.
+_HISTORY_ROWS, _FEW_CLASSES = 60, 12
 
 
 def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
     """The page; `images` holds a `data:` address for every test image number under `facts["examples"]`."""
     training, evaluation, marks = facts["training"], facts["evaluation"], _marks(facts["comparison"])
     resumes = _resumes(training)
-    many = len(evaluation["classes"]) > _TABLE_CLASSES
+    recall = _recall(evaluation["per_class"])
+    per_class = [{**row, "drawn": drawn} for row, drawn in zip(evaluation["per_class"], recall["rows"], strict=True)]
+    many = len(evaluation["classes"]) > _FEW_CLASSES
     return pages.html(
         _TEMPLATES / "report.html.j2",
         facts,
         scale=drawing.accuracy_scale(evaluation["accuracy"], evaluation["interval"], marks),
         marks=marks,
-        recall=_recall(evaluation["per_class"]),
+        recall=recall,
+        per_class=per_class,
+        worst=_worst(per_class),
         curves=figures.curves(training["history"], [resume["epoch"] for resume in resumes]),
         reliability=figures.reliability(evaluation["calibration"]),
         heat_map=figures.heat_map(evaluation["confusion"]) if many else None,
@@ -39,7 +43,9 @@ def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
 
 def markdown(facts: dict[str, Any]) -> str:
     """The summary for pull requests and mail."""
-    return pages.markdown(_TEMPLATES / "report.md.j2", facts)
+    per_class = facts["evaluation"]["per_class"]
+    many = len(per_class) > _FEW_CLASSES
+    return pages.markdown(_TEMPLATES / "report.md.j2", facts, many=many, worst=_worst(per_class))
 
 
 def _marks(comparison: dict[str, Any]) -> list[drawing.Mark]:
@@ -57,6 +63,11 @@ def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:
     ends = (math.floor(max(0.0, low - 0.01) * 20) / 20, 1.0)
     rows = [drawing.interval_row(row["recall"] or 0.0, row["recall_interval"], [], ends) for row in per_class]
     return {"ends": ends, "rows": rows}
+
+
+def _worst(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The classes of the lowest recall. Those without test images have none."""
+    return sorted((row for row in per_class if row["support"]), key=lambda row: row["recall"])[:_FEW_CLASSES]
 
 
 def _resumes(training: dict[str, Any]) -> list[dict[str, Any]]:

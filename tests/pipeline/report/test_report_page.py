@@ -353,15 +353,48 @@ def test_no_name_and_no_figure_is_cut_off(
             assert browser.evaluate(CUT_OFF) == []
 
 
-def test_a_network_with_many_classes_gets_a_heat_map_in_place_of_a_table(
+def with_many_classes(report: dict[str, Any]) -> dict[str, Any]:
+    """The report as it would be of 100 classes, of which the last ones are recognised worst; one has no test images."""
+    many = copy.deepcopy(report)
+    row = many["evaluation"]["per_class"][0]
+    names = [f"class {number}" for number in range(100)]
+    many["evaluation"]["classes"] = names
+    many["evaluation"]["confusion"] = [[40 if i == j else 1 for j in range(100)] for i in range(100)]
+    many["evaluation"]["per_class"] = [
+        {**row, "class": name, "recall": 1 - number / 100, "support": 20} for number, name in enumerate(names)
+    ]
+    many["evaluation"]["per_class"][99] |= {"recall": None, "support": 0}
+    return many
+
+
+def test_of_many_classes_the_summary_has_the_worst_and_the_most_frequent_mistakes(report: dict[str, Any]) -> None:
+    text = page.markdown(with_many_classes(report))
+    assert "| class 98 | 2.0\u202f% |" in text.replace("\u00a0", "\u202f").replace(" %", "\u202f%")
+    assert text.count("| class ") == 12
+    assert "All 100 classes are in report.json. The most frequent mistakes:" in text
+    assert "| True class |" not in page.markdown(report)
+
+
+def test_of_many_classes_the_worst_come_before_a_heat_map_and_the_rest_is_folded_away(
     finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
 ) -> None:
-    many = copy.deepcopy(report)
-    many["evaluation"]["classes"] = [f"class {number}" for number in range(100)]
-    many["evaluation"]["confusion"] = [[40 if i == j else 1 for j in range(100)] for i in range(100)]
+    many = with_many_classes(report)
     file = tmp_path / "index.html"
     file.write_text(page.html(many, pictures(finished, report)))
     browser.open(file, 375)
     assert browser.evaluate("document.querySelectorAll('table.confusion').length") == 0
+    headings = browser.evaluate(
+        "[...document.querySelectorAll('#classes h3, #classes summary')].map(e => e.textContent)"
+    )
+    assert headings == [
+        "Most frequent mistakes",
+        "Confusion matrix",
+        "Classes with the lowest recall",
+        "All 100 classes",
+    ]
+    tables = browser.evaluate("[...document.querySelectorAll('#classes table')].map(e => e.textContent)")
+    assert tables[1].index("class 98") < tables[1].index("class 97")
+    assert "class 99" not in tables[1], "a class without test images is not the worst"
+    assert (tables[1].count("class"), tables[2].count("class")) == (12, 100)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 375
     assert file.stat().st_size < 3_000_000

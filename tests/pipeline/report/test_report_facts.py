@@ -169,7 +169,7 @@ def test_blocks_are_told_from_whatever_layers_there_are(small_architecture: Call
     )  # fmt: skip
     layers = ["0 whitening conv 2x2", "1 conv 3x3", "1 max pool 2x2", "1 batch norm", "1 conv 3x3", "1 batch norm"]
     assert told(*layers)[:2] == [
-        ("Whitening conv 2×2", "whitening conv 2×2, 8 channels → ReLU"),
+        ("Stem", "whitening conv 2×2, 8 channels → ReLU"),
         (
             "Block 1",
             "conv 3×3, 8 channels → max pool 2×2 → batch norm → ReLU → conv 3×3, 8 channels → batch norm → ReLU",

@@ -19,7 +19,7 @@ from pipeline.arrays import read_npz
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation import metrics, tta
-from pipeline.evaluation.inference import load_network, predict_logits, view_logits
+from pipeline.evaluation.inference import load_network, predict_logits, training_padding, view_logits
 from pipeline.evaluation.metrics import output_names, softmax
 from pipeline.files import write_atomically, write_json
 from pipeline.process import child
@@ -35,6 +35,7 @@ __all__ = [
     "read_predictions",
     "softmax",
     "trained_run",
+    "training_padding",
 ]
 
 
@@ -51,7 +52,8 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     started = time.monotonic()
     net = load_network(run, train, devices.contexts[:1])
     norm = Normalisation.from_manifest(train["details"])
-    outputs = view_logits(net, data.test_images, norm, devices.contexts[0], chain.config.evaluation.tta, reporter)
+    count, padding = chain.config.evaluation.tta, training_padding(train)
+    outputs = view_logits(net, data.test_images, norm, devices.contexts[0], count, padding, reporter)
     logits, labels = tta.average(outputs), np.asarray(data.test_labels)
     result = {
         **metrics.compute(logits, labels, data.classes),

@@ -18,6 +18,11 @@ from pipeline.workspace import Run
 BATCH_SIZE = 250
 
 
+def training_padding(train: dict[str, Any]) -> str:
+    """What this training put beyond the border of shifted images: `zero` or `reflect`."""
+    return str(train["details"]["config"]["training"].get("augmentation", {}).get("padding", "zero"))
+
+
 def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
     """The trained network, hybridised, its weights checked against the recorded digest."""
     architecture: Architecture = from_record(train["details"]["config"]).architecture
@@ -34,10 +39,11 @@ def predict_logits(
     norm: Normalisation,
     context: Any,
     count: int = 1,
+    padding: str = "zero",
     reporter: child.Reporter | None = None,
 ) -> np.ndarray:
     """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, averaged over the first `count` views."""
-    return tta.average(view_logits(net, images, norm, context, count, reporter))
+    return tta.average(view_logits(net, images, norm, context, count, padding, reporter))
 
 
 def view_logits(
@@ -46,6 +52,7 @@ def view_logits(
     norm: Normalisation,
     context: Any,
     count: int,
+    padding: str,
     reporter: child.Reporter | None = None,
 ) -> list[np.ndarray]:
     """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
@@ -54,7 +61,7 @@ def view_logits(
     parts: list[list[np.ndarray]] = [[] for _ in range(count)]
     waiting: tuple[int, Any, int] | None = None
     for start in range(0, len(images), batch_size):
-        for view, pixels in enumerate(tta.views(images[start : start + batch_size], count)):
+        for view, pixels in enumerate(tta.views(images[start : start + batch_size], count, padding)):
             ((values, size),) = loader.padded_batches(pixels, batch_size, norm)
             output = net(mx.nd.array(values, ctx=context))
             if waiting is not None:  # the previous batch, while this one computes

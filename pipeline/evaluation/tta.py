@@ -2,12 +2,13 @@
 
 Pure array operations, without MXNet. The set of six views and their weights are those of K. Jordan, "94% on CIFAR-10 in
 3.29 Seconds on a Single GPU" (2024): half of the weight for the image and its mirror image in place, half for both
-moved by one pixel, down-right and up-left. The border is black here, as `pad_crop` leaves it in training.
+moved by one pixel, down-right and up-left. Beyond the border is what `augmentation.padding` put there in training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -22,12 +23,13 @@ WEIGHTS: dict[int, tuple[float, ...]] = {
 _SHIFTS = (0, -1, 1)
 
 
-def views(images: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """The first `count` views of (n, 3, H, W) images, in which black is 0.
+def views(images: np.ndarray, count: int, padding: str) -> Iterator[np.ndarray]:
+    """The first `count` views of (n, 3, H, W) images, in which black is 0; `padding` is `zero` or `reflect`.
 
     These are the image, its mirror image, both moved down-right by one pixel, both moved up-left.
     """
-    pad = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))) if count > 2 else images
+    mode: Literal["reflect", "constant"] = "reflect" if padding == "reflect" else "constant"
+    pad = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode) if count > 2 else images
     height, width = images.shape[2:]
     for shift in _SHIFTS[: (count + 1) // 2]:
         moved = images if shift == 0 else pad[:, :, 1 + shift : 1 + shift + height, 1 + shift : 1 + shift + width]

@@ -92,6 +92,7 @@ def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
         "outputs": list(OUTPUTS),
         "normalisation": {**details["normalisation"], "where": "inside the graph: (images - mean) / std"},
         "views": views,
+        "padding": evaluation.training_padding(train),
         "trained_on": details["dataset"]["label"],
         "architecture": architecture,
         "weights_sha256": train["files"]["model.params"]["sha256"],

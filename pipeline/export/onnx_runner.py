@@ -35,7 +35,8 @@ WARNINGS, SILENT = 2, 4
 class Model:
     """An opened `.onnx` file: image classes, image size (height, width) in pixels, and the metadata it carries.
 
-    `views` is the number of views over which its predictions are averaged, see `pipeline.evaluation.tta`.
+    `views` is the number of views over which its predictions are averaged, `padding` what is beyond the border of those
+    that are moved, see `pipeline.evaluation.tta`.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Model:
     size: tuple[int, int]
     metadata: dict[str, str]
     views: int
+    padding: str
 
     def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
         """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.
@@ -57,7 +59,7 @@ class Model:
         parts = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = np.asarray(images[start : start + BATCH_SIZE]).astype(np.float32) / np.float32(255)
-            outputs = [self._run(name, view) for view in tta.views(batch, self.views)]
+            outputs = [self._run(name, view) for view in tta.views(batch, self.views, self.padding)]
             parts.append(tta.average(outputs))
             tell(start + len(batch))
         return np.concatenate(parts)
@@ -100,7 +102,10 @@ def open_model(path: Path, severity: int = SILENT) -> Model:
         count = int(metadata.get("views", "1"))
         if count not in tta.WEIGHTS:
             raise ValueError(f"views {count}")
-        return Model(path, session, classes, (int(height), int(width)), metadata, count)
+        padding = metadata.get("padding", "zero")
+        if padding not in ("zero", "reflect"):
+            raise ValueError(f"padding {padding!r}"[:300])
+        return Model(path, session, classes, (int(height), int(width)), metadata, count, padding)
     except (KeyError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise PipelineError(
             f"{path}: an ONNX model, but not exported by this pipeline ({error}); "

@@ -180,8 +180,9 @@ def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Rep
     runtime.adapt_to_load(reporter.write)
     net = evaluation.load_network(other, train, devices.contexts[:1])
     norm = Normalisation.from_manifest(train["details"])
-    data, views = dataset.load(run.workspace.dataset(run.dataset_id)), chain.config.evaluation.tta
-    logits = evaluation.predict_logits(net, data.test_images[rows], norm, devices.contexts[0], views, reporter)
+    data = dataset.load(run.workspace.dataset(run.dataset_id))
+    views, padding = chain.config.evaluation.tta, evaluation.training_padding(train)
+    logits = evaluation.predict_logits(net, data.test_images[rows], norm, devices.contexts[0], views, padding, reporter)
     names = np.array(evaluation.output_names(_classes(other), logits.shape[1]))
     return names[logits.argmax(1)] == np.array(data.classes)[data.test_labels[rows]]
 

@@ -15,25 +15,34 @@ def image() -> np.ndarray:
 
 
 def test_one_view_is_the_image_itself(image: np.ndarray) -> None:
-    (only,) = tta.views(image, 1)
+    (only,) = tta.views(image, 1, "zero")
     assert np.array_equal(only, image)
     outputs = [np.ones((1, 10), np.float32)]
     assert tta.average(outputs) is outputs[0]
 
 
 def test_two_views_are_the_image_and_its_mirror_image(image: np.ndarray) -> None:
-    first, second = tta.views(image, 2)
+    first, second = tta.views(image, 2, "zero")
     assert np.array_equal(first, image)
     assert second[0, 0].tolist() == [[4, 3, 2, 1], [8, 7, 6, 5], [12, 11, 10, 9]]
 
 
 def test_six_views_are_moved_by_a_pixel_and_filled_with_black(image: np.ndarray) -> None:
-    found = [view[0, 0] for view in tta.views(image, 6)]
+    found = [view[0, 0] for view in tta.views(image, 6, "zero")]
     assert len(found) == 6
     assert found[2].tolist() == [[0, 0, 0, 0], [0, 1, 2, 3], [0, 5, 6, 7]]
     assert found[4].tolist() == [[6, 7, 8, 0], [10, 11, 12, 0], [0, 0, 0, 0]]
     for place, mirrored in ((0, 1), (2, 3), (4, 5)):
         assert np.array_equal(found[mirrored], found[place][:, ::-1])
+
+
+def test_views_are_filled_with_the_mirror_image_where_training_did(image: np.ndarray) -> None:
+    zero, reflect = (list(tta.views(image, 6, padding)) for padding in ("zero", "reflect"))
+    assert np.array_equal(reflect[0], zero[0])
+    down_right = reflect[2][0, 0]
+    assert np.array_equal(down_right[1:, 1:], zero[2][0, 0][1:, 1:])
+    assert np.array_equal(down_right[0, 1:], image[0, 0, 1, :-1])
+    assert np.array_equal(down_right[1:, 0], image[0, 0, :-1, 1])
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])

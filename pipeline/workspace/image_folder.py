@@ -251,7 +251,7 @@ def difference(before: Images, after: Images) -> str:
     """
     gone = {name: image for name, image in before.items() if name not in after}
     more = {name: image for name, image in after.items() if name not in before}
-    pairs = [(before[name], after[name]) for name in before.keys() & after.keys()]
+    pairs = [(image, now) for name, image in before.items() if (now := after.get(name)) and now != image]
     renamed = 0
     places = {(image.size, image.time): name for name, image in gone.items()}
     for name, image in list(more.items()):

@@ -7,10 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from luigi_runs import clean_environment, run
+from PIL import Image
 from s3_server import SECRET, Proxy
 from store_hosts import Bucket, Host, local_weights
 
@@ -213,3 +217,33 @@ def test_a_workspace_in_a_folder_imports_no_fsspec(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_a_folder_of_images_is_published_and_its_changes_are_seen_by_every_host(
+    host: Callable[..., Host], bucket: Bucket, tmp_path: Path
+) -> None:
+    def arrive(*names: str) -> None:
+        for name in names:
+            path = tmp_path / "parts" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.RandomState(zlib.crc32(name.encode())).randint(0, 256, (32, 32, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+    def datasets() -> set[str]:
+        return {key.split("/")[1] for key in bucket.objects("/train_images.npy")}
+
+    one, two = host("one"), host("two")
+    for each in (one, two):
+        each.values["data"] = {"name": "parts", "source": str(tmp_path / "parts")}
+        each.configure()
+    arrive(*(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in range(3)))
+    assert one.good("DownloadCifar").ran == ["dataset"]
+    first = datasets()
+    assert two.good("DownloadCifar").ran == []
+    arrive("train/a/new.png")
+    assert "parts has changed: 1 image more in class a" in one.good("Status").output
+    assert "parts has changed" in two.good("Status").output, "it has not read the folder itself"
+    assert two.good("DownloadCifar").ran == ["dataset"]
+    assert len(datasets() - first) == 1
+    assert one.good("DownloadCifar").ran == []
+    assert not bucket.objects(".csv"), "what a host saw of its folder is its own"

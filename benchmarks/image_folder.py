@@ -1,0 +1,89 @@
+"""A folder of images as the data set: reading all of it, and finding that it has not changed.
+
+Makes JPEG images of one size (train/ and test/, ten classes) in a temporary folder, or takes `--folder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bench
+import numpy as np
+from PIL import Image
+
+from pipeline import config
+from pipeline.process import parent
+from pipeline.workspace import Workspace
+from pipeline.workspace.freshness import Chain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--side", type=int, default=256, help="pixels of the images that are made")
+    parser.add_argument("--checked", type=int, default=10_000, help="images of the folder that is checked for changes")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="a folder of images instead of made ones")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        root = Path(name)
+        folder = options.folder or made(root / "images", options.images, options.side)
+        whole = measure(chain_of(folder, root / "whole"), root, options.rounds)
+        few = measure(chain_of(made(root / "few", options.checked, 32), root / "few-made"), root, options.rounds)
+    rows = [
+        (f"{what['images']:,}", f"{what['seconds']:.1f}", f"{what['images'] / what['seconds']:,.0f}",
+         f"{1000 * bench.median(what['unchanged']):.0f}", bench.spread([1000 * one for one in what["unchanged"]]))
+        for what in (whole, few)
+    ]  # fmt: skip
+    headings = ("images", "s to read", "images/s", "ms to find unchanged", "range")
+    bench.table(f"{options.side} x {options.side} pixels; second row 32 x 32", headings, rows)
+    bench.finish("image_folder", {"whole": whole, "few": few})
+
+
+def made(folder: Path, images: int, side: int) -> Path:
+    """A folder of JPEG images: blurred noise, which compresses about as photographs do."""
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(partial(_make, folder, side), range(images), chunksize=500))
+    return folder
+
+
+def _make(folder: Path, side: int, number: int) -> None:
+    noise = np.random.RandomState(number).randint(0, 256, (side // 8, side // 8, 3)).astype(np.uint8)
+    path = folder / ("test" if number % 6 == 0 else "train") / f"class {number % 10}" / f"{number}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def chain_of(folder: Path, workspace: Path) -> Chain:
+    value = {
+        "data": {"name": "made", "source": str(folder)},
+        "architecture": {"name": "any", "conv_arch": [[1, 16]]},
+        "training": {"epochs": 1},
+    }
+    return Chain(Workspace(workspace), config.from_dict(value))
+
+
+def measure(chain: Chain, root: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of the dataset stage in its own process, once, and of `complete`, as often as asked for."""
+    started = time.monotonic()
+    result = parent.run_stage("dataset", chain, log=root / "dataset.log")
+    seconds = time.monotonic() - started
+    unchanged = []
+    for _ in range(rounds):
+        started = time.monotonic()
+        assert chain.complete("dataset")
+        unchanged.append(time.monotonic() - started)
+    shutil.rmtree(chain.workspace.root)
+    details = result["details"]
+    return {"images": details["train_images"] + details["test_images"], "seconds": seconds, "unchanged": unchanged}
+
+
+if __name__ == "__main__":
+    main()

@@ -14,10 +14,12 @@ from typing import Any
 
 from pipeline import config, dataset, model, pages
 from pipeline.comparison import Comparison, Entry, page
+from pipeline.config.difference import flatten
 from pipeline.errors import PipelineError
 from pipeline.evaluation import tta
 from pipeline.evaluation.statistics import mean_intervals, wilson_interval
 from pipeline.files import now
+from pipeline.pages.formats import plain
 from pipeline.process import child
 from pipeline.tables import csv_text
 from pipeline.workspace import manifest
@@ -150,6 +152,7 @@ def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "config": source,
         "architecture": {**config.to_dict(architecture), "fingerprint": config.fingerprint(architecture)},
+        "other_keys": _other_keys(architecture),
         "parameters": model.count_parameters(architecture),
         "multiply_adds": model.count_multiply_adds(architecture),
         "accuracy": numbers.fmean(accuracies),
@@ -161,6 +164,14 @@ def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "images_per_second": numbers.fmean(rates) if rates else None,
         "runs": runs,
     }
+
+
+def _other_keys(architecture: config.Architecture) -> list[str]:
+    """The keys with other values than their default, besides those that have a column of their own."""
+    usual = config.Architecture(name=architecture.name, conv_arch=architecture.conv_arch)
+    given, default = ({**config.to_dict(each), "dense": [], "classes": None} for each in (architecture, usual))
+    defaults = dict(flatten(default))
+    return [f"{key}: {plain(value)}" for key, value in flatten(given) if value != defaults.get(key)]
 
 
 def _add_intervals(ranking: Sequence[dict[str, Any]], images: int) -> None:

@@ -1,12 +1,14 @@
-"""Comparisons: which files the user means."""
+"""Comparisons: which files the user means, and how networks are told apart."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.comparison import expand
+from pipeline.comparison import expand, ranking
+from pipeline.config import Architecture
 from pipeline.errors import ConfigError
 
 
@@ -25,3 +27,10 @@ def test_patterns_mean_what_they_match_and_names_of_files_that_are_there_themsel
     assert expand([f"{folder}/*.yaml"]) == [f"{folder}/c.yaml", f"{folder}/c[lr=0.1].yaml"]
     with pytest.raises(ConfigError, match=r"no file matches b\[1\]\.yaml"):
         expand(["b[1].yaml"])
+
+
+def test_what_else_makes_networks_differ_is_listed_by_its_keys(small_architecture: Callable[..., Architecture]) -> None:
+    assert ranking._other_keys(small_architecture(conv_arch=[[1, 8]], dense=[16])) == []
+    keys = {"activation": "gelu", "stem": 8, "batch_norm": {"scale": False}, "dropout": 0}
+    found = ranking._other_keys(small_architecture(conv_arch=[[1, 8]], dense=[], **keys))
+    assert found == ["batch_norm.scale: false", "batch_norm.momentum: 0.9", "dropout: 0", "activation: gelu", "stem: 8"]

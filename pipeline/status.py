@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import WorkspaceError
 from pipeline.files import human_size
-from pipeline.retraining import generations, registry
+from pipeline.retraining import generations, periods, registry
 from pipeline.storage import LOCAL, locks
 from pipeline.workspace import Run, Workspace
 from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, config_changes, shown_source
@@ -47,6 +47,7 @@ def gather(chain: Chain) -> dict[str, Any]:
         "current_problem": problem,
         # Without a current model nothing was retrained, and a store need not be asked for all of its runs.
         "generations": _generations(chain, pointer) if pointer or problem else [],
+        "next_generation": _next(chain) if pointer and not chain.generation else None,
     }
 
 
@@ -91,6 +92,9 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         more = f", and {len(known) - SHOWN} older ones" if len(known) > SHOWN else ""
         which = "" if facts["generation"] else " (--generation NAME shows one)"
         told.append(f"  generations{which}: {', '.join(_described(item) for item in known[:SHOWN])}{more}")
+    if due := facts["next_generation"]:
+        when = f"due now: {'; '.join(due['reasons'])}" if due["reasons"] else f"due {due['due']}"
+        told.append(f"  next generation: {due['name']}, {when}")
     told += [f"  config changed: {line} (does not retrain)" for line in facts["config_changes"]]
     for kind, size in facts.get("sizes", {}).items():
         told.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {size['files']:,} files")
@@ -166,6 +170,12 @@ def _generations(chain: Chain, pointer: dict[str, Any] | None) -> list[dict[str,
     ]
 
 
+def _next(chain: Chain) -> dict[str, Any]:
+    name, day, reasons = generations.next_due(chain, periods.today())
+    return {"name": name, "due": day.isoformat(), "reasons": reasons}
+
+
 def _described(item: dict[str, Any]) -> str:
     words = [item["outcome"] or "not decided yet", *(["current"] if item["current"] else [])]
+    words += [f"{item['accuracy']:.2%}"] if item["accuracy"] is not None else []
     return f"{item['name']} ({', '.join(words)})"

@@ -16,7 +16,7 @@ from pipeline.workspace.freshness import STAGES, all_upstream
 from tasks.base import ChainTask, PluginTask
 from tasks.exit_codes import DAMAGED, NOT_DONE, exit_with
 from tasks.log import tell
-from tasks.workspaces import workspace_at
+from tasks.workspaces import workspace_at, write_metrics
 
 
 class Command(PluginTask):
@@ -49,6 +49,7 @@ class Status(Command, ChainTask):
         if self.sizes:
             facts["sizes"] = status.sizes(self.chain.workspace)
         tell(json.dumps(facts, indent=2) if self.json else "\n".join(status.lines(facts, self.config)))
+        write_metrics(self.chain.workspace)
         if not facts["done"]:
             exit_with(NOT_DONE)
 

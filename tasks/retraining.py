@@ -6,7 +6,6 @@ configuration's `retrain`, the date (UTC) and what the workspace holds.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,7 @@ from tasks.notification import notify
 from tasks.results import Result, StoredFile
 from tasks.stage import StageTask, checking
 from tasks.stages import Evaluate, Export, Report
+from tasks.workspaces import write_metrics
 
 
 @requires(Evaluate, Export)
@@ -132,8 +132,11 @@ class Retrain(ChainTask):
         decision = self.decision
         log.info("%s", self.headline())
         # Only the command that finishes a generation fails for it, not one that finds it finished.
-        if decision.get("outcome") == generations.REFUSED and self.subject.manifest("report") != self._report_before:
+        finished = self.subject.manifest("report") != self._report_before
+        refused = finished and decision.get("outcome") == generations.REFUSED
+        if refused:
             exit_with(REFUSED)
+        write_metrics(self.chain.workspace, None if refused else self.chain.given)
         expired = retention.expired(self.chain, self.chain.config.retrain.keep)
         if expired:
             log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(expired))
@@ -149,9 +152,7 @@ class Retrain(ChainTask):
 
         One that was asked for by hand is trained in any case.
         """
-        chain = self.chain
-        twin = generations.same_weights(chain) if self.by_date else None
-        return dataclasses.replace(chain, generation=twin.generation) if twin else chain
+        return generations.subject(self.chain) if self.by_date else self.chain
 
     @property
     def decision(self) -> dict[str, Any]:
@@ -182,6 +183,7 @@ def _same_as(run: Run | None) -> str:
 
 @Retrain.event_handler("event.core.dependency.present")
 def _tell_nothing_due(task: Retrain) -> None:
+    write_metrics(task.chain.workspace, task.chain.given)
     every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
     then = ""
     if task.by_date:
@@ -217,6 +219,7 @@ class Rollback(Command, ChainTask):
         told = {"run": run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
         line = f"{run} is current again (accuracy {new.accuracy:.2%}), in place of {before}"
         notify("rolled back", line, **self.about | registry.about(self.chain) | told)
+        write_metrics(self.chain.workspace)
         name = old.generation or before
         tell(f"{name} will not be promoted again automatically; Rollback --to {name} undoes this")
 
@@ -238,6 +241,7 @@ class Retire(Command, ChainTask):
             tell(f"{registry.name_of(path)}: {workspace.shown(path)}")
         if self.name and self.confirm:
             target = rollback.retire(workspace, self.name)
+            write_metrics(workspace)
             tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
             tell(f"  Restore --item current/{self.name}.json --confirm restores it")
         else:
@@ -297,6 +301,7 @@ class Prune(Command, ChainTask):
             self._delete(workspace)
         if not self.confirm and (expired or unneeded or self.older_than):
             tell("preview only: add --confirm to do it")
+        write_metrics(workspace)
 
     def _delete(self, workspace: Workspace) -> None:
         trashed = deletion.old_trash(workspace, self.older_than)

@@ -38,6 +38,11 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
         description="where a web server shows the workspace, e.g. http://node1/vgg: the dashboard then links each "
         "report's page",
     )
+    metrics = luigi.Parameter(
+        default="",
+        description="a file for node_exporter's textfile collector, e.g. /var/lib/node_exporter/vgg.prom: Retrain, "
+        "Rollback, Retire, Prune and Status replace it",
+    )
     notify = luigi.Parameter(
         default="",
         description="a line of shell that gets each event worth a message (promoted, refused, rolled back, failed) as "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import urllib.parse
 from pathlib import Path
 
-from pipeline import address
-from pipeline.errors import ConfigError
+from pipeline import address, metrics
+from pipeline.config import Config
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import check_path, expanded
 from pipeline.storage import check_url, default_cache, is_url, storage_at
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain, refresh
+from tasks.log import log
 from tasks.settings import vgg
 
 #: Workspaces in a store, by their address.
@@ -45,6 +47,15 @@ def page_url(workspace: Workspace, page: Path) -> str | None:
     """Where a browser finds a page of the workspace, if luigi.cfg names a web server that shows it."""
     base = address.shown(vgg().workspace_url).rstrip("/")
     return f"{base}/{urllib.parse.quote(page.relative_to(workspace.root).as_posix())}" if base else None
+
+
+def write_metrics(workspace: Workspace, retrained: Config | None = None) -> None:
+    """Write the file that `[vgg] metrics` names, if any. What is wrong with that stops nothing."""
+    if vgg().metrics:
+        try:
+            metrics.write(Path(expanded(vgg().metrics, "[vgg] metrics")), workspace, retrained)
+        except (OSError, PipelineError) as error:
+            log.warning("[vgg] metrics: not written: %s", error)
 
 
 def looked_again(*chains: Chain) -> bool:

@@ -35,6 +35,7 @@ STACK = """
     report
     comparison
     predict doctor status verify stage_sync
+    metrics
 """
 LEVELS = {room: level for level, line in enumerate(STACK.strip().splitlines()) for room in line.split()}
 

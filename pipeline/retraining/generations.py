@@ -5,6 +5,8 @@ Reads manifests, leaves nothing behind. Imports nothing heavy: a timer that find
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,9 +15,18 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.files import read_json
-from pipeline.retraining import registry
+from pipeline.retraining import periods, registry
 from pipeline.retraining.registry import Entry
-from pipeline.workspace import MANIFEST, RUN_FOLDERS, Run, Workspace, generation_seed, manifest, run_id
+from pipeline.workspace import (
+    MANIFEST,
+    RUN_FOLDERS,
+    Run,
+    Workspace,
+    generation_seed,
+    manifest,
+    run_id,
+    with_generation_seed,
+)
 from pipeline.workspace.freshness import Chain, config_changes, trained_epochs
 
 #: The stages of a generation, in order; the gate comes before the report, which shows its decision.
@@ -162,6 +173,26 @@ def same_weights(chain: Chain) -> Run | None:
             if train and _is_repeatable(train) and _has_settings(train, config):
                 return other
     return None
+
+
+def subject(chain: Chain) -> Chain:
+    """The chain of the run that a generation is: its own, or one whose weights its training would only repeat."""
+    twin = same_weights(chain)
+    return dataclasses.replace(chain, generation=twin.generation) if twin else chain
+
+
+def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, list[str]]:
+    """The generation that `Retrain` makes next, from when on, and why, if it is due today.
+
+    `chain` is without a generation.
+    """
+    every, name = chain.given.retrain.every, periods.name(chain.given.retrain.every, today)
+    given = with_generation_seed(chain.given, name)
+    reasons = why_due(subject(dataclasses.replace(chain, given=given, generation=name)))
+    if reasons:
+        return name, today, reasons
+    start = periods.next_start(every, today)
+    return periods.name(every, start), start, []
 
 
 def _is_repeatable(train: dict[str, Any]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
 from luigi_runs import SmallChain
 
 from pipeline import status
-from pipeline.retraining import registry
+from pipeline.retraining import generations, periods, registry
 from pipeline.workspace.freshness import Chain
 
 
@@ -41,9 +42,31 @@ def test_status_without_a_generation_names_those_that_there_are(done: SmallChain
     assert not facts["done"]
     assert [(item["name"], item["current"]) for item in facts["generations"]] == [("2026-W48", True)]
     text = "\n".join(status.lines(facts, "x.yaml"))
-    assert "generations (--generation NAME shows one): 2026-W48 (not decided yet, current)" in text
+    assert (
+        f"generations (--generation NAME shows one): 2026-W48 (not decided yet, current, {entry.accuracy:.2%})" in text
+    )
     assert f"the current model is {entry.run}" in text
     assert status.gather(done.chain("2026-W48"))["done"]
+
+
+def test_status_says_what_retrain_makes_next_and_when(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    done.configure(retrain={"new_seed": True})
+    plain, week = done.chain().run(), done.chain("2026-W48").run()
+    assert plain
+    assert week
+    assert status.gather(done.chain())["next_generation"] is None, "nothing was retrained yet"
+    plain.root.rename(week.root)
+    _promoted(done.chain("2026-W48"))
+    monkeypatch.setattr(generations, "unfinished", lambda chain: [] if chain.generation == "2026-W48" else ["train: x"])
+    for today, name, due, line in (
+        ("2026-11-26", "2026-W49", "2026-11-30", "due 2026-11-30"),
+        ("2026-12-01", "2026-W49", "2026-12-01", "due now: there is no generation 2026-W49 yet"),
+    ):
+        monkeypatch.setattr(periods, "today", lambda today=today: datetime.date.fromisoformat(today))
+        facts = status.gather(done.chain())
+        assert (facts["next_generation"]["name"], facts["next_generation"]["due"]) == (name, due)
+        assert f"  next generation: {name}, {line}" in status.lines(facts, "x.yaml")
+    assert status.gather(done.chain("2026-W48"))["next_generation"] is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])

@@ -1,0 +1,92 @@
+"""The metrics file: what Prometheus reads in it, and what of it outlives the next one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from luigi_runs import SmallChain
+
+from pipeline import metrics, status
+from pipeline.retraining import registry, rollback
+from pipeline.workspace import Workspace, events
+
+parser = pytest.importorskip("prometheus_client.parser")
+
+
+def _read(path: Path) -> dict[tuple[str, ...], float]:
+    """Name and labels (without the workspace's) -> value, as Prometheus reads them."""
+    families = list(parser.text_string_to_metric_families(path.read_text()))
+    assert all(family.documentation for family in families)
+    found = {}
+    for sample in (sample for family in families for sample in family.samples):
+        labels = [text for name, text in sample.labels.items() if name != "workspace"]
+        assert found.setdefault((sample.name.removeprefix("vgg_"), *labels), sample.value) == sample.value
+    return found
+
+
+def _promote(small: SmallChain, generation: str, accuracy: float) -> registry.Pointer:
+    """Make a generation current that is the finished run under another name."""
+    run = small.chain().run()
+    assert run
+    entry = registry.entry_of(run, generation)
+    assert entry
+    entry = msgspec.structs.replace(entry, run=f"{run.place}@{generation}", accuracy=accuracy)
+    return registry.set_current(run.workspace.current(small.chain().config), entry)
+
+
+def test_the_file_has_each_current_model_the_gates_decisions_and_the_bytes_of_each_kind(
+    done: SmallChain, tmp_path: Path
+) -> None:
+    workspace, path = Workspace(done.workspace), tmp_path / "node" / "vgg.prom"
+    for name, accuracy in (("2026-W47", 0.25), ("2026-W48", 0.75)):
+        current = _promote(done, name, accuracy)
+        events.record(workspace, "promoted", dataset="mini", architecture="tiny")
+    events.record(workspace, "refused", dataset="mini", architecture="other")
+    metrics.write(path, workspace)
+    found = _read(path)
+    assert found["model_info", "mini", "tiny", "2026-W48", current.run] == 1
+    assert [name for name, *_ in found].count("model_info") == 1
+    assert found["model_accuracy", "mini", "tiny"] == 0.75
+    assert abs(time.time() - found["model_current_since_timestamp_seconds", "mini", "tiny"]) < 300
+    assert found["generations_total", "mini", "tiny", "promoted"] == 2
+    assert found["generations_total", "mini", "tiny", "refused"] == 0
+    assert found["generations_total", "mini", "other", "refused"] == 1
+    assert found["workspace_bytes", "runs"] == status.sizes(workspace)["runs"]["bytes"] > 0
+    assert path.stat().st_mode & 0o444 == 0o444, "node_exporter is another user"
+
+
+def test_the_last_success_of_each_model_is_kept_until_it_is_retired(done: SmallChain, tmp_path: Path) -> None:
+    workspace, path = Workspace(done.workspace), tmp_path / "vgg.prom"
+    success = ("retrain_last_success_timestamp_seconds", "mini", "tiny")
+    _promote(done, "2026-W48", 0.5)
+    metrics.write(path, workspace)
+    assert success not in _read(path)
+    metrics.write(path, workspace, done.chain().config)
+    first = _read(path)[success]
+    path.write_text(path.read_text().replace(str(int(first)), "1700000000"))
+    metrics.write(path, workspace)
+    assert _read(path)[success] == 1_700_000_000
+    metrics.write(path, workspace, done.chain().config)
+    assert _read(path)[success] >= first
+    rollback.retire(workspace, "mini/tiny")
+    metrics.write(path, workspace)
+    assert success not in _read(path)
+    path.write_bytes(b"\xff{")
+    workspace.current(done.chain().config).write_text("{")  # damaged, as the file that is replaced
+    metrics.write(path, workspace)
+    assert ("workspace_bytes", "runs") in _read(path)
+
+
+def test_a_workspace_of_any_name_makes_a_file_that_can_be_read(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / 'a "b"\\n\nc')
+    events.record(workspace, "refused", dataset="mini", architecture="tiny")
+    metrics.write(tmp_path / "vgg.prom", workspace)
+    (family, *_) = [
+        family
+        for family in parser.text_string_to_metric_families((tmp_path / "vgg.prom").read_text())
+        if family.name == "vgg_generations"
+    ]
+    assert family.samples[0].labels["workspace"] == str(workspace.root)

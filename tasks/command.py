@@ -25,6 +25,7 @@ from luigi.worker import TaskProcess
 from pipeline import streams
 from pipeline.doctor import semaphores
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.process import parent
 from pipeline.process.child import GRACE_SECONDS
 from pipeline.workspace.freshness import begin_command
 from tasks import command_log, mistakes, scheduler_client, terminal
@@ -94,6 +95,7 @@ def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistan
 
 
 def _leave() -> None:
+    parent.end_early()
     for process in multiprocessing.active_children():
         if isinstance(process, TaskProcess):
             process.join(timeout=GRACE_SECONDS + 5)  # it is writing its checkpoint

@@ -21,7 +21,7 @@ from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, Workspace, events
 from pipeline.workspace.freshness import Chain, refresh
 from tasks.base import ChainTask
-from tasks.exit_codes import exit_with
+from tasks.exit_codes import exit_with, is_command
 from tasks.log import log
 from tasks.progress import SchedulerProgress
 from tasks.results import StoredFile, target
@@ -37,6 +37,8 @@ class StageTask(ChainTask):
     stage = ""
     accepts_messages = True
     disable_hard_timeout = None
+    #: The stages that this command runs after this one, and whose processes can be started early.
+    next_stages = frozenset[str]()
     gave_up = False
     told_to_stop = False
 
@@ -119,6 +121,8 @@ class StageTask(ChainTask):
                 note = event["message"]
                 log.info("%s: %s", self.what, note)
             else:
+                if event["event"] == "finishing":
+                    self._start_next_early()
                 return
             bar.say(event)
             show(f"messages: {', '.join(self.messages)}")
@@ -130,6 +134,8 @@ class StageTask(ChainTask):
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
         try:
             options = self.options(chain)
+            if self.stage != "train":  # which has no core to spare until it is finishing
+                self._start_next_early()
             with self.turn(chain, self._waiting(wait)) as turn:
                 log.info("%s: running: %s", self.what, "; ".join(reasons))
                 with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
@@ -148,6 +154,11 @@ class StageTask(ChainTask):
             show()
             voice.close()
             bar.close()
+
+    def _start_next_early(self) -> None:
+        if is_command() and not forked_for_a_task():
+            for stage in self.next_stages:
+                parent.start_early(stage)
 
     @contextlib.contextmanager
     def _locked(self, chain: Chain) -> Iterator[list[int]]:
@@ -194,6 +205,14 @@ class StageTask(ChainTask):
                 words.append(word)
                 self.told_to_stop |= word.startswith("stop")
         return words
+
+
+@StageTask.event_handler("event.core.dependency.discovered")
+def _remember_what_follows(task: StageTask, before: luigi.Task) -> None:
+    chain = task.chain
+    elsewhere = task.launcher(chain) or chain.config.distributed.workers > 1
+    if isinstance(before, StageTask) and not elsewhere:
+        before.next_stages |= {task.stage}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from pipeline.evaluation import evaluate
 from pipeline.process.child import exit_with, main
+from pipeline.runtime import mxnet
 
 if __name__ == "__main__":
-    exit_with(main(evaluate))
+    exit_with(main(evaluate, imports=mxnet))

@@ -82,6 +82,15 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     return value
 
 
+def imports() -> None:
+    """Load what the export needs."""
+    runtime.mxnet()
+    import mxnet.onnx  # noqa: F401
+
+    _onnx()
+    onnx_runner.onnxruntime()
+
+
 def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
     """What users of the exported model need to know: for the manifest and the metadata of the ONNX file."""
     details = train["details"]

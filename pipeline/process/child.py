@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -32,6 +33,9 @@ from pipeline.workspace.freshness import Chain
 GRACE_SECONDS = 9.5
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
+
+#: The argument of a process that is started before there is work for it.
+EARLY = "--early"
 
 #: How long a training waits for the last process of one that lost its parent.
 LOCK_SECONDS = PARENT_TIMEOUT + GRACE_SECONDS + 15
@@ -57,11 +61,15 @@ def chain_of(value: dict[str, Any]) -> Chain:
     )
 
 
-def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None], graceful: bool = False) -> int:
+def main(
+    work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None],
+    graceful: bool = False,
+    imports: Callable[[], object] = lambda: None,
+) -> int:
     """Run `work(chain, reporter, options)` as a stage's process; gives the exit status.
 
-    With `graceful`, `work` watches `reporter.stopping` and ends itself in time; otherwise being asked to stop
-    raises `Interrupted` in the main thread wherever it is.
+    With `graceful`, `work` watches `reporter.stopping` and ends itself in time; otherwise being asked to stop raises
+    `Interrupted` in the main thread wherever it is. `imports` loads what `work` needs, before there is work.
     """
     # Whatever a library prints to standard output belongs into the log, not between the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -70,6 +78,8 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
     _install_signals(reporter, graceful)
     value = None
     try:
+        if EARLY in sys.argv:
+            _wait_for_work(imports)
         value = json.loads(sys.stdin.readline() or "null")
         if value is None:
             return EXIT_INTERRUPTED
@@ -97,6 +107,18 @@ def main(work: Callable[[Chain, Reporter, dict[str, Any]], dict[str, Any] | None
             return _fail(reporter, from_os_error(OSError(errno.ENOSPC, "", value["workspace"]), "write into it"))
         reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {cause(error)}")
         return EXIT_FAILED
+
+
+def _wait_for_work(imports: Callable[[], object]) -> None:
+    """Load what the work will need, then wait for the parent to hand over the log and the locks of the stage."""
+    with contextlib.suppress(PipelineError):  # it is raised again, and told, when there is work
+        imports()
+    with socket.socket(fileno=os.dup(0)) as channel:
+        _, descriptors, _, _ = socket.recv_fds(channel, 1, 16)
+    if descriptors:
+        os.dup2(descriptors[0], 1)
+        os.dup2(descriptors[0], 2)
+        os.close(descriptors[0])
 
 
 def exit_with(status: int) -> None:

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from typing import Any
 from pipeline import errors
 from pipeline.files import open_regular
 from pipeline.process import liveness, pipes
-from pipeline.process.child import EXIT_INTERRUPTED, GRACE_SECONDS, chain_of, request
+from pipeline.process.child import EARLY, EXIT_INTERRUPTED, GRACE_SECONDS, chain_of, request
 from pipeline.process.cores import misread_threads, thread_environment
 from pipeline.process.launcher import command_line, own_environment
 from pipeline.process.liveness import Monitor
@@ -39,6 +40,9 @@ MODULES = {
     "report": "pipeline.report",
     "compare": "pipeline.comparison",
 }
+
+#: The processes that were started early, by stage, each with this end of its standard input.
+_early: dict[str, tuple[subprocess.Popen[bytes], socket.socket]] = {}
 
 
 class Stopped(KeyboardInterrupt):
@@ -81,7 +85,8 @@ def run_stage(
     if launcher:
         words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
     with os.fdopen(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as log_file, _signals() as received:
-        process = subprocess.Popen(
+        process = None if monitor else _take_early(stage, [log_file.fileno(), *inherit])
+        process = process or subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -95,6 +100,47 @@ def run_stage(
             return child.follow(on_event, take_commands)
         finally:
             child.end()
+
+
+def start_early(stage: str) -> None:
+    """Start the process of a stage that will run here soon: it imports what it needs while another one works."""
+    if stage in _early:
+        return
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.suppress(OSError):  # then it starts when it is needed
+        process = subprocess.Popen(
+            [*command(stage), EARLY],
+            stdin=theirs.fileno(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # until it is given its log
+            env=environment(),
+            start_new_session=True,
+        )
+        _early[stage] = process, ours
+
+
+def end_early() -> None:
+    """End the processes that were started early and have got no work."""
+    while _early:
+        _, (process, channel) = _early.popitem()
+        channel.close()
+        process.kill()
+        process.wait()
+
+
+def _take_early(stage: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes] | None:
+    """The process that was started early for this stage, given its log and its locks; None without a living one."""
+    if stage not in _early:
+        return None
+    process, channel = _early.pop(stage)
+    try:
+        socket.send_fds(channel, [b"\n"], descriptors)
+    except OSError:
+        channel.close()
+        process.wait()
+        return None
+    process.stdin = os.fdopen(channel.detach(), "wb", 0)
+    return process
 
 
 def command(stage: str) -> list[str]:

@@ -20,6 +20,9 @@ from typing import Any
 #: The load is checked this often; other processes count as busy after so many checks, as gone after so many.
 CHECK_SECONDS, BUSY_CHECKS, QUIET_CHECKS = 0.5, 2, 10
 
+#: What the first decision is based on.
+FIRST_SECONDS = 0.2
+
 #: Cores that other processes may take, beyond those that this one leaves free, before they count as busy.
 TOLERATED = 0.25
 
@@ -130,7 +133,9 @@ class Watcher:
             self._change(others)
 
     def run(self) -> None:
-        """Check for ever."""
+        """Decide, and check for ever."""
+        time.sleep(FIRST_SECONDS)
+        self.begin()
         while True:
             time.sleep(CHECK_SECONDS)
             self.check()
@@ -150,14 +155,15 @@ class Watcher:
         return f"other processes use {others:.1f} of {len(self.load.cores)} cores, this one has {self.threads} threads"
 
 
-def watch(library: Any, load: Load, log: Callable[[str], None]) -> None:
-    """From now on until the process ends, adapt to the load. `load` was made a moment ago.
+def watch(library: Any, log: Callable[[str], None]) -> None:
+    """From now on until the process ends, adapt to the load, unless it already does.
 
     A single thread waits for nobody, and variables of OpenMP that the user set count.
     """
     threads = library.omp_get_max_threads() if hasattr(library, "GOMP_parallel") else 1
-    if threads == 1 or os.environ.get("GOMP_SPINCOUNT") != str(LONG):
+    watched = any(thread.name == __name__ for thread in threading.enumerate())
+    if watched or threads == 1 or os.environ.get("GOMP_SPINCOUNT") != str(LONG):
         return
+    load = Load()
     watcher = Watcher(load, SleepingTeam(library, len(load.cores), threads), threads, log)
-    watcher.begin()
-    threading.Thread(target=watcher.run, daemon=True).start()
+    threading.Thread(target=watcher.run, name=__name__, daemon=True).start()

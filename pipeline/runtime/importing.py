@@ -41,9 +41,6 @@ CUDA_LIBRARIES = (
 #: What `plain_convolution` gives; taken when MXNet is imported, before anyone can switch AMP on.
 _convolutions: dict[Any, Any] = {}
 
-#: The machine's load since MXNet was about to be loaded.
-_load: list[spinning.Load] = []
-
 
 @functools.lru_cache(maxsize=1)
 def mxnet() -> Any:
@@ -54,7 +51,6 @@ def mxnet() -> Any:
     # Set before the import: MXNet reads it once, when its library is loaded.
     os.environ.update(thread_environment(os.environ))
     enable_amx()
-    _load.append(spinning.Load())
     _preload_cuda_libraries(installed)
     import numpy
 
@@ -80,9 +76,7 @@ def mxnet() -> Any:
 
 def adapt_to_load(log: Callable[[str], None]) -> None:
     """From now on adapt how OpenMP waits to the machine's load, see `pipeline.process.spinning`."""
-    library = mxnet().base._LIB
-    if _load:  # else it already does
-        spinning.watch(library, _load.pop(), log)
+    spinning.watch(mxnet().base._LIB, log)
 
 
 def plain_convolution(operators: Any) -> Any:

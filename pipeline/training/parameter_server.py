@@ -24,7 +24,7 @@ def serve(role: str, supervisor: int) -> None:
     os.dup2(2, 1)
     liveness.start_heartbeats(reporter, HEARTBEAT_SECONDS)
     library, store = native_library(), ctypes.c_void_p()
-    spinning.watch(library, spinning.Load(), lambda line: None)
+    spinning.watch(library, lambda line: None)
     # The workers send no optimizer: nothing but the switch to synchronous sums ever comes, which needs no answer here.
     ignore = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda head, body, store: None)
     if library.MXKVStoreCreate(b"dist", ctypes.byref(store)) or library.MXKVStoreRunServer(store, ignore, None):

@@ -66,6 +66,7 @@ def _train(chain: Chain, run: Run, reporter: Reporter, options: dict[str, Any]) 
     reporter.activity = FINISHING
     if not worker.is_leader:
         return {}
+    reporter.send("finishing")
     trainer.checkpoint(wait=True)
     return publishing.publish(session, resuming.save(session))
 

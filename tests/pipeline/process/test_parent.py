@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import select
 import shutil
 import signal
 import sys
@@ -270,3 +272,58 @@ def test_every_process_of_the_plugin_is_started_that_way():
     for path in folder.rglob("*.py"):
         assert '"-m"' not in path.read_text(), f"{path} starts a module without parent.module_command"
     assert parent.module_command("pipeline.x", "y") == [sys.executable, str(folder / "start.py"), "pipeline.x", "y"]
+
+
+EARLY = """
+import os, sys
+from pipeline.process.child import exit_with, main
+
+def work(chain, reporter, options):
+    print("a line for the log", file=sys.stderr, flush=True)
+    os.system("echo and what a library prints")
+    files = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return {"pid": os.getpid(), "files": files, "options": options}
+
+exit_with(main(work, imports=lambda: open(sys.argv[1], "w").write("imported")))
+"""
+
+
+@pytest.fixture
+def early(tmp_path, monkeypatch):
+    """Starts the process of `train` early; gives its process when it has done its imports."""
+    done = tmp_path / "imported"
+    os.mkfifo(done)
+    monkeypatch.setattr(parent, "command", lambda stage: [sys.executable, "-c", EARLY, str(done)])
+    parent.start_early("train")
+    parent.start_early("train")  # which it is already
+    ((process, _),) = parent._early.values()
+    assert done.read_text() == "imported"
+    yield process
+    parent.end_early()
+    assert process.poll() is not None
+
+
+def test_a_process_that_was_started_early_gets_the_work_the_log_and_the_locks(early, chain, tmp_path):
+    with open(tmp_path / "some.lock", "w") as lock:
+        found = parent.run_stage("train", chain, log=tmp_path / "log", inherit=[lock.fileno()], options={"a": 1})
+    assert (found["pid"], found["options"]) == (early.pid, {"a": 1})
+    assert str(tmp_path / "some.lock") in found["files"]
+    assert (tmp_path / "log").read_text() == "a line for the log\nand what a library prints\n"
+
+
+def test_in_place_of_a_process_that_was_started_early_and_has_died_another_one_does_the_work(early, chain, tmp_path):
+    early.kill()
+    early.wait()
+    (tmp_path / "imported").unlink()
+    assert parent.run_stage("train", chain, log=tmp_path / "log")["pid"] != early.pid
+
+
+def test_a_process_that_was_started_early_ends_when_its_parent_is_killed(tmp_path):
+    program = (
+        "import os; from pipeline.process import parent; parent.start_early('report')\n"
+        "print(parent._early['report'][0].pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    killed = run([sys.executable, "-c", program], tmp_path)
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        ended = os.pidfd_open(int(killed.output))
+        assert select.select([ended], [], [], LIMIT)[0]

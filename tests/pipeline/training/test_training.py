@@ -30,8 +30,10 @@ def stop_after_a_step(chain: SmallChain) -> str:
 
 def train(chain: SmallChain) -> tuple[dict[str, Any], str]:
     """Train to the end; gives the details of the manifest and what was said."""
-    reporter = child.Reporter(log=io.StringIO())
-    return training.train(chain.chain(), reporter)["details"], reporter.log.getvalue()
+    events, log = io.StringIO(), io.StringIO()
+    details = training.train(chain.chain(), child.Reporter(events, log))["details"]
+    assert events.getvalue().count('{"event": "finishing"}') == 1
+    return details, log.getvalue()
 
 
 def checkpoints(chain: SmallChain) -> list[Path]:

@@ -47,6 +47,7 @@ def begin() -> None:
     """Change the program that is importing this package, if it is the `luigi` command; any other stays as it is."""
     module = module_of_the_command()
     if module is not None:
+        begin_command()
         tell_errors_in_one_line()
         if module.partition(".")[0] in (__package__, "luigi_vgg"):
             install()
@@ -60,7 +61,6 @@ def install() -> None:
     if is_command():
         return
     take_the_command()
-    begin_command()
     streams.forgive()
     tell_errors_in_one_line()
     command_log.set_up()

@@ -33,7 +33,7 @@ UNREADABLE = 0.1
 _GROUP = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Read:
     """An image that was read: its row in the array, what its pixels are known by, and where it belongs."""
 
@@ -99,6 +99,8 @@ def _read_all(
 
 def _read_one(root: Path, name: str, image: Image, array: Bytes, row: int, test_fraction: float) -> _Read | str:
     path = root / name
+    if image.size < 0:  # named in labels.csv
+        return f"{printable(name)}: no such image, or a link out of the folder"
     picture = image_files.read(path, (IMAGE_SIZE, IMAGE_SIZE))
     if not isinstance(picture, Picture):
         return f"{printable(name)}: {picture.why}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 import re
 import shlex
 import shutil
@@ -95,14 +98,15 @@ def test_the_units_are_what_systemd_takes(tmp_path: Path) -> None:
         text = unit.read_text().replace(INSTALLED, str(BIN))
         (tmp_path / unit.name).write_text(text)
     units = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(units) == 3
+    assert len(units) == 6
     done = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False)
     complaints = [line for line in done.stderr.splitlines() if any(Path(unit).name in line for unit in units)]
     assert (done.returncode, complaints) == (0, []), done.stderr
-    calendar = re.search(r"^OnCalendar=(.*)$", (UNITS / "vgg-retrain.timer").read_text(), re.MULTILINE)
-    assert calendar
-    done = subprocess.run([analyze, "calendar", calendar[1]], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for timer in UNITS.glob("*.timer"):
+        calendar = re.search(r"^OnCalendar=(.*)$", timer.read_text(), re.MULTILINE)
+        assert calendar
+        done = subprocess.run([analyze, "calendar", calendar[1]], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def _command_of(unit: str) -> list[str]:
@@ -150,14 +154,9 @@ def test_the_services_commands_run(prepared: SmallChain, tmp_path: Path) -> None
 def test_the_crontab_line_runs_and_mails_only_failures(
     prepared: SmallChain, planted: str, code: int, mail: str
 ) -> None:
-    (line,) = [line for line in (CONFIG / "crontab").read_text().splitlines() if line and not line.startswith("#")]
-    assert "%" not in line, "cron takes % for a line break"
-    *when, command = line.split(maxsplit=5)
-    assert len(when) == 5
+    command, prune = _crontab(prepared.root)
     text = prepared.config.read_text()
     (prepared.root / "vgg11.yaml").write_text(re.sub(r"epochs: \d+", planted, text) if planted else text)
-    command = command.replace(DATA, str(prepared.root)).replace(INSTALLED, str(BIN))
-    command = command.replace("config/vgg11.yaml", "vgg11.yaml")
     # Cron's shell and its bare environment.
     bare = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "HOME": str(prepared.root)}
     done = run(["/bin/sh", "-c", command], prepared.root, bare)
@@ -170,6 +169,66 @@ def test_the_crontab_line_runs_and_mails_only_failures(
         assert done.output == ""
         assert " promoted (first model)" in log
     assert done.rc == 0, f"expected {code} to be told, not given on"
+    pruned = run(["/bin/sh", "-c", prune], prepared.root, bare)
+    assert ("Prune failed" in pruned.output) == bool(mail), pruned.text
+    if not mail:
+        assert pruned.output == ""
+        assert "deleting for good what was moved to the trash 0 times" in (prepared.root / "retrain.log").read_text()
+
+
+def _crontab(place: Path) -> list[str]:
+    """The commands of the sample, for a workspace and a `vgg11.yaml` in `place`."""
+    commands = []
+    for line in (CONFIG / "crontab").read_text().splitlines():
+        if not line.startswith("#"):
+            assert "%" not in line, "cron takes % for a line break"
+            *when, command = line.split(maxsplit=5)
+            assert len(when) == 5
+            command = command.replace(DATA, str(place)).replace(INSTALLED, str(BIN))
+            commands.append(command.replace("config/vgg11.yaml", "vgg11.yaml"))
+    return commands
+
+
+def test_the_timer_and_the_crontab_prune_alike() -> None:
+    service = _command_of("vgg-prune.service")[1:]
+    crontab = shlex.split(_crontab(Path(DATA))[1].partition(" >>")[0])
+    assert service[2:4] == ["Prune", "--config"]
+    assert service[-3:] == ["--older-than", "30d", "--confirm"] == crontab[-4:-1]
+
+
+def test_a_unit_that_fails_mails_the_end_of_its_log(tmp_path: Path) -> None:
+    for unit in UNITS.glob("*.service"):
+        assert ("OnFailure=vgg-mail@%n.service" in unit.read_text()) == ("@" not in unit.name), unit.name
+    shell, option, line = _command_of("vgg-mail@.service")
+    for name, script in (("systemctl", 'echo "status of $5: code=exited, status=5"; exit 3'), ("sendmail", "cat")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    for specifier, meaning in (("%i", "vgg-retrain.service"), ("%H", "node1"), ("/usr/sbin", str(tmp_path))):
+        line = line.replace(specifier, meaning)
+    mailed = run([shell, option, line], tmp_path, {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert mailed.rc == 0, mailed.text
+    head, body = mailed.output.split("\n\n")
+    assert head == "To: root\nSubject: vgg-retrain.service failed on node1"
+    assert body == "status of vgg-retrain.service: code=exited, status=5\n"
+
+
+def test_logrotate_takes_the_sample_and_a_running_training_loses_no_line(tmp_path: Path) -> None:
+    logrotate = shutil.which("logrotate", path="/usr/sbin:/usr/bin")
+    if logrotate is None:
+        pytest.skip("no logrotate on this machine: apt install logrotate")
+    text = (CONFIG / "logrotate").read_text()
+    user = f"su {pwd.getpwuid(os.getuid()).pw_name} {grp.getgrgid(os.getgid()).gr_name}"
+    assert "su luigi luigi" in text
+    sample = tmp_path / "sample"
+    sample.write_text(text.replace("su luigi luigi", user).replace(DATA, str(tmp_path)))
+    sample.chmod(0o644)
+    with open(tmp_path / "retrain.log", "a") as log:
+        print("epoch 1", file=log, flush=True)
+        done = run([logrotate, "--force", "--state", str(tmp_path / "state"), str(sample)], tmp_path)
+        assert (done.rc, done.text) == (0, "")
+        print("epoch 2", file=log, flush=True)
+    assert (tmp_path / "retrain.log.1").read_text() == "epoch 1\nepoch 2\n"
+    assert not (tmp_path / "retrain.log").exists()
 
 
 def test_the_ready_made_runs_are_still_those_of_the_yaml_files() -> None:

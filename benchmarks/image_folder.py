@@ -6,6 +6,7 @@ Makes JPEG images of one size (train/ and test/, ten classes) in a temporary fol
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import tempfile
 import time
@@ -38,11 +39,12 @@ def main() -> None:
         whole = measure(chain_of(folder, root / "whole"), root, options.rounds)
         few = measure(chain_of(made(root / "few", options.checked, 32), root / "few-made"), root, options.rounds)
     rows = [
-        (f"{what['images']:,}", f"{what['seconds']:.1f}", f"{what['images'] / what['seconds']:,.0f}",
+        (f"{what['images']:,}", f"{what['seconds']:.1f}", f"{what['cpu']:.1f}",
+         f"{what['images'] / what['seconds']:,.0f}",
          f"{1000 * bench.median(what['unchanged']):.0f}", bench.spread([1000 * one for one in what["unchanged"]]))
         for what in (whole, few)
     ]  # fmt: skip
-    headings = ("images", "s to read", "images/s", "ms to find unchanged", "range")
+    headings = ("images", "s to read", "of CPU", "images/s", "ms to find unchanged", "range")
     bench.table(f"{options.side} x {options.side} pixels; second row 32 x 32", headings, rows)
     bench.finish("image_folder", {"whole": whole, "few": few})
 
@@ -72,9 +74,12 @@ def chain_of(folder: Path, workspace: Path) -> Chain:
 
 def measure(chain: Chain, root: Path, rounds: int) -> dict[str, Any]:
     """Seconds of the dataset stage in its own process, once, and of `complete`, as often as asked for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     result = parent.run_stage("dataset", chain, log=root / "dataset.log")
     seconds = time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     unchanged = []
     for _ in range(rounds):
         started = time.monotonic()
@@ -82,7 +87,12 @@ def measure(chain: Chain, root: Path, rounds: int) -> dict[str, Any]:
         unchanged.append(time.monotonic() - started)
     shutil.rmtree(chain.workspace.root)
     details = result["details"]
-    return {"images": details["train_images"] + details["test_images"], "seconds": seconds, "unchanged": unchanged}
+    return {
+        "images": details["train_images"] + details["test_images"],
+        "seconds": seconds,
+        "cpu": used,
+        "unchanged": unchanged,
+    }
 
 
 if __name__ == "__main__":

@@ -160,16 +160,15 @@ def _by_folders(seen: Look) -> Images:
             f"has {parts[0]}/, but no {missing}/",
             "add it, or leave out both and let data.test_fraction split each class",
         )
-    depth = 1 if parts else 0
-    images = {}
-    filled = set()
-    for name, (size, time) in seen.files.items():
-        first, *rest = name.split("/")
-        if len(rest) > depth and (not parts or first in PARTS):
-            images[name] = Image(size, time, first if parts else "", rest[0] if parts else first)
-            filled.add("/".join([first, *rest][: depth + 1]))
-    classes = {name for name in seen.folders if name.count("/") == depth and (not parts or name.split("/")[0] in PARTS)}
-    if images and (empty := classes - filled):
+    images: Images = {}
+    empty: set[str] = set()
+    for prefix in ("train/", "test/") if parts else ("",):
+        places = {name: name.removeprefix(prefix).partition("/") for name in seen.files if name.startswith(prefix)}
+        labels = {name: label for name, (label, slash, _) in places.items() if slash}
+        images |= {name: Image(*seen.files[name], prefix[:-1], label) for name, label in labels.items()}
+        classes = {name for name in seen.folders if name.startswith(prefix) and "/" not in name.removeprefix(prefix)}
+        empty |= classes - {prefix + label for label in labels.values()}
+    if images and empty:
         besides = ", where links out of the folder do not count" if seen.links else ""
         raise Unlabelled(f"no images in {examples(empty)}{besides}", "add some, or remove the folder")
     return images

@@ -14,7 +14,7 @@ from small_cifar import memory_below
 from pipeline import dataset
 from pipeline.dataset import folder, image_files
 from pipeline.errors import DataError
-from pipeline.workspace import image_folder
+from pipeline.workspace import freshness, image_folder
 
 Chain = Callable[..., object]
 
@@ -268,6 +268,20 @@ def test_a_folder_that_changes_while_it_is_read_is_noticed(chain, reporter, part
     assert made.why("dataset")[0].endswith("has changed: 1 image more in class good, 1 rewritten")
     dataset.prepare(made, reporter)
     assert held(dataset.load(made.dataset_folder()), "train") == on_disk(parts / "train")
+
+
+def test_a_command_keeps_to_what_it_found_or_read(chain, reporter, parts, monkeypatch):
+    monkeypatch.setattr(freshness, "_command_began", freshness._command_began)  # and back again
+    made = chain(parts, name="parts")
+    for number, after in enumerate((lambda: dataset.prepare(made, reporter), lambda: None)):
+        freshness.begin_command()
+        after()
+        assert made.why("dataset") == []
+        picture(parts / "train/good" / f"late-{number}.png", 90 + number)
+        assert made.why("dataset") == []
+        freshness.begin_command()
+        assert made.why("dataset")[0].endswith("has changed: 1 image more in class good")
+        dataset.prepare(made, reporter)
 
 
 def test_an_unchanged_folder_is_looked_at_and_not_read(chain, reporter, parts, monkeypatch):

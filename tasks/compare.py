@@ -73,7 +73,7 @@ class Compare(PluginTask):
                 config=entry.source,
                 workspace=self.workspace,
                 generation=entry.chain.generation,
-                settings=remember(entry.source, entry.chain.config),
+                settings=remember(entry.source, entry.chain.given),
             )
             for entry in self.comparison.entries
         ]

@@ -63,7 +63,7 @@ VGG8 = {
 
 def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without anything that configures Luigi, Python, MXNet or this plugin."""
-    foreign = ("LUIGI_", "CIFAR10_", "PYTHON", "OMP_", "GOMP_", "MXNET_", "DMLC_", "VGG_")
+    foreign = ("LUIGI_", "CIFAR10_", "CIFAR100_", "PYTHON", "OMP_", "GOMP_", "MXNET_", "DMLC_", "VGG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **more}
 

@@ -153,7 +153,7 @@ def _check_data(configs: dict[str, Config]) -> None:
 def _check_distinct(entries: Sequence[Entry]) -> None:
     seen: dict[str, Entry] = {}
     for entry in entries:
-        other = seen.setdefault(entry.chain.run_id, entry)
+        other = seen.setdefault(run_id(entry.chain.config.architecture, entry.chain.generation), entry)
         if other is not entry:
             raise ConfigError(
                 f"{entry.source}: the same run as {other.source} ({entry.chain.run_id}): only another architecture "

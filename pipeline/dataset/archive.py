@@ -29,7 +29,7 @@ from pipeline.dataset.refusal import Refused, Tell, shown
 from pipeline.files import human_size
 from pipeline.workspace.sources import batch_folders, counted_files
 
-#: Bytes that an archive may unpack to; CIFAR-10 has 184 MB.
+#: Bytes that an archive may unpack to; CIFAR-10 and CIFAR-100 have 184 MB.
 TOTAL_LIMIT = 1 << 30
 
 #: Members that an archive may have; CIFAR-10 has 8.
@@ -92,7 +92,7 @@ def _read_archive(file: BinaryIO, collector: Collector, tell: Tell) -> str:
     size = os.fstat(file.fileno()).st_size
     compressed = _is_compressed(file.read(tarfile.BLOCKSIZE))
     if size > TOTAL_LIMIT + TOTAL_LIMIT // 64:  # gzip itself adds less
-        raise Refused(f"has {human_size(size)}, far more than CIFAR-10: not unpacked")
+        raise Refused(f"has {human_size(size)}, far more than CIFAR-10 or CIFAR-100: not unpacked")
     stream = _Stream(file, size, compressed, tell)
     ended = threading.Event()
     # hashlib and zlib release the interpreter's lock: the checksum costs nothing on a second core.
@@ -248,7 +248,7 @@ class _Stream:
 
     def _check(self, count: int) -> None:
         if self.position + count > TOTAL_LIMIT:
-            raise Refused(f"unpacks to more than {TOTAL_LIMIT >> 20} MB (CIFAR-10: 176 MB)")
+            raise Refused(f"unpacks to more than {TOTAL_LIMIT >> 20} MB (CIFAR-10 and CIFAR-100: 176 MB)")
 
     def _take(self, count: int, what: str) -> bytes:
         """At most `count` of the next bytes, at least one."""
@@ -289,7 +289,7 @@ def _read_folder(folder: Path, collector: Collector, tell: Tell) -> None:
         raise Refused(f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
     files = counted_files(places[0])
     if sum(path.stat().st_size for path in files) > TOTAL_LIMIT:
-        raise Refused(f"its batches have more than {human_size(TOTAL_LIMIT)}, CIFAR-10's have 184 MB")
+        raise Refused(f"its batches have more than {human_size(TOTAL_LIMIT)}, those of CIFAR-10 and CIFAR-100 184 MB")
     for index, path in enumerate(files):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

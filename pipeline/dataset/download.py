@@ -38,7 +38,7 @@ _BLOCK = 1 << 18
 #: Tries in a row that bring nothing new before an address is given up; seconds before the second, doubled each time.
 TRIES, BACKOFF = 4, 1.0
 
-#: Bytes that a download may have. CIFAR-10's archive has 170 MB.
+#: Bytes that a download may have. The archives of CIFAR-10 and CIFAR-100 have 170 MB.
 DOWNLOAD_LIMIT = 2_000_000_000
 
 #: New bytes that make a try count as progress.
@@ -221,7 +221,7 @@ def _store(response: requests.Response, content: _Content, offset: int, partial:
     """Write the body into `.part` from `offset` on. Raises `_TryAgain` when it ends too early."""
     length, received = content.length, offset
     if length is not None and length > DOWNLOAD_LIMIT:
-        raise Refused(f"has {human_size(length)}, far more than CIFAR-10; not downloaded")
+        raise Refused(f"has {human_size(length)}, far more than CIFAR-10 or CIFAR-100; not downloaded")
     if length is not None and length - offset > shutil.disk_usage(partial.file.parent).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial.file.parent))
     block = _read(response)

@@ -1,4 +1,4 @@
-"""Reading CIFAR-10's python layout, which is pickle, without letting it run code.
+"""Reading the python layout, which is pickle, without letting it run code.
 
 A pickle is a program. `pickletools` of the standard library takes it apart into operations, and `_Machine` carries out
 the few that build numbers, texts, lists, dicts and numpy arrays. Nothing that a pickle names is ever looked up or
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pipeline.dataset.refusal import Refused, shown
 from pipeline.errors import PipelineError
 
-#: Operations that a pickle may have: so many, and one more for so many of its bytes. A batch of 10,000 images, which
-#: has 3,072 bytes of each, needs 2 to 13 for an image.
+#: Operations that a pickle may have: so many, and one more for so many of its bytes. A batch, which has
+#: 3,072 bytes of each image, needs 2 to 13 operations for it.
 _OPERATIONS, _BYTES_EACH = 20_000, 200
 
 _NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
@@ -196,7 +196,7 @@ class _Machine:
     def _function(self, name: str) -> _Function:
         if name not in _KNOWN:
             wanted = shown(name.replace(" ", "."))
-            found = f"{self._name} is a pickle that wants {wanted}, which no CIFAR-10 batch needs; nothing was run"
+            found = f"{self._name} is a pickle that wants {wanted}, which no batch needs; nothing was run"
             raise Refused(found)
         return _Function(name)
 

@@ -361,7 +361,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     details = sources.train["details"]
     stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
     return {
-        "config": _config_rows(trained),
+        "config": _config_rows(trained, len(sources.metrics["classes"])),
         "config_changes": config_changes(sources.train, chain.config),  # as of `rendered`
         "versions": details["versions"],
         "stages": {
@@ -371,13 +371,13 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     }
 
 
-def _config_rows(trained: Config) -> list[dict[str, Any]]:
+def _config_rows(trained: Config, classes: int) -> list[dict[str, Any]]:
     """Every key of the configuration with its value and its default; `chosen` are the required and non-default ones."""
     least = {
         "architecture": {"name": trained.architecture.name, "conv_arch": trained.architecture.conv_arch},
         "training": {"epochs": trained.training.epochs},
     }
-    default = dict(_leaves(configuration.to_dict(configuration.from_dict(least))))
+    default = dict(_leaves(configuration.to_dict(configuration.from_dict(least)))) | {"architecture.classes": classes}
     value = configuration.to_record(trained)
     required = dict(_leaves(least))
     return [

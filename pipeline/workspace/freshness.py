@@ -86,7 +86,11 @@ class Chain:
 
     @property
     def run_id(self) -> str:
-        return run_id(self.config.architecture, self.generation)
+        """Without its fingerprint as long as the number of classes is not known."""
+        architecture = self.config.architecture
+        if architecture.classes is None:
+            return architecture.name + (f"@{self.generation}" if self.generation else "")
+        return run_id(architecture, self.generation)
 
     def source_record(self) -> dict[str, Any] | None:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""

@@ -209,7 +209,7 @@ def _check_classes(classes: set[str], seen: Look) -> None:
     if not classes:
         besides = f"; {counted(len(seen.others), 'other file')}" if seen.others else ""
         besides += f"; {counted(len(seen.links), 'link')} out of the folder, which do not count" if seen.links else ""
-        raise Unlabelled(f"no images in classes, and no CIFAR-10 batches, in this folder{besides}", LAYOUT)
+        raise Unlabelled(f"no images in classes, and no CIFAR-10 or CIFAR-100 batches, in this folder{besides}", LAYOUT)
     if len(classes) == 1:
         raise Unlabelled(f"has one class, {examples(classes)}", f"add others: {LAYOUT}")
     if len(classes) > MOST_CLASSES:

@@ -213,10 +213,12 @@ def test_paths_in_the_file_are_relative_to_the_file(write, tmp_path, monkeypatch
     assert config.training.init_from == str(tmp_path / "old.params")
 
 
-def test_the_environment_replaces_the_source_and_its_checksum(write, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_environment_replaces_the_source_and_its_checksum(write, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CIFAR10_SOURCE", "here.tar.gz")
-    text = changed("{name: mini, source: mini.tar.gz}", f"{{name: cifar10, sha256: {'0a' * 32}, mirrors: [a, b]}}")
+    monkeypatch.setenv("CIFAR10_SOURCE", "another.tar.gz")
+    monkeypatch.setenv(f"{name.upper()}_SOURCE", "here.tar.gz")
+    text = changed("{name: mini, source: mini.tar.gz}", f"{{name: {name}, sha256: {'0a' * 32}, mirrors: [a, b]}}")
     data = load(write(text)).data
     assert (data.source, data.sha256, data.mirrors) == (str(tmp_path / "here.tar.gz"), None, [])
 

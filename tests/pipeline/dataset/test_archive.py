@@ -246,7 +246,7 @@ def test_a_source_that_is_a_pipe_does_not_hang(chain, reporter, tmp_path):
 
 def test_a_folder_without_batches_says_so(chain, reporter, tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="no CIFAR-10 batches"):
+    with pytest.raises(DataError, match="no images in classes, and no CIFAR-10 or CIFAR-100 batches"):
         dataset.prepare(chain(tmp_path / "folder"), reporter)
     with pytest.raises(DataError, match="no CIFAR-10 or CIFAR-100 batches"):
         dataset.prepare(chain(tmp_path / "folder", name="cifar100", classes=None), reporter)

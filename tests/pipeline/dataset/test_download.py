@@ -149,7 +149,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(chain, archive, sit
 @pytest.mark.parametrize("length", ["9" * 5000, "1" * 20])
 def test_a_length_that_no_file_has_is_refused(chain, site, reporter, length):
     site.length = length
-    with pytest.raises(DataError, match="far more than CIFAR-10; not downloaded"):
+    with pytest.raises(DataError, match="far more than CIFAR-10 or CIFAR-100; not downloaded"):
         dataset.prepare(chain(site.url()), reporter)
 
 

@@ -198,7 +198,7 @@ def test_a_source_s_password_does_not_get_into_the_report(finished: SmallChain) 
     value = config.to_dict(finished.chain().config)
     value["data"]["source"] = "https://user:secret@example.org/cifar.tar.gz?token=hidden"
     value["data"]["mirrors"] = ["https://other:secret@example.org/cifar.tar.gz"]
-    rows = facts._config_rows(config.from_dict(value))
+    rows = facts._config_rows(config.from_dict(value), 10)
     shown = {row["key"]: row["value"] for row in rows}
     assert shown["data.source"] == "https://example.org/cifar.tar.gz"
     assert "secret" not in json.dumps(rows)

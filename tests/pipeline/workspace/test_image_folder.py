@@ -86,7 +86,7 @@ def test_what_is_left_out_is_told(tmp_path):
 
 LONG = "x" * 65
 REFUSED = {
-    "nothing": ((), "no images in classes, and no CIFAR-10 batches, in this folder"),
+    "nothing": ((), "no images in classes, and no CIFAR-10 or CIFAR-100 batches, in this folder"),
     "other kinds": (("a/1.heic", "b/2.heic"), "no images in classes.*; 2 other files"),
     "no classes": (("1.png", "2.png"), "no images in classes"),
     "one class": (("a/1.png",), "has one class, a"),

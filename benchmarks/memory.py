@@ -6,6 +6,7 @@ Shared pages count once for each process that maps them (RSS), so the true figur
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -15,35 +16,34 @@ from pathlib import Path
 import bench
 import psutil
 
+from pipeline.workspace import Workspace, events
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default=str(bench.ROOT / "config" / "vgg11-fast.yaml"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        workspace = str(Path(folder) / "artifacts")
-        command = bench.luigi_command("Report", "--config", options.config, "--workspace", workspace)
+        workspace = Path(folder) / "artifacts"
+        command = bench.luigi_command("Report", "--config", options.config, "--workspace", str(workspace))
         with open(Path(folder) / "log", "wb") as log:
-            peaks = watch(subprocess.Popen(command, stdout=log, stderr=log))
+            peaks = watch(subprocess.Popen(command, stdout=log, stderr=log), Workspace(workspace))
     rows = [(stage, f"{peak / 1e6:,.0f} MB") for stage, peak in peaks.items()]
     rows.append(("whole chain, peak", f"{max(peaks.values()) / 1e6:,.0f} MB"))
     bench.table(Path(options.config).name, ("stage", "peak resident memory"), rows)
     bench.finish("memory", {"config": options.config, "peak_bytes": peaks})
 
 
-def watch(luigi: subprocess.Popen[bytes]) -> dict[str, int]:
+def watch(luigi: subprocess.Popen[bytes], workspace: Workspace) -> dict[str, int]:
     """Peak memory of the process and its descendants by the stage that was running, in bytes."""
     peaks: dict[str, int] = {}
     process = psutil.Process(luigi.pid)
     while luigi.poll() is None:
-        stage, total = "luigi alone", 0
+        last = (events.read(workspace) or [{"event": ""}])[-1]
+        stage, total = last["stage"] if last["event"] == "started" else "luigi alone", 0
         for one in [process, *process.children(recursive=True)]:
-            try:
+            with contextlib.suppress(psutil.Error):
                 total += one.memory_info().rss
-                words = one.cmdline()
-            except psutil.Error:
-                continue
-            stage = next((word.removeprefix("pipeline.") for word in words if word.startswith("pipeline.")), stage)
         peaks[stage] = max(peaks.get(stage, 0), total)
         time.sleep(0.02)
     if luigi.returncode:

@@ -212,6 +212,16 @@ def move(source: Path, target: Path) -> None:
     remove(source)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, by a hard link where the file system has them. Raises `OSError`."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EEXIST):
+            raise
+        _copy(source, target)
+
+
 def _copy(source: Path, target: Path) -> None:
     if source.is_symlink():
         os.symlink(os.readlink(source), target)

@@ -9,9 +9,7 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import re
-import shutil
 import threading
 import time
 import zipfile
@@ -21,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import AlreadyRunning, PipelineError, WorkspaceError
-from pipeline.files import write_json
+from pipeline.files import link_or_copy, write_json
 from pipeline.process.parent import Stopped
-from pipeline.retraining import generations, registry
+from pipeline.retraining import generations, registry, served
 from pipeline.storage import ObjectStorage
 from pipeline.storage.copies import Lost, NotAsRecorded
 from pipeline.workspace import MANIFEST, Run, Workspace, manifest
@@ -58,8 +56,12 @@ def publish_finished(chain: Chain, stage: str) -> bool:
 def at_work(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]:
     """Around a stage's process, its lock being held: fetch what it needs, publish checkpoints and what it made."""
     storage, run = chain.workspace.storage, chain.run()
+    pointer = chain.workspace.current(chain.config)
     if not isinstance(storage, ObjectStorage):  # everything is in place
         yield
+        if stage == "promote":
+            with registry.held(chain.workspace, pointer):
+                _serve(chain, pointer)
         return
     with _gate_held(chain, storage, stage):
         _fetch(chain, storage, stage, options)
@@ -198,6 +200,7 @@ def _publish(chain: Chain, storage: ObjectStorage, stage: str, recorded_only: bo
         pointer = workspace.current(chain.config)
         if stage == "promote" and pointer.exists():
             storage.publish_file(pointer)
+            _serve(chain, pointer)
         workspace.publish(folder, recorded_only)
         if stage == "dataset":
             _publish_source(chain, storage)
@@ -222,6 +225,13 @@ def _publish_source(chain: Chain, storage: ObjectStorage) -> None:
         refresh([chain], since=time.monotonic())
         return
     storage.publish_file(pointer)
+
+
+def _serve(chain: Chain, pointer: Path) -> None:
+    """Make the current model available to services; an error only when it is the chain's own that cannot be."""
+    current, run = registry.read(pointer), chain.run()
+    promoted = current is not None and run is not None and current.run == run.place
+    (served.serve if promoted else served.try_to_serve)(chain.workspace, pointer)
 
 
 @contextlib.contextmanager
@@ -277,10 +287,7 @@ class Checkpoints:
             return
         kept = self.run.work / f".publishing-{newest.name}"
         kept.unlink(missing_ok=True)
-        try:
-            os.link(newest, kept)  # the training removes it when it has newer ones
-        except PermissionError:  # a file system without links
-            shutil.copyfile(newest, kept)
+        link_or_copy(newest, kept)  # the training removes it when it has newer ones
         try:
             key = self.storage.key(newest)
             self.storage.store.put(kept, key)

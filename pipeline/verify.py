@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import status
 from pipeline.errors import WorkspaceError
-from pipeline.retraining import registry
+from pipeline.retraining import registry, served
 from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace, manifest
 
@@ -53,6 +53,7 @@ def verify(workspace: Workspace) -> Verified:
     for pointer in workspace.currents():
         try:
             registry.read(pointer)
+            found.damaged += served.damage(workspace, pointer)
         except WorkspaceError as error:
             found.damaged.append(str(error))
     return found

@@ -15,7 +15,7 @@ from luigi.util import requires
 
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
-from pipeline.retraining import deletion, generations, periods, registry, retention, rollback
+from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
 from pipeline.workspace import Run, Workspace, generation_seed, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
@@ -136,7 +136,10 @@ class Retrain(ChainTask):
         refused = finished and decision.get("outcome") == generations.REFUSED
         if refused:
             exit_with(REFUSED)
-        write_metrics(self.chain.workspace, None if refused else self.chain.given)
+        workspace, pointer = self.chain.workspace, self.chain.workspace.current(self.chain.config)
+        with registry.held(workspace, pointer):
+            served.try_to_serve(workspace, pointer)
+        write_metrics(workspace, None if refused else self.chain.given)
         expired = retention.expired(self.chain, self.chain.config.retrain.keep)
         if expired:
             log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(expired))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import AlreadyRunning, from_os_error
 from pipeline.files import MANIFEST, read_json
-from pipeline.retraining import generations, registry, trash
+from pipeline.retraining import generations, registry, served, trash
 from pipeline.retraining.generations import PROMOTED, Generation
 from pipeline.retraining.periods import period
 from pipeline.retraining.rollback import former
@@ -41,6 +41,7 @@ def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ())
     moved, left = [], []
     path = chain.workspace.current(chain.config)
     with registry.held(chain.workspace, path):  # so that nobody makes one of them current meanwhile
+        served.try_to_serve(chain.workspace, path)
         pointer = registry.read(path)
         for item in chosen:
             if pointer and pointer.run == item.run.place:

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.errors import PipelineError, from_os_error
 from pipeline.files import now
-from pipeline.retraining import generations, registry, trash
+from pipeline.retraining import generations, registry, served, trash
 from pipeline.retraining.registry import Entry, Pointer
 from pipeline.workspace import Workspace, events
 from pipeline.workspace.freshness import Chain
@@ -31,11 +31,13 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
         if old is None:
             raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
         new = _named(chain, to) if to else _former(chain, old)
+        served.check(chain.workspace, new)
         new = msgspec.structs.replace(new, since=now())
         if new.run in old.rolled_back:
             registry.set_current(path, new)
         elif new.run != old.run:
             registry.withdraw(path, new)
+        served.serve(chain.workspace, path)
     told = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": old.run}
     seconds = round(time.monotonic() - started, 3)
     events.record(chain.workspace, "rolled back", **registry.about(chain), **told, seconds=seconds)
@@ -94,6 +96,7 @@ def retire(workspace: Workspace, name: str) -> Path:
     try:
         with registry.held(workspace, path):
             workspace.move(path, target)
+            served.serve(workspace, path)
     except OSError as error:
         raise from_os_error(error, "move the pointer to the trash") from error
     data, architecture = name.split("/")

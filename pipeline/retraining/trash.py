@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import now
-from pipeline.retraining import registry
+from pipeline.retraining import registry, served
 from pipeline.storage import locks
 from pipeline.workspace import RUN_FOLDERS, Run, Workspace, events
 from pipeline.workspace.freshness import Chain, all_upstream
@@ -114,6 +114,8 @@ def restore(workspace: Workspace, item: Item) -> list[str]:
                 workspace.move(part, goal)
         except OSError as error:
             raise from_os_error(error, "restore it from the trash") from error
+        if item.place.startswith("current/"):
+            served.try_to_serve(workspace, workspace.root / item.place)
     _remove_empty(workspace, item.path)
     return [workspace.shown(goal) for goal in moves.values()]
 

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import os
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.files import move, read_regular, remove, sha256_file
+from pipeline.files import (
+    MANIFEST,
+    link_or_copy,
+    move,
+    read_regular,
+    remove,
+    sha256_file,
+    sync_directory,
+    write_atomically,
+)
 from pipeline.storage.protocol import Storage
+
+#: For how long after its replacement somebody may still be about to open a model that was served.
+READ_SECONDS = 3600.0
 
 
 class LocalStorage(Storage):
@@ -24,7 +40,7 @@ class LocalStorage(Storage):
         return sha256_file(path)
 
     def exists(self, path: Path) -> bool:
-        return path.exists()
+        return os.path.lexists(path)
 
     def names(self, folder: Path) -> list[str]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -50,10 +66,43 @@ class LocalStorage(Storage):
             os.replace(folder, hidden)
         remove(hidden)
 
+    def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
+        def fill(folder: Path) -> None:
+            folder.mkdir(parents=True)
+            link_or_copy(model, folder / model.name)
+            write_atomically(folder / MANIFEST, about)
+
+        former = Path(os.path.realpath(stable))
+        if not version.exists():
+            _replace(version, fill)
+        try:
+            _replace(stable, lambda link: os.symlink(version.name, link))
+        except OSError:  # a file system without links, or one that had none before
+            stable.mkdir(exist_ok=True)
+            for name in (model.name, MANIFEST):
+                _replace(stable / name, functools.partial(link_or_copy, version / name))
+        sync_directory(stable.parent)
+        if former not in (stable, version) and former.exists():
+            os.utime(former)
+        for other in stable.parent.glob(f"{glob.escape(stable.name)}@*"):
+            if other not in (version, former) and other.stat().st_mtime < time.time() - READ_SECONDS:
+                remove(other)
+
     def read_log(self, file: Path) -> list[str]:
         with contextlib.suppress(OSError):
             return read_regular(file).decode(errors="replace").splitlines()
         return []
+
+
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    """Make something beside a path and put it there in one step."""
+    beside = path.with_name(f".{path.name}.new")
+    remove(beside)
+    try:
+        make(beside)
+        os.replace(beside, path)
+    finally:
+        remove(beside)
 
 
 #: The storage of every workspace that is in a folder.

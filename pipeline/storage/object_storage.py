@@ -182,6 +182,9 @@ class ObjectStorage(Storage):
     def delete(self, folder: Path) -> None:
         self._publisher.delete(folder)
 
+    def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
+        self._publisher.serve(model, about, version, stable)
+
     # --- locks and the event log --------------------------------------------------------------------------------
 
     def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> AbstractContextManager[object]:

@@ -85,6 +85,12 @@ class Storage(Protocol):
     def delete(self, folder: Path) -> None:
         """Delete a folder for good; at no moment does a part of it count as finished."""
 
+    def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
+        """Have `model` and the manifest `about` in the folder `version`, and make `stable` lead there.
+
+        At no moment is `stable` without a model. Former versions go when nobody can be reading them any more.
+        """
+
     # --- locks and the event log --------------------------------------------------------------------------------
 
     def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> AbstractContextManager[object]:

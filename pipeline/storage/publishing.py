@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import WorkspaceError
-from pipeline.files import MANIFEST, sha256_file
+from pipeline.files import MANIFEST, read_json, sha256_file
 from pipeline.storage.copies import Copies
 from pipeline.storage.listing import Listing
 from pipeline.storage.object_locks import ObjectLocks
@@ -84,6 +84,20 @@ class Publisher:
         self.listing.note(top, None)
         folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
         self.copies.note(dict.fromkeys(keys))
+
+    def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
+        """Copy a model to its version, then to its stable key; of former versions the last one stays."""
+        self.locks.check()
+        source, top, new = (self.copies.key(path) for path in (model, stable, version))
+        former = str((read_json(stable / MANIFEST) or {}).get("model"))
+        for folder in (new, top):
+            self.store.copy(source, f"{folder}/{model.name}")
+            self.store.write(f"{folder}/{MANIFEST}", about)
+        beside = top.rpartition("/")[0]
+        kept = (new, f"{beside}/{former[3:].partition('/')[0]}")
+        there = self.store.find(f"{beside}/")
+        self.store.delete(key for key in there if key.startswith(f"{top}@") and key.rpartition("/")[0] not in kept)
+        self.listing.replace([beside], self.store.find(f"{beside}/"))
 
     def _write(self, key: str, file: Path) -> None:
         self.store.write(key, file.read_bytes())

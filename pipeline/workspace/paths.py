@@ -6,6 +6,7 @@ runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
 work/                                 checkpoints, partial downloads, locks: disposable
 comparisons/<name>/                   the ranking page of a comparison
 current/<data name>/<architecture name>.json   which run is the promoted one
+current/<data name>/<architecture name>/       its model as services load it, see `served`
 trash/<when>/<path>                   what a user set aside, under the path that it had
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import posixpath
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,20 +21,28 @@ def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], buc
     def current() -> str:
         return json.loads(bucket.read("current/mini/tiny.json"))["generation"]
 
+    def served() -> str:
+        """The generation at the stable keys; by whatever way a reader goes, the model is the one that is described."""
+        about = json.loads(bucket.read("current/mini/tiny/manifest.json"))
+        for key in ("current/mini/tiny/model.onnx", posixpath.normpath(f"current/mini/tiny/{about['model']}")):
+            assert hashlib.sha256(bucket.read(key)).hexdigest() == about["files"]["model.onnx"]["sha256"]
+        assert len([key for key in bucket.objects("model.onnx") if "tiny@" in key and key.startswith("current")]) <= 2
+        return about["generation"]
+
     assert one.good("Retrain", "--date", "2026-11-20").ran.count("promote") == 1
-    assert current() == "2026-11-20"
+    assert current() == served() == "2026-11-20"
     again = two.good("Retrain", "--date", "2026-11-20")
     assert again.ran == []
     assert "up to date: " in again.log
     # The other host compares with what the first one made, of which it has nothing yet, and starts from its weights.
     result = two.good("Retrain", "--date", "2026-11-21")
     assert "warm start from the current model" in result.log
-    assert current() == "2026-11-21"
+    assert current() == served() == "2026-11-21"
     report = json.loads(bucket.read(next(key for key in bucket.objects("report/report.json") if "11-21" in key)))
     assert report["comparison"]["previous"]["run"].endswith("@2026-11-20")
     assert [generation["name"] for generation in report["generations"]] == ["2026-11-21", "2026-11-20"]
     assert "current is  runs/" in one.good("Rollback").output
-    assert current() == "2026-11-20"
+    assert current() == served() == "2026-11-20"
     status = two.good("Status", "--generation", "2026-11-21").output
     assert "the current model is runs/" in status
     assert "@2026-11-20, accuracy" in status
@@ -67,5 +77,6 @@ def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], buc
     one.good("Rollback", "--to", "2026-11-20")
     two.good("Retire", "--name", "mini/tiny", "--confirm")
     assert [key.split("/")[0] for key in bucket.objects("current/mini/tiny.json")] == ["trash"]
+    assert not [key for key in bucket.objects() if key.startswith("current/")]
     one.good("Restore", "--item", "current/mini/tiny.json", "--confirm")
-    assert current() == "2026-11-20"
+    assert current() == served() == "2026-11-20"

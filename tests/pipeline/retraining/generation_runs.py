@@ -51,6 +51,11 @@ def trained_anew(run: Run, weights: str) -> None:
     assert train
     inputs = {**evaluate["inputs"], "model.params": train["files"]["model.params"]["sha256"]}
     manifest.write(run.stage("evaluate"), "evaluate", evaluate["files"], inputs, evaluate["details"])
+    export = manifest.read(run.stage("export"))
+    assert export
+    details = {**export["details"], "weights_sha256": inputs["model.params"]}
+    (run.stage("export") / "model.onnx").write_text(f"exported from {weights}")
+    manifest.write(run.stage("export"), "export", export["files"], export["inputs"], details)
 
 
 def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | None = None) -> Run:

@@ -1,0 +1,112 @@
+"""The model that a service loads: `current/<data name>/<architecture name>/model.onnx`, with a manifest beside it.
+
+In a folder the last part is a link, replaced in one step, to `<architecture name>@<version>`: a folder that is never
+changed and needs no run, as its model is a hard link. Without links, and in a store, it is a folder whose two files are
+replaced one after the other; `model` in the manifest leads to the very version that the manifest is about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import WorkspaceError, from_os_error
+from pipeline.files import MANIFEST, read_json
+from pipeline.retraining import registry
+from pipeline.retraining.registry import Entry
+from pipeline.workspace import Workspace, manifest
+
+MODEL = "model.onnx"
+
+#: What a service wants to know of the exported model.
+_FACTS = ("classes", "input", "outputs", "normalisation", "views", "trained_on")
+
+log = logging.getLogger("vgg")
+
+
+def folder(pointer: Path) -> Path:
+    """The stable path of the model that a pointer is about."""
+    return pointer.with_suffix("")
+
+
+def serve(workspace: Workspace, pointer: Path) -> None:
+    """Make the stable path that of the current model, or remove it when there is none. The caller holds the lock.
+
+    Raises `WorkspaceError` when the model is not exported; the path then leads where it did.
+    """
+    storage, stable, current = workspace.storage, folder(pointer), registry.read(pointer)
+    storage.refresh([stable], since=time.monotonic())
+    storage.refresh([stable.parent])
+    try:
+        if current is None:
+            names = {path.relative_to(stable.parent).parts[0] for path in storage.files(stable.parent)}
+            for name in (stable.name, *(name for name in sorted(names) if name.startswith(f"{stable.name}@"))):
+                if storage.exists(stable.with_name(name)):
+                    storage.delete(stable.with_name(name))
+            return
+        about = msgspec.to_builtins(current.entry)
+        if about.items() <= (read_json(stable / MANIFEST) or {}).items() and storage.exists(stable / MODEL):
+            return
+        model, exported = _exported(workspace, current.entry)
+        value = {
+            "schema": 1,
+            "name": registry.name_of(pointer),
+            **about,
+            **{key: exported["details"].get(key) for key in _FACTS},
+            "files": {MODEL: exported["files"][MODEL]},
+        }
+        version = f"{stable.name}@{hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]}"
+        value["model"] = f"../{version}/{MODEL}"
+        storage.serve(model, json.dumps(value, indent=2).encode() + b"\n", stable.with_name(version), stable)
+    except OSError as error:
+        raise from_os_error(error, "make the current model available to services") from error
+
+
+def try_to_serve(workspace: Workspace, pointer: Path) -> None:
+    """As `serve`; what stands in its way is told, and no error."""
+    try:
+        serve(workspace, pointer)
+    except WorkspaceError as error:
+        log.warning("%s is not that of the current model: %s", workspace.shown(folder(pointer)), error)
+
+
+def check(workspace: Workspace, entry: Entry) -> None:
+    """Raise `WorkspaceError` unless the model of `entry` can be served."""
+    _exported(workspace, entry)
+
+
+def damage(workspace: Workspace, pointer: Path) -> list[str]:
+    """What is wrong with the files at the stable path; nothing when there is none yet."""
+    stable, storage = folder(pointer), workspace.storage
+    storage.refresh([stable])
+    value = read_json(stable / MANIFEST)
+    try:
+        recorded = value["files"] if value else {}
+        sound = all(storage.sha256(stable / name) == file["sha256"] for name, file in recorded.items())
+    except (KeyError, TypeError, AttributeError, OSError):
+        sound = False
+    return [] if sound else [f"{stable.relative_to(workspace.root)}: damaged; remove it, and Prune makes it again"]
+
+
+def _exported(workspace: Workspace, entry: Entry) -> tuple[Path, dict[str, Any]]:
+    """The exported model of a run, and the manifest of its export; raises `WorkspaceError` when it is not whole."""
+    stage = registry.run_at(workspace, entry.run).stage("export")
+    workspace.storage.refresh([stage])
+    exported = manifest.read(stage)
+    generation = f" --generation {entry.generation}" if entry.generation else ""
+    advice = f"luigi --module tasks Export{generation} makes it"
+    if exported is None or exported["details"].get("weights_sha256") != entry.weights_sha256:
+        raise WorkspaceError(f"{entry.run} is not exported with the weights that were promoted; {advice}")
+    try:
+        whole = workspace.storage.sha256(stage / MODEL) == manifest.digest(exported, MODEL)
+    except OSError:
+        whole = False
+    if not whole:
+        raise WorkspaceError(f"{entry.run}/export/{MODEL} is damaged; remove {entry.run}/export, and {advice}")
+    return stage / MODEL, exported

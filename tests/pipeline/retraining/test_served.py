@@ -1,0 +1,202 @@
+"""What a service loads: the stable path always leads to a whole model, and to the current one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from generation_runs import current, make, pointer_of
+from luigi_runs import CHECKOUT, SmallChain, clean_environment
+from PIL import Image
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation import read_predictions
+from pipeline.retraining import registry, retention, rollback, served, trash
+from pipeline.verify import verify
+from pipeline.workspace import Workspace
+
+#: Reads what a service would, again and again until its standard input ends; prints how often, or what was wrong.
+READER = """
+import hashlib, json, os, select, sys
+from pathlib import Path
+stable, turns = Path(sys.argv[1]), 0
+print("reading", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    with open(stable / "model.onnx", "rb") as file:
+        content = file.read()
+    assert content in (b"exported from 2026-W41", b"exported from 2026-W42"), content
+    at_once = stable.resolve()
+    manifest = json.loads((at_once / "manifest.json").read_text())
+    for model in (at_once / "model.onnx", at_once / manifest["model"]):
+        assert hashlib.sha256(model.read_bytes()).hexdigest() == manifest["files"]["model.onnx"]["sha256"]
+    turns += 1
+print(turns)
+"""
+
+
+@pytest.fixture
+def two(done: SmallChain) -> SmallChain:
+    """A chain with two generations; the second one is current and served."""
+    make(done, "2026-W41")
+    make(done, "2026-W42")
+    served.serve(done.chain().workspace, pointer_of(done))
+    return done
+
+
+def stable_of(small: SmallChain) -> Path:
+    return small.workspace / "current/mini/tiny"
+
+
+def promote(workspace: Workspace, path: Path, turn: int) -> None:
+    """Make one of the two generations current and serve it, in turns."""
+    pointer = registry.read(path)
+    assert pointer
+    (entry,) = (each for each in (pointer.entry, *pointer.before) if each.generation == f"2026-W4{1 + turn % 2}")
+    with registry.held(workspace, path):
+        registry.set_current(path, msgspec.structs.replace(entry, since=f"2030-01-01T00-{turn}"))
+        served.serve(workspace, path)
+
+
+def is_served(small: SmallChain) -> str:
+    """The generation at the stable path, whose files are checked."""
+    stable = stable_of(small)
+    about = json.loads((stable / "manifest.json").read_text())
+    content = (stable / about["model"]).read_bytes()
+    assert content == (stable / "model.onnx").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == about["files"]["model.onnx"]["sha256"]
+    assert served.damage(small.chain().workspace, pointer_of(small)) == []
+    generation: str = about["generation"]
+    return generation
+
+
+def test_a_reader_finds_a_whole_model_at_every_moment_of_200_promotions(
+    two: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and not what this is about
+    workspace, path = two.chain().workspace, pointer_of(two)
+    command = [sys.executable, "-c", READER, str(stable_of(two))]
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert reader.stdout
+    assert reader.stdout.readline() == "reading\n"
+    for turn in range(200):
+        promote(workspace, path, turn)
+        assert reader.poll() is None, reader.communicate()[1]
+    output, problem = reader.communicate()
+    assert problem == ""
+    assert int(output) >= 1
+    assert is_served(two) == "2026-W42"
+
+
+def test_promotions_roll_backs_and_retirement_switch_the_stable_path(two: SmallChain) -> None:
+    workspace = two.chain().workspace
+    assert is_served(two) == "2026-W42"
+    rollback.roll_back(two.chain())
+    assert is_served(two) == "2026-W41"
+    pointer = rollback.retire(workspace, "mini/tiny")
+    assert not stable_of(two).parent.exists() or os.listdir(stable_of(two).parent) == []
+    assert pointer.exists()
+    (item,) = trash.items(workspace)
+    trash.restore(workspace, item)
+    assert is_served(two) == "2026-W41"
+
+
+def test_it_outlives_its_run_and_the_workspace_can_be_moved(two: SmallChain, tmp_path: Path) -> None:
+    shutil.rmtree(two.workspace / "runs")
+    shutil.copytree(two.workspace, tmp_path / "copied", symlinks=True)
+    two.workspace.rename(tmp_path / "moved")
+    for place in ("copied", "moved"):
+        assert (tmp_path / place / "current/mini/tiny/model.onnx").read_text() == "exported from 2026-W42"
+
+
+def test_a_workspace_from_before_is_served_by_the_next_prune_and_damage_is_found_and_mended(two: SmallChain) -> None:
+    workspace = two.chain().workspace
+    for path in stable_of(two).parent.glob("tiny[!.]*"):
+        shutil.rmtree(path)
+    stable_of(two).unlink()
+    assert served.damage(workspace, pointer_of(two)) == []
+    retention.prune(two.chain(), [])
+    assert is_served(two) == "2026-W42"
+    (stable_of(two) / "model.onnx").unlink()
+    assert "current/mini/tiny: damaged; remove it, and Prune makes it again" in verify(workspace).damaged
+    shutil.rmtree(stable_of(two).resolve())
+    retention.prune(two.chain(), [])
+    assert is_served(two) == "2026-W42"
+
+
+def test_former_versions_go_an_hour_after_they_were_replaced(two: SmallChain) -> None:
+    for turn in (0, 1):
+        promote(two.chain().workspace, pointer_of(two), turn)
+    versions = set(stable_of(two).parent.glob("tiny@*"))
+    assert len(versions) == 3
+    for path in versions:
+        os.utime(path, (time.time() - 3700,) * 2)
+    promote(two.chain().workspace, pointer_of(two), 2)
+    assert len(set(stable_of(two).parent.glob("tiny@*")) & versions) == 1, "that which was current until now"
+
+
+def test_without_links_two_files_are_replaced_and_the_manifest_leads_to_its_own_model(
+    two: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*about: object) -> None:
+        raise PermissionError("no links here")
+
+    shutil.copytree(stable_of(two), two.root / "as-folder")
+    stable_of(two).unlink()
+    (two.root / "as-folder").rename(stable_of(two))
+    with monkeypatch.context() as without:
+        without.setattr(os, "symlink", refuse)
+        without.setattr(os, "link", refuse)
+        rollback.roll_back(two.chain(), "2026-W41")
+        assert is_served(two) == "2026-W41"
+        rollback.roll_back(two.chain(), "2026-W42")
+    assert is_served(two) == "2026-W42"
+    rollback.roll_back(two.chain(), "2026-W41")
+    assert is_served(two) == "2026-W41", "a folder stays one"
+    assert sorted(path.name for path in stable_of(two).iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_a_roll_back_to_a_model_that_cannot_be_served_changes_nothing(two: SmallChain) -> None:
+    run = two.chain("2026-W41").run()
+    assert run
+    (run.stage("export") / "model.onnx").write_text("exported from 2026-W40")
+    with pytest.raises(PipelineError, match=r"W41/export/model.onnx is damaged; remove .*Export --generation 2026-W41"):
+        rollback.roll_back(two.chain())
+    shutil.rmtree(run.stage("export"))
+    with pytest.raises(PipelineError, match=r"W41 is not exported .*Export --generation 2026-W41 makes it"):
+        rollback.roll_back(two.chain())
+    assert current(two) == is_served(two) == "2026-W42"
+
+
+def test_the_lines_of_the_readme_classify_an_image_as_the_evaluation_did(done: SmallChain) -> None:
+    chain = done.chain()
+    run, path = chain.run(), pointer_of(done)
+    assert run
+    entry = registry.entry_of(run, "")
+    assert entry
+    registry.set_current(path, entry)
+    served.serve(chain.workspace, path)
+    dataset = chain.dataset_folder()
+    assert dataset
+    image = np.load(dataset / "test_images.npy")[3]
+    Image.fromarray(image.transpose(1, 2, 0)).save(done.cwd / "cat.png")
+    text = (CHECKOUT / "tasks" / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n((?:(?!```).)*onnxruntime.*?)```", text, re.DOTALL)
+    assert len(lines.splitlines()) <= 12
+    lines = lines.replace('"artifacts/current/cifar10/vgg11"', repr(str(stable_of(done))))
+    shown = subprocess.run(
+        [sys.executable, "-c", lines], cwd=done.cwd, env=clean_environment(), capture_output=True, text=True, check=True
+    )
+    name, probability = shown.stdout.split()
+    arrays = read_predictions(run.stage("evaluate") / "predictions.npz")
+    assert name == json.loads((stable_of(done) / "manifest.json").read_text())["classes"][arrays["predictions"][3]]
+    assert 0.1 <= float(probability) <= 1

@@ -40,9 +40,9 @@ def serve(workspace: Workspace, pointer: Path) -> None:
 
     Raises `WorkspaceError` when the model is not exported; the path then leads where it did.
     """
-    storage, stable, current = workspace.storage, folder(pointer), registry.read(pointer)
-    storage.refresh([stable], since=time.monotonic())
-    storage.refresh([stable.parent])
+    storage, stable = workspace.storage, folder(pointer)
+    storage.refresh([stable.parent, stable], since=time.monotonic())
+    current = registry.read(pointer)
     try:
         if current is None:
             names = {path.relative_to(stable.parent).parts[0] for path in storage.files(stable.parent)}

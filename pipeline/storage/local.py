@@ -61,10 +61,12 @@ class LocalStorage(Storage):
         move(folder, target)
 
     def delete(self, folder: Path) -> None:
-        hidden = folder.with_name(f".{folder.name}")
-        if not folder.name.startswith("."):  # else it was left by one that was killed here
+        if not folder.name.startswith("."):  # else it was left by one that was killed below
+            hidden = folder.with_name(f".{folder.name}")
+            remove(hidden)
             os.replace(folder, hidden)
-        remove(hidden)
+            folder = hidden
+        remove(folder)
 
     def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
         def fill(folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 
 import pytest
 from generation_runs import current, make
 from luigi_runs import SmallChain
 
 from pipeline.errors import PipelineError, WorkspaceError
-from pipeline.retraining import retention, rollback, trash
+from pipeline.retraining import deletion, retention, rollback, trash
 from pipeline.workspace import RUN_FOLDERS
 
 
@@ -42,6 +43,19 @@ def test_what_an_earlier_version_moved_to_the_trash_is_named_but_not_guessed_abo
         (workspace.trash / name / "manifest.json").write_text("{}")
     assert trash.items(workspace) == []
     assert trash.unknown(workspace) == ["2026-11-01T101112Z-tiny-00000000-evaluate", "tiny-00000000-step-3.npz"]
+
+
+def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_next_one(done: SmallChain) -> None:
+    workspace, run = done.chain().workspace, done.chain().run()
+    assert run
+    trash.set_aside(done.chain(), "report", trash.target(workspace, run.stage("report")))
+    (folder,) = workspace.trash.iterdir()
+    folder.rename(folder.with_name(f".{folder.name}"))
+    assert trash.items(workspace) == []
+    assert trash.unknown(workspace) == []
+    assert deletion.old_trash(workspace, timedelta(days=1)) == []
+    deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), [])
+    assert list(workspace.trash.iterdir()) == []
 
 
 def test_nothing_that_is_there_again_is_replaced_by_what_is_in_the_trash(done: SmallChain) -> None:

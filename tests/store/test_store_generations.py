@@ -13,7 +13,8 @@ from store_hosts import Bucket, Host
 
 
 def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], bucket: Bucket, tmp_path: Path) -> None:
-    one, two = host("one"), host("two")
+    metrics, told = tmp_path / "vgg.prom", tmp_path / "told.jsonl"
+    one, two = host("one"), host("two", metrics=metrics, notify=f"cat >> {told}")
     for each in (one, two):
         each.values["retrain"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
         each.configure()
@@ -46,6 +47,13 @@ def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], buc
     status = two.good("Status", "--generation", "2026-11-21").output
     assert "the current model is runs/" in status
     assert "@2026-11-20, accuracy" in status
+    # Its metrics have the decisions of both hosts; it has told of its own.
+    place = f'workspace="{bucket.url}",dataset="mini",architecture="tiny"'
+    assert f'vgg_generations_total{{{place},outcome="promoted"}} 2\n' in metrics.read_text()
+    assert f'vgg_model_info{{{place},generation="2026-11-20"' in metrics.read_text()
+    assert f'vgg_workspace_bytes{{workspace="{bucket.url}",kind="runs"}} ' in metrics.read_text()
+    (event,) = (json.loads(line) for line in told.read_text().splitlines())
+    assert (event["event"], event["generation"], event["workspace"]) == ("promoted", "2026-11-21", bucket.url)
     pruned = two.good("Prune", "--keep", "1", "--confirm")
     assert "nothing to prune (keeping " in pruned.output  # the older one is the current one
     one.good("Rollback", "--to", "2026-11-21")

@@ -56,6 +56,7 @@ VGG8 = {
         "optimizer": "muon",
         "momentum": 0.6,
         "initializer": "whitening",
+        "zero_output": True,
         "augmentation": {"pad_crop": 2, "padding": "reflect", "flip": "alternating"},
     },
 }

@@ -168,6 +168,8 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     normalize: bool = False
     #: `whitening` is `he` but for the first layer, whose filters then whiten patches of the training images.
     initializer: Literal["xavier", "he", "whitening"] = "xavier"
+    #: Start with an output layer of zeros, for which all classes are equally likely.
+    zero_output: bool = False
     label_smoothing: _Fraction = 0.0
     validation_images: Annotated[int, Meta(ge=0)] = 2500
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"

@@ -76,6 +76,8 @@ class Network:
         he = mx.init.Xavier("gaussian", "in", 2)  # He et al. 2015, arXiv:1502.01852
         initializer = xavier if self.training.initializer == "xavier" else he
         self.net.initialize(initializer, ctx=self.devices.contexts, force_reinit=True)
+        if self.training.zero_output:
+            self.net[-1].initialize(mx.init.Zero(), ctx=self.devices.contexts, force_reinit=True)
         self._reset_optimizer()
 
     def replace_first_filters(self, filters: np.ndarray) -> None:

@@ -33,3 +33,16 @@ def test_validation_right_after_a_step_uses_the_running_statistics_of_that_step(
         at_once = network.evaluate(images, labels, norm, 64)
         runtime.mxnet().nd.waitall()
         assert at_once == network.evaluate(images, labels, norm, 64)
+
+
+def test_an_output_layer_that_starts_at_zero_finds_all_classes_equally_likely_and_is_otherwise_as_before():
+    states = []
+    for zero_output in (False, True):
+        training = Training(epochs=1, zero_output=zero_output, initializer="he")
+        network = Network(msgspec.convert(WIDE, Architecture), training, runtime.devices("cpu:0,1"), "float32")
+        network.initialize(0)
+        states.append(network.state()[0])
+        logits = network.logits(np.full((2, 3, 32, 32), 99, np.uint8), Normalisation(), 2)
+        assert (not logits.any()) is zero_output
+    without, zero = states
+    assert all(np.array_equal(zero[name], without[name]) for name in zero if not name.startswith("4."))

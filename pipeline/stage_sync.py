@@ -215,7 +215,8 @@ def _publish_source(chain: Chain, storage: ObjectStorage) -> None:
     mine = chain.source_record()
     if mine is None or not pointer.is_file():
         return
-    write_json(chain.workspace.seen_source(chain.config.data), {"digest": mine["digest"], "stat": mine["stat"]})
+    here = {key: mine[key] for key in ("digest", "stat", "read")}
+    write_json(chain.workspace.seen_source(chain.config.data), here)
     content, theirs = storage.store.read(storage.key(pointer)), None
     with contextlib.suppress(ValueError, RecursionError):
         theirs = chain.source_in(json.loads(content or b"null"))

@@ -169,8 +169,8 @@ class Chain:
 
     def source_changed(self, record: dict[str, Any]) -> bool:
         """Whether the source is not as it was when it was found to be the data set of its `source_record`."""
-        pointer = self.workspace.source_pointer(self.given.data)
-        if max(_unchanged.get(pointer, 0.0), record["read"]) >= _command_began:
+        pointer, here = self.workspace.source_pointer(self.given.data), self._seen_here(record)
+        if max(_unchanged.get(pointer, 0.0), record["read"], here.get("read", 0.0)) >= _command_began:
             return False
         present = sources.state(self.given.data)
         if present is not None and not sources.same(present, self._source_states(record)):
@@ -180,10 +180,12 @@ class Chain:
 
     def _source_states(self, record: dict[str, Any]) -> list[Any]:
         """The states in which the source was found to be this data set. Modification times are each copy's own."""
+        return [*sources.recorded(record), self._seen_here(record).get("stat")]
+
+    def _seen_here(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What this host's own copy of the source was found to be, if that is this data set."""
         here = read_json(self.workspace.seen_source(self.given.data))
-        if not isinstance(here, dict) or here.get("digest") != record["digest"]:
-            here = {}
-        return [*sources.recorded(record), here.get("stat")]
+        return here if isinstance(here, dict) and here.get("digest") == record["digest"] else {}
 
     def _why_train(self, folder: Path) -> list[str]:
         reasons = self.problems("train", folder)

@@ -5,15 +5,18 @@ For every test of the whole chain: a run takes seconds, happens in an empty fold
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gzip
 import io
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 #: Generous: a run takes seconds, but the machine may be busy with something else.
 LIMIT = 300
+
+#: The same for one thing that is waited for.
+PATIENCE = 120.0
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -142,6 +148,71 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+class Running:
+    """A command in the background, in a session of its own; killed at the end of a `with` block."""
+
+    def __init__(self, command: list[str], cwd: Path, environment: dict[str, str], folder: Path | None = None) -> None:
+        self._output = (folder or cwd) / f"output-{time.monotonic_ns()}.txt"
+        with open(self._output, "wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return self._output.read_text(errors="replace")
+
+    @property
+    def code(self) -> int | None:
+        return self.process.poll()
+
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait until `condition` gives something true; fails when the command ends before that."""
+        deadline = time.monotonic() + PATIENCE
+        while not (value := condition()):
+            if self.code is not None and not (value := condition()):
+                raise AssertionError(f"ended with {self.code} before {what}:\n{self.output}")
+            if value:
+                break
+            assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}\n{self.output}"
+            time.sleep(0.005)
+        return value
+
+    def finish(self, code: int | None = None) -> int:
+        """Wait for the end; checks the exit code when one is given."""
+        try:
+            found = self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"not finished within {LIMIT} s:\n{self.output}") from None
+        assert code is None or found == code, f"exit code {found}, expected {code}:\n{self.output}"
+        return found
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9 of the command; what it started notices and ends by itself."""
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        if self.code is None:
+            self.kill()
+            print(self.output[-3000:])
+
+
 class SmallChain:
     """A configuration file, an archive, a workspace and an empty folder to run `luigi` in, all below `root`."""
 
@@ -170,16 +241,25 @@ class SmallChain:
         """Run one task of the plugin. Fails when it changed files of a stage that it did not say it ran."""
         workspace = Workspace(self.workspace)
         events_before, files_before = len(events.read(workspace)), self.files()
-        about = ["--workspace", str(self.workspace)]
-        about += [] if task == "Verify" else ["--config", str(self.config)]
-        command = [*luigi_command(), "--module", "tasks", task, *about, *scheduler, *arguments]
-        done = run(command, self.cwd, clean_environment(**environment))
+        done = run(self._command(task, *scheduler, *arguments), self.cwd, clean_environment(**environment))
         news = events.read(workspace)[events_before:]
         ran = sorted((event["stage"] for event in news if event["event"] == "started"), key=STAGES.index)
         if task not in ("SetAside", "Restore"):
             changed = {path for path, state in self.files().items() if files_before.get(path) != state}
             assert {_stage_of(path) for path in changed} <= set(ran), f"{changed} changed, only {ran} ran"
         return Result(done.rc, done.output, done.log, done.seconds, ran)
+
+    def start(
+        self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",), **environment: str
+    ) -> Running:
+        """Start one task of the plugin in the background."""
+        command = self._command(task, *scheduler, *arguments)
+        return Running(command, self.cwd, clean_environment(**environment), self.root)
+
+    def _command(self, task: str, *arguments: str) -> list[str]:
+        about = ["--workspace", str(self.workspace)]
+        about += [] if task == "Verify" else ["--config", str(self.config)]
+        return [*luigi_command(), "--module", "tasks", task, *about, *arguments]
 
     def report(self, *arguments: str, **environment: str) -> Result:
         """Run the whole chain, which must succeed."""

@@ -15,10 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from luigi_runs import SmallChain, clean_environment, free_port, luigi_command
-
-#: Seconds to wait for anything; it takes one or two, but the machine may be busy.
-PATIENCE = 120.0
+from luigi_runs import PATIENCE, clean_environment, free_port
 
 Found = TypeVar("Found")
 
@@ -131,39 +128,3 @@ def luigid(folder: Path, **environment: str) -> Iterator[Luigid]:
         yield process
     finally:
         process.stop()
-
-
-class Started:
-    """A `luigi` command that runs: what it said so far, and its end."""
-
-    def __init__(self, chain: SmallChain, task: str, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-        line = [*luigi_command(), "--module", "tasks", task, "--workspace", str(chain.workspace), *arguments]
-        line += [] if task == "Verify" else ["--config", str(chain.config)]
-        self._output = chain.root / f"{task}-{time.monotonic_ns()}.txt"
-        with open(self._output, "wb") as file:
-            environment = clean_environment(**environment)
-            self.process = subprocess.Popen(line, cwd=chain.cwd, env=environment, stdout=file, stderr=file)
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text(errors="replace")
-
-    def end(self) -> int:
-        """Wait for the end; gives the exit code."""
-        return self.process.wait(timeout=300)
-
-
-@contextlib.contextmanager
-def started(
-    chain: SmallChain, task: str, scheduler: Luigid | None, *arguments: str, **environment: str
-) -> Iterator[Started]:
-    """A command on this luigid, or on none of its own; killed after a failure."""
-    place = scheduler.scheduler if scheduler else ("--local-scheduler",)
-    command = Started(chain, task, (*place, *arguments), environment)
-    try:
-        yield command
-    finally:
-        if command.process.poll() is None:
-            command.process.kill()  # its child ends with it
-            command.process.wait()
-            print(command.output[-3000:])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from luigi_runs import SmallChain, clean_environment, luigi_command
+from luigi_runs import Running, SmallChain, clean_environment, luigi_command
 
 from pipeline.training import checkpoint
 
@@ -42,49 +42,17 @@ def weights(chain: SmallChain) -> str:
     return hashlib.sha256((chain.folder("train") / "model.params").read_bytes()).hexdigest()
 
 
-class Luigi:
-    """`luigi --module tasks TrainVGG` in the background. `log` is what it has said so far."""
+class Luigi(Running):
+    """`luigi --module tasks TrainVGG` in the background."""
 
     def __init__(self, chain: SmallChain, *arguments: str, **environment: str) -> None:
-        self._output = chain.root / f"luigi-{time.monotonic_ns()}.log"
         about = ["--workspace", str(chain.workspace), "--config", str(chain.config), "--local-scheduler"]
-        with open(self._output, "wb") as file:
-            self.process = subprocess.Popen(
-                [*luigi_command(), "--module", "tasks", "TrainVGG", *about, *arguments],
-                cwd=chain.cwd,
-                env=clean_environment(**environment),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def log(self) -> str:
-        return self._output.read_text(errors="replace")
+        command = [*luigi_command(), "--module", "tasks", "TrainVGG", *about, *arguments]
+        super().__init__(command, chain.cwd, clean_environment(**environment), chain.root)
 
     def says(self, pattern: str) -> re.Match[str]:
-        """Wait until the log has a match; fail when the process ends before."""
-
-        def found() -> re.Match[str] | None:
-            ended = self.process.poll() is not None
-            match = re.search(pattern, self.log)
-            assert match or not ended, f"ended without saying {pattern!r}:\n{self.log}"
-            return match
-
-        return eventually(found, f"luigi says {pattern!r}:\n{self.log}")
-
-    def wait(self) -> int:
-        """The exit status, once it has ended."""
-        try:
-            return self.process.wait(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still runs:\n{self.log}") from None
-
-    def kill(self) -> None:
-        """`kill -9` of the luigi process alone."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        """Wait until it has said something that matches; fails when it ends before."""
+        return self.wait_for(lambda: re.search(pattern, self.output), f"it says {pattern!r}")
 
 
 def start(chain: SmallChain) -> Luigi:

@@ -51,12 +51,12 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
         training__augmentation={"pad_crop": 2, "cutout": 6},
         **network,
     )
-    assert start(chain).wait() == 0
+    assert start(chain).finish() == 0
     alone, told = arrays(chain), history(chain)
     chain.configure(distributed={"workers": workers})
     assert chain.luigi("TrainVGG").ran == [], "the number of workers is no reason to train again"
     shutil.rmtree(chain.folder("train"))
-    assert start(chain).wait() == 0
+    assert start(chain).finish() == 0
     together = arrays(chain)
     for name, value in alone.items():
         assert np.linalg.norm(together[name] - value) <= 1e-5 * np.linalg.norm(value), name
@@ -67,7 +67,7 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
     if workers > 2:  # whose sums would depend on the order in which they arrive
         once = weights(chain)
         shutil.rmtree(chain.folder("train"))
-        assert start(chain).wait() == 0
+        assert start(chain).finish() == 0
         assert weights(chain) == once
 
 
@@ -99,25 +99,25 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
         assert sorted(everyone) == ["scheduler", "server", "supervisor", "worker 0", "worker 1"]
         os.kill(everyone[name], number)
         moment = time.monotonic()
-        assert luigi.wait() == 30, luigi.log
+        assert luigi.finish() == 30, luigi.output
         eventually(lambda: not roles(pair), f"nobody is left after {name} got {number}", limit=60)
         assert time.monotonic() - moment < 60
-        assert f"distributed training: {name} (process" in luigi.log or name == "supervisor"
-        assert said in luigi.log
-        assert "Traceback" not in luigi.log
+        assert f"distributed training: {name} (process" in luigi.output or name == "supervisor"
+        assert said in luigi.output
+        assert "Traceback" not in luigi.output
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
     doors = [path for process in roles(pair).values() for path in listening(process)]
     assert len(doors) == 4
     assert all(path.startswith("/tmp/") for path in doors)
     eventually(lambda: not any(Path(path).exists() for path in doors), "nobody else can connect")
-    luigi.process.send_signal(signal.SIGINT)
-    assert luigi.wait() == 130, luigi.log
-    assert "checkpoint written at epoch" in luigi.log
+    luigi.send(signal.SIGINT)
+    assert luigi.finish() == 130, luigi.output
+    assert "checkpoint written at epoch" in luigi.output
     eventually(lambda: not roles(pair), "nobody is left after Ctrl-C", limit=60)
 
     last = start(pair)
-    assert last.wait() == 0, last.log
+    assert last.finish() == 0, last.output
     details = pair.manifest("train")["details"]
     assert details["resumed"] == len(INCIDENTS) + 1
     assert details["exact"]
@@ -125,7 +125,7 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
 
     undisturbed = SmallChain(tmp_path / "undisturbed", with_data.archive, pair.values)
     luigi = start(undisturbed)
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     assert weights(pair) == weights(undisturbed)
     assert [row["train_loss"] for row in history(pair)] == [row["train_loss"] for row in history(undisturbed)]
 
@@ -154,12 +154,12 @@ def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: S
     (pair.cwd / "pipeline" / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
     luigi = start(pair)
     new_checkpoint(pair, luigi, [])
-    luigi.process.send_signal(signal.SIGINT)
-    assert luigi.wait() == 130, luigi.log
+    luigi.send(signal.SIGINT)
+    assert luigi.finish() == 130, luigi.output
     pair.configure(distributed={"workers": 1})
     luigi = start(pair)
-    assert luigi.wait() == 0, luigi.log
-    assert "not bit-reproducible: resumed with 1 worker instead of 2 (step" in luigi.log
+    assert luigi.finish() == 0, luigi.output
+    assert "not bit-reproducible: resumed with 1 worker instead of 2 (step" in luigi.output
 
 
 def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.MonkeyPatch, pair: SmallChain) -> None:

@@ -23,7 +23,7 @@ BARE = ["env", "-i", "PATH=/usr/bin:/bin"]
 def test_a_launcher_needs_no_environment_of_its_parent(chain: SmallChain) -> None:
     chain.configure(launcher=BARE, training__epochs=1)
     luigi = Luigi(chain)
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     assert chain.manifest("train")["details"]["epochs"] == 1
 
 
@@ -35,7 +35,7 @@ def test_ssh_gets_its_command_quoted_for_the_shell_at_the_other_end(chain: Small
     ssh.chmod(0o755)
     chain.configure(launcher=[str(ssh), "somewhere"], training__epochs=1)
     luigi = Luigi(chain, PYTHONPATH=f"{clean_environment()['PYTHONPATH']}:{folder}")
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_a_slow_launcher_is_said_to_wait(chain: SmallChain) -> None:
     slow = ["sh", "-c", 'echo "job 7 queued" >&2; sleep 4; exec "$@"', "sh"]
     chain.configure(launcher=slow, training__epochs=1)
     luigi = Luigi(chain)
-    assert luigi.wait() == 0, luigi.log
-    assert luigi.log.index("waiting for a node (job 7 queued)") < luigi.log.index("started on")
+    assert luigi.finish() == 0, luigi.output
+    assert luigi.output.index("waiting for a node (job 7 queued)") < luigi.output.index("started on")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_slow_launcher_is_said_to_wait(chain: SmallChain) -> None:
 def test_a_launcher_that_starts_nothing_is_one_line(chain: SmallChain, words: list[str], said: str) -> None:
     chain.configure(launcher=words)
     luigi = Luigi(chain)
-    assert luigi.wait() == 30
-    assert said in luigi.log
-    assert "Traceback" not in luigi.log
+    assert luigi.finish() == 30
+    assert said in luigi.output
+    assert "Traceback" not in luigi.output
 
 
 def test_a_training_whose_parent_fell_silent_checkpoints_and_ends(chain: SmallChain) -> None:
@@ -131,10 +131,10 @@ def test_one_luigi_cfg_serves_all_configurations(chain: SmallChain, tmp_path: Pa
     (tmp_path / "site.yaml").write_text(f"launcher: {json.dumps(BARE)}\n")
     chain.configure(training__epochs=1, launcher=["no-such-program"])
     luigi = Luigi(chain, "--vgg-launcher", str(tmp_path / "site.yaml"))
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     luigi.says("started on")
     chain.configure(training__epochs=2)
-    assert Luigi(chain, "--vgg-launcher", "none").wait() == 0
+    assert Luigi(chain, "--vgg-launcher", "none").finish() == 0
     assert weights(chain)
 
 

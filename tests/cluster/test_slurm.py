@@ -42,7 +42,7 @@ def running_job(luigi: Luigi) -> str:
 def goes_on_to_the_same_weights(chain: SmallChain, undisturbed: str) -> None:
     """Run it again: it goes on from the checkpoint and reaches what an undisturbed training reaches."""
     again = Luigi(chain)
-    assert again.wait() == 0, again.log
+    assert again.finish() == 0, again.output
     again.says(r"resumed from step-\d+")
     assert weights(chain) == undisturbed
 
@@ -53,7 +53,7 @@ def test_a_job_waits_for_room_and_gives_the_weights_of_a_local_training(
     with slurm.occupied():
         luigi = Luigi(job)
         luigi.says("waiting for a node")
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     luigi.says(r"started on n\d \(Slurm job \d+\)")
     luigi.says("epoch 40/40")
     assert weights(job) == undisturbed
@@ -62,7 +62,7 @@ def test_a_job_waits_for_room_and_gives_the_weights_of_a_local_training(
 def test_the_node_decides_about_threads_and_the_launcher_is_no_reason_to_train_again(job: SmallChain) -> None:
     job.configure(training__epochs=1, launcher=[*SRUN, "--cpus-per-task=2"])
     luigi = Luigi(job, OMP_NUM_THREADS="")
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     assert job.manifest("train")["details"]["threads"] == min(2, cores.usable_cores())
     job.configure(launcher=SRUN)
     assert job.luigi("TrainVGG").ran == []
@@ -72,9 +72,9 @@ def test_the_node_decides_about_threads_and_the_launcher_is_no_reason_to_train_a
 def test_a_cancelled_job_checkpoints_and_goes_on(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
     luigi = started(job)
     slurm.cancel(running_job(luigi))
-    assert luigi.wait() == 30, luigi.log
+    assert luigi.finish() == 30, luigi.output
     slurm.wait_until_empty()
-    assert "checkpoint written at epoch" in luigi.log
+    assert "checkpoint written at epoch" in luigi.output
     goes_on_to_the_same_weights(job, undisturbed)
 
 
@@ -82,8 +82,8 @@ def test_a_queued_job_is_said_to_wait_and_leaves_the_queue_on_ctrl_c(job: SmallC
     with slurm.occupied():
         luigi = Luigi(job)
         luigi.says(r"waiting for a node \(srun: job \d+ queued and waiting for resources\)")
-        luigi.process.send_signal(signal.SIGINT)
-        assert luigi.wait() == 130, luigi.log
+        luigi.send(signal.SIGINT)
+        assert luigi.finish() == 130, luigi.output
         eventually(lambda: len(slurm.squeue()) == 1, "the job left the queue")
 
 
@@ -97,9 +97,9 @@ def test_a_queued_job_leaves_the_queue_when_luigi_is_killed(job: SmallChain, slu
 
 def test_ctrl_c_checkpoints_and_leaves_no_job(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
     luigi = started(job)
-    luigi.process.send_signal(signal.SIGINT)
-    assert luigi.wait() == 130, luigi.log
-    assert "checkpoint written at epoch" in luigi.log
+    luigi.send(signal.SIGINT)
+    assert luigi.finish() == 130, luigi.output
+    assert "checkpoint written at epoch" in luigi.output
     slurm.wait_until_empty()
     goes_on_to_the_same_weights(job, undisturbed)
 
@@ -110,10 +110,10 @@ def test_a_killed_luigi_leaves_no_job_and_the_next_one_never_trains_beside_it(
     luigi = started(job)
     luigi.kill()
     again = Luigi(job, "--vgg-overlap", "wait")
-    assert again.wait() == 0, again.log
+    assert again.finish() == 0, again.output
     again.says(r"resumed from step-\d+")
     assert weights(job) == undisturbed
-    assert "not bit-reproducible" not in again.log
+    assert "not bit-reproducible" not in again.output
 
 
 @pytest.mark.parametrize("depth", [1, 2], ids=["guard", "srun"])
@@ -123,18 +123,18 @@ def test_a_killed_launcher_leaves_no_job(job: SmallChain, slurm: Slurm, depth: i
     for _ in range(depth):
         process = int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
     os.kill(process, signal.SIGKILL)
-    assert luigi.wait() == 30, luigi.log
-    assert "killed (SIGKILL" in luigi.log
+    assert luigi.finish() == 30, luigi.output
+    assert "killed (SIGKILL" in luigi.output
     slurm.wait_until_empty()
 
 
 def test_what_slurm_refuses_is_one_line_that_names_the_command_and_the_reason(job: SmallChain) -> None:
     job.configure(launcher=["srun", "--gres=gpu:7"])
     luigi = Luigi(job)
-    assert luigi.wait() == 30
-    assert "the launcher 'srun --gres=gpu:7' ended with status 1 before the training began" in luigi.log
-    assert "Invalid generic resource" in luigi.log
-    assert "Traceback" not in luigi.log
+    assert luigi.finish() == 30
+    assert "the launcher 'srun --gres=gpu:7' ended with status 1 before the training began" in luigi.output
+    assert "Invalid generic resource" in luigi.output
+    assert "Traceback" not in luigi.output
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +143,7 @@ def undisturbed_pair(with_data: SmallChain, tmp_path_factory: pytest.TempPathFac
     chain = SmallChain(tmp_path_factory.mktemp("pair") / "chain", with_data.archive, CONFIG)
     chain.configure(distributed={"workers": 2})
     luigi = Luigi(chain)
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     return weights(chain)
 
 
@@ -162,21 +162,21 @@ def test_a_dying_worker_and_a_cancelled_job_leave_nobody_and_the_training_goes_o
     luigi = start(pair)
     new_checkpoint(pair, luigi, [])
     os.kill(roles(pair)["worker 1"], signal.SIGKILL)
-    assert luigi.wait() == 30, luigi.log
-    assert "distributed training: worker 1 (process" in luigi.log
-    assert "died of SIGKILL" in luigi.log
-    assert "Traceback" not in luigi.log
+    assert luigi.finish() == 30, luigi.output
+    assert "distributed training: worker 1 (process" in luigi.output
+    assert "died of SIGKILL" in luigi.output
+    assert "Traceback" not in luigi.output
     eventually(lambda: not roles(pair), "nobody is left", limit=60)
 
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
     slurm.cancel(luigi.says(r"\(Slurm job (\d+)\)")[1])
-    assert luigi.wait() == 30, luigi.log
-    assert "checkpoint written at epoch" in luigi.log
+    assert luigi.finish() == 30, luigi.output
+    assert "checkpoint written at epoch" in luigi.output
     eventually(lambda: not roles(pair), "nobody is left", limit=60)
 
     luigi = start(pair)
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     assert pair.manifest("train")["details"]["resumed"] == 2
     assert weights(pair) == undisturbed_pair
 
@@ -197,17 +197,17 @@ def test_what_comes_in_through_an_open_port_ends_the_training_in_one_line_and_it
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(4096):
                     pass
-    assert luigi.wait() == 30, luigi.log
-    assert re.search(r"distributed training: .* died of SIG\w+; the other processes were ended; run", luigi.log)
-    assert "Traceback" not in luigi.log
+    assert luigi.finish() == 30, luigi.output
+    assert re.search(r"distributed training: .* died of SIG\w+; the other processes were ended; run", luigi.output)
+    assert "Traceback" not in luigi.output
     luigi = start(pair)
-    assert luigi.wait() == 0, luigi.log
+    assert luigi.finish() == 0, luigi.output
     assert weights(pair) == undisturbed_pair
 
 
 def test_tasks_that_find_the_work_done_are_no_failure(pair: SmallChain) -> None:
     pair.configure(training__epochs=1, distributed={"workers": 1}, launcher=[])
-    assert Luigi(pair).wait() == 0
+    assert Luigi(pair).finish() == 0
     pair.configure(distributed={"workers": 2}, launcher=[*SRUN, "--nodes=2", "--ntasks=2"])
     chain, notes = pair.chain(), []
     run = chain.run()
@@ -223,9 +223,9 @@ def test_tasks_that_find_the_work_done_are_no_failure(pair: SmallChain) -> None:
 def test_a_wrong_number_of_tasks_is_one_line(pair: SmallChain) -> None:
     pair.configure(launcher=["srun", "--ntasks=3"])
     luigi = start(pair)
-    assert luigi.wait() == 30
-    assert "distributed.workers: found 2, but the launcher started 3 tasks: give srun --ntasks=2" in luigi.log
-    assert "Traceback" not in luigi.log
+    assert luigi.finish() == 30
+    assert "distributed.workers: found 2, but the launcher started 3 tasks: give srun --ntasks=2" in luigi.output
+    assert "Traceback" not in luigi.output
 
 
 def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(

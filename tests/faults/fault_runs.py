@@ -11,10 +11,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from luigi_runs import CHECKOUT, archive_of, luigi_command
-
-#: Far more than anything here takes on a busy machine: a test must not depend on speed.
-PATIENCE = 120.0
+from luigi_runs import CHECKOUT, PATIENCE, Running, archive_of, luigi_command
 
 #: What `tiny_config` and `write_archive` come to.
 EPOCHS, STEPS = 12, 16
@@ -168,67 +164,21 @@ def copy_of(source: Place, folder: Path, workspace: Path | None = None) -> Place
     return place
 
 
-class Command:
+class Command(Running):
     """A running command, what it says, and every process that came out of it."""
 
     def __init__(self, line: list[str], folder: Path, environment: dict[str, str]) -> None:
         self.mark = uuid.uuid4().hex
         self._seen: dict[int, psutil.Process] = {}
-        self._output = folder / f"output-{self.mark[:8]}.txt"
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("LUIGI", "CIFAR10_SOURCE"))}
         path = os.pathsep.join(filter(None, (str(CHECKOUT), clean.get("PYTHONPATH"))))
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "FAULT_TEST_MARK": self.mark}
-        with open(self._output, "wb") as output:
-            self.process = subprocess.Popen(
-                line,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=folder,
-                env={**clean, **own, **environment},
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text(errors="replace")
-
-    @property
-    def code(self) -> int | None:
-        return self.process.poll()
-
-    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait until `condition` gives something true; fails when the command ends before that."""
-        deadline = time.monotonic() + PATIENCE
-        while not (value := condition()):
-            if self.process.poll() is not None and not (value := condition()):
-                raise AssertionError(f"ended with {self.code} before {what}:\n{self.output}")
-            if value:
-                break
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not within {PATIENCE:.0f} s: {what}\n{self.output}")
-            time.sleep(0.005)
-        return value
-
-    def send(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        super().__init__(line, folder, {**clean, **own, **environment})
 
     def kill(self) -> None:
         """kill -9 of the luigi process, and wait until everything that it started is gone."""
-        self.send(signal.SIGKILL)
-        self.process.wait()
+        super().kill()
         self.wait_until_gone()
-
-    def finish(self, code: int | None = None) -> int:
-        """Wait for the end; checks the exit code when one is given."""
-        try:
-            found = self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"not finished within {PATIENCE:.0f} s:\n{self.output}") from None
-        assert code is None or found == code, f"exit code {found}, expected {code}:\n{self.output}"
-        return found
 
     def check(self, code: int) -> Command:
         """Itself, when it has ended with this exit code; fails otherwise."""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from luigi_runs import Result, clean_environment, luigi_command, run
+from luigi_runs import Result, Running, clean_environment, luigi_command, run
 from s3_server import Proxy, environment
 
 from pipeline.config import load
@@ -151,57 +145,11 @@ class Host:
         return result
 
     def start(self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> Running:
-        return Running(self.command(task, *arguments, scheduler=scheduler), self)
+        command = self.command(task, *arguments, scheduler=scheduler)
+        return Running(command, self.cwd, self.environment(), self.folder)
 
     def events(self) -> list[dict[str, Any]]:
         return told(self.copies / "events.jsonl")
-
-
-class Running:
-    """A command that is running."""
-
-    def __init__(self, command: list[str], host: Host) -> None:
-        self._output = host.folder / f"output-{time.monotonic_ns()}.txt"
-        with open(self._output, "wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=host.cwd,
-                env=host.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    @property
-    def text(self) -> str:
-        return self._output.read_text(errors="replace")
-
-    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait until `condition` gives something true; fails when the command ends before that."""
-        deadline = time.monotonic() + PATIENCE
-        while not (value := condition()):
-            assert self.process.poll() is None, f"ended before {what}:\n{self.text}"
-            assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}\n{self.text}"
-            time.sleep(0.02)
-        return value
-
-    def finish(self, code: int | None = None) -> int:
-        found = self.process.wait(PATIENCE)
-        assert code is None or found == code, f"exit code {found}, expected {code}:\n{self.text}"
-        return found
-
-    def kill(self) -> None:
-        """kill -9 of the command; its child notices and ends by itself."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self.kill()
 
 
 def local_weights(folder: Path, host: Host) -> str:

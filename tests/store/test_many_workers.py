@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from luigi_runs import Running
 from luigid_process import luigid
-from store_hosts import TINY, Bucket, Host, Running
+from store_hosts import TINY, Bucket, Host
 
 WIDTHS = (2, 3, 4, 5)
 
@@ -96,8 +97,8 @@ def test_three_workers_and_a_kill_train_every_run_once_and_make_one_page(team: T
         with team.start(four) as fourth:
             for running in (*(each for each in everyone if each is not victim), fourth):
                 # Luigi's codes for "another worker runs it" and "left to another worker": together they did it all.
-                assert running.finish() in (0, 10, 25), running.text
-                assert "Traceback" not in running.text
+                assert running.finish() in (0, 10, 25), running.output
+                assert "Traceback" not in running.output
     trained = team.manifests("train")
     assert len(trained) == len(WIDTHS)
     assert set(team.told("finished", "train").values()) == {1}

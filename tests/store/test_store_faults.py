@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from luigi_runs import Running
 from s3_server import Proxy
-from store_hosts import Bucket, Host, Running, local_weights
+from store_hosts import Bucket, Host, local_weights
 
 from pipeline.config import load
 from pipeline.errors import AlreadyRunning
@@ -142,10 +143,10 @@ def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket
         assert "Traceback" not in result.text
         assert "being worked on by process" in two.good("Status").output
         with three.start("TrainVGG") as waiting:
-            waiting.wait_for(lambda: "waiting for process" in waiting.text, "it waits")
+            waiting.wait_for(lambda: "waiting for process" in waiting.output, "it waits")
             running.finish(0)
             waiting.finish(0)
-            assert "already done by another process" in waiting.text
+            assert "already done by another process" in waiting.output
     started = [event for event in bucket.events() if (event["event"], event["stage"]) == ("started", "train")]
     assert len(started) == 1
 
@@ -190,8 +191,8 @@ def test_who_lost_its_lock_stops_and_publishes_nothing(data: Host, bucket: Bucke
             foreign_lock(bucket, key, stale_after=3600)
             time.sleep(1)
         running.finish(10)
-        assert "taken over by another host" in running.text
-        assert "Traceback" not in running.text
+        assert "taken over by another host" in running.output
+        assert "Traceback" not in running.output
     assert not bucket.objects("/train/manifest.json")
     assert json.loads(bucket.read(key))["host"] == "far"  # it left the other's lock alone
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -10,12 +9,12 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from luigi_runs import SmallChain, clean_environment, luigi_command
+from luigi_runs import SmallChain, clean_environment
 from luigid_process import Luigid, luigid, wait_for
 
 from pipeline.process import cores
@@ -40,25 +39,6 @@ def chromium() -> Any:
     return found
 
 
-@contextlib.contextmanager
-def _started(
-    chain: SmallChain, task: str, scheduler: Luigid, *arguments: str
-) -> Iterator[Callable[[], tuple[int, str]]]:
-    """A command that runs; gives a function that waits for its end: exit code and output. Killed after a failure."""
-    command = [*luigi_command(), "--module", "tasks", task, "--config", str(chain.config)]
-    command += ["--workspace", str(chain.workspace), *scheduler.scheduler, *arguments]
-    output = chain.root / f"{task}-{time.monotonic_ns()}.txt"
-    with open(output, "wb") as file:
-        process = subprocess.Popen(command, cwd=chain.cwd, env=clean_environment(), stdout=file, stderr=file)
-    try:
-        yield lambda: (process.wait(timeout=300), output.read_text())
-    finally:
-        if process.poll() is None:
-            process.kill()  # its child ends with it
-            process.wait()
-            print(output.read_text()[-3000:])
-
-
 def _endless(chain: SmallChain) -> None:
     """A training that goes on until somebody stops it."""
     chain.configure(training__epochs=100_000)
@@ -68,7 +48,7 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
     prepared: SmallChain, central: Luigid, tmp_path: Path, chromium: Any
 ) -> None:
     prepared.configure(training__epochs=4000)  # seconds to minutes, and the bar moves
-    with _started(prepared, "Report", central, "--generation", "2026-W48") as end:
+    with prepared.start("Report", "--generation", "2026-W48", scheduler=central.scheduler) as command:
         task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
         wait_for(lambda: central.progress(task["task_id"]) >= 2, "the bar to move")
         message = central.message(task["task_id"])
@@ -93,7 +73,7 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         wait_for(lambda: "checkpoint written as asked: step-" in log.read_text(), "a line about it")
         assert list(run.checkpoints.glob("step-*.npz"))
         assert central.tell(task, "stop") == "ok"
-        code, output = end()
+        code, output = command.finish(), command.output
     assert code == 30, output
     assert ": checkpoint written as asked: step-" in output
     assert ": stopped on request: checkpoint written" in output
@@ -104,8 +84,8 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
     epochs = last // 5 + 2
     prepared.configure(training__epochs=epochs)
     served = ("--vgg-workspace-url", "http://me:hush@node1/vgg/")
-    with _started(prepared, "Report", central, "--generation", "2026-W48", *served) as end:
-        code, output = end()
+    with prepared.start("Report", "--generation", "2026-W48", *served, scheduler=central.scheduler) as command:
+        code, output = command.finish(), command.output
     assert code == 0, output
     assert f"resumed from step-{last:09}.npz" in output
     told = [(event["event"], event["stage"]) for event in events.read(Workspace(prepared.workspace))]
@@ -129,8 +109,8 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         assert re.fullmatch(r"test accuracy \d+\.\d\d% \(mini, not the official archive\)", accuracy)
         assert link == f"report: {page}"
         assert "messages:" not in central.message(task["task_id"])
-        with _started(prepared, "Report", central, "--generation", "2026-W48", *served) as end:
-            assert end()[0] == 0
+        with prepared.start("Report", "--generation", "2026-W48", *served, scheduler=central.scheduler) as command:
+            assert command.finish() == 0
 
 
 def _look_at_the_dashboard(chromium: Any, central: Luigid, task: dict[str, Any], folder: Path) -> None:
@@ -162,7 +142,7 @@ def test_nothing_that_we_tell_luigid_is_live_in_its_page(
     bad = "<img src=x onerror=window.live=1>"
     prepared.workspace = tmp_path / bad
     prepared.configure(training__epochs=100_000)
-    with _started(prepared, "Report", central, "--generation", "w1") as end:
+    with prepared.start("Report", "--generation", "w1", scheduler=central.scheduler) as command:
         download = wait_for(lambda: central.running("TrainVGG") and central.api("task_list", status=""), "the training")
         task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
         wait_for(lambda: bad in central.message(task["task_id"]), "its message")
@@ -188,7 +168,7 @@ def test_nothing_that_we_tell_luigid_is_live_in_its_page(
                 assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0, tab
                 assert page.evaluate("window.live") is None, tab
         central.tell(task, "stop")
-        code, output = end()
+        code, output = command.finish(), command.output
     assert code == 30, output
 
 
@@ -200,11 +180,11 @@ def _shows(page: Any, text: str, place: str) -> None:
 
 def test_stop_after_epoch_ends_at_the_end_of_an_epoch(prepared: SmallChain, central: Luigid) -> None:
     _endless(prepared)
-    with _started(prepared, "TrainVGG", central) as end:
+    with prepared.start("TrainVGG", scheduler=central.scheduler) as command:
         task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
         wait_for(lambda: central.message(task["task_id"]), "its first message")
         assert central.tell(task, "stop-after-epoch") == "ok"
-        code, output = end()
+        code, output = command.finish(), command.output
     assert code == 30, output
     assert "stopped after an epoch as asked" in output
     assert "step 0 of 5" in output
@@ -213,13 +193,13 @@ def test_stop_after_epoch_ends_at_the_end_of_an_epoch(prepared: SmallChain, cent
 def test_a_training_that_waits_for_the_cores_says_for_whom_and_can_be_stopped(
     prepared: SmallChain, central: Luigid, only_one_core: None
 ) -> None:
-    with cores.turn("train another", 1, print), _started(prepared, "TrainVGG", central) as end:
+    with cores.turn("train another", 1, print), prepared.start("TrainVGG", scheduler=central.scheduler) as command:
         task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
         message = wait_for(lambda: central.message(task["task_id"]), "a message")
         assert f"waiting for process {os.getpid()} on " in message
         assert "trains on all cores" in message
         assert central.tell(task, "stop") == "ok"
-        code, output = end()
+        code, output = command.finish(), command.output
     assert code == 30, output
     assert output.count(f"waiting for process {os.getpid()} on ") == 1
     assert "stopped while it was waiting" in output
@@ -241,7 +221,10 @@ def test_two_configurations_stay_two_lines(prepared: SmallChain, central: Luigid
     other.workspace = prepared.workspace
     other.values["architecture"]["conv_arch"] = [[1, 4]]
     _endless(other)
-    with _started(prepared, "TrainVGG", central) as end, _started(other, "TrainVGG", central) as other_end:
+    with (
+        prepared.start("TrainVGG", scheduler=central.scheduler) as command,
+        other.start("TrainVGG", scheduler=central.scheduler) as other_command,
+    ):
 
         def both() -> list[Any] | None:
             tasks = central.api("task_list", status="RUNNING", upstream_status="")
@@ -253,7 +236,7 @@ def test_two_configurations_stay_two_lines(prepared: SmallChain, central: Luigid
         for task_id, task in found:
             wait_for(lambda task_id=task_id: central.message(task_id), "its first message")  # type: ignore[misc]
             central.tell({"task_id": task_id, "worker": task["worker_running"]}, "stop")
-        assert (end()[0], other_end()[0]) == (30, 30)
+        assert (command.finish(), other_command.finish()) == (30, 30)
 
 
 def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> None:
@@ -280,14 +263,13 @@ def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> No
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     fresh.configure(data__source=f"http://127.0.0.1:{server.server_port}/mini.tar.gz")
-    with _started(fresh, "DownloadCifar", central) as end:
+    with fresh.start("DownloadCifar", scheduler=central.scheduler) as command:
         task = wait_for(lambda: central.running("DownloadCifar"), "the download to run")
-        message = wait_for(lambda: central.message(task["task_id"]), "its message")
-        assert "MB" in message
-        assert ".log" in message
+        wait_for(lambda: "MB" in central.message(task["task_id"]), "how much has come")
+        assert ".log" in central.message(task["task_id"])
         assert "unknown message" in central.tell(task, "checkpoint")
         assert central.tell(task, "stop") == "ok"
-        code, output = end()
+        code, output = command.finish(), command.output
     stop.set()
     server.shutdown()
     server.server_close()

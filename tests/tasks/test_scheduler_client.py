@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from luigi_runs import SmallChain
-from luigid_process import Luigid, luigid, started, wait_for
+from luigid_process import Luigid, luigid, wait_for
 
 import tasks
 from pipeline.workspace import Workspace
@@ -23,7 +23,7 @@ def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
     prepared.configure(training__epochs=100_000)
     values = copy.deepcopy(prepared.values)
     evil.write_text(yaml.safe_dump({**values, "launcher": ["touch", str(ran)]}))
-    with started(prepared, "TrainVGG", central, "--workers", "2") as command:
+    with prepared.start("TrainVGG", "--workers", "2", scheduler=central.scheduler) as command:
         task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
         known = central.api("fetch_error", task_id=task["task_id"])
         for task_id, change in (("Evil", {"config": str(evil)}), ("Elsewhere", {"workspace": str(tmp_path / "new")})):
@@ -39,7 +39,7 @@ def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
             central.api("add_task", task_id=f"Batch{number}", **{**about, "params": params})
         wait_for(lambda: "Batch0, Batch1: refused" in command.output, "a refusal")
         central.tell(task, "stop")
-        assert command.end() == 30, command.output
+        assert command.finish() == 30, command.output
     assert "Traceback" not in command.output
     assert command.output.count("refused") == 3  # once each, not whenever luigid asks
     assert not ran.exists()
@@ -48,14 +48,14 @@ def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
 
 def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared: SmallChain, central: Luigid) -> None:
     prepared.configure(training__epochs=100_000)
-    with started(prepared, "Report", central) as command:
+    with prepared.start("Report", scheduler=central.scheduler) as command:
         wait_for(lambda: central.running("TrainVGG"), "the training to run")
         central.restart()
         task = wait_for(lambda: central.running("TrainVGG"), "luigid to see it again")
         assert task["accepts_messages"]
         wait_for(lambda: "epoch" in central.message(task["task_id"]), "its progress")
         assert central.tell(task, "stop-after-epoch") == "ok"
-        assert command.end() == 30, command.output
+        assert command.finish() == 30, command.output
     assert "luigid had lost track of the running tasks: registered them again" in command.output
     assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
 
@@ -66,12 +66,12 @@ def test_a_command_that_luigid_took_for_dead_goes_on_to_its_end(prepared: SmallC
     file = tmp_path / "luigi.cfg"
     file.write_text(f"[scheduler]\nworker_disconnect_delay = 1\nstate_path = {tmp_path}/state.pickle\n")
     with luigid(tmp_path / "luigid", LUIGI_CONFIG_PATH=str(file)) as central:
-        with started(prepared, "Export", central) as command:
+        with prepared.start("Export", scheduler=central.scheduler) as command:
             wait_for(lambda: central.running("TrainVGG"), "the training to run")
             command.process.send_signal(signal.SIGSTOP)
             wait_for(lambda: not central.api("worker_list"), "luigid to forget it")
             command.process.send_signal(signal.SIGCONT)
-            assert command.end() == 0, command.output
+            assert command.finish() == 0, command.output
         assert "registered them again" in command.output or "registering the remaining" in command.output
 
 
@@ -80,11 +80,11 @@ def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: S
     file = tmp_path / "luigi.cfg"
     file.write_text("[core]\nrpc_retry_wait = 1\nrpc_retry_attempts = 2\n")
     with luigid(tmp_path / "luigid") as central:
-        with started(prepared, "Report", central, LUIGI_CONFIG_PATH=str(file)) as command:
+        with prepared.start("Report", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
             wait_for(lambda: central.running("TrainVGG"), "the training to run")
             central.process.kill()
             central.process.wait()
-            assert command.end() == 35, command.output
+            assert command.finish() == 35, command.output
         central.restart()
     assert prepared.manifest("train")["files"]
     heard, asked, left = [line for line in command.output.splitlines() if central.url in line]
@@ -108,11 +108,11 @@ def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken
     assert central.api("get_work", worker="other")["task_id"] == "Making"
     run = fresh.chain().run_id.replace("-", "_")
     line = f"DownloadCifar_{run}: data set {pointer} is taken by DownloadCifar of process 4711 on box"
-    with started(fresh, "DownloadCifar", central, LUIGI_CONFIG_PATH=str(file)) as command:
+    with fresh.start("DownloadCifar", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
         if overlap == "wait":
             wait_for(lambda: f"{line}; waiting for it" in command.output, "a line about waiting")
             central.api("add_task", **other, status="DONE")
-        assert command.end() == (0 if overlap == "wait" else 10), command.output
+        assert command.finish() == (0 if overlap == "wait" else 10), command.output
     assert command.output.count(line) == 1
 
 
@@ -133,7 +133,7 @@ def test_what_another_command_did_while_this_one_stayed_is_done_and_the_code_say
     central.api("add_task", **other)
     central.api("add_worker", worker="other", info=[["pid", 4711], ["host", "box"]])
     assert central.api("get_work", worker="other")["task_id"] == name
-    with started(done, "Report", central, LUIGI_CONFIG_PATH=str(file)) as command:
+    with done.start("Report", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
         wait_for(
             lambda: "already running in process 4711 on box, according to luigid" in command.output,
             "a line about the other",
@@ -143,6 +143,6 @@ def test_what_another_command_did_while_this_one_stayed_is_done_and_the_code_say
         for folder in away.iterdir():
             shutil.move(folder, run)
         central.api("add_task", **other, status="DONE")
-        assert command.end() == 0, command.output
+        assert command.finish() == 0, command.output
     assert ("done by another command" if overlap == "wait" else "already done by another process") in command.output
     assert command.output.count("already running in process 4711") == 1

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 from luigi_runs import CHECKOUT, SmallChain
-from luigid_process import luigid, started, wait_for
+from luigid_process import luigid, wait_for
 
 import tasks
 from pipeline.errors import Interrupted
@@ -73,10 +73,10 @@ def test_a_stage_that_waits_for_another_command_can_be_stopped_by_message(
 def test_a_lock_that_was_met_and_waited_out_is_no_failure(prepared: SmallChain, sample: str, workers: str) -> None:
     with contextlib.ExitStack() as other:
         other.enter_context(_somebody_trains(prepared))
-        with started(prepared, "TrainVGG", None, "--workers", workers, LUIGI_CONFIG_PATH=sample) as command:
+        with prepared.start("TrainVGG", "--workers", workers, LUIGI_CONFIG_PATH=sample) as command:
             wait_for(lambda: ": retrying in 0 s ([scheduler] retry_delay)" in command.output, "a retry")
             other.close()
-            assert command.end() == 0, command.output
+            assert command.finish() == 0, command.output
     assert _trainings(prepared) == 1
 
 
@@ -86,10 +86,10 @@ def test_a_real_failure_after_a_lock_is_a_failure_and_one_that_stays_is_tried_on
     prepared.configure(training__init_from="there-is-no-such.params")
     with contextlib.ExitStack() as other:
         other.enter_context(_somebody_trains(prepared))
-        with started(prepared, "Export", None, LUIGI_CONFIG_PATH=sample) as command:
+        with prepared.start("Export", LUIGI_CONFIG_PATH=sample) as command:
             wait_for(lambda: "retrying" in command.output, "a retry")
             other.close()
-            assert command.end() == 30, command.output
+            assert command.finish() == 30, command.output
     assert _trainings(prepared) == 1
     assert command.output.count("there-is-no-such.params") == 1
     assert "retrying" not in command.output.partition("there-is-no-such.params")[2]
@@ -122,13 +122,13 @@ def test_a_retry_takes_messages_too_and_a_stop_by_message_ends_the_command(
     script.write_text(f'test -e {tmp_path}/once && exec "$@"\ntouch {tmp_path}/once; exit 1\n')
     with luigid(tmp_path / "luigid", LUIGI_CONFIG_PATH=sample) as central:
         launcher = ("--vgg-launcher", f"sh {script}")
-        with started(prepared, "Report", central, *launcher, LUIGI_CONFIG_PATH=sample) as command:
+        with prepared.start("Report", *launcher, scheduler=central.scheduler, LUIGI_CONFIG_PATH=sample) as command:
             wait_for(lambda: _trainings(prepared) == 2, "the retry")
             task = wait_for(lambda: central.running("TrainVGG"), "the training")
             assert task["accepts_messages"], "the page has no button"
             wait_for(lambda: central.message(task["task_id"]), "its first message")
             assert central.tell(task, "stop") == "ok"
-            assert command.end() == 30, command.output
+            assert command.finish() == 30, command.output
         assert _trainings(prepared) == 2
         assert command.output.count(": retrying in 0 s or up to a minute later") == 1
         # Stopped, it is open for the next command, however often it failed before.

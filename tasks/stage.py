@@ -137,6 +137,7 @@ class StageTask(ChainTask):
             if self.stage != "train":  # which has no core to spare until it is finishing
                 self._start_next_early()
             with self.turn(chain, self._waiting(wait)) as turn:
+                note = ""
                 log.info("%s: running: %s", self.what, "; ".join(reasons))
                 with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
                     parent.run_stage(

@@ -72,15 +72,15 @@ def mail(task: Any, text: str) -> None:
     headline = _clean(in_one_line(task, reason(text)))
     hidden = vgg().notify or "\0"
     command = subprocess.list2cmdline([address.within(word.replace(hidden, "…")) for word in sys.argv])
-    first = html.escape(headline) if notifications.email().format == "html" else headline
     traceback = text if "Traceback" in text and not _expected(text) else ""
-    message = notifications.format_task_error(first, task, command, traceback)
     subject = f"failed on {socket.gethostname()}: {headline.partition('; ')[0]}"[:200]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Luigi warns of its own defaults
+            first = html.escape(headline) if notifications.email().format == "html" else headline
+            message = notifications.format_task_error(first, task, command, traceback)
             notifications.send_error_email(subject, message, task.owner_email)
-    except Exception as error:  # a package that its method needs is not installed, an address is none
+    except Exception as error:  # a wrong option, an address that is none, a package that the method needs
         log.warning("[email]: no e-mail was sent: %s", cause(error))
 
 

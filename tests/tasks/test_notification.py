@@ -193,9 +193,14 @@ def test_an_email_that_cannot_be_sent_is_a_line_of_the_log(
     task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
     monkeypatch.setattr(notification.log, "propagate", True)
     settings = {("email", "receiver"): "ops@example.org", ("smtp", "host"): "127.0.0.1", ("smtp", "port"): free_port()}
-    for method, said in (("smtp", "Not able to connect to smtp server"), ("sendgrid", "no e-mail was sent: ")):
-        for (section, option), value in {**settings, ("email", "method"): method}.items():
-            get_config().set(section, option, str(value))
+    for option, value, said in (
+        ("method", "smtp", "Not able to connect to smtp server"),
+        ("method", "sendgrid", "no e-mail was sent: "),
+        ("format", "brief", "no e-mail was sent: "),
+    ):
+        caplog.clear()
+        for (section, name), given in {**settings, ("email", option): value}.items():
+            get_config().set(section, name, str(given))
         try:
             notification.mail(task, "evaluate: its process died")
         finally:

@@ -199,7 +199,7 @@ def test_it_requests_nothing_says_nothing_on_the_console_and_has_no_horizontal_s
     browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(BEYOND % width) == []
-    assert file.stat().st_size < 3_000_000
+    assert file.stat().st_size < 1_500_000
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -397,4 +397,4 @@ def test_of_many_classes_the_worst_come_before_a_heat_map_and_the_rest_is_folded
     assert "class 99" not in tables[1], "a class without test images is not the worst"
     assert (tables[1].count("class"), tables[2].count("class")) == (12, 100)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 375
-    assert file.stat().st_size < 3_000_000
+    assert file.stat().st_size < 1_500_000

@@ -32,8 +32,13 @@ LIMIT_SECONDS = 30.0
 
 def reason(text: str) -> str:
     """Why something failed, in one line, out of a message or a formatted traceback."""
-    ours = _expected(text)
-    return ours[1] if ours else printable((text.strip().splitlines() or ["unknown error"])[-1])
+    return printable((without_traceback(text).strip().splitlines() or ["unknown error"])[-1])
+
+
+def without_traceback(text: str) -> str:
+    """Of a formatted traceback that ends with an error of this plugin or of a parameter that error alone."""
+    ours = re.search(r"\n(?:pipeline\.[\w.]+|luigi\.parameter\.\w+): (.*)\s*\Z", text)
+    return ours[1] if ours else text
 
 
 def failed(task: Any, text: str) -> None:
@@ -72,7 +77,8 @@ def mail(task: Any, text: str) -> None:
     headline = _clean(in_one_line(task, reason(text)))
     hidden = vgg().notify or "\0"
     command = subprocess.list2cmdline([address.within(word.replace(hidden, "…")) for word in sys.argv])
-    traceback = text if "Traceback" in text and not _expected(text) else ""
+    text = without_traceback(text)
+    traceback = text if "Traceback" in text else ""
     subject = f"failed on {socket.gethostname()}: {headline.partition('; ')[0]}"[:200]
     try:
         with warnings.catch_warnings():
@@ -82,11 +88,6 @@ def mail(task: Any, text: str) -> None:
             notifications.send_error_email(subject, message, task.owner_email)
     except Exception as error:  # a wrong option, an address that is none, a package that the method needs
         log.warning("[email]: no e-mail was sent: %s", cause(error))
-
-
-def _expected(text: str) -> re.Match[str] | None:
-    """The error of this plugin or of a parameter that a formatted traceback ends with."""
-    return re.search(r"\n(?:pipeline\.[\w.]+|luigi\.parameter\.\w+): (.*)\s*\Z", text)
 
 
 def _run(command: str, content: str) -> tuple[str, str]:

@@ -73,7 +73,7 @@ class Worker(luigi.worker.Worker):
 
     def _announce_scheduling_failure(self, task: Any, expl: str) -> None:
         notification.failed(task, expl)
-        super()._announce_scheduling_failure(task, expl)
+        super()._announce_scheduling_failure(task, notification.without_traceback(expl))  # for luigid's own e-mails
 
     def _email_error(self, task: Any, formatted_traceback: str, subject: str, headline: str) -> None:
         notification.mail(task, formatted_traceback)  # Luigi's own says last why

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import email
 import email.policy
 import json
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -19,9 +21,10 @@ from aiosmtpd.controller import Controller
 from luigi.configuration import get_config
 from luigi_runs import SmallChain, free_port
 
-from pipeline.errors import AlreadyRunning, StageFailed
+from pipeline.errors import AlreadyRunning, StageFailed, WorkspaceError
 from tasks import notification
 from tasks.settings import vgg
+from tasks.worker import Worker
 
 SECRET = "https://me:hush@host/x?token=hush"
 
@@ -52,7 +55,7 @@ def mailbox(tmp_path: Path) -> Iterator[SimpleNamespace]:
     config = tmp_path / "luigi.cfg"
     config.write_text(f"[email]\nreceiver = ops@example.org\n[smtp]\nhost = 127.0.0.1\nport = {port}\n")
     try:
-        yield SimpleNamespace(box=found, config=str(config))
+        yield SimpleNamespace(box=found, config=str(config), port=port)
     finally:
         server.stop()
 
@@ -185,6 +188,37 @@ def test_a_program_of_its_own_has_the_hook_too_and_nobody_is_told_of_a_lock(
     assert second["message"] == "lines"
 
 
+@contextlib.contextmanager
+def _settings(**sections: dict[str, Any]) -> Iterator[None]:
+    """Sections of luigi.cfg for this block."""
+    for section, options in sections.items():
+        for name, value in options.items():
+            get_config().set(section, name, str(value))
+    try:
+        yield
+    finally:
+        for section in sections:
+            get_config().remove_section(section)
+
+
+def test_the_emails_that_luigid_collects_give_the_reason_too(done: SmallChain, mailbox: SimpleNamespace) -> None:
+    import tasks
+
+    task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
+    with _settings(email={"receiver": "ops@example.org"}, smtp={"host": "127.0.0.1", "port": mailbox.port}):
+        luigid = luigi.scheduler.Scheduler(batch_emails=True)
+        worker = Worker(scheduler=luigid, no_install_shutdown_handler=True)
+        try:
+            raise WorkspaceError("manifest.json: damaged")
+        except WorkspaceError:
+            worker._announce_scheduling_failure(task, traceback.format_exc())
+        luigid._email_batcher.send_email()
+    (text,) = mailbox.box.texts
+    assert "manifest.json: damaged" in text
+    assert "Traceback" not in text
+    assert "pipeline.errors" not in text
+
+
 def test_an_email_that_cannot_be_sent_is_a_line_of_the_log(
     done: SmallChain, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,20 +226,15 @@ def test_an_email_that_cannot_be_sent_is_a_line_of_the_log(
 
     task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
     monkeypatch.setattr(notification.log, "propagate", True)
-    settings = {("email", "receiver"): "ops@example.org", ("smtp", "host"): "127.0.0.1", ("smtp", "port"): free_port()}
     for option, value, said in (
         ("method", "smtp", "Not able to connect to smtp server"),
         ("method", "sendgrid", "no e-mail was sent: "),
         ("format", "brief", "no e-mail was sent: "),
     ):
         caplog.clear()
-        for (section, name), given in {**settings, ("email", option): value}.items():
-            get_config().set(section, name, str(given))
-        try:
+        gone = {"host": "127.0.0.1", "port": free_port()}
+        with _settings(email={"receiver": "ops@example.org", option: value}, smtp=gone):
             notification.mail(task, "evaluate: its process died")
-        finally:
-            get_config().remove_section("email")
-            get_config().remove_section("smtp")
         assert said in caplog.text
 
 

@@ -46,22 +46,36 @@ def main() -> None:
 
 
 def build(architecture: dict) -> nn.Module:
-    """The network that `conv_arch`, `dense` and so on describe."""
+    """The network that the keys of an architecture describe."""
     layers: list[nn.Module] = []
+    activation = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}[architecture["activation"]]
+    norm = architecture["batch_norm"]
     channels, side = 3, 32
+    if architecture["stem"]:
+        stem = nn.Conv2d(channels, architecture["stem"], 2, bias=False).requires_grad_(False)
+        layers += [stem, activation()]
+        channels, side = architecture["stem"], 31
     for convolutions, width in architecture["conv_arch"]:
-        for _ in range(convolutions):
-            layers.append(nn.Conv2d(channels, width, 3, padding=1))
-            if architecture["batch_norm"]:
+        for number in range(convolutions):
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not norm))
+            if number == 0 and architecture["pool"] == "first":
+                layers.append(nn.MaxPool2d(2))
+            if norm:
                 layers.append(nn.BatchNorm2d(width))
-            layers.append(nn.ReLU(inplace=True))
+                if isinstance(norm, dict) and not norm["scale"]:
+                    layers[-1].weight.requires_grad_(False)
+            layers.append(activation())
             channels = width
-        layers.append(nn.MaxPool2d(2))
+        if architecture["pool"] == "last":
+            layers.append(nn.MaxPool2d(2))
         side //= 2
+    if architecture["global_pool"] == "max":
+        layers.append(nn.AdaptiveMaxPool2d(1))
+        side = 1
     layers.append(nn.Flatten())
     features = channels * side * side
     for width in architecture["dense"]:
-        layers += [nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout(architecture["dropout"])]
+        layers += [nn.Linear(features, width), activation(), nn.Dropout(architecture["dropout"])]
         features = width
     return nn.Sequential(*layers, nn.Linear(features, 10))
 

@@ -1,0 +1,38 @@
+"""Draws accuracy.svg from accuracy.json: what each ready-made configuration reaches, and in how many minutes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.ticker import PercentFormatter
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    mpl.rcParams |= {
+        "svg.hashsalt": "accuracy",
+        "svg.fonttype": "none",
+    }  # the same bytes for the same figures, and text
+    measured = json.loads((FOLDER / "accuracy.json").read_text())
+    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
+    for number, machine in enumerate(sorted({entry["cpu"] for entry in measured.values()})):
+        found = {name: entry for name, entry in measured.items() if entry["cpu"] == machine}
+        minutes, accuracy = ([entry[key] for entry in found.values()] for key in ("minutes", "accuracy"))
+        axes.scatter(minutes, accuracy, marker="os^D"[number], label=f"two cores of an {machine}")
+        for name, entry in found.items():
+            place = (entry["minutes"], entry["accuracy"])
+            axes.annotate(name, place, xytext=(5, -10), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel="minutes from archive to report", ylabel="test accuracy (JPEG copy of CIFAR-10)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(FOLDER / "accuracy.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

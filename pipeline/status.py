@@ -12,6 +12,7 @@ from pipeline.errors import WorkspaceError
 from pipeline.files import human_size
 from pipeline.retraining import generations, periods, registry
 from pipeline.storage import LOCAL, locks
+from pipeline.text import printable
 from pipeline.workspace import Run, Workspace
 from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, config_changes, shown_source
 
@@ -80,9 +81,8 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         if stage["worker"]:
             told.append(f"            being worked on by {stage['worker']}")
     if change := about["change"]:
-        told.append(
-            f"  the data set has changed since {change['since']}" + f": {change['what']}" * bool(change["what"])
-        )
+        what = f": {change['what']}" if change["what"] else ""
+        told.append(printable(f"  the data set has changed since {change['since']}{what}"))
     if pointer := facts["current"]:
         accuracy = f"{pointer['accuracy']:.2%}"
         told.append(f"  the current model is {pointer['run']}, accuracy {accuracy}, since {pointer['since']}")

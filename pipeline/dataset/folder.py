@@ -22,9 +22,9 @@ from pipeline.dataset.layouts import PIXELS, Batch, Bytes, Content
 from pipeline.dataset.refusal import Refused, Tell
 from pipeline.files import sha256_file
 from pipeline.process.cores import usable_cores
-from pipeline.text import counted, printable
+from pipeline.text import counted
 from pipeline.workspace import image_folder
-from pipeline.workspace.image_folder import Image, examples
+from pipeline.workspace.image_folder import Image, examples, shown
 
 #: More unreadable images than this share of all are a mistake of the whole folder.
 UNREADABLE = 0.1
@@ -100,18 +100,18 @@ def _read_all(
 def _read_one(root: Path, name: str, image: Image, array: Bytes, row: int, test_fraction: float) -> _Read | str:
     path = root / name
     if image.size < 0:  # named in labels.csv
-        return f"{printable(name)}: no such image, or a link out of the folder"
+        return f"{shown(name)}: no such image, or a link out of the folder"
     picture = image_files.read(path, (IMAGE_SIZE, IMAGE_SIZE))
     if not isinstance(picture, Picture):
-        return f"{printable(name)}: {picture.why}"
+        return f"{shown(name)}: {picture.why}"
     array[row] = picture.pixels.reshape(PIXELS)
     try:
         part = image.part or _part(path, test_fraction)
         status = path.stat()
     except OSError as error:
-        return f"{printable(name)}: {error.strerror}"
+        return f"{shown(name)}: {error.strerror}"
     if (status.st_size, status.st_mtime_ns) != (image.size, image.time):
-        return f"{printable(name)}: changed while the folder was being read"
+        return f"{shown(name)}: changed while the folder was being read"
     return _Read(row, hashlib.blake2b(array[row].data, digest_size=16).digest(), name, image.label, part)
 
 
@@ -156,7 +156,7 @@ def _shared_out(found: Sequence[_Read]) -> tuple[list[_Read], list[_Read], list[
 
 def _pair(pairs: Sequence[tuple[_Read, _Read]]) -> str:
     """The first of some pairs of the same image."""
-    return f" ({printable(pairs[0][0].name)} is {printable(pairs[0][1].name)})"
+    return f" ({shown(pairs[0][0].name)} is {shown(pairs[0][1].name)})"
 
 
 def _check_parts(train: Sequence[_Read], test: Sequence[_Read], classes: Sequence[str]) -> None:

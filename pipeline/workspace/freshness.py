@@ -53,6 +53,11 @@ def begin_command() -> None:
     _command_began = time.time()
 
 
+class _Change(Struct, frozen=True):
+    since: str
+    what: str
+
+
 class _Source(Struct, frozen=True):
     """The types that the record of a source must have. With others it counts as damaged, whoever wrote it."""
 
@@ -60,7 +65,7 @@ class _Source(Struct, frozen=True):
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     stat: dict[str, Any] | None = None
     read: float = 0.0
-    change: dict[str, str] | None = None
+    change: _Change | None = None
     official: bool = False
     label: str = ""
     #: Outputs of a network whose configuration does not say. Earlier versions made ten of them, whatever the data.

@@ -127,7 +127,7 @@ def state(seen: Look, test_fraction: float) -> dict[str, Any] | None:
 def labelled(seen: Look) -> tuple[Images, list[str]]:
     """The images with their classes and parts, and lines about what is left out. Raises `Unlabelled`."""
     for name, why in seen.unlisted.items():
-        raise Unlabelled(f"{printable(name)}: cannot be listed ({why})", "make it readable, or move it elsewhere")
+        raise Unlabelled(f"{shown(name)}: cannot be listed ({why})", "make it readable, or move it elsewhere")
     images = _by_labels_csv(seen) if LABELS in seen.files else _by_folders(seen)
     _check_classes({image.label for image in images.values()}, seen)
     where = f"not in {LABELS}" if LABELS in seen.files else "in no class folder"
@@ -141,10 +141,16 @@ def labelled(seen: Look) -> tuple[Images, list[str]]:
     return images, [f"left out: {counted(n, what)} {why} ({which})" for n, what, why, which in left_out if n]
 
 
+def shown(name: str) -> str:
+    """A name as it may be shown: in one line, at most 80 characters."""
+    text = printable(name)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def examples(names: Iterable[str]) -> str:
     """The first names as they may be shown: `a.png, b.png, c.png, …`."""
     first = sorted(names)
-    return ", ".join(printable(name) for name in first[:3]) + (", …" if len(first) > 3 else "")
+    return ", ".join(shown(name) for name in first[:3]) + (", …" if len(first) > 3 else "")
 
 
 def _by_folders(seen: Look) -> Images:
@@ -181,7 +187,7 @@ def _by_labels_csv(seen: Look) -> Images:
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = rows.fieldnames or []
         if not {"file", "label"} <= set(columns):
-            found = ", ".join(map(printable, columns)) or "nothing"
+            found = shown(",".join(columns)) or "nothing"
             raise Unlabelled(f"{LABELS}: its first line is {found}", "it must be file,label,split or file,label")
         for row in rows:
             _take_row(seen, images, row, f"{LABELS}, line {rows.line_num}")
@@ -197,12 +203,12 @@ def _take_row(seen: Look, images: Images, row: Mapping[str, str | None], where: 
     if not given or not label:
         raise Unlabelled(f"{where}: has no {'label' if given else 'file'}", "fill it in, or remove the line")
     if name.startswith(("/", "../")):
-        raise Unlabelled(f"{where}: {printable(given)} is not in this folder", "give paths that start at the folder")
+        raise Unlabelled(f"{where}: {shown(given)} is not in this folder", "give paths that start at the folder")
     if part not in ("", *PARTS):
-        raise Unlabelled(f"{where}: the split is {printable(part)}", "it must be train, test or empty")
+        raise Unlabelled(f"{where}: the split is {shown(part)}", "it must be train, test or empty")
     image = Image(*seen.files.get(name, (-1, -1)), part, label)
     if images.setdefault(name, image) != image:
-        raise Unlabelled(f"{where}: {printable(given)} has another label or split above", "remove one of the lines")
+        raise Unlabelled(f"{where}: {shown(given)} has another label or split above", "remove one of the lines")
 
 
 def _check_classes(classes: set[str], seen: Look) -> None:
@@ -274,7 +280,7 @@ def difference(before: Images, after: Images) -> str:
 def _per_class(more: Iterable[Image]) -> Sequence[str]:
     """How many images there are more of, in the three classes with most of them, and in all others together."""
     counts = sorted(Counter(image.label for image in more).items(), key=lambda item: (-item[1], item[0]))
-    told = [f"{counted(number, 'image')} more in class {printable(label)}" for label, number in counts[:3]]
+    told = [f"{counted(number, 'image')} more in class {shown(label)}" for label, number in counts[:3]]
     if rest := counts[3:]:
         number = sum(count for _, count in rest)
         told.append(f"{number:,} in {'another class' if len(rest) == 1 else f'{len(rest)} other classes'}")

@@ -150,6 +150,36 @@ def image(sandbox: Path) -> Callable[[bytes], None]:
     return read
 
 
+def labels(sandbox: Path) -> Callable[[bytes], None]:
+    import numpy as np
+    from PIL import Image
+
+    from pipeline import dataset
+    from pipeline.config import from_dict
+    from pipeline.workspace import Workspace
+    from pipeline.workspace.freshness import Chain
+
+    folder = sandbox / "parts"
+    folder.mkdir()
+    for number in range(4):
+        pixels = np.random.RandomState(number).randint(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    value = {
+        "data": {"name": "parts", "source": str(folder)},
+        "architecture": {"name": "tiny", "conv_arch": [[1, 4]]},
+        "training": {"epochs": 1},
+    }
+    chain = Chain(Workspace(sandbox / "artifacts"), from_dict(value))
+
+    def read(content: bytes) -> None:
+        (folder / "labels.csv").write_bytes(content)
+        for reason in chain.why("dataset"):
+            plain(reason)
+        dataset.prepare(chain, Recorder())
+
+    return read
+
+
 def yaml(sandbox: Path) -> Callable[[bytes], None]:
     from pipeline import config
 
@@ -245,6 +275,7 @@ KINDS = {
     "checkpoint": checkpoint,
     "onnx": onnx,
     "image": image,
+    "labels": labels,
     "yaml": yaml,
     "workspace": workspace_file,
     "lock": lock,

@@ -121,6 +121,7 @@ params = reader("weights", "WeightsError")
 checkpoints = reader("checkpoint", "Damaged", "WorkspaceError")
 models = reader("onnx", "PipelineError")
 images = reader("image", "PipelineError")
+labels = reader("labels", "Refused", "DataError")
 configurations = reader("yaml", "ConfigError")
 workspaces = reader("workspace", "PipelineError", "WorkspaceError", "ConfigError")
 object_locks = reader("lock", "AlreadyRunning")
@@ -203,6 +204,13 @@ def test_images(images: Reader) -> None:
         assert images.read(goods[-1])["end"] == "success"
 
     try_out(images, st.sampled_from(goods).flatmap(mutated))
+
+
+def test_labels_of_a_folder_of_images(labels: Reader) -> None:
+    good = b"file,label,split\n0.png,good,train\n1.png,bad,train\n2.png,good,test\n3.png,bad,test\n"
+    assert labels.read(good)["end"] == "success"
+
+    try_out(labels, mutated(good))
 
 
 def test_configurations(configurations: Reader, made: SmallChain) -> None:

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from small_cifar import memory_below
 
-from pipeline import dataset
+from pipeline import dataset, status
 from pipeline.dataset import folder, image_files
 from pipeline.errors import DataError
+from pipeline.files import read_json, write_json
 from pipeline.workspace import freshness, image_folder
 
 Chain = Callable[..., object]
@@ -239,10 +240,22 @@ def test_a_change_is_told_before_it_is_read_and_after(chain, reporter, parts):
     assert chain(parts, name="parts", test_fraction=0.5).why("dataset")[0].endswith("data.test_fraction: 0.2 -> 0.5")
 
 
+@pytest.mark.parametrize("change", ["x", {}, {"since": 5, "what": ""}, {"since": "a\x1b[2J", "what": "\x07"}])
+def test_a_damaged_change_is_no_trouble(chain, reporter, parts, change):
+    made = chain(parts, name="parts")
+    dataset.prepare(made, reporter)
+    pointer = made.workspace.source_pointer(made.given.data)
+    write_json(pointer, {**read_json(pointer), "change": change})
+    lines = status.lines(status.gather(made), "config.yaml")
+    assert all(line.isprintable() for line in lines)
+    dataset.prepare(made, reporter)
+    assert made.why("dataset") == []
+
+
 def test_without_a_listing_a_change_is_still_noticed(chain, reporter, parts):
     made = chain(parts, name="parts")
     dataset.prepare(made, reporter)
-    made.workspace.source_listing(made.config.data).unlink()
+    made.workspace.source_listing(made.given.data).unlink()
     picture(parts / "train/good/new.png", 99)
     assert made.why("dataset") == [f"{parts} has changed"]
 

@@ -118,7 +118,7 @@ def test_a_class_of_links_out_of_the_folder_is_empty(tmp_path):
 
 
 BAD_LABELS = {
-    "file,class\n": "its first line is file, class",
+    "file,class\n": "its first line is file,class",
     "": "its first line is nothing",
     "file,label\n1.png,\n": "line 2: has no label",
     "file,label\n,a\n": "line 2: has no file",

@@ -61,7 +61,7 @@ def sizes(workspace: Workspace) -> dict[str, dict[str, int]]:
     storage.refresh([workspace.root])
     kinds: dict[str, dict[str, int]] = {}
     for path, size in sorted(storage.files(workspace.root).items()):
-        kind = kinds.setdefault(path.relative_to(workspace.root).parts[0].partition(".")[0], {"files": 0, "bytes": 0})
+        kind = kinds.setdefault(path.partition("/")[0].partition(".")[0], {"files": 0, "bytes": 0})
         kind["files"] += 1
         kind["bytes"] += size
     if storage is not LOCAL:

@@ -28,8 +28,8 @@ def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
     Not the few by which a workspace in a store knows what it has seen.
     """
     limit, found = time.time() - age.total_seconds(), []
-    for path in LOCAL.files(workspace.work):
-        parts = path.relative_to(workspace.work).parts
+    for name in LOCAL.files(workspace.work):
+        parts, path = name.split("/"), workspace.work / name
         with contextlib.suppress(FileNotFoundError):
             if (len(parts) > 2 or parts[0] in ("locks", "downloads")) and path.lstat().st_mtime < limit:
                 found.append(path)

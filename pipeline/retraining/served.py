@@ -45,7 +45,7 @@ def serve(workspace: Workspace, pointer: Path) -> None:
     current = registry.read(pointer)
     try:
         if current is None:
-            names = {path.relative_to(stable.parent).parts[0] for path in storage.files(stable.parent)}
+            names = {path.partition("/")[0] for path in storage.files(stable.parent)}
             for name in (stable.name, *(name for name in sorted(names) if name.startswith(f"{stable.name}@"))):
                 if storage.exists(stable.with_name(name)):
                     storage.delete(stable.with_name(name))

@@ -158,7 +158,7 @@ def whole_run(run: Run, what: str) -> Iterator[None]:
 def _paths(workspace: Workspace) -> list[tuple[str, ...]]:
     """Every file in the trash, by the parts of its path there."""
     workspace.storage.refresh([workspace.trash])
-    return [path.relative_to(workspace.trash).parts for path in workspace.storage.files(workspace.trash)]
+    return [tuple(path.split("/")) for path in workspace.storage.files(workspace.trash)]
 
 
 def _listed(workspace: Workspace) -> set[tuple[str, ...]]:
@@ -175,7 +175,7 @@ def _parts(workspace: Workspace, item: Item) -> list[Path]:
     """What is moved back: of a run each stage, as other stages may still be in place."""
     if not item.place.startswith("runs/"):
         return [item.path]
-    names = {path.relative_to(item.path).parts[0] for path in workspace.storage.files(item.path)}
+    names = {path.partition("/")[0] for path in workspace.storage.files(item.path)}
     return [item.path / name for name in sorted(names)]
 
 

@@ -70,8 +70,9 @@ class ObjectStorage(Storage):
     def names(self, folder: Path) -> list[str]:
         return sorted(self.listing.folder(self.key(folder)))
 
-    def files(self, folder: Path) -> dict[Path, int]:
-        return {self.root / key: stored.size for key, stored in self.listing.below(self.key(folder)).items()}
+    def files(self, folder: Path) -> dict[str, int]:
+        top = self.key(folder)
+        return {key[len(top) :].lstrip("/"): stored.size for key, stored in self.listing.below(top).items()}
 
     def is_unpublished(self, path: Path) -> bool:
         return self.key(path) in self.copies.unpublished

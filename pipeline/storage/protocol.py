@@ -33,8 +33,8 @@ class Storage(Protocol):
     def names(self, folder: Path) -> list[str]:
         """The names of the files directly in a folder."""
 
-    def files(self, folder: Path) -> dict[Path, int]:
-        """Every file of a folder and the folders in it, with its size in bytes."""
+    def files(self, folder: Path) -> dict[str, int]:
+        """Every file of a folder and the folders in it, as seen from there, with its size in bytes."""
 
     def size_of(self, folder: Path) -> int:
         """Bytes of all files below a folder."""

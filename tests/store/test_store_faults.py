@@ -298,7 +298,7 @@ def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_
         (folder / "model.params").write_text(str(epochs))
         manifest.write(folder, "train", ["model.params"], {}, {"epochs": epochs})
         workspace.publish(folder)
-        assert sorted(map(storage.key, storage.files(folder))) == bucket.objects()
+        assert sorted(f"{storage.key(folder)}/{name}" for name in storage.files(folder)) == bucket.objects()
         return [key.partition("/train/")[2] for key in bucket.objects() if not key.endswith("manifest.json")]
 
     assert published("one", 10) == ["model.params", "tensorboard/events.10"]

@@ -271,13 +271,12 @@ class Prune(Command, ChainTask):
 
     def work(self) -> None:
         keep = self.keep or self.chain.config.retrain.keep
-        if keep < 1 or datetime.timedelta(0) < self.older_than < datetime.timedelta(days=1):
+        wrong = f"--keep: found {keep}, expected at least 1" if keep < 1 else ""
+        if datetime.timedelta(0) < self.older_than < datetime.timedelta(days=1):
+            wrong = f"--older-than: found {self.older_than}, expected at least a day, e.g. 30d"
+        if wrong:
             exit_with(BAD_CONFIGURATION)
-            raise ConfigError(
-                f"--keep: found {keep}, expected at least 1"
-                if keep < 1
-                else f"--older-than: found {self.older_than}, expected at least a day, e.g. 30d"
-            )
+            raise ConfigError(wrong)
         chain, workspace = self.chain, self.chain.workspace
         expired = retention.expired(chain, keep)
         unneeded = retention.unneeded(workspace, expired)
@@ -310,7 +309,7 @@ class Prune(Command, ChainTask):
         trashed = deletion.old_trash(workspace, self.older_than)
         files = deletion.leftovers(workspace, self.older_than)
         size = sum(map(workspace.storage.size_of, trashed)) + sum(path.lstat().st_size for path in files)
-        what = f"what was moved to the trash {len(trashed)} times, and {len(files)} leftover files"
+        what = f"what was moved to the trash {len(trashed)} times, and {len(files)} leftovers"
         tell(f"{'deleting' if self.confirm else 'would delete'} for good {what} ({human_size(size)})")
         if self.confirm and (trashed or files):
             deletion.delete(workspace, trashed, files)

@@ -47,7 +47,7 @@ def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> No
     assert before_deletion["trash"]["bytes"] > 10 * before["runs"]["bytes"]
     assert before_deletion["work"]["files"] > 30 * 6
     young = done.luigi("Prune", "--keep", "3", "--older-than", "30d", "--confirm")
-    assert "deleting for good what was moved to the trash 0 times, and 0 leftover files (0 B)" in young.output
+    assert "deleting for good what was moved to the trash 0 times, and 0 leftovers (0 B)" in young.output
     age_by_forty_days(workspace)
     run = done.chain("2026-01-30").run()
     assert run
@@ -55,13 +55,21 @@ def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> No
         (run.work / name).parent.mkdir(parents=True, exist_ok=True)
         (run.work / name).write_text("left by a training that nobody resumed")
         os.utime(run.work / name, (time.time() - 40 * DAY,) * 2)
+    failed = [workspace.runs / "mini-00000000/tiny-00000000@2026-01-05", workspace.datasets / "mini-00000000"]
+    for folder in (*failed, workspace.runs / "mini-00000000/tiny-00000000@2026-01-31"):
+        (folder / "train").mkdir(parents=True)
+        (folder / "train/train.log").write_text("failed")
+    for path in (path for folder in failed for path in (folder, *folder.rglob("*"))):
+        os.utime(path, (time.time() - 40 * DAY,) * 2)
     with locks.hold(run.lock("train"), "train", wait=False):
         deleted = done.luigi("Prune", "--keep", "3", "--older-than", "30d", "--confirm")
         assert deleted.rc == 0, deleted.text
         assert (run.work / "precision.json").exists()
         assert run.lock("train").exists()
     assert not list(workspace.trash.iterdir())
-    assert len(list(workspace.locks.iterdir())) < 8
+    assert [path.name for path in workspace.runs.glob("mini-00000000/*")] == ["tiny-00000000@2026-01-31"], "is young"
+    assert not failed[1].exists()
+    assert len(list(workspace.locks.iterdir())) < 16
 
     after = json.loads(done.luigi("Status", "--sizes", "--json").output)["sizes"]
     assert after["runs"]["bytes"] < 4.1 * before["runs"]["bytes"]

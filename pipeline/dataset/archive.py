@@ -25,7 +25,7 @@ from isal.igzip import IGzipFile
 from isal.isal_zlib import error as IsalError
 
 from pipeline.dataset.layouts import Collector
-from pipeline.dataset.refusal import Refused, Tell, shown
+from pipeline.dataset.refusal import ADVICE, Refused, Tell, shown
 from pipeline.files import human_size
 from pipeline.workspace.sources import batch_folders, counted_files
 
@@ -284,7 +284,8 @@ def _read_folder(folder: Path, collector: Collector, tell: Tell) -> None:
     """Read an unpacked archive: the batches lie in `folder`, or in one folder inside it."""
     places = batch_folders(folder)
     if not places:
-        raise Refused("no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …) in this folder")
+        found = "no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …) in this folder"
+        raise Refused(found, f"{ADVICE}; a folder of images needs another data.name")
     if len(places) > 1:
         raise Refused(f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
     files = counted_files(places[0])

@@ -217,6 +217,13 @@ def test_a_checksum_is_for_archives(chain, reporter, parts):
         prepared(chain, reporter, parts, sha256="0" * 64)
 
 
+def test_a_folder_of_images_under_the_name_of_a_published_data_set_is_refused(chain, reporter, parts):
+    with pytest.raises(
+        DataError, match=r"no CIFAR-10 .* in this folder; .*a folder of images needs another data\.name"
+    ):
+        dataset.prepare(chain(parts, name="cifar10", classes=10), reporter)
+
+
 def test_a_folder_in_a_store_is_refused_in_one_line(chain, reporter):
     with pytest.raises(DataError, match=r"s3://bucket/parts: is not .*; get it onto this machine"):
         prepared(chain, reporter, "s3://bucket/parts")

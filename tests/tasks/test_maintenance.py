@@ -49,7 +49,9 @@ def test_set_aside_shows_first_and_moves_on_confirmation(done):
 
 
 def test_what_is_not_there_cannot_be_set_aside(fresh):
-    assert_fails_clearly(fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "no finished train of tiny-")
+    assert_fails_clearly(
+        fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "no finished train of tiny to set aside"
+    )
 
 
 def flip_a_bit(path):

@@ -6,10 +6,18 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from luigi_runs import small_archive
+from s3_server import Proxy
 from store_hosts import Bucket, Host
+
+from pipeline import status
+from pipeline.retraining import deletion
+from pipeline.storage import ObjectStorage
+from pipeline.storage.store import Store
+from pipeline.workspace import Workspace
 
 
 def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], bucket: Bucket, tmp_path: Path) -> None:
@@ -88,3 +96,17 @@ def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], buc
     assert not [key for key in bucket.objects() if key.startswith("current/")]
     one.good("Restore", "--item", "current/mini/tiny.json", "--confirm")
     assert current() == served() == "2026-11-20"
+
+
+def test_the_trash_of_a_store_is_measured_and_emptied_by_age(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
+    young, run = "trash/2999-01-01T000000Z/current/d/a.json", "runs/d/r/train/model.params"
+    for key in (young, run, *(f"trash/2026-01-01T000000Z/runs/d/r/train/{name}" for name in ("manifest.json", "log"))):
+        bucket.write(key, b"{}")
+    storage = ObjectStorage(Store(bucket.url), tmp_path / "cache")
+    workspace = Workspace(storage.root, storage)
+    sizes = status.sizes(workspace)
+    assert (sizes["runs"], sizes["trash"]) == ({"files": 1, "bytes": 2}, {"files": 3, "bytes": 6})
+    (old,) = deletion.old_trash(workspace, timedelta(days=1))
+    deletion.delete(workspace, [old], deletion.leftovers(workspace, timedelta(days=1)))
+    assert [key for key in bucket.objects() if not key.startswith("events/")] == [run, young]
+    assert status.sizes(workspace)["trash"] == {"files": 1, "bytes": 2}

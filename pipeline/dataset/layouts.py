@@ -78,10 +78,9 @@ class Collector:
 
     def __init__(self, name: str, label_limit: int) -> None:
         self._name, self._strict, self._label_limit = name, name in OFFICIAL, label_limit
-        self._batches: dict[str, concurrent.futures.Future[Batch]] = {}
-        self._class_names: dict[Layout, bytes] = {}
+        #: By file name: a `Batch`, or the class names.
+        self._parsed: dict[str, concurrent.futures.Future[Any]] = {}
         self._others: list[str] = []
-        self._seen: set[str] = set()
         self._parser = concurrent.futures.ThreadPoolExecutor(1)
 
     def __enter__(self) -> Collector:
@@ -96,9 +95,8 @@ class Collector:
         if layout is None:
             self._others.append(name)
             return False
-        if name in self._seen:
+        if name in self._parsed:
             raise Refused(f"holds {name} twice")
-        self._seen.add(name)
         limit = META_LIMIT if name == layout.class_names else PICKLE_LIMIT
         if layout.form == "binary" and name != layout.class_names:
             record = _PUBLISHED[layout.published].labels + PIXELS
@@ -113,15 +111,14 @@ class Collector:
 
     def add(self, name: str, content: bytes | bytearray) -> None:
         """Take the content of a file that `wants` said yes to."""
-        if name == FILES[name].class_names:
-            self._class_names[FILES[name]] = bytes(content)
-        else:
-            self._batches[name] = self._parser.submit(self._parse, FILES[name], name, content)
+        layout = FILES[name]
+        parse = _class_names if name == layout.class_names else self._batch
+        self._parsed[name] = self._parser.submit(parse, layout, name, content)
 
     def finish(self) -> Content:
         """The whole data set; raises `Refused` when a file is missing or wrong."""
         layout = self._layout()
-        *train, test = (self._batches[name].result() for name in self._names(layout))
+        *train, test = (self._parsed[name].result() for name in self._names(layout))
         highest = max(int(batch.labels.max()) for batch in (*train, test))
         return Content(train, [test], self._classes(layout, highest), layout.form)
 
@@ -131,7 +128,7 @@ class Collector:
         if self._name == layout.published and images != expected:
             raise Refused(f"{name} has {images:,} images, that of {OFFICIAL[self._name].title} has {expected:,}")
 
-    def _parse(self, layout: Layout, name: str, content: bytes | bytearray) -> Batch:
+    def _batch(self, layout: Layout, name: str, content: bytes | bytearray) -> Batch:
         about = _PUBLISHED[layout.published]
         if layout.form == "binary":
             records = np.frombuffer(content, np.uint8).reshape(-1, about.labels + PIXELS)
@@ -149,9 +146,9 @@ class Collector:
 
     def _layout(self) -> Layout:
         """The one layout that there are training batches of."""
-        found = {name: FILES[name] for name in self._batches if name in TRAINING_FILES}
+        found = {name: FILES[name] for name in self._parsed if name in TRAINING_FILES}
         if not found:
-            others = ", ".join(shown(name) for name in [*self._batches, *self._others][:5]) or "nothing"
+            others = ", ".join(shown(name) for name in [*self._parsed, *self._others][:5]) or "nothing"
             raise Refused(f"holds no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …); found {others}")
         first, layout = min(found.items())
         if other := next((name for name in found if found[name] != layout), None):
@@ -163,7 +160,7 @@ class Collector:
 
     def _names(self, layout: Layout) -> list[str]:
         """The files of the training batches in order and, last, that of the test batch, once they are complete."""
-        present = sorted(name for name in self._batches if FILES[name] == layout)
+        present = sorted(name for name in self._parsed if FILES[name] == layout and name != layout.class_names)
         last = _PUBLISHED[layout.published].batches if self._strict else sum(map(TRAINING_FILES.__contains__, present))
         names = [*(layout.train.format(number) for number in range(1, last + 1)), layout.test]
         if missing := [name for name in names if name not in present]:
@@ -175,12 +172,12 @@ class Collector:
     def _classes(self, layout: Layout, highest: int) -> list[str]:
         """The class names: those in the archive, CIFAR-10's own, or `class 0`, `class 1`, …"""
         count = OFFICIAL[self._name].classes if self._strict else None
-        if layout not in self._class_names:
+        file = layout.class_names
+        if file not in self._parsed:
             if layout.published == "cifar10" and (self._strict or highest < len(CIFAR10_CLASSES)):
                 return list(CIFAR10_CLASSES)
             return [f"class {label}" for label in range(count or highest + 1)]
-        file = layout.class_names
-        names = _class_names(layout, self._class_names[layout])
+        names = self._parsed[file].result()
         if any(not name.isprintable() or len(name) > 64 for name in names) or len(set(names)) != len(names):
             raise Refused(f"{file}: a class name is repeated, too long or not printable")
         if not highest < len(names) <= 256 or len(names) != (count or len(names)):
@@ -213,8 +210,8 @@ def _integers(name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:
     raise Refused(f"{name}: {key} {found}, expected an array or list of integers")
 
 
-def _class_names(layout: Layout, content: bytes) -> list[str]:
-    file, key = layout.class_names, f"{_PUBLISHED[layout.published].prefix}label_names"
+def _class_names(layout: Layout, file: str, content: bytes | bytearray) -> list[str]:
+    key = f"{_PUBLISHED[layout.published].prefix}label_names"
     if layout.form == "binary":
         try:
             return [line.strip() for line in content.decode().splitlines() if line.strip()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def serve(workspace: Workspace, pointer: Path) -> None:
                     storage.delete(stable.with_name(name))
             return
         about = msgspec.to_builtins(current.entry)
-        if about.items() <= (read_json(stable / MANIFEST) or {}).items() and storage.exists(stable / MODEL):
+        if about.items() <= _recorded(stable).items() and storage.exists(stable / MODEL):
             return
         model, exported = _exported(workspace, current.entry)
         value = {
@@ -85,13 +86,19 @@ def damage(workspace: Workspace, pointer: Path) -> list[str]:
     """What is wrong with the files at the stable path; nothing when there is none yet."""
     stable, storage = folder(pointer), workspace.storage
     storage.refresh([stable])
-    value = read_json(stable / MANIFEST)
+    if not storage.exists(stable):
+        return []
     try:
-        recorded = value["files"] if value else {}
-        sound = all(storage.sha256(stable / name) == file["sha256"] for name, file in recorded.items())
-    except (KeyError, TypeError, AttributeError, OSError):
+        sound = storage.sha256(stable / MODEL) == _recorded(stable)["files"][MODEL]["sha256"]
+    except (KeyError, TypeError, OSError):
         sound = False
-    return [] if sound else [f"{stable.relative_to(workspace.root)}: damaged; remove it, and Prune makes it again"]
+    place = stable.parent.relative_to(workspace.root) / os.path.basename(os.path.realpath(stable))
+    return [] if sound else [f"{place}: damaged; remove it, and Prune makes it again"]
+
+
+def _recorded(stable: Path) -> dict[str, Any]:
+    value = read_json(stable / MANIFEST)
+    return value if isinstance(value, dict) else {}
 
 
 def _exported(workspace: Workspace, entry: Entry) -> tuple[Path, dict[str, Any]]:

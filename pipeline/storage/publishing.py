@@ -89,7 +89,8 @@ class Publisher:
         """Copy a model to its version, then to its stable key; of former versions the last one stays."""
         self.locks.check()
         source, top, new = (self.copies.key(path) for path in (model, stable, version))
-        former = str((read_json(stable / MANIFEST) or {}).get("model"))
+        recorded = read_json(stable / MANIFEST)
+        former = str(recorded.get("model")) if isinstance(recorded, dict) else ""
         for folder in (new, top):
             self.store.copy(source, f"{folder}/{model.name}")
             self.store.write(f"{folder}/{MANIFEST}", about)

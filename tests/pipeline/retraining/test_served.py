@@ -128,11 +128,14 @@ def test_a_workspace_from_before_is_served_by_the_next_prune_and_damage_is_found
     assert served.damage(workspace, pointer_of(two)) == []
     retention.prune(two.chain(), [])
     assert is_served(two) == "2026-W42"
-    (stable_of(two) / "model.onnx").unlink()
-    assert "current/mini/tiny: damaged; remove it, and Prune makes it again" in verify(workspace).damaged
-    shutil.rmtree(stable_of(two).resolve())
-    retention.prune(two.chain(), [])
-    assert is_served(two) == "2026-W42"
+    for name, content in (("model.onnx", "damaged"), ("manifest.json", "[]"), ("manifest.json", '{"files": []}')):
+        version = stable_of(two).resolve()
+        (version / name).unlink()
+        (version / name).write_text(content)
+        assert f"current/mini/{version.name}: damaged; remove it, and Prune makes it again" in verify(workspace).damaged
+        shutil.rmtree(version)
+        retention.prune(two.chain(), [])
+        assert is_served(two) == "2026-W42"
 
 
 def test_former_versions_go_an_hour_after_they_were_replaced(two: SmallChain) -> None:

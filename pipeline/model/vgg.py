@@ -18,17 +18,22 @@ CHANNELS = 3
 def build(architecture: Architecture, precision: str = "float32") -> Any:
     """The network as a Gluon `HybridBlock`: (N, 3, 32, 32) float32 images in, (N, classes) logits out.
 
-    A block is `[convolutions, channels]`: 3x3 convolutions with padding 1, each with ReLU (batch normalisation
-    before it if configured), then a 2x2 max-pool of stride 2. Without batch normalisation the structural parameter
-    names are `0.0.weight` … `9.bias`, those of nested Sequentials. Not initialised yet.
+    A block is `[convolutions, channels]`: 3x3 convolutions with padding 1, each followed by the activation (batch
+    normalisation before it if configured), and a 2x2 max-pool of stride 2 at the end, or right after the first
+    convolution. A stem before the blocks is a 2x2 convolution without padding or bias that is not trained.
+    Structural parameter names are those of nested Sequentials: without batch normalisation and stem `0.0.weight` …
+    `9.bias`. Not initialised yet.
+
+    With a stem, an early pool, GELU and a global max-pool it is the network of Jordan 2024, arXiv:2404.00498.
 
     In a `precision` other than float32 MXNet's AMP casts what the layers compute with. In bfloat16 the first
-    convolution of a network with batch normalisation stays in float32: for three input channels oneDNN 2.4 has no
+    convolution of a network with batch normalisation and no stem stays in float32: for three input channels oneDNN 2.4 has no
     bfloat16 convolution that gives its blocked layout, and in the plain one batch normalisation is 15 times as slow.
     """
     mx = mxnet()
     nn, norm = mx.gluon.nn, architecture.norm
-    convolution = _plain_convolution(mx) if precision == "bfloat16" and norm else nn.Conv2D
+    in_float32 = precision == "bfloat16" and norm and not architecture.stem
+    convolution = _plain_convolution(mx) if in_float32 else nn.Conv2D
 
     def activation(prefix: str) -> Any:
         return nn.GELU(prefix=prefix) if architecture.activation == "gelu" else nn.Activation("relu", prefix=prefix)
@@ -39,11 +44,11 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
     inputs = CHANNELS
     if architecture.stem:
         stem = nn.HybridSequential(prefix="vgg_stem_")
-        stem.add(convolution(architecture.stem, 2, use_bias=False, in_channels=inputs, prefix="vgg_stem_conv_"))
+        stem.add(nn.Conv2D(architecture.stem, 2, use_bias=False, in_channels=inputs, prefix="vgg_stem_conv_"))
         stem[0].weight.grad_req = "null"
         stem.add(activation("vgg_stem_relu_"))
         net.add(stem)
-        inputs, convolution = architecture.stem, nn.Conv2D
+        inputs = architecture.stem
     for index, (convolutions, channels) in enumerate(architecture.conv_arch):
         block = nn.HybridSequential(prefix=f"vgg_block{index}_")
         pool = nn.MaxPool2D(2, 2, prefix=f"vgg_block{index}_pool_")

@@ -27,8 +27,9 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
     With a stem, an early pool, GELU and a global max-pool it is the network of Jordan 2024, arXiv:2404.00498.
 
     In a `precision` other than float32 MXNet's AMP casts what the layers compute with. In bfloat16 the first
-    convolution of a network with batch normalisation and no stem stays in float32: for three input channels oneDNN 2.4 has no
-    bfloat16 convolution that gives its blocked layout, and in the plain one batch normalisation is 15 times as slow.
+    convolution of a network with batch normalisation and no stem stays in float32: for three input channels oneDNN
+    2.4 has no bfloat16 convolution that gives its blocked layout, and in the plain one batch normalisation is 15 times
+    as slow.
     """
     mx = mxnet()
     nn, norm = mx.gluon.nn, architecture.norm

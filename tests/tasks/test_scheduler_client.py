@@ -14,6 +14,7 @@ from luigid_process import Luigid, luigid, wait_for
 
 import tasks
 from pipeline.workspace import Workspace
+from tasks.scheduler_client import short_name
 
 
 def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
@@ -106,8 +107,8 @@ def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken
     central.api("add_task", **other)
     central.api("add_worker", worker="other", info=[["pid", 4711], ["host", "box"]])
     assert central.api("get_work", worker="other")["task_id"] == "Making"
-    run = fresh.chain().run_id.replace("-", "_")
-    line = f"DownloadCifar_{run}: data set {pointer} is taken by DownloadCifar of process 4711 on box"
+    name = short_name(tasks.DownloadCifar(config=str(fresh.config), workspace=str(fresh.workspace)).task_id)
+    line = f"{name}: data set {pointer} is taken by DownloadCifar of process 4711 on box"
     with fresh.start("DownloadCifar", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
         if overlap == "wait":
             wait_for(lambda: f"{line}; waiting for it" in command.output, "a line about waiting")

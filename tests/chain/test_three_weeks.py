@@ -13,8 +13,8 @@ import pytest
 from luigi_runs import Result, SmallChain, luigi_command, run, small_archive
 
 from pipeline import predict
-from pipeline.files import write_json
-from pipeline.retraining import generations, registry
+from pipeline.files import sha256_file, write_json
+from pipeline.retraining import generations, registry, served
 from pipeline.workspace import Workspace, events
 
 WHOLE = ["dataset", "train", "evaluate", "export", "promote", "report"]
@@ -30,7 +30,14 @@ class Weeks(SmallChain):
 
     @property
     def current(self) -> registry.Pointer | None:
-        return registry.read(Workspace(self.workspace).current(self.chain().config))
+        """The current model, which services find at its stable path."""
+        path = Workspace(self.workspace).current(self.chain().config)
+        pointer = registry.read(path)
+        if pointer is not None:
+            about = json.loads((served.folder(path) / "manifest.json").read_text())
+            assert (about["run"], about["weights_sha256"]) == (pointer.run, pointer.weights_sha256)
+            assert sha256_file(served.folder(path) / "model.onnx") == about["files"]["model.onnx"]["sha256"]
+        return pointer
 
     def history(self) -> list[tuple[str, str]]:
         """What the event log says of promotions, as (event, generation)."""

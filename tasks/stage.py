@@ -130,6 +130,8 @@ class StageTask(ChainTask):
         def wait(line: str) -> None:
             message = f"{line}, which trains on all cores; a lower OMP_NUM_THREADS lets trainings share them"
             on_event({"event": "note", "message": message.removeprefix(f"{self.what}: ")})
+            if is_command() and chain.config.distributed.workers == 1:
+                parent.start_early(self.stage)  # with its imports done, it begins as soon as its turn comes
 
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
         try:

@@ -80,7 +80,8 @@ def profile(config: configuration.Config, options: argparse.Namespace) -> tuple[
     for step in range(3):
         network.step(images, labels, 0.01, step)
     mx.nd.waitall()
-    mx.profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True)
+    trace = os.devnull  # only the sums are wanted
+    mx.profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True, filename=trace)
     mx.profiler.set_state("run")
     started = time.monotonic()
     for step in range(options.steps):

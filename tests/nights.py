@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 from luigi_runs import SmallChain
 
 from pipeline.files import read_json, write_json
-from pipeline.retraining import generations, registry
+from pipeline.retraining import generations, registry, trash
 from pipeline.storage import locks
-from pipeline.workspace import RUN_FOLDERS, Run, dataset_id, events, manifest
+from pipeline.workspace import RUN_FOLDERS, Run, Workspace, dataset_id, events, manifest
 
 FIRST = datetime.date(2026, 1, 1)
 
@@ -32,6 +33,17 @@ def nights(small: SmallChain, count: int) -> Iterator[datetime.date]:
             _new_data(small, day)
         _night(small, template, day)
         yield day
+
+
+def age(workspace: Workspace, days: int) -> None:
+    """As if what is in the trash and in `work/`, and the models that were served before, were so many days older."""
+    passed = datetime.timedelta(days=days)
+    for name in trash.moments(workspace):  # the oldest first, which makes room for the next one
+        when = datetime.datetime.strptime(name, trash.WHEN) - passed
+        (workspace.trash / name).rename(workspace.trash / when.strftime(trash.WHEN))
+    for path in (*workspace.work.rglob("*"), *workspace.root.glob("current/*/*@*")):
+        then = path.lstat().st_mtime - passed.total_seconds()
+        os.utime(path, (then, then))
 
 
 def _new_data(small: SmallChain, day: datetime.date) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from collections.abc import Collection, Sequence
@@ -90,6 +91,9 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
             workspace.move(folder, target)
         except OSError as error:
             raise from_os_error(error, "move a data set to the trash") from error
+        for room in (workspace.runs, workspace.work):  # of its runs, which are gone
+            with contextlib.suppress(OSError):
+                (room / folder.name).rmdir()
     events.record(workspace, "data set pruned", dataset=folder.name, bytes=size, to=workspace.shown(target))
     return workspace.shown(target)
 

@@ -6,23 +6,13 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from luigi_runs import Result, SmallChain
-from PIL import Image
-
-COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+from luigi_runs import Result
+from nightly_job import ImageFolder
 
 
-class Nights(SmallChain):
-    """A small chain on a folder of images."""
-
-    def arrive(self, label: str, count: int, start: int, place: str = "parts") -> None:
-        for number in range(start, start + count):
-            noise = np.random.RandomState(number * 10 + len(label)).randint(-30, 30, (40, 48, 3))
-            path = self.root / place / label / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((np.array(COLOURS[label]) + noise).clip(0, 255).astype(np.uint8)).save(path)
+class Nights(ImageFolder):
+    """A folder of images that is retrained on."""
 
     def retrain(self, date: str, *arguments: str) -> Result:
         result = self.luigi("Retrain", "--date", date, *arguments)
@@ -32,12 +22,7 @@ class Nights(SmallChain):
 
 @pytest.fixture
 def nights(tmp_path: Path) -> Nights:
-    root = tmp_path / "nights"
-    (root / "parts").mkdir(parents=True)
-    chain = Nights(root, root / "parts")
-    for label in COLOURS:
-        chain.arrive(label, 40, 0)
-    chain.configure(data__name="parts", data__test_fraction=0.25, training__epochs=4)
+    chain = Nights(tmp_path / "nights", ["blue", "green", "red"])
     chain.configure(retrain={"every": "day", "tolerance": 0.9, "keep": 1})
     return chain
 
@@ -49,11 +34,11 @@ def test_a_folder_that_grows_makes_a_generation_a_night_and_old_data_sets_go(nig
 
     # The second night there are more images, and one arrives at the start of the training: that is for the third night.
     nights.arrive("red", 14, 100)
-    os.rename(nights.root / "parts/red/0.png", nights.root / "parts/blue/was-red.png")
+    os.rename(nights.root / "parts/red/red-0.png", nights.root / "parts/blue/was-red.png")
     changed = "14 images more in class red, labels of 1 changed"
     assert f"parts has changed: {changed}" in nights.status()
     nights.arrive("green", 1, 900, place="late")
-    command = f'mv {nights.root}/late/green/900.png {nights.root}/parts/green/; exec "$@"'
+    command = f'mv {nights.root}/late/green/green-900.png {nights.root}/parts/green/; exec "$@"'
     nights.configure(launcher=["sh", "-c", command, "sh"])
     second = nights.retrain("2026-11-02", "--workers", "2")
     assert second.ran == first.ran
@@ -81,6 +66,7 @@ def test_a_folder_that_grows_makes_a_generation_a_night_and_old_data_sets_go(nig
     assert f"would move data set {old} (" in offered
     done = nights.luigi("Prune", "--keep", "1", "--confirm")
     assert f"/datasets/{old}" in done.output
+    assert not [path for path in nights.workspace.glob(f"*/{old}") if path.parts[-2] in ("runs", "work")]
     assert {path.name for path in nights.workspace.glob("datasets/parts-*")} == {now, nights.folder("dataset").name}
     assert nights.luigi("Restore", "--item", f"datasets/{old}", "--confirm").rc == 0
     assert (nights.workspace / "datasets" / old / "manifest.json").exists()

@@ -7,23 +7,14 @@ import os
 import time
 
 from luigi_runs import SmallChain
-from nights import nights
+from nights import age, nights
 
 from pipeline import status
-from pipeline.retraining import generations, retention, trash
+from pipeline.retraining import generations, retention
 from pipeline.storage import locks
 from pipeline.verify import verify
-from pipeline.workspace import Workspace
 
 DAY = 24 * 3600
-
-
-def age_by_forty_days(workspace: Workspace) -> None:
-    """As if everything in the trash and in `work/` had been there for that long."""
-    for name in trash.moments(workspace):
-        (workspace.trash / name).rename(workspace.trash / f"2020{name[4:]}")
-    for path in workspace.work.rglob("*"):
-        os.utime(path, (time.time() - 40 * DAY,) * 2)
 
 
 def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> None:
@@ -48,7 +39,7 @@ def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> No
     assert before_deletion["work"]["files"] > 30 * 6
     young = done.luigi("Prune", "--keep", "3", "--older-than", "30d", "--confirm")
     assert "deleting for good what was moved to the trash 0 times, and 0 leftovers (0 B)" in young.output
-    age_by_forty_days(workspace)
+    age(workspace, days=40)
     run = done.chain("2026-01-30").run()
     assert run
     for name in ("checkpoints/step-000000001.npz", "precision.json"):

@@ -258,10 +258,12 @@ def difference(before: Images, after: Images) -> str:
     more = {name: image for name, image in after.items() if name not in before}
     pairs = [(image, now) for name, image in before.items() if (now := after.get(name)) and now != image]
     renamed = 0
-    places = {(image.size, image.time): name for name, image in gone.items()}
+    places: dict[tuple[int, int], list[str]] = {}  # several where all images are as large and were unpacked at once
+    for name, image in gone.items():
+        places.setdefault((image.size, image.time), []).append(name)
     for name, image in list(more.items()):
-        if (place := places.pop((image.size, image.time), None)) is not None:
-            pairs.append((gone.pop(place), more.pop(name)))
+        if same := places.get((image.size, image.time)):
+            pairs.append((gone.pop(same.pop()), more.pop(name)))
             renamed += pairs[-1][0] == pairs[-1][1]
     relabelled = sum(old.label != new.label for old, new in pairs)
     moved = sum(old.part != new.part for old, new in pairs)

@@ -197,6 +197,17 @@ def test_what_has_changed_is_told_class_by_class(tmp_path):
     )
 
 
+def test_images_of_one_size_and_time_are_told_apart_when_they_are_moved():
+    def listed(**labels):
+        return {name: image_folder.Image(3072, 0, "", label) for name, label in labels.items()}
+
+    before = listed(a="red", b="red", c="red")
+    assert image_folder.difference(before, listed(d="blue", e="blue", c="red")) == "labels of 2 changed"
+    assert image_folder.difference(before, listed(d="red", b="red")) == "1 gone, 1 renamed"
+    more = {**before, **listed(d="blue")}
+    assert image_folder.difference(before, more) == "1 image more in class blue"
+
+
 @pytest.mark.parametrize("content", [b"", b"a,b\n", b"1.png,x,2,train,a\n", b"\x00"])
 def test_a_listing_that_cannot_be_read_is_as_none(tmp_path, content):
     (tmp_path / "listing.csv").write_bytes(content)

@@ -61,8 +61,8 @@ def main() -> None:
         for plan, night in zip(MONTH, told, strict=True)
     ]
     columns = ("generation", "images", "", "in all", "outcome", "accuracy", "then current", "MB", "seconds")
-    title = f"{len(told)} nights in {seconds:.0f} s ({processor:.0f} processor seconds); the service read the current "
-    bench.table(f"{title}model {job.reads:,} times, {len(loaded)} models in turn, without a fault", columns, rows)
+    read = f"the model read {job.reads:,} times, {len(loaded)} of them in turn, without a fault"
+    bench.table(f"{len(told)} nights in {seconds:.0f} s ({processor:.0f} processor seconds); {read}", columns, rows)
     bench.finish("month", {"seconds": seconds, "processor_seconds": processor, "reads": job.reads, "loaded": loaded,
                            "nights": [asdict(night) for night in told]})  # fmt: skip
 

@@ -22,6 +22,9 @@ from pipeline import config as configuration
 from pipeline import model, runtime
 from pipeline.training.network import Network
 
+#: Where the profiler writes what is not wanted here; it would replace `/dev/null`.
+TRACE = str(bench.RESULTS / "operators-trace.json")
+
 #: Operators by what limits them, the first match counts.
 KINDS = {
     "convolution": ("Convolution",),
@@ -70,6 +73,7 @@ def by_size(values: dict[str, float]) -> list[tuple[str, float]]:
 def profile(config: configuration.Config, options: argparse.Namespace) -> tuple[float, dict[str, float]]:
     """Seconds of a step, and of each operator in it."""
     mx = runtime.mxnet()
+    bench.RESULTS.mkdir(exist_ok=True)
     training, count = config.training, config.training.batch_size
     network = Network(config.architecture, training, runtime.devices("cpu"), options.precision)
     network.initialize(0)
@@ -80,8 +84,7 @@ def profile(config: configuration.Config, options: argparse.Namespace) -> tuple[
     for step in range(3):
         network.step(images, labels, 0.01, step)
     mx.nd.waitall()
-    trace = os.devnull  # only the sums are wanted
-    mx.profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True, filename=trace)
+    mx.profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True, filename=TRACE)
     mx.profiler.set_state("run")
     started = time.monotonic()
     for step in range(options.steps):

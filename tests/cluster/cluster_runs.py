@@ -103,7 +103,7 @@ def new_checkpoint(chain: SmallChain, luigi: Luigi, before: list[Path]) -> None:
     """Wait until the newest checkpoint is none of `before`."""
 
     def written() -> bool:
-        assert luigi.process.poll() is None, luigi.log
+        assert luigi.process.poll() is None, luigi.output
         return bool(checkpoints(chain)) and checkpoints(chain)[0] not in before
 
     eventually(written, "a new checkpoint")

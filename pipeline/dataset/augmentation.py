@@ -42,7 +42,8 @@ def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.nd
     """Change (n, 3, H, W) uint8 images as planned: mirror, shift within a border, blank a square."""
     count, _, height, width = images.shape
     if plan.flips is not None:
-        images = np.where(plan.flips[:, None, None, None], images[..., ::-1], images)
+        images = images.copy()
+        images[plan.flips] = images[plan.flips][..., ::-1]
     pad = augmentation.pad_crop
     if plan.shifts is not None:
         border = ((0, 0), (0, 0), (pad, pad), (pad, pad))

@@ -45,7 +45,8 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
     inputs = CHANNELS
     if architecture.stem:
         stem = nn.HybridSequential(prefix="vgg_stem_")
-        stem.add(nn.Conv2D(architecture.stem, 2, use_bias=False, in_channels=inputs, prefix="vgg_stem_conv_"))
+        whitening = _stem_convolution(mx) if precision == "bfloat16" else nn.Conv2D
+        stem.add(whitening(architecture.stem, 2, use_bias=False, in_channels=inputs, prefix="vgg_stem_conv_"))
         stem[0].weight.grad_req = "null"
         stem.add(activation("vgg_stem_relu_"))
         net.add(stem)
@@ -94,6 +95,22 @@ def _plain_convolution(mx: Any) -> Any:
             return plain_convolution(F)(x, weight, name="fwd", **self._kwargs)
 
     return PlainConv2D
+
+
+def _stem_convolution(mx: Any) -> Any:
+    """Gluon's `Conv2D` without bias over four input channels, the fourth with weights of zero.
+
+    oneDNN 2.4 has no bfloat16 kernel for three channels and 2x2 filters but the one that multiplies matrices; its plain
+    layout then costs two reorders as well.
+    """
+
+    class StemConv2D(mx.gluon.nn.Conv2D):
+        def hybrid_forward(self, F: Any, x: Any, weight: Any) -> Any:
+            x = F.concat(x, F.slice_axis(x, axis=1, begin=0, end=1), dim=1)
+            weight = F.concat(weight, F.zeros_like(F.slice_axis(weight, axis=1, begin=0, end=1)), dim=1)
+            return F.Convolution(x, weight, name="fwd", **self._kwargs)
+
+    return StemConv2D
 
 
 def parameters(net: Any) -> dict[str, Any]:

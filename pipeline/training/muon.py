@@ -13,6 +13,10 @@ from typing import Any
 #: singular values between 0.7 and 1.2, not to 1, which suffices and needs few iterations.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
+#: Smallest side of a matrix for which the dense layer's operator is faster than BLAS (two cores of an Intel Xeon): at
+#: 256 x 2304 three times as fast in float32, eight times in bfloat16 with AMX.
+DENSE_SIDE = 128
+
 #: Three do as well as five on networks of this size.
 ITERATIONS = 3
 
@@ -31,17 +35,29 @@ def orthogonal(mx: Any, matrix: Any) -> Any:
     a, b, c = COEFFICIENTS
     flat = matrix.reshape((-1,))
     x = mx.nd.broadcast_div(matrix, mx.nd.dot(flat, flat).sqrt().reshape((1, 1)) + 1e-7)
-    high = matrix.shape[0] > matrix.shape[1]
-    product = mx.nd.linalg.gemm2
-    square = mx.nd.linalg.syrk(x, transpose=high)
-    identity = mx.nd.eye(square.shape[0], ctx=matrix.context)
+    if high := matrix.shape[0] > matrix.shape[1]:
+        x = x.T
+    product = _dense if min(matrix.shape) >= DENSE_SIDE else _gemm
+    square = product(mx, x, x)
+    identity = a * mx.nd.eye(square.shape[0], ctx=matrix.context)
     whole = None
     for step in range(ITERATIONS):
-        factor = mx.nd.linalg.gemm(square, square, square, alpha=c, beta=b) + a * identity
-        whole = factor if whole is None else product(factor, whole)
+        # All of these are polynomials of one symmetric matrix: symmetric, and in any order.
+        factor = c * product(mx, square, square) + b * square + identity
+        whole = factor if whole is None else product(mx, factor, whole)
         if step + 1 < ITERATIONS:
-            square = product(product(factor, square), factor)
-    return product(x, whole) if high else product(whole, x)
+            square = product(mx, product(mx, factor, square), factor)
+    return product(mx, x.T, whole) if high else product(mx, whole, x.T)
+
+
+def _gemm(mx: Any, left: Any, right: Any) -> Any:
+    """`left right^T`, by BLAS."""
+    return mx.nd.linalg.gemm2(left, right, transpose_b=True)
+
+
+def _dense(mx: Any, left: Any, right: Any) -> Any:
+    """`left right^T`, by the dense layer's operator: oneDNN's, and in the precision of the training under AMP."""
+    return mx.nd.amp_cast(mx.nd.FullyConnected(left, right, num_hidden=right.shape[0], no_bias=True), dtype="float32")
 
 
 def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
@@ -58,12 +74,14 @@ def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
             if not hidden[index]:
                 super().update(index, weight, grad, state)
                 return
-            rows = weight.shape[0]
-            gradient, sums = grad.reshape((rows, -1)) * self.rescale_grad, state.reshape((rows, -1))
-            mx.nd.elemwise_add(sums * self.momentum, gradient, out=sums)
-            update = orthogonal(mx, gradient + sums * self.momentum).reshape(weight.shape)
-            flat = weight.reshape((-1,))
+            # Nesterov's update of a weight of zero, with a learning rate of -1, is the direction to make orthogonal.
+            direction = mx.nd.nag_mom_update(
+                mx.nd.zeros_like(weight), grad, state, lr=-1, momentum=self.momentum, rescale_grad=self.rescale_grad
+            )
+            rows, flat = weight.shape[0], weight.reshape((-1,))
+            update = orthogonal(mx, direction.reshape((rows, -1))).reshape(weight.shape)
             scale = (rows / mx.nd.dot(flat, flat)).sqrt().reshape((1, 1, 1, 1))
-            weight[:] = mx.nd.broadcast_mul(weight, scale) - update * self._get_lr(index)
+            mx.nd.broadcast_mul(weight, scale, out=weight)
+            mx.nd.sgd_update(weight, update, lr=self._get_lr(index), out=weight)
 
     return Muon(**settings)

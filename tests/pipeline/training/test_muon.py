@@ -33,7 +33,7 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
     return generator.standard_normal((16, 3, 32, 32), np.float32), (np.arange(16) % 10).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", [(16, 72), (72, 16), (24, 24)])
+@pytest.mark.parametrize("shape", [(16, 72), (72, 16), (24, 24), (130, 300), (300, 130)])
 def test_the_update_has_the_directions_of_the_matrix_and_about_equal_sizes(mx: Any, shape: tuple[int, int]) -> None:
     matrix = np.random.default_rng(0).standard_normal(shape, np.float32) * 1e-3
     left, sizes, right = np.linalg.svd(matrix, full_matrices=False)

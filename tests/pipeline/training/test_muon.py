@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,30 @@ def test_the_update_has_the_directions_of_the_matrix_and_about_equal_sizes(mx: A
     assert np.all(np.diag(found)[wide] > 0.5)
     assert np.all(np.diag(found) < 1.3)
     assert np.abs(found - np.diag(np.diag(found))).max() < 1e-4
+
+
+#: The singular values after the update of a large kernel in bfloat16, in a process of its own: AMP stays on.
+IN_BFLOAT16 = """
+import numpy as np
+from pipeline.runtime import mxnet
+from pipeline.training import muon
+mx = mxnet()
+from mxnet.contrib import amp
+amp.init("bfloat16")
+matrix = mx.nd.array(np.random.default_rng(0).standard_normal((130, 1300), np.float32))
+found = muon.orthogonal(mx, matrix)
+sizes = np.linalg.svd(found.asnumpy(), compute_uv=False)
+print(np.dtype(found.dtype).name, sizes.min(), sizes.max())
+"""
+
+
+def test_large_products_in_bfloat16_do_as_well() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", IN_BFLOAT16], capture_output=True, text=True, check=True
+    )
+    dtype, smallest, largest = done.stdout.split()
+    assert dtype == "float32"
+    assert 0.6 < float(smallest) < float(largest) < 1.3
 
 
 def test_nothing_to_learn_from_changes_nothing(mx: Any) -> None:

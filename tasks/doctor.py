@@ -36,7 +36,7 @@ from tasks.scheduler_client import disabled, short_name
 from tasks.settings import vgg
 
 #: Seconds that luigid has for an answer.
-PATIENCE = 2.0
+TIMEOUT = 2.0
 
 
 class Doctor(Command, ChainTask):
@@ -83,7 +83,7 @@ def luigid() -> list[Finding]:
     if address is None:
         return [Finding("luigid", True, "not used (--local-scheduler)")]
     client, shown = RemoteScheduler(address), scheduler.shown(address)
-    if wrong := scheduler.problem(client, (PATIENCE, PATIENCE)):
+    if wrong := scheduler.problem(client, (TIMEOUT, TIMEOUT)):
         return [Finding("luigid", False, wrong)]
     ahead = _seconds_ahead(client)
     if abs(ahead) > doctor.CLOCK_SECONDS:
@@ -96,7 +96,7 @@ def luigid() -> list[Finding]:
 def _seconds_ahead(client: Any) -> float:
     """By how much the scheduler's clock is ahead of ours; 0 when it does not tell."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        told = client._fetcher.session.head(client._url, timeout=PATIENCE).headers["Date"]
+        told = client._fetcher.session.head(client._url, timeout=TIMEOUT).headers["Date"]
         return email.utils.parsedate_to_datetime(told).timestamp() - time.time()
     return 0.0
 
@@ -105,7 +105,7 @@ def _disabled(client: RemoteScheduler) -> Iterator[str]:
     """The tasks of this plugin that luigid does not let run after their failures."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever answers there
         asked = {"data": json.dumps({"status": "DISABLED"})}
-        tasks = json.loads(client._fetcher.fetch(f"{client._url}/api/task_list", asked, PATIENCE))["response"]
+        tasks = json.loads(client._fetcher.fetch(f"{client._url}/api/task_list", asked, TIMEOUT))["response"]
         for task_id, task in tasks.items():
             if task["re_enable_able"] and task["name"] in Register.task_names():
                 yield f"{short_name(task_id)}: {disabled(task)}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from luigi.rpc import RemoteScheduler
 
 #: Seconds that a scheduler has to accept a connection, and to answer.
-PATIENCE = (5.0, 20.0)
+TIMEOUTS = (5.0, 20.0)
 
 _local: bool | None = None
 
@@ -36,11 +36,11 @@ def require(client: RemoteScheduler) -> None:
         raise SystemExit(return_code("scheduling_error"))
 
 
-def problem(client: RemoteScheduler, patience: tuple[float, float] = PATIENCE) -> str | None:
+def problem(client: RemoteScheduler, timeouts: tuple[float, float] = TIMEOUTS) -> str | None:
     """Why this client cannot talk to a luigid, in one line; None when it can."""
     url = client._url
     try:
-        page = client._fetcher.fetch(f"{url}/api/is_pause_enabled", {"data": "{}"}, patience)
+        page = client._fetcher.fetch(f"{url}/api/is_pause_enabled", {"data": "{}"}, timeouts)
         json.loads(page)["response"]["enabled"]
     except requests.exceptions.InvalidSchema as error:
         if "SOCKS" in str(error):

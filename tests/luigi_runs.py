@@ -35,7 +35,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 LIMIT = 300
 
 #: The same for one thing that is waited for.
-PATIENCE = 120.0
+TIMEOUT = 120.0
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -175,13 +175,13 @@ class Running:
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         """Wait until `condition` gives something true; fails when the command ends before that."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not (value := condition()):
             if self.code is not None and not (value := condition()):
                 raise AssertionError(f"ended with {self.code} before {what}:\n{self.output}")
             if value:
                 break
-            assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}\n{self.output}"
+            assert time.monotonic() < deadline, f"not within {TIMEOUT:.0f} s: {what}\n{self.output}"
             time.sleep(0.005)
         return value
 

@@ -15,20 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from luigi_runs import PATIENCE, clean_environment, free_port
+from luigi_runs import TIMEOUT, clean_environment, free_port
 
 Found = TypeVar("Found")
 
 
 def wait_for(question: Callable[[], Found | None], what: str) -> Found:
-    """The first answer that is not empty; fails after `PATIENCE` seconds."""
-    deadline = time.monotonic() + PATIENCE
+    """The first answer that is not empty; fails after `TIMEOUT` seconds."""
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         answer = question()
         if answer:
             return answer
         time.sleep(0.1)
-    raise AssertionError(f"waited {PATIENCE:.0f} s in vain for {what}")
+    raise AssertionError(f"waited {TIMEOUT:.0f} s in vain for {what}")
 
 
 class Luigid:
@@ -64,7 +64,7 @@ class Luigid:
 
     def get(self, path: str) -> bytes:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{self.url}/{path}", timeout=PATIENCE) as answer:
+        with opener.open(f"{self.url}/{path}", timeout=TIMEOUT) as answer:
             return answer.read()
 
     def api(self, method: str, **arguments: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from luigi_runs import CHECKOUT, PATIENCE, Running, archive_of, luigi_command
+from luigi_runs import CHECKOUT, TIMEOUT, Running, archive_of, luigi_command
 
 #: What `tiny_config` and `write_archive` come to.
 EPOCHS, STEPS = 12, 16
@@ -202,7 +202,7 @@ class Command(Running):
         """The stage's process."""
         return self.wait_for(lambda: [pid for pid in self.children() if "pipeline." in _arguments(pid)], "a child")[0]
 
-    def wait_until_gone(self, seconds: float = PATIENCE) -> float:
+    def wait_until_gone(self, seconds: float = TIMEOUT) -> float:
         """Wait until no process of this command is left; gives the seconds that it took."""
         started = time.monotonic()
         while left := self.children():

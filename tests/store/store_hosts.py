@@ -16,9 +16,6 @@ from pipeline.storage import storage_at
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
 
-#: Far more than anything here takes on a busy machine.
-PATIENCE = 120.0
-
 TINY: dict[str, Any] = {
     "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": [8]},
     "training": {

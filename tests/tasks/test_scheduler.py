@@ -82,7 +82,7 @@ def test_what_does_not_answer_is_told_as_such(url: str, expected: str) -> None:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         client = RemoteScheduler(url.format(port=free_port(), mute=mute.getsockname()[1]))
-        assert expected in (scheduler.problem(client, patience=(1.0, 0.2)) or "")
+        assert expected in (scheduler.problem(client, timeouts=(1.0, 0.2)) or "")
 
 
 def test_a_missing_file_of_certificates_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

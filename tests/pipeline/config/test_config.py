@@ -229,7 +229,8 @@ def test_the_environment_leaves_other_data_sets_alone(write, monkeypatch, tmp_pa
     assert load("config/quickstart.yaml").data.source == "bundled"
 
 
-def test_the_official_archive_comes_with_its_checksum(write):
+def test_the_official_archive_comes_with_its_checksum(write, monkeypatch):
+    monkeypatch.delenv("CIFAR10_SOURCE", raising=False)
     data = load(write(changed("{name: mini, source: mini.tar.gz}", "{}"))).data
     assert data.source == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     assert data.sha256 == "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"

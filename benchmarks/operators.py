@@ -28,8 +28,8 @@ TRACE = str(bench.RESULTS / "operators-trace.json")
 #: Operators by what limits them, the first match counts.
 KINDS = {
     "convolution": ("Convolution",),
-    "dense layer": ("FullyConnected",),
-    "Muon": ("linalg", "_eye", "dot", "broadcast_", "_mul_scalar", "_plus_scalar", "_rdiv_scalar", "elemwise_"),
+    "dense layers, Muon's large products": ("FullyConnected",),
+    "rest of Muon": ("linalg", "_eye", "dot", "broadcast_", "_mul_scalar", "_plus_scalar", "_rdiv_scalar", "elemwise_"),
     "batch norm": ("BatchNorm",),
     "activation": ("Activation", "LeakyReLU"),
     "pooling": ("Pooling",),

@@ -45,8 +45,8 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
     inputs = CHANNELS
     if architecture.stem:
         stem = nn.HybridSequential(prefix="vgg_stem_")
-        whitening = _stem_convolution(mx) if precision == "bfloat16" else nn.Conv2D
-        stem.add(whitening(architecture.stem, 2, use_bias=False, in_channels=inputs, prefix="vgg_stem_conv_"))
+        stem_convolution = _stem_convolution(mx) if precision == "bfloat16" else nn.Conv2D
+        stem.add(stem_convolution(architecture.stem, 2, use_bias=False, in_channels=inputs, prefix="vgg_stem_conv_"))
         stem[0].weight.grad_req = "null"
         stem.add(activation("vgg_stem_relu_"))
         net.add(stem)

@@ -47,6 +47,17 @@ def test_any_architecture_maps_images_to_a_logit_for_each_class(architecture):
     assert built(architecture)(mx.nd.zeros((3, 3, 32, 32))).shape == (3, 10)
 
 
+def test_the_network_for_bfloat16_computes_the_same_where_amp_is_off(architecture):
+    plain, other = model.build(architecture), model.build(architecture, "bfloat16")
+    for net in (plain, other):
+        net.initialize(mx.init.Xavier())
+    for name, parameter in model.parameters(other).items():
+        parameter.set_data(model.parameters(plain)[name].data())
+    images = mx.nd.random.normal(shape=(4, 3, 32, 32))
+    expected = plain(images)
+    assert abs(other(images) - expected).max().asscalar() < 1e-4 * abs(expected).max().asscalar()
+
+
 def test_parameter_count_and_layer_table_are_those_of_the_built_network(architecture):
     net = built(architecture)
     learned = {name: p for name, p in model.parameters(net).items() if p.grad_req != "null"}

@@ -152,6 +152,13 @@ class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cutout: Annotated[int, Meta(ge=0, le=32)] = 0
 
 
+class LearningRateFactors(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Factors of the learning rate: `norm` for the offsets and scales of batch norm, `output` for the last layer."""
+
+    norm: _Positive = 1.0
+    output: _Positive = 1.0
+
+
 class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the network is trained. Apart from `epochs`, a change here does not retrain a finished run."""
 
@@ -163,6 +170,7 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     momentum: _Fraction = 0.9
     weight_decay: _NonNegative = 0.001
     weight_decay_exclude: list[Literal["bias", "norm"]] = []
+    lr_mult: LearningRateFactors = LearningRateFactors()
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
     normalize: bool = False

@@ -7,6 +7,7 @@ updated by Nesterov with the same learning rate and momentum.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 #: Quintic Newton-Schulz iteration for the orthogonal factor of a matrix, coefficients of the same source. They bring
@@ -26,38 +27,37 @@ def is_hidden(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and name != "0.0.weight"
 
 
-def orthogonal(mx: Any, matrix: Any) -> Any:
+def orthogonal(F: Any, matrix: Any, identity: Any, shape: tuple[int, int]) -> Any:
     """A float32 matrix of the same shape whose singular values are near 1, with the directions of `matrix`.
 
-    Iterates on the square matrix `x x^T` alone (or `x^T x`, the smaller one): each step multiplies `x` by a polynomial
-    of it, so `x` itself is only needed at the beginning and at the end. Half the time where one side is the longer.
+    `F` is `mx.nd` or `mx.sym`, `identity` the square matrix of the smaller side. Iterates on the square matrix `x x^T`
+    alone (or `x^T x`, the smaller one): each step multiplies `x` by a polynomial of it, so `x` itself is only needed at
+    the beginning and at the end. Half the time where one side is the longer.
     """
     a, b, c = COEFFICIENTS
-    flat = matrix.reshape((-1,))
-    x = mx.nd.broadcast_div(matrix, mx.nd.dot(flat, flat).sqrt().reshape((1, 1)) + 1e-7)
-    if high := matrix.shape[0] > matrix.shape[1]:
-        x = x.T
-    product = _dense if min(matrix.shape) >= DENSE_SIDE else _gemm
-    square = product(mx, x, x)
-    identity = a * mx.nd.eye(square.shape[0], ctx=matrix.context)
-    whole = None
+    rows, columns = shape
+    side = min(shape)
+    flat = F.reshape(matrix, (-1,))
+    x = F.broadcast_div(matrix, F.reshape(F.sqrt(F.dot(flat, flat)), (1, 1)) + 1e-7)
+    if rows > columns:
+        x = F.transpose(x)
+
+    def product(left: Any, right: Any, width: int = side) -> Any:
+        """`left right^T`, `right` of so many rows."""
+        if side < DENSE_SIDE:
+            return F.linalg.gemm2(left, right, transpose_b=True)
+        # The dense layer's operator is oneDNN's, and works in the precision of the training under AMP.
+        return F.amp_cast(F.FullyConnected(left, right, num_hidden=width, no_bias=True), dtype="float32")
+
+    square, whole = product(x, x), None
     for step in range(ITERATIONS):
         # All of these are polynomials of one symmetric matrix: symmetric, and in any order.
-        factor = c * product(mx, square, square) + b * square + identity
-        whole = factor if whole is None else product(mx, factor, whole)
+        factor = c * product(square, square) + b * square + a * identity
+        whole = factor if whole is None else product(factor, whole)
         if step + 1 < ITERATIONS:
-            square = product(mx, product(mx, factor, square), factor)
-    return product(mx, x.T, whole) if high else product(mx, whole, x.T)
-
-
-def _gemm(mx: Any, left: Any, right: Any) -> Any:
-    """`left right^T`, by BLAS."""
-    return mx.nd.linalg.gemm2(left, right, transpose_b=True)
-
-
-def _dense(mx: Any, left: Any, right: Any) -> Any:
-    """`left right^T`, by the dense layer's operator: oneDNN's, and in the precision of the training under AMP."""
-    return mx.nd.amp_cast(mx.nd.FullyConnected(left, right, num_hidden=right.shape[0], no_bias=True), dtype="float32")
+            square = product(product(factor, square), factor)
+    y = F.transpose(x)
+    return product(y, whole) if rows > columns else product(whole, y, columns)
 
 
 def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
@@ -69,17 +69,32 @@ def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
     normalisation takes no notice of the size, and without a fixed one the learning rate would mean less and less.
     """
 
+    class Orthogonal(mx.gluon.HybridBlock):
+        """`orthogonal` as one graph, a third faster than operator by operator."""
+
+        def __init__(self, shape: tuple[int, int]) -> None:
+            super().__init__()
+            self.shape = shape
+            self.hybridize(static_alloc=True, static_shape=True)
+
+        def hybrid_forward(self, F: Any, matrix: Any, identity: Any) -> Any:
+            return orthogonal(F, matrix, identity, self.shape)
+
+    block = cache(Orthogonal)
+
     class Muon(mx.optimizer.NAG):
         def update(self, index: int, weight: Any, grad: Any, state: Any) -> None:
             if not hidden[index]:
                 super().update(index, weight, grad, state)
                 return
             # Nesterov's update of a weight of zero, with a learning rate of -1, is the direction to make orthogonal.
-            direction = mx.nd.nag_mom_update(
-                mx.nd.zeros_like(weight), grad, state, lr=-1, momentum=self.momentum, rescale_grad=self.rescale_grad
-            )
+            step = {"lr": -1, "momentum": self.momentum, "rescale_grad": self.rescale_grad}
+            direction = mx.nd.zeros_like(weight)
+            mx.nd.nag_mom_update(direction, grad, state, out=direction, **step)
             rows, flat = weight.shape[0], weight.reshape((-1,))
-            update = orthogonal(mx, direction.reshape((rows, -1))).reshape(weight.shape)
+            matrix = direction.reshape((rows, -1))
+            identity = mx.nd.eye(min(matrix.shape), ctx=matrix.context)
+            update = block(matrix.shape)(matrix, identity).reshape(weight.shape)
             scale = (rows / mx.nd.dot(flat, flat)).sqrt().reshape((1, 1, 1, 1))
             mx.nd.broadcast_mul(weight, scale, out=weight)
             mx.nd.sgd_update(weight, update, lr=self._get_lr(index), out=weight)

@@ -321,7 +321,11 @@ def _optimizer(mx: Any, training: Training, shapes: Mapping[str, tuple[int, ...]
         optimizer = {"sgd": mx.optimizer.SGD, "nag": mx.optimizer.NAG}[training.optimizer](**settings)
     endings = {"bias": (".bias",), "norm": (".gamma", ".beta")}
     excluded = tuple(ending for kind in training.weight_decay_exclude for ending in endings[kind])
-    optimizer.set_wd_mult({index: 0.0 for index, name in enumerate(shapes) if excluded and name.endswith(excluded)})
+    optimizer.set_wd_mult({index: 0.0 for index, name in enumerate(shapes) if name.endswith(excluded)})
+    layers = [name.rpartition(".")[0] for name in shapes]
+    factors = {index: training.lr_mult.norm for index, name in enumerate(shapes) if name.endswith(endings["norm"])}
+    factors |= {index: training.lr_mult.output for index, layer in enumerate(layers) if layer == layers[-1]}
+    optimizer.set_lr_mult(factors)
     return optimizer
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import pytest
 
 from pipeline import runtime
 from pipeline.config import Architecture, Training
+from pipeline.config.schema import LearningRateFactors
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.training.network import Network
 
@@ -46,3 +48,23 @@ def test_an_output_layer_that_starts_at_zero_finds_all_classes_equally_likely_an
         assert (not logits.any()) is zero_output
     without, zero = states
     assert all(np.array_equal(zero[name], without[name]) for name in zero if not name.startswith("4."))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nag", "muon"])
+def test_norm_and_output_layer_can_have_learning_rates_of_their_own(optimizer: str) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((16, 3, 32, 32), np.float32)
+    labels = (np.arange(16) % 10).astype(np.float32)
+    changes = []
+    for factors in (LearningRateFactors(), LearningRateFactors(norm=8, output=0.5)):
+        training = Training(epochs=1, optimizer=optimizer, weight_decay=0, lr_mult=factors)
+        network = Network(msgspec.convert(WIDE, Architecture), training, runtime.devices("cpu"), "float32")
+        network.initialize(0)
+        network.start_epoch([])
+        before = network.state()[0]
+        network.step(images, labels, 1e-3, 0)
+        after = network.state()[0]
+        changes.append({name: after[name].astype(float) - before[name] for name in network.learned})
+    for name, change in changes[0].items():
+        factor = 8 if name.endswith((".beta", ".gamma")) else 0.5 if name in ("4.weight", "4.bias") else 1
+        assert np.abs(changes[1][name] - factor * change).max() <= 1e-2 * np.abs(changes[1][name]).max(), name

@@ -5,10 +5,7 @@ Reads manifests and the files that they record; writes nothing.
 
 from __future__ import annotations
 
-import itertools
-import re
 import statistics as numbers
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,80 +119,13 @@ def _dataset(chain: Chain, sources: Sources) -> dict[str, Any]:
 
 
 def _architecture(architecture: Architecture) -> dict[str, Any]:
-    layers = model.layer_table(architecture)
     return {
         **configuration.to_dict(architecture),
         "fingerprint": configuration.fingerprint(architecture),
         "parameters": model.count_parameters(architecture),
         "multiply_adds": model.count_multiply_adds(architecture),
-        "layers": [asdict(layer) for layer in layers],
-        "blocks": _blocks(layers, architecture),
+        "layers": [asdict(layer) for layer in model.layer_table(architecture)],
     }
-
-
-def _blocks(layers: Sequence[model.Layer], architecture: Architecture) -> list[dict[str, Any]]:
-    """The network as the page lists it: a block for the layers whose names begin alike, whatever they are."""
-    parameters, work = (sum(layer.parameters for layer in layers), sum(layer.multiply_adds for layer in layers))
-    blocks: list[dict[str, Any]] = []
-    for _, group in itertools.groupby(layers, key=lambda layer: layer.name.partition(".")[0]):
-        members = list(group)
-        number = 1 + sum(block["kind"] == members[0].kind for block in blocks)
-        own, own_work = sum(layer.parameters for layer in members), sum(layer.multiply_adds for layer in members)
-        blocks.append(
-            {
-                "name": _block_name(members[0], number),
-                "kind": members[0].kind,
-                "layers": _steps(members, architecture),
-                "output": list(members[-1].output),
-                "parameters": own,
-                "parameter_share": own / parameters,
-                "multiply_adds": own_work,
-                "compute_share": own_work / work,
-            }
-        )
-    return blocks
-
-
-def _block_name(first: model.Layer, number: int) -> str:
-    """The name of the block that begins with this layer, the `number`th of its kind."""
-    if first.block >= 0:
-        return f"Block {first.block + 1}"
-    if first.kind.startswith("whitening"):
-        return "Stem"
-    return f"Dense {number}" if first.kind == "dense" else _sized(first.kind).capitalize()
-
-
-def _steps(layers: Sequence[model.Layer], architecture: Architecture) -> list[str]:
-    """What the layers of a block do: `2 × conv 3×3, 256 channels`, `ReLU`, …"""
-    # Activation and dropout are no entries of the table.
-    activation = [{"relu": "ReLU", "gelu": "GELU"}[architecture.activation]]
-    dropout = [f"dropout {architecture.dropout:g}"] if architecture.dropout else []
-    normalised = any(layer.kind == "batch norm" for layer in layers)
-    steps: list[str] = []
-    for layer in layers:
-        kind, width = _sized(layer.kind), layer.output[0]
-        if kind == "output":
-            steps += [f"{width} units", "softmax"]
-        elif kind == "dense":
-            steps += [f"{width} units", *activation, *dropout]
-        elif "conv" in kind:
-            steps += [f"{kind}, {width} channels", *([] if normalised else activation)]
-        else:
-            steps += [kind, *(activation if kind == "batch norm" else [])]
-    return _folded(steps)
-
-
-def _sized(kind: str) -> str:
-    return re.sub(r"(\d)x(\d)", r"\1×\2", kind)
-
-
-def _folded(steps: list[str]) -> list[str]:
-    """`a, b, a, b, c` as `2 × a, b, c`."""
-    size = steps.index(steps[0], 1) if steps[0] in steps[1:] else len(steps)
-    count = 1
-    while steps[count * size : (count + 1) * size] == steps[:size]:
-        count += 1
-    return [f"{count} × {steps[0]}", *steps[1:size], *steps[count * size :]] if count > 1 else steps
 
 
 def _training(sources: Sources, trained: Config) -> dict[str, Any]:

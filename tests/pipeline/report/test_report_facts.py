@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import numpy as np
 import pytest
 from luigi_runs import CLASSES, SmallChain
 
-from pipeline import __version__, config, model
-from pipeline.config import Architecture
+from pipeline import __version__, config
 from pipeline.errors import WorkspaceError
 from pipeline.evaluation import statistics
 from pipeline.files import sha256_file, write_json
@@ -136,45 +134,12 @@ def test_the_page_says_what_makes_training_harder_than_validation(finished: Smal
     assert told in harder
 
 
-def test_blocks_add_up_to_the_whole_network(finished: SmallChain) -> None:
+def test_layers_add_up_to_the_whole_network(finished: SmallChain) -> None:
     architecture = gathered(finished.chain())["architecture"]
-    assert sum(block["parameters"] for block in architecture["blocks"]) == architecture["parameters"]
-    assert sum(block["multiply_adds"] for block in architecture["blocks"]) == architecture["multiply_adds"]
-    assert sum(block["compute_share"] for block in architecture["blocks"]) == pytest.approx(1)
+    assert sum(layer["parameters"] for layer in architecture["layers"]) == architecture["parameters"]
     # 3 -> 4 channels at 32x32, 4 -> 8 at 16x16, 3x3 each; then 8 * 8 * 8 values into 10 classes.
     assert architecture["multiply_adds"] == 3 * 4 * 9 * 32 * 32 + 4 * 8 * 9 * 16 * 16 + 512 * 10
-    assert [block["output"] for block in architecture["blocks"]] == [[4, 16, 16], [8, 8, 8], [10]]
-
-
-def test_blocks_are_told_from_whatever_layers_there_are(small_architecture: Callable[..., Architecture]) -> None:
-    def told(*kinds: str, **keys: Any) -> list[tuple[str, str]]:
-        layers = [
-            model.Layer(f"{kind[0]}.{n}", kind[2:], int(kind[0]) - 1, (8, 4, 4), 1, 1) for n, kind in enumerate(kinds)
-        ]
-        outside = [model.Layer("9", "dense", -1, (16,), 1, 1), model.Layer("11", "dense", -1, (16,), 1, 1)]
-        outside.append(model.Layer("13", "output", -1, (10,), 1, 1))
-        found = facts._blocks([*layers, *outside], small_architecture(conv_arch=[[1, 8]], **keys))
-        return [(block["name"], " → ".join(block["layers"])) for block in found]
-
-    plain = told("1 conv 3x3", "1 conv 3x3", "1 max pool 2x2", dropout=0)
-    assert plain[:3] == [
-        ("Block 1", "2 × conv 3×3, 8 channels → ReLU → max pool 2×2"),
-        ("Dense 1", "16 units → ReLU"),
-        ("Dense 2", "16 units → ReLU"),
-    ]
-    assert plain[3] == ("Output", "10 units → softmax")
-    normalised = ["conv 3x3", "batch norm"] * 2
-    assert told(*(f"1 {kind}" for kind in [*normalised, "max pool 3x3"]))[0] == (
-        "Block 1", "2 × conv 3×3, 8 channels → batch norm → ReLU → max pool 3×3"
-    )  # fmt: skip
-    layers = ["0 whitening conv 2x2", "1 conv 3x3", "1 max pool 2x2", "1 batch norm", "1 conv 3x3", "1 batch norm"]
-    assert told(*layers)[:2] == [
-        ("Stem", "whitening conv 2×2, 8 channels → ReLU"),
-        (
-            "Block 1",
-            "conv 3×3, 8 channels → max pool 2×2 → batch norm → ReLU → conv 3×3, 8 channels → batch norm → ReLU",
-        ),
-    ]
+    assert architecture["layers"][-1]["output"] == (10,)
 
 
 def test_examples_are_wrong_and_sure_or_right_and_unsure_and_show_the_true_class() -> None:

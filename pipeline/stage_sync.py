@@ -122,8 +122,6 @@ def _fetch(chain: Chain, storage: ObjectStorage, stage: str, options: dict[str, 
         storage.fetch_log(run.log(stage))
     if stage == "promote":
         _fetch_baseline(chain, run)
-    if stage == "report":
-        _fetch_previous(chain, run)
 
 
 def _fetch_baseline(chain: Chain, run: Run) -> None:
@@ -145,18 +143,6 @@ def _fetch_baseline(chain: Chain, run: Run) -> None:
         for folder, pattern in folders.items():
             with contextlib.suppress(NotAsRecorded):  # the gate says what is wrong with it
                 workspace.fetch(folder, pattern=pattern)
-
-
-def _fetch_previous(chain: Chain, run: Run) -> None:
-    """What the report tells of other generations."""
-    base = run.run_id.partition("@")[0]
-    chain.workspace.storage.refresh_matching(f"runs/{run.dataset_id}/{base}*", ("train", "evaluate"))
-    generations.find(chain.workspace, chain.config)  # their manifests
-    train = manifest.read(run.stage("train"))
-    previous = generations.previous(run, train) if train else None
-    if previous is not None:
-        with contextlib.suppress(NotAsRecorded):  # the report does without it
-            chain.workspace.fetch(previous.stage("evaluate"))
 
 
 def _fetch_checkpoint(storage: ObjectStorage, run: Run) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 from pipeline import config as configuration
 from pipeline import dataset, model, pages
 from pipeline.config import Architecture, Augmentation, Config, Training
-from pipeline.errors import PipelineError, WorkspaceError
+from pipeline.errors import PipelineError
 from pipeline.evaluation import output_names, read_predictions, statistics, tta
 from pipeline.files import now, read_json
 from pipeline.pages import PUBLISHED_ACCURACY
 from pipeline.report import examples
-from pipeline.retraining import baseline, generations, registry
+from pipeline.retraining import baseline
 from pipeline.tables import read_numbers
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain, config_changes
@@ -30,9 +30,6 @@ SCHEMA = 1
 
 #: Most frequent mistakes that a report lists.
 CONFUSIONS = 12
-
-#: Most generations that a report lists.
-GENERATIONS = 24
 
 _DECISION = ("outcome", "reason", "tolerance", "decided")
 
@@ -69,7 +66,8 @@ def read(chain: Chain) -> Sources:
         raise PipelineError("there is no data set yet: run the DownloadCifar task first")
     train, evaluate, export = (_manifest(run, stage) for stage in ("train", "evaluate", "export"))
     metrics = read_json(manifest.verified(run.stage("evaluate"), evaluate, "metrics.json"))
-    labels, probabilities = _predictions(manifest.verified(run.stage("evaluate"), evaluate, "predictions.npz"))
+    predictions = read_predictions(manifest.verified(run.stage("evaluate"), evaluate, "predictions.npz"))
+    labels, probabilities = predictions["labels"].astype(int), predictions["probabilities"]
     history = read_numbers(
         manifest.verified(run.stage("train"), train, "history.csv").read_text(encoding="utf-8"), whole=["epoch"]
     )
@@ -96,10 +94,9 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
         "evaluation": _evaluation(sources),
         "comparison": {
             "baseline": _baseline(sources),
-            "previous": _gate_baseline(decision) or _previous(sources),
+            "previous": _previous(decision),
             "decision": {key: decision[key] for key in _DECISION} if decision else None,
         },
-        "generations": _generations(chain),
         "examples": _examples(sources),
         "export": _export(sources.export),
         "speed": _speed(sources),
@@ -208,53 +205,13 @@ def _decision(chain: Chain, run: Run) -> dict[str, Any] | None:
     return read_json(manifest.verified(run.stage("promote"), recorded, "decision.json")) if recorded else None
 
 
-def _gate_baseline(decision: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The run that the promotion gate compared with, in the form of `_previous`; None when it could not."""
+def _previous(decision: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The comparison of the promotion gate with the model that was current; None where it made none."""
     compared = decision["compared"] if decision else None
     if not compared or not compared["images"]:
         return None
-    return _compared(Path(compared["run"]).name, compared)
-
-
-def _compared(run_id: str, compared: dict[str, Any]) -> dict[str, Any]:
-    return {"on": "same", "all": None, **compared, "run": run_id, "images_compared": baseline.images(compared)}
-
-
-def _generations(chain: Chain) -> list[dict[str, Any]]:
-    """The present generations of this architecture and data set, newest first."""
-    try:
-        pointer = registry.read(chain.workspace.current(chain.config))
-    except WorkspaceError:
-        pointer = None  # damaged, which Status and Doctor report; it does not prevent this report
-    standing = {run: "rolled back" for run in pointer.rolled_back} if pointer else {}
-    standing |= {pointer.run: "current"} if pointer else {}
-    return [
-        {
-            "name": item.name,
-            "run": item.run.run_id,
-            "dataset": item.run.dataset_id,
-            "trained": item.trained,
-            "accuracy": item.accuracy,
-            "outcome": item.outcome,
-            "standing": standing.get(item.run.place),
-        }
-        for item in generations.find(chain.workspace, chain.config)[:GENERATIONS]
-    ]
-
-
-def _previous(sources: Sources) -> dict[str, Any] | None:
-    """How the predictions compare with those of the previous generation on the same test images; None without one."""
-    run = generations.previous(sources.run, sources.train)
-    evaluate = manifest.read(run.stage("evaluate")) if run else None
-    if run is None or evaluate is None:
-        return None
-    try:
-        labels, probabilities = _predictions(manifest.verified(run.stage("evaluate"), evaluate, "predictions.npz"))
-    except WorkspaceError:
-        return None  # damage to an earlier run does not prevent this report
-    if not np.array_equal(labels, sources.labels):
-        return None
-    return _compared(run.run_id, statistics.compare_paired(sources.correct, probabilities.argmax(1) == labels))
+    told = {"run": Path(compared["run"]).name, "images_compared": baseline.images(compared)}
+    return {"on": "same", "all": None, **compared, **told}  # older decisions have no `on` and no `all`
 
 
 def _examples(sources: Sources) -> dict[str, Any]:
@@ -338,8 +295,3 @@ def _manifest(run: Run, stage: str) -> dict[str, Any]:
     if found is None:
         raise PipelineError(f"{run.stage(stage)}: this stage is not done yet: run the Report task, which runs it first")
     return found
-
-
-def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    arrays = read_predictions(path)
-    return arrays["labels"].astype(int), arrays["probabilities"]

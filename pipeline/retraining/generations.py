@@ -77,14 +77,6 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
     return sorted(found, key=lambda item: (item.trained, item.name), reverse=True)
 
 
-def previous(run: Run, train: dict[str, Any]) -> Run | None:
-    """The newest generation that was started before this run, whose manifest of the training is `train`."""
-    if generation_seed(run.generation) is not None:
-        return None
-    earlier = [(_started(other_train), other.run_id, other) for other, other_train in _trained(run.generations())]
-    return max((item for item in earlier if item[0] < _started(train)), default=(None, None, None))[2]
-
-
 def decision(run: Run) -> dict[str, Any] | None:
     """What the promotion gate decided about a run; None before that."""
     if manifest.read(run.stage("promote")) is None:
@@ -105,12 +97,6 @@ def _trained(runs: Iterable[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
         train = manifest.read(run.stage("train")) if generation_seed(run.generation) is None else None
         if train is not None:
             yield run, train
-
-
-def _started(train: dict[str, Any]) -> str:
-    """When a training was started; resuming it later does not make it a newer generation."""
-    segments = train["details"].get("segments")
-    return segments[0]["started"] if segments else train["created"]
 
 
 # --- whether one is due -------------------------------------------------------------------------------------------

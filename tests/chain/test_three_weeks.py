@@ -149,19 +149,12 @@ def test_three_weeks_with_a_worse_model_a_roll_back_and_retention(weeks: Weeks) 
     assert int(success) <= time.time()
     assert "next generation: 2026-W" in weeks.status()
 
-    # One more, by hand and warm; its report tells all that happened.
+    # One more, by hand and warm.
     weeks.configure(retrain__warm_start=True)
     weeks.retrain("--date", "2026-11-19", "--generation", "by-hand")
     assert weeks.current.generation == "by-hand"
-    facts, page = weeks.report_of("by-hand")
+    facts, _ = weeks.report_of("by-hand")
     assert weeks.history() == [*expected, ("promoted", "by-hand")]
-    told = [(item["name"], item["outcome"], item["standing"]) for item in facts["generations"]]
-    assert told == [
-        ("by-hand", "promoted", "current"),
-        ("2026-W47", "promoted", "rolled back"),
-        ("2026-W45", "promoted", None),
-    ]
-    assert "promoted, rolled back" in page
     how = facts["training"]["segments"][0]["how"]
     assert how.endswith("@2026-W45/train/model.params"), how
 

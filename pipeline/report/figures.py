@@ -1,19 +1,13 @@
-"""The plots of a report: learning curves, reliability diagram, confusion matrix of many classes."""
+"""The plots of a report: learning curves, reliability diagram."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as MatplotlibPath
 
 from pipeline.pages import plotting
-
-#: Shades of the confusion matrix of many classes.
-_SHADES = 10
 
 #: For each curve: its axis, the keys of the history that it shows, and the factor to show them with.
 _CURVES = {
@@ -84,28 +78,3 @@ def reliability(bins: Sequence[dict[str, Any]]) -> Markup:
         part.set_xlim(0, 1)
     axes.tick_params(labelbottom=False)
     return plotting.as_svg(figure, "reliability")
-
-
-@plotting.styled
-def heat_map(confusion: Sequence[Sequence[int]]) -> Markup:
-    """A confusion matrix of many classes as shades, the share of each row."""
-    counts = np.array(confusion, float)
-    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    figure, axes = plotting.new_figure(size=(3.9, 3.9))
-    size = len(counts)
-    shades = np.where(shares < 0.005, 0, np.ceil(shares * _SHADES))
-    square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) / 2
-    for right, colour in ((True, plotting.FIRST), (False, plotting.SECOND)):
-        for shade in range(1, _SHADES + 1):
-            cells = np.argwhere((shades == shade) & (np.eye(size, dtype=bool) == right))
-            # One shape for all cells of a shade: each for itself, 10,000 of them take seconds and megabytes.
-            corners = (cells[:, None, ::-1] + square).reshape(-1, 2)
-            shape = MatplotlibPath(corners, [1, 2, 2, 2, 79] * len(cells))  # MOVETO, LINETO, …, CLOSEPOLY
-            alpha = min(1.0, 0.15 + shade / _SHADES)
-            axes.add_patch(PathPatch(shape, facecolor=colour, alpha=alpha, linewidth=0))
-    axes.set_xlim(-0.5, size - 0.5)
-    axes.set_ylim(size - 0.5, -0.5)
-    axes.set_aspect("equal")
-    axes.set_xlabel("predicted class, by number")
-    axes.set_ylabel("true class, by number")
-    return plotting.as_svg(figure, "confusion")

@@ -34,7 +34,7 @@ def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
         worst=_worst(per_class),
         curves=figures.curves(training["history"], [resume["epoch"] for resume in resumes]),
         reliability=figures.reliability(evaluation["calibration"]),
-        heat_map=figures.heat_map(evaluation["confusion"]) if many else None,
+        many=many,
         resumes=resumes,
         history_rows=_thinned(training["history"]),
         images=images,

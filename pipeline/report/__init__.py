@@ -25,8 +25,8 @@ def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     inputs = chain.inputs("report")
     sources = facts.read(chain)
     found = facts.gather(chain, sources)
-    shown = {example["image"] for group in found["examples"].values() for example in group}
-    images = {index: examples.data_uri(sources.data.test_images[index]) for index in sorted(shown)}
+    shown = [example["image"] for example in found["examples"]["mistakes"]]
+    images = {index: examples.data_uri(sources.data.test_images[index]) for index in shown}
     contents: dict[str, Any] = {
         "index.html": page.html(found, images),
         "report.json": found,

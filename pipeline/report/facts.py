@@ -82,6 +82,7 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
     measured = configuration.Evaluation(tta=sources.views)
     trained = msgspec.structs.replace(trained, evaluation=measured)
     decision = _decision(chain, sources.run)
+    outputs = output_names(sources.metrics["classes"], sources.probabilities.shape[1])
     return {
         "schema": SCHEMA,
         "run": sources.run.run_id,
@@ -97,7 +98,7 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
             "previous": _previous(decision),
             "decision": {key: decision[key] for key in _DECISION} if decision else None,
         },
-        "examples": _examples(sources),
+        "examples": {"mistakes": examples.most_confident_mistakes(sources.probabilities, sources.labels, outputs)},
         "export": _export(sources.export),
         "speed": _speed(sources),
         "provenance": _provenance(chain, sources, trained),
@@ -212,15 +213,6 @@ def _previous(decision: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     told = {"run": Path(compared["run"]).name, "images_compared": baseline.images(compared)}
     return {"on": "same", "all": None, **compared, **told}  # older decisions have no `on` and no `all`
-
-
-def _examples(sources: Sources) -> dict[str, Any]:
-    names = output_names(sources.metrics["classes"], sources.probabilities.shape[1])
-    given = (sources.probabilities, sources.labels, names)
-    return {
-        "mistakes": examples.most_confident_mistakes(*given),
-        "correct": examples.least_confident_correct(*given),
-    }
 
 
 def _export(export: dict[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from pipeline.report import figures
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-#: Rows that the table of the learning curves has at most. With more classes than so many, the worst ones come first.
-_HISTORY_ROWS, _FEW_CLASSES = 60, 12
+#: With more classes than so many, the worst ones come first.
+_FEW_CLASSES = 12
 
 
 def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
     """The page; `images` holds a `data:` address for every test image number under `facts["examples"]`."""
     training, evaluation, marks = facts["training"], facts["evaluation"], _marks(facts["comparison"])
-    resumes = _resumes(training)
+    resumes = [segment["step"] * training["epochs"] / training["steps"] for segment in training["segments"][1:]]
     recall = _recall(evaluation["per_class"])
     per_class = [{**row, "drawn": drawn} for row, drawn in zip(evaluation["per_class"], recall["rows"], strict=True)]
     many = len(evaluation["classes"]) > _FEW_CLASSES
@@ -32,11 +32,10 @@ def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
         recall=recall,
         per_class=per_class,
         worst=_worst(per_class),
-        curves=figures.curves(training["history"], [resume["epoch"] for resume in resumes]),
+        curves=figures.curves(training["history"], resumes),
         reliability=figures.reliability(evaluation["calibration"]),
         many=many,
         resumes=resumes,
-        history_rows=_thinned(training["history"]),
         images=images,
     )
 
@@ -68,15 +67,3 @@ def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:
 def _worst(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The classes of the lowest recall. Those without test images have none."""
     return sorted((row for row in per_class if row["support"]), key=lambda row: row["recall"])[:_FEW_CLASSES]
-
-
-def _resumes(training: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where training was resumed: the sessions after the first, each with its epoch as a fraction."""
-    steps_per_epoch = training["steps"] / training["epochs"]
-    return [{**segment, "epoch": segment["step"] / steps_per_epoch} for segment in training["segments"][1:]]
-
-
-def _thinned(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most `_HISTORY_ROWS` rows, evenly spaced, the last one always among them."""
-    every = max(1, math.ceil(len(history) / _HISTORY_ROWS))
-    return [row for index, row in enumerate(history, start=1) if index % every == 0 or index == len(history)]

@@ -166,7 +166,7 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def pictures(finished: SmallChain, value: dict[str, Any]) -> dict[int, str]:
     images = facts.read(finished.chain()).data.test_images
-    shown = {example["image"] for group in value["examples"].values() for example in group}
+    shown = [example["image"] for example in value["examples"]["mistakes"]]
     return {index: examples.data_uri(images[index]) for index in shown}
 
 

@@ -11,12 +11,15 @@ from pipeline import address
 from pipeline.text import printable
 
 
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk nested dicts and lists, giving `("training.schedule.kind", "step")`, `("conv_arch[0][1]", 64)`."""
+def flatten(value: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[str, Any]]:
+    """Walk nested dicts and lists, giving `("training.schedule.kind", "step")`, `("conv_arch[0][1]", 64)`.
+
+    Without `lists`, these stay whole.
+    """
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, (list, tuple)) and value:
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key), lists)
+    elif lists and isinstance(value, (list, tuple)) and value:
         for index, item in enumerate(value):
             yield from flatten(item, f"{prefix}[{index}]")
     else:

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline import config as configuration
 from pipeline import dataset, model, pages
 from pipeline.config import Architecture, Augmentation, Config, Training
+from pipeline.config.difference import flatten
 from pipeline.errors import PipelineError
 from pipeline.evaluation import output_names, read_predictions, statistics, tta
 from pipeline.files import now, read_json
@@ -240,7 +241,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     details = sources.train["details"]
     stages = {"train": sources.train, "evaluate": sources.evaluate, "export": sources.export}
     return {
-        "config": _config_rows(trained, len(sources.metrics["classes"])),
+        "config": _chosen(trained, len(sources.metrics["classes"])),
         "config_changes": config_changes(sources.train, chain.config),  # as of `rendered`
         "versions": details["versions"],
         "stages": {
@@ -250,33 +251,17 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
     }
 
 
-def _config_rows(trained: Config, classes: int) -> list[dict[str, Any]]:
-    """Every key of the configuration with its value and its default; `chosen` are the required and non-default ones."""
+def _chosen(trained: Config, classes: int) -> list[dict[str, Any]]:
+    """The keys of the configuration that are required or have another value than their default."""
     least = {
         "architecture": {"name": trained.architecture.name, "conv_arch": trained.architecture.conv_arch},
         "training": {"epochs": trained.training.epochs},
     }
-    default = dict(_leaves(configuration.to_dict(configuration.from_dict(least)))) | {"architecture.classes": classes}
-    value = configuration.to_record(trained)
-    required = dict(_leaves(least))
-    return [
-        {
-            "key": key,
-            "value": leaf,
-            "default": None if key in required else default.get(key),
-            "required": key in required,
-            "chosen": key in required or leaf != default.get(key),
-        }
-        for key, leaf in _leaves(value)
-    ]
-
-
-def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested dicts as `("training.schedule.kind", "step")`; lists stay whole."""
-    found: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        found += _leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else [(f"{prefix}{key}", item)]
-    return found
+    default = dict(flatten(configuration.to_dict(configuration.from_dict(least)), lists=False))
+    default["architecture.classes"] = classes
+    required = dict(flatten(least, lists=False))
+    value = flatten(configuration.to_record(trained), lists=False)
+    return [{"key": key, "value": leaf} for key, leaf in value if key in required or leaf != default.get(key)]
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

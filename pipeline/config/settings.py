@@ -11,7 +11,6 @@ from pipeline.files import expanded
 
 #: Where Luigi looks, the later file before the earlier one.
 _FILES = ("/etc/luigi/client.cfg", "/etc/luigi/luigi.cfg", "client.cfg", "luigi.cfg")
-_TOML_FILES = ("/etc/luigi/luigi.toml", "luigi.toml")
 
 #: Options that were renamed.
 OLD_NAMES = {"patience_seconds": "retry_timeout"}
@@ -22,14 +21,13 @@ def read() -> dict[str, str]:
 
     Raises `ConfigError` for a file that cannot be understood.
     """
-    toml = os.environ.get("LUIGI_CONFIG_PARSER") == "toml"
-    files = [*(_TOML_FILES if toml else _FILES), os.environ.get("LUIGI_CONFIG_PATH", "")]
-    found: dict[str, str] = {}
-    for file in filter(os.path.isfile, files):
+    parser = configparser.ConfigParser(interpolation=None)
+    for file in [*_FILES, os.environ.get("LUIGI_CONFIG_PATH", "")]:
         try:
-            found |= _from_toml(file) if toml else _from_cfg(file)
-        except (configparser.Error, OSError, ValueError) as error:
+            parser.read(file, encoding="utf-8")
+        except (configparser.Error, ValueError) as error:
             raise ConfigError(f"{file}: cannot be read as Luigi's configuration: {error}") from error
+    found = dict(parser["vgg"]) if parser.has_section("vgg") else {}
     refuse_old_names(found)
     places = {key: expanded(found[key], f"[vgg] {key}") for key in ("workspace", "cache") if found.get(key)}
     return {**found, **places}
@@ -47,17 +45,3 @@ def seconds(settings: dict[str, str], key: str, default: float) -> float:
         return float(settings.get(key, default))
     except ValueError:
         raise ConfigError(f"luigi.cfg: [vgg] {key}: found {settings[key]}, expected a number of seconds") from None
-
-
-def _from_cfg(file: str) -> dict[str, str]:
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read(file, encoding="utf-8")
-    return dict(parser["vgg"]) if parser.has_section("vgg") else {}
-
-
-def _from_toml(file: str) -> dict[str, str]:
-    try:
-        import toml  # what Luigi reads it with
-    except ImportError:
-        return {}
-    return {key: str(value) for key, value in toml.load(file).get("vgg", {}).items()}

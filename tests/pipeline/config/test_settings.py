@@ -17,7 +17,6 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("LUIGI_CONFIG_PATH", str(tmp_path / "named.cfg"))
-    monkeypatch.delenv("LUIGI_CONFIG_PARSER", raising=False)
     return tmp_path / "named.cfg"
 
 

@@ -1,7 +1,7 @@
 """The configuration of a run: one YAML file, validated before anything runs."""
 
 from pipeline.config.difference import differences
-from pipeline.config.loading import find, from_dict, from_record, load, load_launcher, ready_made_folder, with_launcher
+from pipeline.config.loading import from_dict, from_record, load, load_launcher, ready_made_folder, with_launcher
 from pipeline.config.schema import (
     IMAGE_SIZE,
     OFFICIAL,
@@ -10,9 +10,7 @@ from pipeline.config.schema import (
     Augmentation,
     Config,
     Data,
-    Distributed,
     Evaluation,
-    Retraining,
     Schedule,
     Training,
     fingerprint,
@@ -30,13 +28,10 @@ __all__ = [
     "Augmentation",
     "Config",
     "Data",
-    "Distributed",
     "Evaluation",
-    "Retraining",
     "Schedule",
     "Training",
     "differences",
-    "find",
     "fingerprint",
     "from_dict",
     "from_record",

@@ -30,13 +30,11 @@ def differences(old: Any, new: Any) -> list[str]:
     """What changed between two nested values, one `key: old -> new` for each leaf."""
     before, after = dict(flatten(old)), dict(flatten(new))
     lines = []
-    for key in [*before, *(key for key in after if key not in before)]:
-        if key not in after:
-            lines.append(f"{key}: {shown(before[key])} -> (gone)")
-        elif key not in before:
-            lines.append(f"{key}: (none) -> {shown(after[key])}")
-        elif before[key] != after[key]:
-            lines.append(f"{key}: {shown(before[key])} -> {shown(after[key])}")
+    for key in {**before, **after}:
+        if key not in before or key not in after or before[key] != after[key]:
+            was = shown(before[key]) if key in before else "(none)"
+            now = shown(after[key]) if key in after else "(gone)"
+            lines.append(f"{key}: {was} -> {now}")
     return [printable(line) for line in lines]  # a key of a damaged manifest may be anything
 
 

@@ -8,34 +8,22 @@ from typing import Any
 
 from msgspec import Struct
 
+from pipeline.config import schema
 from pipeline.config.difference import shown
-from pipeline.config.schema import (
-    RENAMED,
-    Architecture,
-    Augmentation,
-    BatchNorm,
-    Config,
-    Data,
-    Distributed,
-    Evaluation,
-    Retraining,
-    Schedule,
-    Training,
-)
+from pipeline.config.schema import RENAMED
 
 _STRUCTS: dict[str, type[Struct]] = {
-    "": Config,
-    "data": Data,
-    "architecture": Architecture,
-    "training": Training,
-    "architecture.batch_norm": BatchNorm,
-    "training.schedule": Schedule,
-    "training.augmentation": Augmentation,
-    "evaluation": Evaluation,
-    "retrain": Retraining,
-    "distributed": Distributed,
+    "": schema.Config,
+    "data": schema.Data,
+    "architecture": schema.Architecture,
+    "training": schema.Training,
+    "architecture.batch_norm": schema.BatchNorm,
+    "training.schedule": schema.Schedule,
+    "training.augmentation": schema.Augmentation,
+    "evaluation": schema.Evaluation,
+    "retrain": schema.Retraining,
+    "distributed": schema.Distributed,
 }
-
 
 #: How msgspec calls a type, and how people do.
 _TYPES = {
@@ -82,9 +70,8 @@ def _unknown(path: str, key: str) -> str:
         return f"{old}: is now called {RENAMED[old].rpartition('.')[2]}"
     close = difflib.get_close_matches(key, allowed, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return (
-        f"unknown key {_join(path, key if len(key) <= 60 else f'{key[:57]}...')}{hint}; allowed: {', '.join(allowed)}"
-    )
+    cut = key if len(key) <= 60 else f"{key[:57]}..."
+    return f"unknown key {_join(path, cut)}{hint}; allowed: {', '.join(allowed)}"
 
 
 def _expected(problem: str, path: str, found: Any) -> str:

@@ -5,8 +5,7 @@ Plain SVG with the page's CSS variables as colours; text goes in through `Markup
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
@@ -17,17 +16,9 @@ from pipeline.pages.formats import percent
 _WIDTH = 340
 
 
-@dataclass(frozen=True)
-class Mark:
-    """Another accuracy on the same scale, 0..1."""
-
-    value: float
-    name: str
-
-
-def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[Mark]) -> Markup:
-    """An accuracy with its interval on a scale, beside up to two others."""
-    low, high = _scale_ends([*interval, accuracy, *(mark.value for mark in marks)])
+def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Mapping[str, float]) -> Markup:
+    """An accuracy with its interval on a scale, beside up to two others, `marks`, with their names."""
+    low, high = _scale_ends([*interval, accuracy, *marks.values()])
 
     def x(value: float) -> float:
         return 16 + (_WIDTH - 32) * (value - low) / (high - low)
@@ -37,9 +28,9 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Sequence[M
         if low <= tick <= high:
             parts.append(_line(x(tick), 45, x(tick), 51, "var(--muted)", 1))
             parts.append(_text(x(tick), 65, f"{tick * 100:.3g} %", "var(--muted)"))
-    for number, mark in enumerate(marks[:2]):
-        parts.append(_line(x(mark.value), 18 + 14 * number, x(mark.value), 54, "var(--series-2)", 2))
-        parts.append(_text(x(mark.value), 13 + 14 * number, f"{mark.name} {percent(mark.value)}", "var(--ink)"))
+    for number, (name, value) in enumerate(marks.items()):
+        parts.append(_line(x(value), 18 + 14 * number, x(value), 54, "var(--series-2)", 2))
+        parts.append(_text(x(value), 13 + 14 * number, f"{name} {percent(value)}", "var(--ink)"))
     parts.append(_line(x(interval[0]), 48, x(interval[1]), 48, "var(--series-1)", 9, "round"))
     dot = '<circle cx="{:.1f}" cy="48" r="7" fill="var(--series-1)" stroke="var(--paper)" stroke-width="2"/>'
     parts.append(Markup(dot).format(x(accuracy)))

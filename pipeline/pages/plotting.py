@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -20,9 +19,8 @@ _COLOURS = {
     "#040404": "var(--series-1)",
     "#050505": "var(--series-2)",
     "#060606": "var(--mark)",
-    "#070707": "var(--fill)",
 }
-INK, MUTED, LINE, FIRST, SECOND, MARK, FILL = _COLOURS
+INK, MUTED, LINE, FIRST, SECOND, MARK = _COLOURS
 
 #: Inches. At 72 units an inch this is about the width of a phone, so that text keeps its size there.
 _SIZE = (3.9, 2.6)
@@ -58,10 +56,10 @@ _STYLE = {
 styled = matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
 
 
-def new_figure(rows: int = 1, size: tuple[float, float] = _SIZE, height_ratios: Sequence[float] | None = None) -> Any:
+def new_figure(size: tuple[float, float] = _SIZE) -> Any:
     """A figure and its axes; not registered with pyplot, which would need a display."""
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, height_ratios=height_ratios)
+    return figure, figure.subplots()
 
 
 def as_svg(figure: Any, name: str) -> Markup:

@@ -1,4 +1,4 @@
-"""The plots of a report: learning curves, reliability diagram."""
+"""The plots of a report: its learning curves."""
 
 from __future__ import annotations
 
@@ -44,37 +44,3 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
     if len(axes.lines) - len(resumes) > 1:
         axes.legend(loc="best", handlelength=1.8)
     return plotting.as_svg(figure, name)
-
-
-@plotting.styled
-def reliability(bins: Sequence[dict[str, Any]]) -> Markup:
-    """The reliability diagram: accuracy against confidence, above a histogram of the confidences."""
-    figure, (axes, below) = plotting.new_figure(rows=2, size=(3.9, 3.8), height_ratios=[3, 1])
-    width = bins[0]["high"] - bins[0]["low"]
-    filled = [item for item in bins if item["count"]]
-    centres = [(item["low"] + item["high"]) / 2 for item in filled]
-    for item in filled:
-        axes.axvspan(item["low"], item["high"], 0, item["accuracy"], color=plotting.FILL, linewidth=0)
-    axes.plot([0, 1], [0, 1], color=plotting.MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-    accuracy = [item["accuracy"] for item in filled]
-    spread = [[item["accuracy"] - item["interval"][0], item["interval"][1] - item["accuracy"]] for item in filled]
-    confidence = [item["confidence"] for item in filled]
-    axes.errorbar(
-        confidence,
-        accuracy,
-        list(zip(*spread, strict=True)),
-        fmt="o",
-        color=plotting.FIRST,
-        markersize=4.5,
-        linewidth=1.3,
-    )
-    axes.set_ylabel("accuracy")
-    axes.set_ylim(0, 1)
-    total = sum(item["count"] for item in bins)
-    below.bar(centres, [100 * item["count"] / total for item in filled], width * 0.92, color=plotting.FIRST)
-    below.set_ylabel("images, %")
-    below.set_xlabel("confidence")
-    for part in (axes, below):
-        part.set_xlim(0, 1)
-    axes.tick_params(labelbottom=False)
-    return plotting.as_svg(figure, "reliability")

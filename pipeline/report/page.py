@@ -33,7 +33,6 @@ def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
         per_class=per_class,
         worst=_worst(per_class),
         curves=figures.curves(training["history"], resumes),
-        reliability=figures.reliability(evaluation["calibration"]),
         many=many,
         resumes=resumes,
         images=images,
@@ -47,13 +46,13 @@ def markdown(facts: dict[str, Any]) -> str:
     return pages.markdown(_TEMPLATES / "report.md.j2", facts, many=many, worst=_worst(per_class))
 
 
-def _marks(comparison: dict[str, Any]) -> list[drawing.Mark]:
-    """The baseline, and the previous generation where its accuracy on all of these test images is known."""
+def _marks(comparison: dict[str, Any]) -> dict[str, float]:
+    """The accuracies of the baseline, and of the previous generation where it is known on all of these test images."""
     previous = comparison["previous"]
     if previous and previous["on"] == "shared":
         previous = previous["all"]
-    others = (("baseline", comparison["baseline"]), ("previous", previous))
-    return [drawing.Mark(other["accuracy"], name) for name, other in others if other]
+    others = {"baseline": comparison["baseline"], "previous": previous}
+    return {name: other["accuracy"] for name, other in others.items() if other}
 
 
 def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:

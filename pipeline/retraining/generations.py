@@ -156,7 +156,7 @@ def same_weights(chain: Chain) -> Run | None:
     for other in reversed(run.generations()):
         if generation_seed(other.generation) is None and not chain.problems("train", other.stage("train")):
             train = manifest.read(other.stage("train"))
-            if train and _is_repeatable(train) and _has_settings(train, config):
+            if train and _would_repeat(train, config):
                 return other
     return None
 
@@ -181,13 +181,11 @@ def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, li
     return periods.name(every, start), start, []
 
 
-def _is_repeatable(train: dict[str, Any]) -> bool:
-    first = (train["details"].get("segments") or [{}])[0]
-    return first.get("how") == "started" and train["details"].get("exact") is True
-
-
-def _has_settings(train: dict[str, Any], config: Config) -> bool:
-    return trained_epochs(train) == config.training.epochs and not config_changes(train, config)
+def _would_repeat(train: dict[str, Any], config: Config) -> bool:
+    """True when the configuration would train the very same weights, started from scratch."""
+    first, exact = (train["details"].get("segments") or [{}])[0], train["details"].get("exact") is True
+    same_settings = trained_epochs(train) == config.training.epochs and not config_changes(train, config)
+    return exact and first.get("how") == "started" and same_settings
 
 
 # --- what it starts from ------------------------------------------------------------------------------------------

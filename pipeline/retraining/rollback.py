@@ -31,7 +31,7 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
         if old is None:
             raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
         new = _named(chain, to) if to else _former(chain, old)
-        served.check(chain.workspace, new)
+        served.exported(chain.workspace, new)  # raises when it cannot be served
         new = msgspec.structs.replace(new, since=now())
         if new.run in old.rolled_back:
             registry.set_current(path, new)

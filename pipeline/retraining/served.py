@@ -54,13 +54,13 @@ def serve(workspace: Workspace, pointer: Path) -> None:
         about = msgspec.to_builtins(current.entry)
         if about.items() <= _recorded(stable).items() and storage.exists(stable / MODEL):
             return
-        model, exported = _exported(workspace, current.entry)
+        model, export = exported(workspace, current.entry)
         value = {
             "schema": 1,
             "name": registry.name_of(pointer),
             **about,
-            **{key: exported["details"].get(key) for key in _FACTS},
-            "files": {MODEL: exported["files"][MODEL]},
+            **{key: export["details"].get(key) for key in _FACTS},
+            "files": {MODEL: export["files"][MODEL]},
         }
         version = f"{stable.name}@{hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]}"
         value["model"] = f"../{version}/{MODEL}"
@@ -77,9 +77,22 @@ def try_to_serve(workspace: Workspace, pointer: Path) -> None:
         log.warning("%s is not that of the current model: %s", workspace.shown(folder(pointer)), error)
 
 
-def check(workspace: Workspace, entry: Entry) -> None:
-    """Raise `WorkspaceError` unless the model of `entry` can be served."""
-    _exported(workspace, entry)
+def exported(workspace: Workspace, entry: Entry) -> tuple[Path, dict[str, Any]]:
+    """The exported model of a run, and the manifest of its export; raises `WorkspaceError` when it is not whole."""
+    stage = registry.run_at(workspace, entry.run).stage("export")
+    workspace.storage.refresh([stage])
+    export = manifest.read(stage)
+    generation = f" --generation {entry.generation}" if entry.generation else ""
+    advice = f"luigi --module tasks Export{generation} makes it"
+    if export is None or export["details"].get("weights_sha256") != entry.weights_sha256:
+        raise WorkspaceError(f"{entry.run} is not exported with the weights that were promoted; {advice}")
+    try:
+        whole = workspace.storage.sha256(stage / MODEL) == manifest.digest(export, MODEL)
+    except OSError:
+        whole = False
+    if not whole:
+        raise WorkspaceError(f"{entry.run}/export/{MODEL} is damaged; remove {entry.run}/export, and {advice}")
+    return stage / MODEL, export
 
 
 def damage(workspace: Workspace, pointer: Path) -> list[str]:
@@ -99,21 +112,3 @@ def damage(workspace: Workspace, pointer: Path) -> list[str]:
 def _recorded(stable: Path) -> dict[str, Any]:
     value = read_json(stable / MANIFEST)
     return value if isinstance(value, dict) else {}
-
-
-def _exported(workspace: Workspace, entry: Entry) -> tuple[Path, dict[str, Any]]:
-    """The exported model of a run, and the manifest of its export; raises `WorkspaceError` when it is not whole."""
-    stage = registry.run_at(workspace, entry.run).stage("export")
-    workspace.storage.refresh([stage])
-    exported = manifest.read(stage)
-    generation = f" --generation {entry.generation}" if entry.generation else ""
-    advice = f"luigi --module tasks Export{generation} makes it"
-    if exported is None or exported["details"].get("weights_sha256") != entry.weights_sha256:
-        raise WorkspaceError(f"{entry.run} is not exported with the weights that were promoted; {advice}")
-    try:
-        whole = workspace.storage.sha256(stage / MODEL) == manifest.digest(exported, MODEL)
-    except OSError:
-        whole = False
-    if not whole:
-        raise WorkspaceError(f"{entry.run}/export/{MODEL} is damaged; remove {entry.run}/export, and {advice}")
-    return stage / MODEL, exported

@@ -78,7 +78,12 @@ def set_aside(chain: Chain, stage: str, target: Path) -> None:
 
 def items(workspace: Workspace) -> list[Item]:
     """What is in the trash, newest first."""
-    found = {(when, "/".join(rest)) for when, *rest in _listed(workspace) if _WHEN.fullmatch(when)}
+    found = set()
+    for when, *rest in _paths(workspace):
+        depth = _DEPTHS.get(rest[0], 0) if rest else 0
+        hidden = any(part.startswith(".") for part in rest[:depth])
+        if _WHEN.fullmatch(when) and 0 < depth <= len(rest) and not hidden:
+            found.add((when, "/".join(rest[:depth])))
     return [Item(place, when, workspace.trash / when / place) for when, place in sorted(found, reverse=True)]
 
 
@@ -100,12 +105,13 @@ def hint(workspace: Workspace, name: str) -> str:
 
 
 def restore(workspace: Workspace, item: Item) -> list[str]:
-    """Move an item back to where it was; gives its places, of a run one for each stage. Raises `WorkspaceError` when
-    something else is there now.
+    """Move an item back to where it was; gives its places, of a run one for each stage.
+
+    Raises `WorkspaceError` when something else is there now.
     """
     moves = {part: workspace.root / item.place / part.relative_to(item.path) for part in _parts(workspace, item)}
-    taken = [goal for goal in moves.values() if _exists(workspace, goal)]
-    if taken:
+    workspace.storage.refresh({path for goal in moves.values() for path in (goal.parent, goal)})
+    if taken := [goal for goal in moves.values() if workspace.storage.exists(goal)]:
         there = ", ".join(workspace.shown(goal) for goal in taken)
         raise WorkspaceError(f"{there}: exists again; set that aside first, then restore {item.place}")
     with _locked(workspace, item):
@@ -161,24 +167,9 @@ def _paths(workspace: Workspace) -> list[tuple[str, ...]]:
     return [tuple(path.split("/")) for path in workspace.storage.files(workspace.trash)]
 
 
-def _listed(workspace: Workspace) -> set[tuple[str, ...]]:
-    """For each item when it was moved to the trash, and its former path, in parts."""
-    found = set()
-    for parts in _paths(workspace):
-        depth = _DEPTHS.get(parts[1], 0) if len(parts) > 1 else 0
-        if 0 < depth < len(parts) and not any(part.startswith(".") for part in parts[: depth + 1]):
-            found.add(parts[: depth + 1])
-    return found
-
-
 def _parts(workspace: Workspace, item: Item) -> list[Path]:
     """What is moved back: of a run each stage, as other stages may still be in place."""
     if not item.place.startswith("runs/"):
         return [item.path]
     names = {path.partition("/")[0] for path in workspace.storage.files(item.path)}
     return [item.path / name for name in sorted(names)]
-
-
-def _exists(workspace: Workspace, path: Path) -> bool:
-    workspace.storage.refresh([path.parent, path])
-    return workspace.storage.exists(path)

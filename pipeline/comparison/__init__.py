@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +45,6 @@ class Comparison:
     def folder(self) -> Path:
         return self.workspace.comparison(self.name)
 
-    @property
-    def needs(self) -> str:
-        """The stage that must be complete for each run."""
-        return "report" if self.reports else "evaluate"
-
     def inputs(self) -> dict[str, str | None]:
         """The inputs of the page: the digest of each run's metrics."""
         return {
@@ -61,17 +55,16 @@ class Comparison:
     def waiting_for(self) -> list[Entry]:
         """The runs that are not done yet."""
         known = ("dataset",) if self.entries[0].chain.complete("dataset") else ()  # it is the same for all
-        return [entry for entry in self.entries if not entry.chain.complete(self.needs, known)]
+        needed = "report" if self.reports else "evaluate"
+        return [entry for entry in self.entries if not entry.chain.complete(needed, known)]
 
     def why(self) -> list[str]:
         """Why the page must be rendered once its runs are done; empty when it is up to date."""
         inputs = self.inputs()
-        gone = [
-            f"{name} is no longer compared"
-            for name in (manifest.read(self.folder) or {"inputs": {}})["inputs"]
-            if name not in inputs
-        ]
-        return self.workspace.problems(self.folder, "compare", inputs) + gone
+        recorded = manifest.read(self.folder)
+        gone = [name for name in recorded["inputs"] if name not in inputs] if recorded else []
+        problems = self.workspace.problems(self.folder, "compare", inputs)
+        return problems + [f"{name} is no longer compared" for name in gone]
 
     def complete(self) -> bool:
         """True when the page and all its runs are up to date. Reads manifests and file sizes only."""
@@ -122,8 +115,7 @@ def expand(patterns: Iterable[str]) -> list[str]:
         if not glob.has_magic(pattern) or given.is_file():
             found.append(pattern)
             continue
-        inside = os.path.join(glob.escape(str(given.parent)), given.name)  # the folder's name may hold brackets, too
-        matches = sorted(glob.glob(pattern)) or sorted(glob.glob(inside))
+        matches = sorted(glob.glob(pattern))
         if not matches and given.parent.as_posix() in (".", "config"):
             matches = [f"config/{file.name}" for file in sorted(configuration.ready_made_folder().glob(given.name))]
         if not matches:
@@ -168,6 +160,5 @@ def _name(configs: dict[str, Config], seeds: Sequence[int], entries: Sequence[En
         for entry in entries
     ]
     digest = hashlib.sha256(json.dumps(sorted(identity)).encode()).hexdigest()[:8]
-    return f"{counted(len(configs), 'configuration')} {counted(len(set(seeds)) or 1, 'seed')} {digest}".replace(
-        " ", "-"
-    )
+    name = f"{counted(len(configs), 'configuration')} {counted(len(set(seeds)) or 1, 'seed')} {digest}"
+    return name.replace(" ", "-")

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import pages
 from pipeline.process import child
-from pipeline.report import examples, facts, page
+from pipeline.report import facts, page
 from pipeline.workspace.freshness import Chain
 
 
@@ -25,10 +25,8 @@ def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     inputs = chain.inputs("report")
     sources = facts.read(chain)
     found = facts.gather(chain, sources)
-    shown = [example["image"] for example in found["examples"]["mistakes"]]
-    images = {index: examples.data_uri(sources.data.test_images[index]) for index in shown}
     contents: dict[str, Any] = {
-        "index.html": page.html(found, images),
+        "index.html": page.html(found, sources.data.test_images),
         "report.json": found,
         "report.md": page.markdown(found),
     }

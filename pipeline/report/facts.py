@@ -21,7 +21,6 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import output_names, read_predictions, statistics, tta
 from pipeline.files import now, read_json
 from pipeline.pages import PUBLISHED_ACCURACY
-from pipeline.report import examples
 from pipeline.retraining import baseline
 from pipeline.tables import read_numbers
 from pipeline.workspace import Run, manifest
@@ -31,6 +30,9 @@ SCHEMA = 1
 
 #: Most frequent mistakes that a report lists.
 CONFUSIONS = 12
+
+#: How many wrong predictions it shows, and how many of the probabilities beside each.
+IMAGES, PROBABILITIES = 12, 3
 
 _DECISION = ("outcome", "reason", "tolerance", "decided")
 
@@ -99,7 +101,7 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
             "previous": _previous(decision),
             "decision": {key: decision[key] for key in _DECISION} if decision else None,
         },
-        "examples": {"mistakes": examples.most_confident_mistakes(sources.probabilities, sources.labels, outputs)},
+        "examples": {"mistakes": most_confident_mistakes(sources.probabilities, sources.labels, outputs)},
         "export": _export(sources.export),
         "speed": _speed(sources),
         "provenance": _provenance(chain, sources, trained),
@@ -214,6 +216,30 @@ def _previous(decision: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     told = {"run": Path(compared["run"]).name, "images_compared": baseline.images(compared)}
     return {"on": "same", "all": None, **compared, **told}  # older decisions have no `on` and no `all`
+
+
+def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+    """Wrong predictions in falling order of their probability; (n, classes) probabilities, (n,) labels.
+
+    Each image's number, true and predicted class, and largest probabilities; the true class is always among them.
+    """
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    order = np.argsort(-probabilities.max(1)[wrong], kind="stable")
+    found = []
+    for index in wrong[order][:IMAGES]:
+        row = probabilities[index]
+        best = np.argsort(-row, kind="stable")[:PROBABILITIES]
+        if labels[index] not in best:
+            best[-1] = labels[index]
+        found.append(
+            {
+                "image": int(index),
+                "label": classes[int(labels[index])],
+                "predicted": classes[int(best[0])],
+                "probabilities": {classes[int(number)]: round(float(row[number]), 6) for number in best},
+            }
+        )
+    return found
 
 
 def _export(export: dict[str, Any]) -> dict[str, Any]:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
 from pipeline import pages
-from pipeline.pages import drawing
-from pipeline.report import figures
+from pipeline.pages import drawing, plotting
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 #: With more classes than so many, the worst ones come first.
 _FEW_CLASSES = 12
 
+#: For each curve: its axis, the keys of the history that it shows, and the factor to show them with.
+_CURVES = {
+    "loss": ("loss", ("train_loss", "validation_loss"), 1),
+    "accuracy": ("accuracy, %", ("train_accuracy", "validation_accuracy"), 100),
+    "learning_rate": ("learning rate", ("learning_rate",), 1),
+    "speed": ("images per second", ("images_per_second",), 1),
+}
 
-def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
-    """The page; `images` holds a `data:` address for every test image number under `facts["examples"]`."""
+
+def html(facts: dict[str, Any], test_images: np.ndarray) -> str:
+    """The page, which shows some of the test images, (n, 3, H, W) uint8."""
     training, evaluation, marks = facts["training"], facts["evaluation"], _marks(facts["comparison"])
     resumes = [segment["step"] * training["epochs"] / training["steps"] for segment in training["segments"][1:]]
     recall = _recall(evaluation["per_class"])
     per_class = [{**row, "drawn": drawn} for row, drawn in zip(evaluation["per_class"], recall["rows"], strict=True)]
     many = len(evaluation["classes"]) > _FEW_CLASSES
+    shown = [example["image"] for example in facts["examples"]["mistakes"]]
     return pages.html(
         _TEMPLATES / "report.html.j2",
         facts,
@@ -32,10 +46,10 @@ def html(facts: dict[str, Any], images: Mapping[int, str]) -> str:
         recall=recall,
         per_class=per_class,
         worst=_worst(per_class),
-        curves=figures.curves(training["history"], resumes),
+        curves={name: _curve(name, training["history"], resumes) for name in _CURVES},
         many=many,
         resumes=resumes,
-        images=images,
+        images={number: _data_uri(test_images[number]) for number in shown},
     )
 
 
@@ -66,3 +80,37 @@ def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:
 def _worst(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The classes of the lowest recall. Those without test images have none."""
     return sorted((row for row in per_class if row["support"]), key=lambda row: row["recall"])[:_FEW_CLASSES]
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+@plotting.styled
+def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float]) -> Markup:
+    """A curve over the epochs; `resumes` are marked at their (fractional) epochs."""
+    label, keys, factor = _CURVES[name]
+    epochs = [row["epoch"] for row in history]
+    figure, axes = plotting.new_figure()
+    for key, colour, style in zip(keys, (plotting.FIRST, plotting.SECOND), ("-", "--"), strict=False):
+        values = [float("nan") if row[key] is None else row[key] * factor for row in history]
+        if any(value == value for value in values):
+            marker = "o" if len(epochs) < 13 else None
+            text = "training" if key.startswith("train") else "validation"
+            axes.plot(epochs, values, style, color=colour, label=text, marker=marker, markersize=3.5)
+    for position in resumes:
+        axes.axvline(position, color=plotting.MARK, linewidth=1.2, linestyle=(0, (2, 2)))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if name == "speed":
+        axes.set_ylim(0, 1.1 * max((row[keys[0]] or 0 for row in history), default=0) or 1)
+    if len(axes.lines) - len(resumes) > 1:
+        axes.legend(loc="best", handlelength=1.8)
+    return plotting.as_svg(figure, name)
+
+
+def _data_uri(image: np.ndarray) -> str:
+    """A (3, H, W) uint8 image as a PNG inside a `data:` address."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import math
@@ -18,7 +17,7 @@ from pipeline.errors import WorkspaceError
 from pipeline.evaluation import statistics
 from pipeline.files import write_json
 from pipeline.process.child import Reporter
-from pipeline.report import examples, facts, page
+from pipeline.report import facts, page
 from pipeline.workspace import manifest
 from pipeline.workspace.freshness import Chain
 
@@ -122,13 +121,13 @@ def test_the_figures_are_those_of_the_evaluation(finished: SmallChain) -> None:
 
 
 def test_the_page_says_what_makes_training_harder_than_validation(finished: SmallChain) -> None:
-    chain, any_image = finished.chain(), collections.defaultdict(str)
+    chain = finished.chain()
     sources = facts.read(chain)
-    plain = page.html(facts.gather(chain, sources), any_image)
+    plain = page.html(facts.gather(chain, sources), sources.data.test_images)
     assert "are averages over the epoch; validation is measured at its end." in plain
     settings = sources.train["details"]["config"]["training"]
     settings.update(label_smoothing=0.1, augmentation={"flip": "random"})
-    harder = page.html(facts.gather(chain, sources), any_image)
+    harder = page.html(facts.gather(chain, sources), sources.data.test_images)
     told = "epoch, with augmentation and with label smoothing 0.1; validation is measured at its end, without either."
     assert told in harder
 
@@ -145,7 +144,7 @@ def test_examples_are_wrong_and_sure_and_show_the_true_class() -> None:
     generator = np.random.RandomState(0)
     probabilities = generator.dirichlet(np.full(10, 0.3), 300).astype(np.float32)
     labels = generator.randint(0, 10, 300)
-    mistakes = examples.most_confident_mistakes(probabilities, labels, CLASSES)
+    mistakes = facts.most_confident_mistakes(probabilities, labels, CLASSES)
     sure = [max(example["probabilities"].values()) for example in mistakes]
     assert sure == sorted(sure, reverse=True)
     assert sure[0] == pytest.approx(probabilities.max(1)[probabilities.argmax(1) != labels].max(), abs=1e-6)

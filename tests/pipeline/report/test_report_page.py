@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import chromium
+import numpy as np
 import pytest
 from luigi_runs import CLASSES, SmallChain
 
@@ -18,7 +19,7 @@ from pipeline import comparison
 from pipeline.comparison import page as comparison_page
 from pipeline.comparison import ranking
 from pipeline.dataset import sample
-from pipeline.report import examples, facts, page
+from pipeline.report import facts, page
 from pipeline.workspace import Workspace
 
 HOSTILE = "<script>window.hacked = 1</script>\"'><img src=http://127.0.0.1:9/x onerror='window.hacked = 2'>{{7*7}}"
@@ -158,16 +159,14 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("page") / f"{request.param}.html"
     if request.param == "report":
         value = request.getfixturevalue("report")
-        path.write_text(page.html(value, pictures(request.getfixturevalue("finished"), value)))
+        path.write_text(page.html(value, pictures(request.getfixturevalue("finished"))))
     else:
         path.write_text(comparison_page.html(request.getfixturevalue("ranked")))
     return path
 
 
-def pictures(finished: SmallChain, value: dict[str, Any]) -> dict[int, str]:
-    images = facts.read(finished.chain()).data.test_images
-    shown = [example["image"] for example in value["examples"]["mistakes"]]
-    return {index: examples.data_uri(images[index]) for index in shown}
+def pictures(finished: SmallChain) -> np.ndarray:
+    return facts.read(finished.chain()).data.test_images
 
 
 def test_the_page_of_a_real_run_is_complete(finished: SmallChain, browser: chromium.Page) -> None:
@@ -250,7 +249,7 @@ def test_resumes_comparisons_and_config_changes_are_shown(
     finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
 ) -> None:
     file = tmp_path / "index.html"
-    file.write_text(page.html(report, pictures(finished, report)))
+    file.write_text(page.html(report, pictures(finished)))
     browser.open(file, 1280)
     text = browser.evaluate("document.body.innerText")
     for told in ("resumed from step-2.npz", "Refused", "tiny-12345678@2026-W47", "74.05", "threads 2 -> 1"):
@@ -278,7 +277,7 @@ def test_names_that_are_markup_stay_text(
     for layer in hostile["architecture"]["layers"]:
         layer["kind"] = HOSTILE
     file = tmp_path / "index.html"
-    file.write_text(page.html(hostile, pictures(finished, report)))
+    file.write_text(page.html(hostile, pictures(finished)))
     browser.open(file, 375)
     assert browser.evaluate("window.hacked") is None
     assert browser.evaluate("document.scripts.length") == 0
@@ -302,7 +301,7 @@ def test_no_word_is_broken_and_no_name_shortened(
 ) -> None:
     own = json.loads(json.dumps(report).replace("airplane", "checkerboard").replace("automobile", "horizontal stripes"))
     file = tmp_path / "index.html"
-    file.write_text(page.html(own, pictures(finished, report)))
+    file.write_text(page.html(own, pictures(finished)))
     for width in (1280, 800, 400, 375):
         browser.open(file, width)
         assert browser.evaluate(BROKEN) == [], width
@@ -340,7 +339,7 @@ def test_no_name_and_no_figure_is_cut_off(
     file = tmp_path / "index.html"
     for accuracy, interval in ((0.992, [0.9843, 0.9959]), (0.01, [0.001, 0.02])):
         own["evaluation"].update(accuracy=accuracy, interval=interval)
-        file.write_text(page.html(own, pictures(finished, report)))
+        file.write_text(page.html(own, pictures(finished)))
         for width in (1280, 375):
             browser.open(file, width)
             assert browser.evaluate(CUT_OFF) == []
@@ -373,7 +372,7 @@ def test_of_many_classes_the_worst_come_first_and_the_rest_is_folded_away(
 ) -> None:
     many = with_many_classes(report)
     file = tmp_path / "index.html"
-    file.write_text(page.html(many, pictures(finished, report)))
+    file.write_text(page.html(many, pictures(finished)))
     browser.open(file, 375)
     assert browser.evaluate("document.querySelectorAll('table.confusion').length") == 0
     headings = browser.evaluate(

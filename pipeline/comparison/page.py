@@ -14,9 +14,6 @@ from pipeline.pages.formats import short
 
 _TEMPLATE = Path(__file__).parent / "templates" / "comparison.html.j2"
 
-#: Configurations up to which the points of the plots carry their rank.
-_NUMBERED = 40
-
 #: Key of a configuration -> what its axis is called.
 COSTS = {
     "multiply_adds": "multiply-adds per image",
@@ -68,8 +65,7 @@ def _plot(cost: str, ranking: Sequence[dict[str, Any]]) -> str:
         values = [100 * run["accuracy"] for run in group["runs"]]
         axes.plot([x] * len(values), values, "_", color=plotting.SECOND, markersize=7, zorder=2)
         axes.plot([x], [y], "o", color=plotting.FIRST, markersize=6, zorder=3)
-        if len(ranking) <= _NUMBERED:
-            axes.annotate(str(group["rank"]), (x, y), xytext=(6, 4), textcoords="offset points")
+        axes.annotate(str(group["rank"]), (x, y), xytext=(6, 4), textcoords="offset points")
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel(COSTS[cost])

@@ -274,8 +274,6 @@ def test_names_that_are_markup_stay_text(
     hostile["provenance"]["config_changes"] = [HOSTILE]
     for row in hostile["provenance"]["config"]:
         row["value"] = HOSTILE
-    for layer in hostile["architecture"]["layers"]:
-        layer["kind"] = HOSTILE
     file = tmp_path / "index.html"
     file.write_text(page.html(hostile, pictures(finished)))
     browser.open(file, 375)

@@ -29,9 +29,8 @@ from pipeline.files import human_size
 from pipeline.process import parent
 from pipeline.process.cores import cgroup_quota, given_threads, misread_threads, turn_lock, usable_cores
 from pipeline.process.spinning import TOLERATED, Load
-from pipeline.retraining import registry
 from pipeline.storage import locks
-from pipeline.workspace import MANIFEST, Workspace, events, manifest
+from pipeline.workspace import MANIFEST, Workspace
 from pipeline.workspace.freshness import Chain
 
 #: Seconds that MXNet has to be imported and to compute something; a cold disk can need half a minute.
@@ -39,9 +38,6 @@ PROBE_SECONDS = 60
 
 #: Seconds for which the machine's load is looked at.
 LOAD_SECONDS = 0.3
-
-#: Seconds that two clocks may differ.
-CLOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -55,18 +51,16 @@ class Finding:
 
 def examine(chain: Chain) -> list[Finding]:
     """The results of all checks that do not concern Luigi."""
-    checks: dict[str, Callable[[Chain], str]] = {
-        "threads": lambda _: threads(os.environ),
-        "load": lambda _: load(),
-        "shared memory": lambda _: semaphores(),
-        "disk": disk,
-        "workspace": lambda chain: workspace(chain.workspace.root),
-        "locks": lambda chain: locked(chain.workspace),
-        "current": current_model,
-        "clock": lambda chain: clock(chain.workspace),
-    }
-    first = finding("python", python, sys.version_info[:2])
-    return [first, *machine_learning(chain.config), *(finding(name, check, chain) for name, check in checks.items())]
+    return [
+        finding("python", python, sys.version_info[:2]),
+        *machine_learning(chain.config),
+        finding("threads", threads, os.environ),
+        finding("load", load),
+        finding("shared memory", semaphores),
+        finding("disk", disk, chain),
+        finding("workspace", workspace, chain.workspace.root),
+        finding("locks", locked, chain.workspace),
+    ]
 
 
 def finding(name: str, check: Callable[..., str], *about: Any) -> Finding:
@@ -205,58 +199,9 @@ def locked(workspace: Workspace) -> str:
     return "; ".join(held) or "nobody is working in the workspace"
 
 
-def current_model(chain: Chain) -> str:
-    """Whether the files of the current model are still what was promoted."""
-    current = registry.read(chain.workspace.current(chain.config))
-    if current is None:
-        return "no model was promoted yet"
-    if problems := registry.problems(chain.workspace, current):
-        raise PipelineError(f"{'; '.join(problems)}: restore it, or run Rollback")
-    folder = registry.run_at(chain.workspace, current.run).stage("export")
-    chain.workspace.storage.refresh([folder])
-    exported = manifest.read(folder)
-    if exported is None or manifest.file_problems(folder, exported, chain.workspace.storage.size):
-        given = f" with --generation {current.generation}" if current.generation else ""
-        raise PipelineError(f"{current.run}/export is missing or damaged: run Export{given}")
-    return f"{current.run}, accuracy {current.accuracy:.2%}, since {current.since}"
-
-
-def clock(workspace: Workspace) -> str:
-    """Whether this machine's clock agrees with the workspace's file system and with the event log."""
-    moment = time.time()
-    logged = [event["time"] for event in events.read(workspace) if isinstance(event.get("time"), str)]
-    if logged and max(logged) > _iso(moment + CLOCK_SECONDS):
-        text = f"it is {_iso(moment)} here, but events.jsonl has an event of {max(logged)}: set the clock (UTC, NTP)"
-        raise PipelineError(text)
-    skew = _file_clock(workspace)
-    if skew is not None and abs(skew) > CLOCK_SECONDS:
-        text = f"the file system of {workspace.root} is {skew:+.0f} s away from this machine: set the clock (NTP)"
-        raise PipelineError(text)
-    return f"{_iso(moment)}, in agreement with the workspace's file system and event log"
-
-
-# --- helpers ------------------------------------------------------------------------------------------------------
-
-
-def _file_clock(where: Workspace) -> float | None:
-    """By how many seconds the file system's clock is ahead of this machine's; None when nothing can be written."""
-    folder = _existing(where.root)
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.") as file:
-            file.write(b"x")
-            file.flush()
-            return os.stat(file.name).st_mtime - time.time()
-    except OSError:
-        return None
-
-
 def _existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _iso(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 # --- the process that tries MXNet -----------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import re
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,17 +99,16 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     in the block) the temporary file is removed and `path` is as it was. Raises `OSError` that names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
-            set_usual_mode(file.fileno())
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)  # `write` and `fsync` leave it out
         raise
@@ -161,13 +159,11 @@ def each_read_once() -> Iterator[None]:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content as 64 hex digits."""
+    digest = hashlib.sha256()
     with os.fdopen(open_regular(path), "rb") as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256()  # Python 3.10
         while block := file.read(1 << 20):
             digest.update(block)
-        return digest.hexdigest()
+    return digest.hexdigest()
 
 
 def sync_directory(path: Path) -> None:
@@ -181,12 +177,6 @@ def sync_directory(path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
-
-
-def set_usual_mode(descriptor: int) -> None:
-    """Give a temporary file, which is private, the mode of any new file. CIFS and FAT refuse: they have no modes."""
-    with contextlib.suppress(OSError):
-        os.fchmod(descriptor, 0o666 & ~_umask())
 
 
 def move(source: Path, target: Path) -> None:
@@ -260,10 +250,3 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
-
-
-def _umask() -> int:
-    # os.umask can only be read by setting it; /proc tells without a race between threads.
-    with contextlib.suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as status:
-        return int(next(line for line in status if line.startswith("Umask:")).split()[1], 8)
-    return 0o022

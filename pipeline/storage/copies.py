@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,7 @@ from msgspec import Meta, Struct
 
 from pipeline import names
 from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.files import open_regular, read_json, set_usual_mode, sha256_file
+from pipeline.files import open_regular, read_json, sha256_file
 from pipeline.storage.store import Store, Stored
 
 INDEX = ".mirror.json"
@@ -82,12 +81,12 @@ class Copies:
 
     def _fetch(self, key: str, stored: Stored | None, digest: str, recorded: Any) -> bool:
         """Have one file here; gives whether it is now, and was not before, known to be a copy of the object."""
-        file, entry = self.root / key, self._index.get(key)
-        if stored and self.is_copy(key, stored):
+        file = self.root / key
+        if self.is_copy(key, stored):
             return False
         if digest and file.is_file() and sha256_file(file) == digest:
             return True
-        if not digest and file.is_file() and (entry is None or _state(file) != entry[1:]):
+        if not digest and self.changed_here(key):
             return False  # a log with lines that are only here
 
         def check(partial: Path) -> None:
@@ -131,16 +130,15 @@ class Copies:
             raise WorkspaceError(f"{file}: leads out of {self.root}: nothing is written there; remove it")
         with self._writing():
             file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=".arriving.", suffix=".tmp")
+            partial = file.with_name(f".arriving.{os.urandom(8).hex()}.tmp")
+            partial.touch(exist_ok=False)
         try:
-            set_usual_mode(descriptor)
-            os.close(descriptor)
-            yield Path(partial)
+            yield partial
             with self._writing():
                 os.replace(partial, file)
         finally:
             with contextlib.suppress(OSError):
-                os.unlink(partial)
+                partial.unlink()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -11,14 +11,15 @@ import contextlib
 import fnmatch
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.files import MANIFEST, read_json
+from pipeline.errors import ConfigError, PipelineError, WorkspaceError
+from pipeline.files import MANIFEST, read_json, sha256_file
 from pipeline.storage.copies import Copies
 from pipeline.storage.listing import LIST_ALL, Listing
 from pipeline.storage.local import LOCAL
@@ -27,7 +28,6 @@ from pipeline.storage.locks import holder as holder_here
 from pipeline.storage.object_locks import LOCKS, ObjectLocks
 from pipeline.storage.object_log import publish_log, published_lines
 from pipeline.storage.protocol import Storage
-from pipeline.storage.publishing import Publisher
 from pipeline.storage.store import Store, Stored
 
 #: Files that are always kept here as they are in the store, besides the pointers.
@@ -42,7 +42,6 @@ class ObjectStorage(Storage):
         self.copies = Copies(store, root)
         self.listing = Listing(store, self.copies.objects)
         self.locks = ObjectLocks(store)
-        self._publisher = Publisher(store, self.listing, self.copies, self.locks)
         self._trusted_since = 0.0
         self._process = os.getpid()
 
@@ -171,20 +170,103 @@ class ObjectStorage(Storage):
         if stored := self.listing.get(self.key(file)):
             self.copies.fetch({self.key(file): stored}, {}, {})
 
+    # --- results: files first, a stage's manifest last, so that no host takes a part for the whole ----------------
+
     def publish(self, folder: Path, files: Mapping[str, Any], only: Mapping[str, str] | None = None) -> None:
-        self._publisher.publish(folder, files, only)
+        """With `only` just the files that have the SHA-256 given there: the folder was not made now, so that what else
+        is in it may be older than what is in the store. After an error the next command publishes it.
+        """
+        self.locks.check()
+        top, last = self.key(folder), self.key(folder / MANIFEST)
+        here = {self.key(path): path for path in sorted(folder.rglob("*")) if _counts(path)}
+        here.pop(last, None)
+        if only is not None:
+            here = {key: path for key, path in here.items() if sha256_file(path) == only.get(key[len(top) + 1 :])}
+        new = [key for key in here if not self.copies.is_copy(key, self.listing.get(key))]
+        if not new and self.copies.is_copy(last, self.listing.get(last)):
+            return
+        self.copies.unpublished.add(last)
+        if self.listing.get(last):
+            self.store.delete([last])
+        self.store.each(lambda key: self.store.put(here[key], key), new)
+        self.listing.replace([top], self.store.find(f"{top}/"))
+        if only is None:
+            self._delete_gone(top)
+        self.listing.synced.add(top)
+        self._check_sizes(top, files)
+        self.locks.check()
+        self._write(last, folder / MANIFEST)
+        self.copies.note({key: stored for key in [*here, last] if (stored := self.listing.get(key))})
 
     def publish_file(self, path: Path) -> None:
-        self._publisher.publish_file(path)
+        self.locks.check()
+        key = self.key(path)
+        self.copies.unpublished.add(key)
+        self._write(key, path)
+        if stored := self.listing.get(key):
+            self.copies.note({key: stored})
 
     def move(self, folder: Path, target: Path) -> None:
-        self._publisher.move(folder, target)
+        """All is copied, manifests last; then it is deleted where it was."""
+        self.locks.check()
+        start, end = self.key(folder), self.key(target)
+        keys = list(self.listing.below(start)) or ([start] if self.listing.get(start) else [])
+        manifests = [key for key in keys if key.endswith(f"/{MANIFEST}")]
+        others = [key for key in keys if key not in manifests]
+        for part in (others, manifests):
+            self.store.each(lambda key: self.store.copy(key, end + key[len(start) :]), part)
+        self.listing.forget("trash")
+        self.delete(folder)
 
     def delete(self, folder: Path) -> None:
-        self._publisher.delete(folder)
+        """Manifests go first, so that nothing of it counts as finished any more."""
+        top = self.key(folder)
+        keys = list(self.listing.below(top)) or [top]
+        for finishes in (True, False):
+            self.store.delete([key for key in keys if key.endswith(f"/{MANIFEST}") is finishes])
+        self.listing.replace([top], {})
+        self.listing.note(top, None)
+        folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
+        self.copies.note(dict.fromkeys(keys))
 
     def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
-        self._publisher.serve(model, about, version, stable)
+        """Copy a model to its version, then to its stable key; of former versions the last one stays."""
+        self.locks.check()
+        source, top, new = (self.key(path) for path in (model, stable, version))
+        recorded = read_json(stable / MANIFEST)
+        former = str(recorded.get("model")) if isinstance(recorded, dict) else ""
+        for folder in (new, top):
+            self.store.copy(source, f"{folder}/{model.name}")
+            self.store.write(f"{folder}/{MANIFEST}", about)
+        beside = top.rpartition("/")[0]
+        kept = (new, f"{beside}/{former[3:].partition('/')[0]}")
+        there = self.store.find(f"{beside}/")
+        self.store.delete(key for key in there if key.startswith(f"{top}@") and key.rpartition("/")[0] not in kept)
+        self.listing.replace([beside], self.store.find(f"{beside}/"))
+
+    def _write(self, key: str, file: Path) -> None:
+        self.store.write(key, file.read_bytes())
+        if stored := self.store.info(key):
+            self.listing.note(key, stored)
+        self.copies.unpublished.discard(key)
+
+    def _delete_gone(self, top: str) -> None:
+        """Delete the objects whose files were here and are not any more: the stage replaced them by others."""
+        keys = [key for key in self.listing.below(top) if self.copies.version(key) is not None]
+        gone = [key for key in keys if not (self.root / key).exists()]
+        self.store.delete(gone)
+        for key in gone:
+            self.listing.note(key, None)
+        self.copies.note(dict.fromkeys(gone))
+
+    def _check_sizes(self, top: str, files: Mapping[str, Any]) -> None:
+        for name, recorded in files.items():
+            stored = self.listing.get(f"{top}/{name}")
+            if stored is None or stored.size != recorded["size"]:
+                found = f"{stored.size} bytes" if stored else "nothing"
+                raise WorkspaceError(
+                    f"{self.store}/{top}/{name}: {found} there after the upload, expected {recorded['size']} bytes"
+                )
 
     # --- locks and the event log --------------------------------------------------------------------------------
 
@@ -206,6 +288,10 @@ class ObjectStorage(Storage):
     def publish_log(self, file: Path, progress: Path, lock: Path) -> None:
         with contextlib.suppress(OSError, PipelineError), hold_here(lock, "the event log", wait=True):
             publish_log(self.store, file, progress)
+
+
+def _counts(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 def _is_small(folder: str, name: str) -> bool:

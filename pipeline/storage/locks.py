@@ -32,6 +32,9 @@ LOOKING_SECONDS = 1.0
 #: What `flock` answers on a file system that has none.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
+#: What is called, at every look at a lock that is waited for, with a line about who has it.
+Waiting = Callable[[str], None]
+
 
 def holder(path: Path) -> dict[str, object] | None:
     """Who holds the lock now (`host`, `pid`, `since`), or None when it is free or this file system has no locks.
@@ -75,19 +78,15 @@ def describe(value: dict[str, object]) -> str:
 
 @contextlib.contextmanager
 def hold(
-    path: Path,
-    what: str,
-    wait: bool,
-    waiting: Callable[[str], None] | None = None,
-    at_most: float = math.inf,
+    path: Path, what: str, wait: bool, waiting: Waiting = lambda line: None, at_most: float = math.inf
 ) -> Iterator[int]:
     """Hold the lock at `path`; gives its file descriptor, to be inherited by the processes that do the work.
 
-    When another live process has it: with `wait` wait for at most `at_most` seconds and call `waiting` at every look
-    with a line about who has it, else raise `AlreadyRunning`. A holder that was killed is waited for in any case: its
-    child ends by itself. `Workspace.hold` also holds the lock against hosts that have other files.
+    When another live process has it: with `wait` wait for at most `at_most` seconds, else raise `AlreadyRunning`. A
+    holder that was killed is waited for in any case: its child ends by itself. `Workspace.hold` also holds the lock
+    against hosts that have other files.
     """
-    with _locked(path, what, at_most if wait else 0, waiting or (lambda line: None)) as descriptor:
+    with _locked(path, what, at_most if wait else 0, waiting, fcntl.LOCK_EX) as descriptor:
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(record).encode(), 0)
@@ -119,9 +118,7 @@ def remove(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(
-    path: Path, what: str, at_most: float, waiting: Callable[[str], None], operation: int = fcntl.LOCK_EX
-) -> Iterator[int]:
+def _locked(path: Path, what: str, at_most: float, waiting: Waiting, operation: int) -> Iterator[int]:
     """The file of a lock, opened and locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -142,14 +139,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
     return False
 
 
-def _acquire(
-    descriptor: int,
-    path: Path,
-    what: str,
-    at_most: float,
-    waiting: Callable[[str], None],
-    operation: int = fcntl.LOCK_EX,
-) -> None:
+def _acquire(descriptor: int, path: Path, what: str, at_most: float, waiting: Waiting, operation: int) -> None:
     started = time.monotonic()
     while not try_lock(descriptor, path, operation):
         waited = time.monotonic() - started

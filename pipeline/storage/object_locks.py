@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 
 from pipeline.errors import AlreadyRunning, PipelineError
 from pipeline.files import now
-from pipeline.storage.locks import describe, is_gone
+from pipeline.storage.locks import Waiting, describe, is_gone
 from pipeline.storage.store import SETTLE_SECONDS, Store
 
 #: Text that can be shown.
@@ -60,7 +60,7 @@ class ObjectLocks:
         self._held: list[ObjectLock] = []
 
     @contextlib.contextmanager
-    def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> Iterator[None]:
+    def hold(self, name: str, what: str, wait: bool, waiting: Waiting) -> Iterator[None]:
         """Hold the lock of this name against other hosts; raises `AlreadyRunning` as `locks.hold` does."""
         with ObjectLock(self.store, _key(name)).held(what, wait, waiting) as lock:
             self._held.append(lock)
@@ -104,7 +104,7 @@ class ObjectLock:
         self._written = threading.Lock()
 
     @contextlib.contextmanager
-    def held(self, what: str, wait: bool, waiting: Callable[[str], None]) -> Iterator[ObjectLock]:
+    def held(self, what: str, wait: bool, waiting: Waiting) -> Iterator[ObjectLock]:
         """Hold the lock; with `wait` wait for who has it, else raise `AlreadyRunning`."""
         self._acquire(what, wait, waiting)
         heartbeat = threading.Thread(target=self._heartbeat, name="lock heartbeat", daemon=True)
@@ -134,7 +134,7 @@ class ObjectLock:
         self.lost = self.lost or record is None or record.get("token") != self.token
         return not self.lost
 
-    def _acquire(self, what: str, wait: bool, waiting: Callable[[str], None]) -> None:
+    def _acquire(self, what: str, wait: bool, waiting: Waiting) -> None:
         while True:
             if self.store.create(self.key, self._content()):
                 return

@@ -13,18 +13,17 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, PipelineError, WorkspaceError
 from pipeline.files import MANIFEST, read_json, sha256_file
+from pipeline.storage import locks
 from pipeline.storage.copies import Copies
 from pipeline.storage.listing import LIST_ALL, Listing
 from pipeline.storage.local import LOCAL
-from pipeline.storage.locks import hold as hold_here
-from pipeline.storage.locks import holder as holder_here
 from pipeline.storage.object_locks import LOCKS, ObjectLocks
 from pipeline.storage.object_log import publish_log, published_lines
 from pipeline.storage.protocol import Storage
@@ -127,7 +126,7 @@ class ObjectStorage(Storage):
         parts = folder.split("/")
         if parts[0] != "runs" or len(parts) != 4:
             return False
-        other = holder_here(self.root / LOCKS / f"{'.'.join(parts[1:])}.lock")
+        other = locks.holder(self.root / LOCKS / f"{'.'.join(parts[1:])}.lock")
         return other is not None and other.get("pid") != os.getpid()
 
     def _outdated(self, folder: str) -> dict[str, Stored]:
@@ -270,7 +269,7 @@ class ObjectStorage(Storage):
 
     # --- locks and the event log --------------------------------------------------------------------------------
 
-    def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> AbstractContextManager[object]:
+    def hold(self, name: str, what: str, wait: bool, waiting: locks.Waiting) -> AbstractContextManager[object]:
         return self.locks.hold(name, what, wait, waiting)
 
     def holder(self, name: str) -> dict[str, Any] | None:
@@ -286,7 +285,7 @@ class ObjectStorage(Storage):
         return sorted(lines, key=lambda line: line[: len('{"time": "2026-11-26T15:00:00Z"')])
 
     def publish_log(self, file: Path, progress: Path, lock: Path) -> None:
-        with contextlib.suppress(OSError, PipelineError), hold_here(lock, "the event log", wait=True):
+        with contextlib.suppress(OSError, PipelineError), locks.hold(lock, "the event log", wait=True):
             publish_log(self.store, file, progress)
 
 

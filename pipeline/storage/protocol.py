@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
+
+from pipeline.storage.locks import Waiting
 
 
 class Storage(Protocol):
@@ -93,7 +95,7 @@ class Storage(Protocol):
 
     # --- locks and the event log --------------------------------------------------------------------------------
 
-    def hold(self, name: str, what: str, wait: bool, waiting: Callable[[str], None]) -> AbstractContextManager[object]:
+    def hold(self, name: str, what: str, wait: bool, waiting: Waiting) -> AbstractContextManager[object]:
         """Hold a lock against other hosts. See `Workspace.hold`, which also holds it against processes here."""
         return contextlib.nullcontext()
 

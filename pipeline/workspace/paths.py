@@ -16,7 +16,7 @@ import contextlib
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,13 +101,9 @@ class Workspace:
 
     @contextlib.contextmanager
     def hold(
-        self, lock: Path, what: str, wait: bool = False, waiting: Callable[[str], None] = lambda line: None
+        self, lock: Path, what: str, wait: bool = False, waiting: locks.Waiting = lambda line: None
     ) -> Iterator[int]:
-        """Hold a lock against processes here and on other hosts; gives its file's descriptor.
-
-        With `wait` wait for who has it and call `waiting` at every look with a line about that, else raise
-        `AlreadyRunning`.
-        """
+        """Hold a lock against processes here and on other hosts, as `locks.hold` does; gives its file's descriptor."""
         with locks.hold(lock, what, wait, waiting) as descriptor, self.storage.hold(lock.stem, what, wait, waiting):
             yield descriptor
 

@@ -66,12 +66,12 @@ def _damage(workspace: Workspace, folder: Path, found: Verified) -> list[str]:
         recorded = manifest.read(folder)
         if recorded is None:  # or it was moved away this very moment
             return [f"{place}/{MANIFEST} cannot be read"] if (folder / MANIFEST).exists() else []
-        damage = manifest.damage(folder, recorded, workspace.storage.size, workspace.storage.sha256)
+        damage = manifest.damage(folder, recorded, workspace.storage)
         checked = len(recorded["files"])
         if trainer := recorded["details"].get("trainer"):  # not needed by any stage, but to go on exactly
             checked += 1
             about = {"files": {"trainer.npz": trainer}}
-            damage += manifest.damage(folder, about, workspace.storage.size, workspace.storage.sha256)
+            damage += manifest.damage(folder, about, workspace.storage)
         if not damage or manifest.read(folder) == recorded:
             found.files += checked
             return [f"{place.parent / problem}" for problem in damage]

@@ -108,7 +108,7 @@ def problems(workspace: Workspace, entry: Entry) -> list[str]:
         return [f"{entry.run}/train is gone or not finished"]
     if manifest.digest(train, "model.params") != entry.weights_sha256:
         return [f"{entry.run}/train has other weights now than those that were promoted"]
-    return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.storage.size)]
+    return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.storage)]
 
 
 def set_current(path: Path, entry: Entry) -> Pointer:

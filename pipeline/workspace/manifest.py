@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from msgspec import Struct
 from pipeline import names
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import MANIFEST, human_size, now, read_json, read_regular, sha256_file, write_json
-from pipeline.storage import LOCAL
+from pipeline.storage import LOCAL, Storage
 
 SCHEMA = 1
 
@@ -137,12 +137,10 @@ def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
     """
     path = folder / name
     try:
-        found = sha256_file(path)
+        why = "" if sha256_file(path) == digest(manifest, name) else "damaged, its checksum is not the recorded one"
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
-        raise WorkspaceError(f"{path}: {why}; delete {folder.name}/ and run that stage again") from error
-    if found != digest(manifest, name):
-        why = "damaged, its checksum is not the recorded one"
+    if why:
         raise WorkspaceError(f"{path}: {why}; delete {folder.name}/ and run that stage again")
     return path
 
@@ -154,23 +152,18 @@ def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {**{name: recorded["sha256"] for name, recorded in manifest["files"].items()}, **extra}
 
 
-def problems(
-    folder: Path, stage: str, inputs: Mapping[str, str | None], size: Callable[[Path], int] = LOCAL.size
-) -> list[str]:
+def problems(folder: Path, stage: str, inputs: Mapping[str, str | None], storage: Storage = LOCAL) -> list[str]:
     """Why the stage in `folder` does not count as complete for `inputs`; empty when it does.
 
     Raises `WorkspaceError` when its manifest is there and cannot be read: what was made must not be made anew for that.
-
-    `size` tells the size of a file: that of the storage, unless it is known that the files are here.
     """
     manifest = read(folder)
     if manifest is None:
         return [_without_manifest(folder)]
-    if manifest.get("version") != STAGE_VERSIONS[stage]:
-        return [
-            f"made by version {manifest.get('version')} of this stage, which is now at version {STAGE_VERSIONS[stage]}"
-        ]
-    return file_problems(folder, manifest, size) + _input_problems(recorded_inputs(manifest), inputs)
+    made, now_at = manifest["version"], STAGE_VERSIONS[stage]
+    if made != now_at:
+        return [f"made by version {made} of this stage, which is now at version {now_at}"]
+    return file_problems(folder, manifest, storage) + _input_problems(recorded_inputs(manifest), inputs)
 
 
 def _without_manifest(folder: Path) -> str:
@@ -184,42 +177,36 @@ def _without_manifest(folder: Path) -> str:
     return f"{folder.name}/{MANIFEST} is damaged"
 
 
-def file_problems(folder: Path, manifest: Mapping[str, Any], size: Callable[[Path], int] = LOCAL.size) -> list[str]:
+def file_problems(folder: Path, manifest: Mapping[str, Any], storage: Storage) -> list[str]:
     """Which recorded files are missing or have another size."""
-    found = (_file_problem(folder, name, recorded, size) for name, recorded in manifest["files"].items())
-    return [problem for problem in found if problem]
+    found = (_file_problem(folder, name, recorded, storage) for name, recorded in manifest["files"].items())
+    return list(filter(None, found))
 
 
-def damage(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    size: Callable[[Path], int] = LOCAL.size,
-    sha256: Callable[[Path], str] = LOCAL.sha256,
-) -> list[str]:
+def damage(folder: Path, manifest: Mapping[str, Any], storage: Storage = LOCAL) -> list[str]:
     """As `file_problems`, and re-hashes every file and the manifest itself: finds a single flipped bit."""
-    found = []
+    found = [_content_problem(folder, name, recorded, storage) for name, recorded in manifest["files"].items()]
     if "checksum" in manifest and manifest["checksum"] != _checksum(manifest):
-        found.append(f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
-    for name, recorded in manifest["files"].items():
-        problem = _file_problem(folder, name, recorded, size) or _content_problem(folder, name, recorded, sha256)
-        found += [problem] if problem else []
-    return found
+        found.insert(0, f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
+    return list(filter(None, found))
 
 
-def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], size: Callable[[Path], int]) -> str:
+def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage: Storage) -> str:
     shown = f"{folder.name}/{name}"
     try:
-        found = size(folder / name)
+        found = storage.size(folder / name)
     except OSError:
         return f"{shown} is missing"
     has = f"{human_size(found)} ({found})"
     return "" if found == recorded["size"] else f"{shown} has {has}, its manifest says {recorded['size']}"
 
 
-def _content_problem(folder: Path, name: str, recorded: Mapping[str, Any], sha256: Callable[[Path], str]) -> str:
+def _content_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage: Storage) -> str:
+    if problem := _file_problem(folder, name, recorded, storage):
+        return problem
     shown = f"{folder.name}/{name}"
     try:
-        same = sha256(folder / name) == recorded["sha256"]
+        same = storage.sha256(folder / name) == recorded["sha256"]
     except OSError as error:
         return f"{shown} cannot be read: {error.strerror or error}"
     return "" if same else f"{shown} is damaged: its content does not have the recorded SHA-256"

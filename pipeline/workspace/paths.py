@@ -57,7 +57,7 @@ class Workspace:
 
     def problems(self, folder: Path, stage: str, inputs: Mapping[str, str | None]) -> list[str]:
         """Why the stage in `folder` does not count as complete for `inputs`, in words; empty when it does."""
-        return self.unpublished(folder / MANIFEST) + problems(folder, stage, inputs, self.storage.size)
+        return self.unpublished(folder / MANIFEST) + problems(folder, stage, inputs, self.storage)
 
     def move(self, folder: Path, target: Path) -> None:
         """Move a folder within the workspace. Raises `OSError`, or `PipelineError` from a store."""

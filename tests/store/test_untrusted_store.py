@@ -56,7 +56,7 @@ def test_a_manifest_that_names_a_file_outside_has_nothing_written_there(
     before = everything_in(tmp_path)
     folder = storage.root / RUN / "evaluate"
     storage.refresh([folder])
-    assert manifest.problems(folder, "evaluate", {}, storage.size) == ["evaluate/manifest.json is damaged"]
+    assert manifest.problems(folder, "evaluate", {}, storage) == ["evaluate/manifest.json is damaged"]
     Workspace(storage.root, storage).fetch(folder)
     new = set(everything_in(tmp_path)) - set(before)
     assert {path for path in new if not path.startswith("cache/mirror/")} == set()

@@ -65,12 +65,9 @@ def at_work(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]
         return
     with _gate_held(chain, storage, stage):
         _fetch(chain, storage, stage, options)
+        following = Checkpoints(storage, run) if stage == "train" and run is not None else contextlib.nullcontext()
         try:
-            if stage == "train" and run is not None:
-                _fetch_checkpoint(storage, run)
-                with Checkpoints(storage, run):
-                    yield
-            else:
+            with following:
                 yield
         except Stopped as stopped:
             if stopped.finished:
@@ -79,10 +76,10 @@ def at_work(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]
         _publish(chain, storage, stage)
 
 
-def publish_folder(workspace: Workspace, folder: Path, recorded_only: bool = False) -> None:
+def publish_folder(workspace: Workspace, folder: Path) -> None:
     """Publish a finished folder; says in its error that nothing is lost."""
     with _nothing_lost(folder):
-        workspace.publish(folder, recorded_only)
+        workspace.publish(folder)
 
 
 # --- before -------------------------------------------------------------------------------------------------------
@@ -118,6 +115,7 @@ def _fetch(chain: Chain, storage: ObjectStorage, stage: str, options: dict[str, 
             storage.fetch_log(run.log(stage))
         if "init_from" in options:
             workspace.fetch(Path(options["init_from"]).parent)
+        _fetch_checkpoint(storage, run)
     else:
         storage.fetch_log(run.log(stage))
     if stage == "promote":
@@ -167,13 +165,11 @@ def _fetch_checkpoint(storage: ObjectStorage, run: Run) -> None:
 
 
 def _check_checkpoint(file: Path) -> None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            whole = archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error, ValueError):
-        whole = False
-    if not whole:
-        raise NotAsRecorded("damaged")
+    wrong = (zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error, ValueError)
+    with contextlib.suppress(*wrong), zipfile.ZipFile(file) as archive:
+        if archive.testzip() is None:
+            return
+    raise NotAsRecorded("damaged")
 
 
 # --- after --------------------------------------------------------------------------------------------------------
@@ -240,7 +236,6 @@ class Checkpoints:
     def __init__(self, storage: ObjectStorage, run: Run) -> None:
         self.storage, self.run = storage, run
         self._done = ""
-        self._there: list[str] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="checkpoints", daemon=True)
 
@@ -269,26 +264,21 @@ class Checkpoints:
                 return
 
     def _publish_newest(self) -> None:
-        newest = max(self.run.checkpoints.glob("step-*.npz"), key=lambda path: path.name, default=None)
+        newest = max(self.run.checkpoints.glob("step-*.npz"), default=None)
         if newest is None or newest.name == self._done or self.storage.lost:
             return
-        kept = self.run.work / f".publishing-{newest.name}"
+        store, key = self.storage.store, self.storage.key(newest)
+        kept, precision = self.run.work / f".publishing-{newest.name}", self.run.work / "precision.json"
         kept.unlink(missing_ok=True)
         link_or_copy(newest, kept)  # the training removes it when it has newer ones
         try:
-            key = self.storage.key(newest)
-            self.storage.store.put(kept, key)
-            precision = self.run.work / "precision.json"
-            if not self._done:
-                earlier = self.storage.store.find(f"{self.storage.key(newest.parent)}/")
-                self._there = sorted(each for each in earlier if each != key)
-                if precision.exists():
-                    self.storage.store.put(precision, self.storage.key(precision))
+            store.put(kept, key)
+            if not self._done and precision.exists():
+                store.put(precision, self.storage.key(precision))
             self._done = newest.name
         finally:
             kept.unlink(missing_ok=True)
-        # Those of a training that this one did not resume from would be taken for newer.
-        newer = [each for each in self._there if each > key]
-        kept_there = [*(each for each in self._there if each < key), key]
-        expired, self._there = [*newer, *kept_there[:-KEEP]], kept_there[-KEEP:]
-        self.storage.store.delete(expired)
+        there = sorted(store.find(f"{self.storage.key(newest.parent)}/"))
+        # Newer ones are of a training that this one did not resume from, and would be taken for its own.
+        current = [each for each in there if each <= key][-KEEP:]
+        store.delete(each for each in there if each not in current)

@@ -40,7 +40,7 @@ class StoredFile(luigi.Target):
             raise WorkspaceError(f"{self.path}: found mode {mode!r}, expected 'r': stages alone write their files")
         if not self.exists():
             raise WorkspaceError(f"{self.path} is not there")
-        self._workspace.fetch_file(self._file)
+        self._workspace.fetch(self._file.parent, pattern=self._file.name)
         return luigi.LocalTarget(str(self._file), format=self._format).open()
 
 

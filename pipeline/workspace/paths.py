@@ -46,10 +46,9 @@ class Workspace:
     root: Path
     storage: Storage = field(default=LOCAL, compare=False)
 
-    def unpublished(self, *paths: Path) -> list[str]:
-        """In words, which of these manifests or pointers were made here and are not in the workspace's store yet."""
-        found = [self.storage.shown(path) for path in paths if self.storage.is_unpublished(path)]
-        return [f"made here, but not in the store yet: {shown}" for shown in found]
+    def unpublished(self, path: Path) -> list[str]:
+        """In words, that a manifest or pointer was made here and is not in the workspace's store yet; else nothing."""
+        return [f"made here, but not in the store yet: {self.shown(path)}"] if self.storage.is_unpublished(path) else []
 
     def shown(self, path: Path) -> str:
         """A path of the workspace as people find it: in a store, its address there."""
@@ -81,12 +80,6 @@ class Workspace:
         if recorded is not None:
             files = {name: about for name, about in recorded["files"].items() if fnmatch.fnmatch(name, pattern)}
             self.storage.fetch(folder, files, digests(recorded), everything)
-
-    def fetch_file(self, file: Path) -> None:
-        """As `fetch`, for one file of a finished stage."""
-        recorded = read(file.parent)
-        if recorded is not None and file.name in recorded["files"]:
-            self.storage.fetch(file.parent, {file.name: recorded["files"][file.name]}, digests(recorded))
 
     def publish(self, folder: Path, recorded_only: bool = False) -> None:
         """Let other hosts see a finished stage.
@@ -218,12 +211,8 @@ class Run:
     def generations(self) -> list[Run]:
         """The other runs of this architecture on this data set, by name, whatever state they are in."""
         base = self.run_id.partition("@")[0]
-        names = sorted(path.name for path in self.root.parent.glob(f"{base}*"))
-        return [
-            Run(self.workspace, self.dataset_id, name)
-            for name in names
-            if name != self.run_id and name.partition("@")[0] == base
-        ]
+        found = {path.name for path in self.root.parent.glob(f"{base}*") if path.name.partition("@")[0] == base}
+        return [Run(self.workspace, self.dataset_id, name) for name in sorted(found - {self.run_id})]
 
     @property
     def place(self) -> str:

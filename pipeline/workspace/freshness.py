@@ -204,21 +204,16 @@ class Chain:
 
     def _nearest_run(self) -> list[str]:
         """How this architecture differs from the most similar finished run on the same data set."""
-        run = self.run()
-        if run is None or not run.root.parent.is_dir():
-            return []
-        mine = to_dict(self.config.architecture)
-        best: tuple[int, str, list[str]] | None = None
-        for other in sorted(run.root.parent.iterdir()):
+        run, mine = self.run(), to_dict(self.config.architecture)
+        found = []
+        for other in run.root.parent.glob("*") if run else ():
             trained = manifest.read(other / "train")
-            if other.name == run.run_id or trained is None:
-                continue
-            changed = differences(trained["details"].get("config", {}).get("architecture", {}), mine)
-            if best is None or len(changed) < best[0]:
-                best = (len(changed), other.name, changed)
-        if best is None:
+            if trained is not None:
+                changed = differences(trained["details"].get("config", {}).get("architecture", {}), mine)
+                found.append((len(changed), other.name, changed))
+        if not found:
             return []
-        _, name, changed = best
+        _, name, changed = min(found)
         if not changed:
             return [f"no result yet; same architecture as run {name}"]
         shown = "; ".join(changed[:4]) + ("; …" if len(changed) > 4 else "")
@@ -298,20 +293,15 @@ def config_changes(train: dict[str, Any] | None, config: Config) -> list[str]:
         "distributed": recorded.get("distributed", {"workers": 1}),
     }
     lines = []
-    for part in then:
-        for change in differences({part: then.get(part)}, {part: now[part]}):
-            key, _, values = change.partition(": ")
-            if key.rpartition(".")[2] in OPERATIONAL_KEYS:
-                continue
-            old, _, new = values.partition(" -> ")
-            if key == "training.epochs" and config.training.epochs > trained_epochs(train):
-                continue  # no change to tell of: the training resumes
+    for change in differences(then, {part: now[part] for part in then}):
+        key, _, values = change.partition(": ")
+        old, _, new = values.partition(" -> ")
+        resumes = key == "training.epochs" and config.training.epochs > trained_epochs(train)
+        if not resumes and key.rpartition(".")[2] not in OPERATIONAL_KEYS:
             lines.append(f"{key}: trained with {old}, config now says {new}")
     return lines
 
 
 def shown_source(data: Data) -> str:
     """The source as it may be shown and logged."""
-    if data.is_sample:
-        return "the bundled sample"
-    return address.shown(data.source)
+    return "the bundled sample" if data.is_sample else address.shown(data.source)

@@ -24,9 +24,6 @@ from pipeline.storage.store import Store, Stored
 
 INDEX = ".mirror.json"
 
-#: What to do about a folder for copies that cannot be written.
-INSTEAD = "choose another folder for copies ([vgg] cache in luigi.cfg, or XDG_CACHE_HOME)"
-
 
 class NotAsRecorded(WorkspaceError):
     """A file in the store is not what its manifest recorded. Nothing else is this error, least of all a bad network."""
@@ -71,27 +68,25 @@ class Copies:
         `NotAsRecorded`.
         """
 
-        def one(key: str) -> bool:
+        def one(key: str) -> Stored | None:
             return self._fetch(key, wanted[key], digests.get(key, ""), files.get(key))
 
-        have = self.store.each(one, wanted)
-        self.note(
-            {key: stored for (key, stored), copied in zip(wanted.items(), have, strict=True) if copied and stored}
-        )
+        copied = zip(wanted, self.store.each(one, wanted), strict=True)
+        self.note({key: stored for key, stored in copied if stored})
 
-    def _fetch(self, key: str, stored: Stored | None, digest: str, recorded: Any) -> bool:
-        """Have one file here; gives whether it is now, and was not before, known to be a copy of the object."""
+    def _fetch(self, key: str, stored: Stored | None, digest: str, recorded: Any) -> Stored | None:
+        """Have one file here; gives the object that it is now, and was not before, known to be a copy of."""
         file = self.root / key
         if self.is_copy(key, stored):
-            return False
+            return None
         if digest and file.is_file() and sha256_file(file) == digest:
-            return True
+            return stored
         if not digest and self.changed_here(key):
-            return False  # a log with lines that are only here
+            return None  # a log with lines that are only here
 
         def check(partial: Path) -> None:
-            if recorded and partial.stat().st_size != recorded["size"]:
-                size = partial.stat().st_size
+            size = partial.stat().st_size
+            if recorded and size != recorded["size"]:
                 raise Lost(f"{self.store}/{key}: has {size} bytes, not {recorded['size']} as recorded")
             if recorded and sha256_file(partial) != digest:
                 raise NotAsRecorded(
@@ -103,9 +98,9 @@ class Copies:
             self.get(key, check)
         except FileNotFoundError:
             if not recorded:
-                return False
+                return None
             raise Lost(f"{self.store}/{key}: is gone; run the same command again to make it again") from None
-        return True
+        return stored
 
     def get(self, key: str, check: Callable[[Path], None] = lambda partial: None) -> None:
         """Have an object here, once `check` raised nothing about it. Raises `FileNotFoundError` when there is none."""
@@ -147,7 +142,8 @@ class Copies:
             yield
         except OSError as error:
             error.filename = error.filename or str(self.root)  # `write` leaves it out
-            raise from_os_error(error, f"keep a copy of {self.store} here", INSTEAD) from error
+            instead = "choose another folder for copies ([vgg] cache in luigi.cfg, or XDG_CACHE_HOME)"
+            raise from_os_error(error, f"keep a copy of {self.store} here", instead) from error
 
     # --- the index ----------------------------------------------------------------------------------------------
 

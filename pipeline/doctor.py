@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -236,28 +236,14 @@ def _mxnet() -> str:
 
 
 def _device(device: str, precision: str) -> str:
-    devices = runtime.devices(device)
-    wrong = [f"{context}: {why}" for context in devices.contexts if (why := _miscomputes(context))]
-    if wrong:
-        raise PipelineError("; ".join(wrong))
+    mx, devices = runtime.mxnet(), runtime.devices(device)
+    for context in devices.contexts:
+        images, weights = (mx.nd.ones(shape, ctx=context) for shape in ((2, 3, 5, 5), (4, 3, 3, 3)))
+        sums = mx.nd.Convolution(images, weights, no_bias=True, kernel=(3, 3), num_filter=4).asnumpy()
+        if abs(sums - 27).max() > 0.01:  # 3 x 3 x 3 ones
+            raise PipelineError(f"{context}: computes a convolution wrong: its driver or the hardware is broken")
     runtime.resolve_precision(precision, devices)  # raises what a training would
     return f"{devices.name} computes (configured: device {device}, precision {precision})"
-
-
-def _miscomputes(context: Any) -> str:
-    """What is wrong with a convolution on the device, compared with numpy's; empty when nothing is."""
-    import numpy
-
-    mx = runtime.mxnet()
-    images = numpy.arange(2 * 3 * 5 * 5, dtype="float32").reshape(2, 3, 5, 5) / 100
-    weights = numpy.arange(4 * 3 * 3 * 3, dtype="float32").reshape(4, 3, 3, 3) / 100
-    on_device = [mx.nd.array(values, ctx=context) for values in (images, weights)]
-    result = mx.nd.Convolution(*on_device, no_bias=True, kernel=(3, 3), num_filter=4).asnumpy()
-    windows = numpy.lib.stride_tricks.sliding_window_view(images, (3, 3), axis=(2, 3))  # type: ignore[call-overload]
-    expected = numpy.einsum("ncyxij,kcij->nkyx", windows, weights)
-    if numpy.allclose(result, expected, rtol=1e-3):
-        return ""
-    return "computes a convolution wrong: its driver or the hardware is broken"
 
 
 def main(arguments: list[str]) -> None:
@@ -266,7 +252,7 @@ def main(arguments: list[str]) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for result in probe(*arguments):
-        print(json.dumps(list(asdict(result).values())), file=out, flush=True)
+        print(json.dumps([result.name, result.ok, result.text]), file=out, flush=True)
     os._exit(0)  # MXNet's own shutdown can hang or crash
 
 

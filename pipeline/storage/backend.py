@@ -24,9 +24,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 #: What object stores answer, in words, when a conditional write was refused because of another writer.
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "pre-condition")
 
-#: Schemes whose back-ends list by any prefix. Others may too; these were tested.
-LISTS_PREFIXES = ("s3", "s3a")
-
 #: Errors (by name: their libraries are not imported here) that no second try can mend.
 _HOPELESS = {
     "NoCredentialsError": "no credentials were found; set them up where the store's own tools look for them",

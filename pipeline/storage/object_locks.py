@@ -52,46 +52,6 @@ class _Record(Struct, frozen=True):
     stale_after: float | None = None
 
 
-class ObjectLocks:
-    """The locks of a workspace in a store, and those of them that this process holds."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._held: list[ObjectLock] = []
-
-    @contextlib.contextmanager
-    def hold(self, name: str, what: str, wait: bool, waiting: Waiting) -> Iterator[None]:
-        """Hold the lock of this name against other hosts; raises `AlreadyRunning` as `locks.hold` does."""
-        with ObjectLock(self.store, _key(name)).held(what, wait, waiting) as lock:
-            self._held.append(lock)
-            try:
-                yield
-            finally:
-                self._held.remove(lock)
-
-    def holder(self, name: str) -> dict[str, Any] | None:
-        """Who holds the lock of this name, or None; asks the store."""
-        return ObjectLock(self.store, _key(name)).record()
-
-    @property
-    def lost(self) -> bool:
-        """True when another host was found to have taken over a lock that this process held."""
-        return any(lock.lost for lock in self._held)
-
-    def check(self) -> None:
-        """Raise `AlreadyRunning` when a lock of this process was taken over; asks the store."""
-        for lock in self._held:
-            if not lock.still_ours():
-                raise AlreadyRunning(
-                    f"{self.store}: {lock.key} was taken over by another host while this one could not be reached; "
-                    "nothing was published"
-                )
-
-
-def _key(name: str) -> str:
-    return f"{LOCKS}/{name}.lock"
-
-
 class ObjectLock:
     """The lock at `key` of a store. `lost` is True once another host was found to have taken it over."""
 

@@ -13,18 +13,17 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, PipelineError, WorkspaceError
+from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, WorkspaceError
 from pipeline.files import MANIFEST, read_json, sha256_file
 from pipeline.storage import locks
 from pipeline.storage.copies import Copies
 from pipeline.storage.listing import LIST_ALL, Listing
 from pipeline.storage.local import LOCAL
-from pipeline.storage.object_locks import LOCKS, ObjectLocks
+from pipeline.storage.object_locks import LOCKS, ObjectLock
 from pipeline.storage.object_log import publish_log, published_lines
 from pipeline.storage.protocol import Storage
 from pipeline.storage.store import Store, Stored
@@ -40,7 +39,8 @@ class ObjectStorage(Storage):
         self.store, self.root = store, root
         self.copies = Copies(store, root)
         self.listing = Listing(store, self.copies.objects)
-        self.locks = ObjectLocks(store)
+        #: The locks that this process holds.
+        self._held: list[ObjectLock] = []
         self._trusted_since = 0.0
         self._process = os.getpid()
 
@@ -175,7 +175,7 @@ class ObjectStorage(Storage):
         """With `only` just the files that have the SHA-256 given there: the folder was not made now, so that what else
         is in it may be older than what is in the store. After an error the next command publishes it.
         """
-        self.locks.check()
+        self._check_locks()
         top, last = self.key(folder), self.key(folder / MANIFEST)
         here = {self.key(path): path for path in sorted(folder.rglob("*")) if _counts(path)}
         here.pop(last, None)
@@ -193,12 +193,12 @@ class ObjectStorage(Storage):
             self._delete_gone(top)
         self.listing.synced.add(top)
         self._check_sizes(top, files)
-        self.locks.check()
+        self._check_locks()
         self._write(last, folder / MANIFEST)
         self.copies.note({key: stored for key in [*here, last] if (stored := self.listing.get(key))})
 
     def publish_file(self, path: Path) -> None:
-        self.locks.check()
+        self._check_locks()
         key = self.key(path)
         self.copies.unpublished.add(key)
         self._write(key, path)
@@ -207,7 +207,7 @@ class ObjectStorage(Storage):
 
     def move(self, folder: Path, target: Path) -> None:
         """All is copied, manifests last; then it is deleted where it was."""
-        self.locks.check()
+        self._check_locks()
         start, end = self.key(folder), self.key(target)
         keys = list(self.listing.below(start)) or ([start] if self.listing.get(start) else [])
         manifests = [key for key in keys if key.endswith(f"/{MANIFEST}")]
@@ -230,7 +230,7 @@ class ObjectStorage(Storage):
 
     def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
         """Copy a model to its version, then to its stable key; of former versions the last one stays."""
-        self.locks.check()
+        self._check_locks()
         source, top, new = (self.key(path) for path in (model, stable, version))
         recorded = read_json(stable / MANIFEST)
         former = str(recorded.get("model")) if isinstance(recorded, dict) else ""
@@ -269,16 +269,34 @@ class ObjectStorage(Storage):
 
     # --- locks and the event log --------------------------------------------------------------------------------
 
-    def hold(self, name: str, what: str, wait: bool, waiting: locks.Waiting) -> AbstractContextManager[object]:
-        return self.locks.hold(name, what, wait, waiting)
+    def _lock(self, name: str) -> ObjectLock:
+        return ObjectLock(self.store, f"{LOCKS}/{name}.lock")
+
+    @contextlib.contextmanager
+    def hold(self, name: str, what: str, wait: bool, waiting: locks.Waiting) -> Iterator[None]:
+        with self._lock(name).held(what, wait, waiting) as lock:
+            self._held.append(lock)
+            try:
+                yield
+            finally:
+                self._held.remove(lock)
 
     def holder(self, name: str) -> dict[str, Any] | None:
         self._list([LOCKS], 0.0)
-        return self.locks.holder(name) if f"{name}.lock" in self.listing.folder(LOCKS) else None
+        return self._lock(name).record() if f"{name}.lock" in self.listing.folder(LOCKS) else None
 
     @property
     def lost(self) -> bool:
-        return self.locks.lost
+        return any(lock.lost for lock in self._held)
+
+    def _check_locks(self) -> None:
+        """Raise `AlreadyRunning` when a lock of this process was taken over; asks the store."""
+        for lock in self._held:
+            if not lock.still_ours():
+                raise AlreadyRunning(
+                    f"{self.store}: {lock.key} was taken over by another host while this one could not be reached; "
+                    "nothing was published"
+                )
 
     def read_log(self, file: Path) -> list[str]:
         lines = dict.fromkeys([*LOCAL.read_log(file), *published_lines(self.store)])

@@ -38,8 +38,7 @@ STAGES = ("dataset", *RUN_STAGES)
 OPERATIONAL_KEYS = ("checkpoint_seconds", "tensorboard")
 
 
-#: When the command began that this process is, if it is one, and when the sources of pointers were last found unchanged
-#: here (seconds since 1970).
+#: When (seconds since 1970) the command began that this process is, and when sources were last found unchanged here.
 _command_began = math.inf
 _unchanged: dict[Path, float] = {}
 
@@ -253,10 +252,7 @@ class Chain:
 
 
 def refresh(chains: Sequence[Chain], since: float = 0.0) -> bool:
-    """Have at hand what other hosts did about these chains of one workspace.
-
-    A listing of the store from before `since` (monotonic) is taken anew; gives whether one was.
-    """
+    """Have at hand what other hosts did about these chains of one workspace, as `Storage.refresh` does."""
     workspace = chains[0].workspace
     storage = workspace.storage
     pointers = (workspace.current(chain.config).parent for chain in chains)
@@ -280,10 +276,7 @@ def trained_epochs(train: dict[str, Any] | None) -> int:
 
 
 def config_changes(train: dict[str, Any] | None, config: Config) -> list[str]:
-    """Keys outside `architecture` in which a finished training and the configuration differ.
-
-    Each is `training.learning_rate: trained with 0.1, config now says 0.05`. They do not retrain.
-    """
+    """Keys outside `architecture` in which a finished training and the configuration differ. They do not retrain."""
     if train is None:
         return []
     recorded, now = train["details"].get("config", {}), to_dict(config)

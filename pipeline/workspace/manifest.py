@@ -131,10 +131,7 @@ def recorded_inputs(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    """The path of a file of the stage in `folder`, once its content has the recorded checksum.
-
-    Raises `WorkspaceError` when it has not, or cannot be read.
-    """
+    """The path of a file of a stage, whose content has the recorded checksum; else raises `WorkspaceError`."""
     path = folder / name
     try:
         why = "" if sha256_file(path) == digest(manifest, name) else "damaged, its checksum is not the recorded one"

@@ -82,10 +82,9 @@ class Workspace:
             self.storage.fetch(folder, files, digests(recorded), everything)
 
     def publish(self, folder: Path, recorded_only: bool = False) -> None:
-        """Let other hosts see a finished stage.
+        """Let other hosts see a finished stage, with `recorded_only` just the files that are as its manifest recorded.
 
-        With `recorded_only` just the files that its manifest counts, and only as it recorded them. Raises
-        `WorkspaceError` when that fails, `AlreadyRunning` when a lock was lost meanwhile.
+        Raises `WorkspaceError` when that fails, `AlreadyRunning` when a lock was lost meanwhile.
         """
         recorded = read(folder)
         if recorded is not None:
@@ -273,10 +272,7 @@ def generation_seed(generation: str) -> int | None:
 
 
 def with_generation_seed(config: Config, generation: str) -> Config:
-    """The configuration that a generation is trained with.
-
-    It is the given one, but for the seed of a generation `seed-N`, and of any other with `retrain.new_seed`.
-    """
+    """The configuration of a generation: with another seed for `seed-N`, and for any other by `retrain.new_seed`."""
     seed = generation_seed(generation)
     if seed is None and generation and config.retrain.new_seed:
         seed = int(hashlib.sha256(f"{config.training.seed} {generation}".encode()).hexdigest()[:8], 16) % 2**31

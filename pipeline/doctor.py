@@ -10,11 +10,9 @@ import json
 import multiprocessing
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from typing import Any
 from pipeline import model, runtime
 from pipeline.config import Config, with_classes
 from pipeline.errors import PipelineError
-from pipeline.files import human_size
+from pipeline.files import atomic_writer, human_size
 from pipeline.process import parent
 from pipeline.process.cores import cgroup_quota, given_threads, misread_threads, turn_lock, usable_cores
 from pipeline.process.spinning import TOLERATED, Load
@@ -141,9 +139,9 @@ def semaphores() -> str:
 
 def disk(chain: Chain) -> str:
     """Free space and free inodes, and what the configured run still needs."""
-    folder = _existing(chain.workspace.root)
-    needed, status = needed_bytes(chain), os.statvfs(folder)
-    free = shutil.disk_usage(folder).free
+    folder, needed = _existing(chain.workspace.root), needed_bytes(chain)
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
     text = f"{human_size(free)} free in {folder}, this run needs about {human_size(needed)}"
     if free < needed:
         raise PipelineError(f"{text}: free some space, or choose another --workspace")
@@ -168,16 +166,12 @@ def workspace(root: Path) -> str:
     folder = _existing(root)
     if not folder.is_dir():
         raise PipelineError(f"{folder} is a file: remove it, or choose another --workspace")
+    path = folder / f".doctor.{os.getpid()}"
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.", delete=False) as file:
-            try:
-                file.write(b"written")
-                os.fsync(file.fileno())
-                locks.try_lock(file.fileno(), folder)
-                os.replace(file.name, f"{file.name}2")
-            finally:
-                for name in (file.name, f"{file.name}2"):
-                    Path(name).unlink(missing_ok=True)
+        with atomic_writer(path) as file:
+            file.write(b"written")
+            locks.try_lock(file.fileno(), folder)
+        path.unlink()
     except OSError as error:
         what = "cannot write, lock and replace a file there"
         raise PipelineError(f"{folder}: {what}: {error.strerror}; choose another --workspace") from None

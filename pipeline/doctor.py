@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +52,7 @@ def examine(chain: Chain) -> list[Finding]:
     return [
         finding("python", python, sys.version_info[:2]),
         *machine_learning(chain.config),
-        finding("threads", threads, os.environ),
+        finding("threads", threads),
         finding("load", load),
         finding("shared memory", semaphores),
         finding("disk", disk, chain),
@@ -100,11 +100,11 @@ def machine_learning(config: Config) -> list[Finding]:
     return findings
 
 
-def threads(environment: Mapping[str, str]) -> str:
+def threads() -> str:
     """How many threads a stage uses, and how many cores it may use."""
-    if misread := misread_threads(environment):
+    if misread := misread_threads(os.environ):
         raise PipelineError(misread)
-    cores, quota, given = usable_cores(), cgroup_quota(), given_threads(environment)
+    cores, quota, given = usable_cores(), cgroup_quota(), given_threads(os.environ)
     of = f"{cores} usable cores (of {os.cpu_count()}" + (f", quota {quota:g} CPUs)" if quota else ", no quota)")
     if given is None:
         return f"{cores} threads on {of}"
@@ -183,13 +183,11 @@ def locked(workspace: Workspace) -> str:
     """Who works in the workspace now. A lock whose holder is gone is held by something that it started."""
     held = []
     for path in sorted(workspace.locks.glob("*.lock")):
-        owner = locks.holder(path)
-        if owner is None:
-            continue
-        if owner.get("host") == platform.node() and locks.is_gone(owner.get("pid")):
-            left = f"a process that {owner.get('pid')} left behind"
-            raise PipelineError(f"{path} is held by {left}: find it with fuser, and end it")
-        held.append(f"{path.stem}: {locks.describe(owner)}")
+        if owner := locks.holder(path):
+            if owner.get("host") == platform.node() and locks.is_gone(owner.get("pid")):
+                left = f"a process that {owner.get('pid')} left behind"
+                raise PipelineError(f"{path} is held by {left}: find it with fuser, and end it")
+            held.append(f"{path.stem}: {locks.describe(owner)}")
     return "; ".join(held) or "nobody is working in the workspace"
 
 

@@ -42,16 +42,11 @@ def holder(path: Path) -> dict[str, object] | None:
     Looks by sharing the lock for a moment, which `hold` tells from holding it.
     """
     try:
-        descriptor = open_regular(path)
-    except OSError:
+        with os.fdopen(open_regular(path), "rb") as file:
+            if try_lock(file.fileno(), path, fcntl.LOCK_SH):
+                return None
+    except (OSError, WorkspaceError):
         return None
-    try:
-        if try_lock(descriptor, path, fcntl.LOCK_SH):
-            return None
-    except WorkspaceError:
-        return None
-    finally:
-        os.close(descriptor)
     value = read_json(path)
     return value if isinstance(value, dict) else {"host": "unknown", "pid": 0, "since": "unknown"}
 
@@ -106,15 +101,12 @@ def share(path: Path, what: str) -> Iterator[int]:
 def remove(path: Path) -> bool:
     """Remove a lock's file unless it is held or shared; gives whether it is gone. Who waits for it makes a new one."""
     try:
-        descriptor = open_regular(path, os.O_RDWR)
+        with os.fdopen(open_regular(path, os.O_RDWR), "r+b") as file:
+            if free := try_lock(file.fileno(), path):
+                path.unlink()
+            return free
     except FileNotFoundError:
         return True
-    try:
-        if free := try_lock(descriptor, path):
-            path.unlink()
-        return free
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -122,14 +114,11 @@ def _locked(path: Path, what: str, at_most: float, waiting: Waiting, operation: 
     """The file of a lock, opened and locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
-        try:
-            _acquire(descriptor, path, what, at_most, waiting, operation)
-            if _is_at(descriptor, path):
-                yield descriptor
+        with os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            _acquire(file.fileno(), path, what, at_most, waiting, operation)
+            if _is_at(file.fileno(), path):
+                yield file.fileno()
                 return
-        finally:
-            os.close(descriptor)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

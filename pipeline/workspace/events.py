@@ -23,10 +23,8 @@ def record(workspace: Workspace, event: str, **about: Any) -> None:
         workspace.root.mkdir(parents=True, exist_ok=True)
         # One write in append mode: lines of several processes do not mix.
         descriptor = open_regular(workspace.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            os.write(descriptor, line.encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        with os.fdopen(descriptor, "ab", buffering=0) as file:
+            file.write(line.encode() + b"\n")
     except OSError as error:
         log.warning("the event %r is not recorded: %s", event, from_os_error(error, "append to it"))
 

@@ -159,10 +159,15 @@ def each_read_once() -> Iterator[None]:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content as 64 hex digits."""
-    digest = hashlib.sha256()
     with os.fdopen(open_regular(path), "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 of what is left to read in an open file."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 

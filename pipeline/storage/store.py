@@ -7,7 +7,6 @@ One `Store` is one address; its keys are relative to it. A request that fails is
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import random
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from pipeline import names
 from pipeline.address import shown
 from pipeline.errors import ConfigError, WorkspaceError
-from pipeline.files import open_regular
+from pipeline.files import open_regular, sha256_of
 from pipeline.storage import backend
 
 T = TypeVar("T")
@@ -201,11 +200,8 @@ class Store:
         """SHA-256 of an object's content, which is not kept."""
 
         def ask(fs: Any, base: str) -> str:
-            digest = hashlib.sha256()
             with fs.open(f"{base}/{key}", "rb", block_size=1 << 23) as file:
-                while block := file.read(1 << 23):
-                    digest.update(block)
-            return digest.hexdigest()
+                return sha256_of(file)
 
         return self._retry("read", key, ask)
 

@@ -63,7 +63,7 @@ def at_work(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]
             with registry.held(chain.workspace, pointer):
                 _serve(chain, pointer)
         return
-    with _gate_held(chain, storage, stage):
+    with _gate_held(chain, storage) if stage == "promote" else contextlib.nullcontext():
         _fetch(chain, storage, stage, options)
         following = Checkpoints(storage, run) if stage == "train" and run is not None else contextlib.nullcontext()
         try:
@@ -86,11 +86,8 @@ def publish_folder(workspace: Workspace, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _gate_held(chain: Chain, storage: ObjectStorage, stage: str) -> Iterator[None]:
+def _gate_held(chain: Chain, storage: ObjectStorage) -> Iterator[None]:
     """For the promotion gate, whose process moves the pointer: hold it against other hosts."""
-    if stage != "promote":
-        yield
-        return
     lock = registry.lock_name(chain.workspace.current(chain.config))
     with storage.hold(lock, "the choice of the current model", True, functools.cache(log.info)):
         refresh([chain], since=time.monotonic())

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from pipeline import names
 from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.files import open_regular, read_json, sha256_file
+from pipeline.files import open_regular, read_regular, sha256_file
 from pipeline.storage.store import Store, Stored
 
 INDEX = ".mirror.json"
@@ -51,13 +51,7 @@ class Copies:
         #: How many objects the store had when all of it was listed.
         self.objects = 0
         self._index: dict[str, list[Any]] = {}
-        self._read: tuple[int, int] | None = None  # which state of the index file `_index` is
         self._load()
-
-    def key(self, path: Path) -> str:
-        """The key of the object that a file here is a copy of; "" for the root, and for what is not below it."""
-        text, root = str(path), str(self.root)
-        return text[len(root) + 1 :] if text.startswith(f"{root}/") else ""
 
     # --- getting them -------------------------------------------------------------------------------------------
 
@@ -172,8 +166,7 @@ class Copies:
         with os.fdopen(descriptor, "wb") as lock:
             with contextlib.suppress(OSError):  # no locks: `locks.hold` says so to who works here
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if _identity(self.root / INDEX) != self._read:
-                self._load()
+            self._load()
             for key, stored in news.items():
                 if stored is None:
                     self._index.pop(key, None)
@@ -182,14 +175,11 @@ class Copies:
             self.objects = self.objects if objects is None else objects
             value = {"url": str(self.store), "objects": self.objects, "files": self._index}
             self.write(INDEX, json.dumps(value).encode())
-            self._read = _identity(self.root / INDEX)
 
     def _load(self) -> None:
-        file = self.root / INDEX
-        self._read = _identity(file)
         try:
-            value = msgspec.convert(read_json(file), _Index)
-        except msgspec.ValidationError:
+            value = msgspec.json.decode(read_regular(self.root / INDEX), type=_Index)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             value = _Index("")
         ours = value.url == str(self.store)
         self._index, self.objects = (value.files, value.objects) if ours else ({}, 0)
@@ -198,10 +188,3 @@ class Copies:
 def _state(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        status = file.stat()
-        return status.st_mtime_ns, status.st_ino
-    return None

@@ -45,8 +45,9 @@ class ObjectStorage(Storage):
         self._process = os.getpid()
 
     def key(self, path: Path) -> str:
-        """The key of the object that is at `path` of the workspace."""
-        return self.copies.key(path)
+        """The key of the object that is at `path` of the workspace; "" for the root, and for what is not below it."""
+        text, root = str(path), str(self.root)
+        return text[len(root) + 1 :] if text.startswith(f"{root}/") else ""
 
     # --- what is there ------------------------------------------------------------------------------------------
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from pipeline import names
 from pipeline.errors import WorkspaceError, from_os_error
@@ -37,8 +36,9 @@ class _Index(Struct, frozen=True):
     """What is in the index: of each file here the version that it is a copy of, its size and its time."""
 
     url: str
+    #: How many objects there were in the store when all of it was listed.
     objects: int = 0
-    files: dict[str, Annotated[list[Any], Meta(min_length=3, max_length=3)]] = {}
+    files: dict[str, tuple[str, int, int]] = {}
 
 
 class Copies:
@@ -48,9 +48,7 @@ class Copies:
         self.store, self.root = store, root
         #: Keys of manifests and pointers that were made here and are not in the store.
         self.unpublished: set[str] = set()
-        #: How many objects the store had when all of it was listed.
         self.objects = 0
-        self._index: dict[str, list[Any]] = {}
         self._load()
 
     # --- getting them -------------------------------------------------------------------------------------------
@@ -171,20 +169,21 @@ class Copies:
                 if stored is None:
                     self._index.pop(key, None)
                 else:
-                    self._index[key] = [stored.version, *_state(self.root / key)]
-            self.objects = self.objects if objects is None else objects
-            value = {"url": str(self.store), "objects": self.objects, "files": self._index}
-            self.write(INDEX, json.dumps(value).encode())
+                    self._index[key] = (stored.version, *_state(self.root / key))
+            if objects is not None:
+                self.objects = objects
+            self.write(INDEX, msgspec.json.encode(_Index(str(self.store), self.objects, self._index)))
 
     def _load(self) -> None:
         try:
             value = msgspec.json.decode(read_regular(self.root / INDEX), type=_Index)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             value = _Index("")
-        ours = value.url == str(self.store)
-        self._index, self.objects = (value.files, value.objects) if ours else ({}, 0)
+        if value.url != str(self.store):
+            value = _Index("")
+        self._index, self.objects = value.files, value.objects
 
 
-def _state(file: Path) -> list[int]:
+def _state(file: Path) -> tuple[int, int]:
     status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return status.st_size, status.st_mtime_ns

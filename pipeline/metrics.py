@@ -58,17 +58,12 @@ def write(path: Path, workspace: Workspace, retrained: Config | None = None) -> 
 def _figures(workspace: Workspace) -> list[tuple[str, str]]:
     found = []
     for path in registry.pointers(workspace):
-        pointer = None
-        with contextlib.suppress(WorkspaceError):  # damaged, which Status and Retrain tell
-            pointer = registry.read(path)
-        if pointer:
-            about = {"dataset": path.parent.name, "architecture": path.stem}
-            run = {"generation": pointer.generation, "run": pointer.run}
-            found += [
-                _sample("vgg_model_info", workspace, 1, **about, **run),
-                _sample("vgg_model_accuracy", workspace, pointer.accuracy, **about),
-            ]
-            with contextlib.suppress(ValueError):
+        with contextlib.suppress(WorkspaceError, ValueError):  # damaged, which Status and Retrain tell
+            if pointer := registry.read(path):
+                about = {"dataset": path.parent.name, "architecture": path.stem}
+                run = {"generation": pointer.generation, "run": pointer.run}
+                found.append(_sample("vgg_model_info", workspace, 1, **about, **run))
+                found.append(_sample("vgg_model_accuracy", workspace, pointer.accuracy, **about))
                 since = datetime.datetime.fromisoformat(pointer.since.replace("Z", "+00:00"))
                 name = "vgg_model_current_since_timestamp_seconds"
                 found.append(_sample(name, workspace, int(since.timestamp()), **about))

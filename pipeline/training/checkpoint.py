@@ -7,14 +7,14 @@ A damaged one is renamed to `damaged-…` when it is met, so that it does not co
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import math
 import os
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -34,36 +34,9 @@ class Damaged(WorkspaceError):
     """A checkpoint that cannot be read back as it was written."""
 
 
-@dataclass
-class Counters:
-    """Every counter that must survive an interruption. Saved in each checkpoint's `meta`."""
+class Row(TypedDict):
+    """One epoch of the history: the columns of `history.csv`."""
 
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    #: For each device, sum of the loss and number of correct predictions in the present epoch so far.
-    sums: list[list[float]] = field(default_factory=list)
-    epoch_seconds: float = 0.0
-    seconds: float = 0.0
-    images: int = 0
-    #: Of `seconds`, those in which a step waited for its batch.
-    input_seconds: float = 0.0
-    resumed: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    #: One entry per process that trained: from which step, how, with what.
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    #: Why the weights may differ in bits from those of an uninterrupted run; empty when they do not.
-    inexact: list[str] = field(default_factory=list)
-
-    def end_epoch(self, row: dict[str, Any]) -> None:
-        """Count a finished epoch and keep its row of the history."""
-        self.history.append(row)
-        self.seconds += self.epoch_seconds
-        self.epoch += 1
-        self.step_in_epoch, self.epoch_seconds, self.sums = 0, 0.0, []
-
-
-class _Row(Struct, frozen=True):
     epoch: int
     train_loss: float
     train_accuracy: float
@@ -74,38 +47,40 @@ class _Row(Struct, frozen=True):
     seconds: float
 
 
-class _Segment(Struct, frozen=True):
-    step: int
-    epoch: int
-    epochs: int
-    started: str
+class Counters(Struct, forbid_unknown_fields=True):
+    """Every counter that must survive an interruption. Saved in each checkpoint's `meta`."""
 
-
-class _Counters(Struct, frozen=True, forbid_unknown_fields=True):
     step: _Count = 0
     epoch: _Count = 0
     step_in_epoch: _Count = 0
-    sums: list[tuple[float, float]] = []
+    #: For each device, sum of the loss and number of correct predictions in the present epoch so far.
+    sums: list[Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]] = []
     epoch_seconds: float = 0.0
     seconds: float = 0.0
     images: _Count = 0
+    #: Of `seconds`, those in which a step waited for its batch.
     input_seconds: float = 0.0
     resumed: _Count = 0
-    history: list[_Row] = []
-    segments: list[_Segment] = []
+    history: list[Row] = []
+    #: One entry per process that trained: from which step, how, with what.
+    segments: list[dict[str, Any]] = []
+    #: Why the weights may differ in bits from those of an uninterrupted run; empty when they do not.
     inexact: list[str] = []
 
+    def end_epoch(self, row: Row) -> None:
+        """Count a finished epoch and keep its row of the history."""
+        self.history.append(row)
+        self.seconds += self.epoch_seconds
+        self.epoch += 1
+        self.step_in_epoch, self.epoch_seconds, self.sums = 0, 0.0, []
 
-class _Identity(Struct, frozen=True):
-    training: dict[str, Any]
 
-
-class _Meta(Struct, frozen=True):
+class _Meta(Struct):
     """The types that `meta` must have. A checkpoint with others counts as damaged, whoever wrote it."""
 
     step: _Count
-    identity: _Identity
-    counters: _Counters
+    identity: dict[str, Any]
+    counters: Counters
     versions: dict[str, str]
 
 
@@ -170,7 +145,7 @@ def _check_meta(meta: Any, path: Path) -> None:
         counters = msgspec.convert(meta, _Meta).counters
     except msgspec.ValidationError as error:
         raise Damaged(f"{path}: damaged checkpoint ({error})") from None
-    if [row.epoch for row in counters.history] != list(range(1, counters.epoch + 1)):
+    if [row["epoch"] for row in counters.history] != list(range(1, counters.epoch + 1)):
         raise Damaged(f"{path}: damaged checkpoint (its history is not that of {counters.epoch} epochs)")
     if not all(math.isfinite(value) for values in counters.sums for value in values):
         raise Damaged(f"{path}: damaged checkpoint (its sums are not finite)")
@@ -192,12 +167,12 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._written: concurrent.futures.Future[None] | None = None
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._written is not None and not self._written.done()
 
     def check(self) -> None:
         """Raise what made the last write fail, if it has failed; does not wait."""
@@ -208,26 +183,19 @@ class Writer:
         """Write `snapshot` as `step-<n>.npz`. Raises the error of the previous write if that failed."""
         self.finish()
         path = self.folder / f"step-{snapshot.meta['step']:09d}.npz"
-        self._thread = threading.Thread(target=self._write, args=(path, snapshot), name="checkpoint")
-        self._thread.start()
+        self._written = self._executor.submit(self._write, path, snapshot)
         if wait:
             self.finish()
         return path
 
     def finish(self) -> None:
         """Wait for the write in progress; raises what made it fail."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def _write(self, path: Path, snapshot: Snapshot) -> None:
-        try:
-            save(path, snapshot)
-            for old in paths(self.folder)[KEEP:]:
-                with contextlib.suppress(OSError):
-                    old.unlink()
-        except Exception as error:  # raised in the training's thread by `finish`
-            self._error = error
+        save(path, snapshot)
+        for old in paths(self.folder)[KEEP:]:
+            with contextlib.suppress(OSError):
+                old.unlink()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from pipeline import model
 from pipeline.text import counted
+from pipeline.training.checkpoint import Row
 from pipeline.training.session import Session
 
 
@@ -57,7 +57,7 @@ def tell(session: Session, learning_rate: float) -> bool:
     return True
 
 
-def readable(row: dict[str, Any], epochs: int) -> str:
+def readable(row: Row, epochs: int) -> str:
     """An epoch's row of the history as a line of the log."""
     validation = ""
     if row["validation_loss"] is not None:

@@ -17,20 +17,9 @@ from pipeline.files import sha256_file, write_atomically
 from pipeline.model import weights
 from pipeline.tables import csv_text
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Snapshot
+from pipeline.training.checkpoint import Row, Snapshot
 from pipeline.training.session import Session
 from pipeline.workspace import MANIFEST, manifest
-
-HISTORY_COLUMNS = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "learning_rate",
-    "images_per_second",
-    "seconds",
-)
 
 _CONFIG_HEAD = """\
 # The full configuration that {run} was trained with, every default spelled out.
@@ -49,7 +38,7 @@ def publish(session: Session, snapshot: Snapshot) -> dict[str, Any]:
         (folder / MANIFEST).unlink(missing_ok=True)
         weights.save(session.network.net, folder / "model.params")
         checkpoint.save(folder / "trainer.npz", Snapshot({}, snapshot.optimizer_state, snapshot.meta))
-        write_atomically(folder / "history.csv", csv_text(HISTORY_COLUMNS, session.counters.history))
+        write_atomically(folder / "history.csv", csv_text(tuple(Row.__annotations__), session.counters.history))
         write_atomically(folder / "config.yaml", _CONFIG_HEAD.format(run=run.run_id) + configuration)
         files = ("model.params", "history.csv", "config.yaml")
         value = manifest.write(folder, "train", files, chain.inputs("train"), _details(session, folder))  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pipeline.model import weights
 from pipeline.tables import read_numbers
 from pipeline.text import counted
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Counters, Damaged, Snapshot
+from pipeline.training.checkpoint import Damaged, Snapshot
 from pipeline.training.reproducibility import changed_since
 from pipeline.training.session import Session
 from pipeline.workspace import manifest
@@ -132,16 +131,16 @@ def _meta_without_trainer(folder: Path, finished: dict[str, Any]) -> dict[str, A
             "(luigi --module tasks SetAside --stage train) and train again"
         )
     details = finished["details"]
-    seconds = details["seconds"]
-    counters = Counters(
-        step=details["steps"],
-        epoch=trained_epochs(finished),
-        seconds=seconds,
-        images=round((details.get("images_per_second") or 0) * seconds),
-        input_seconds=details.get("input_seconds", 0.0),
-        resumed=details.get("resumed", 0),
-        history=read_numbers((folder / "history.csv").read_text(), whole=["epoch"]),
-        segments=list(details.get("segments", [])),
-        inexact=[*details.get("inexact", []), "the momentum was lost when the run was resumed"],
-    )
-    return {**details, "counters": asdict(counters), "step": counters.step}
+    counters = {
+        "step": details["steps"],
+        "epoch": trained_epochs(finished),
+        "step_in_epoch": 0,
+        "seconds": details["seconds"],
+        "images": round((details.get("images_per_second") or 0) * details["seconds"]),
+        "input_seconds": details.get("input_seconds", 0.0),
+        "resumed": details.get("resumed", 0),
+        "history": read_numbers((folder / "history.csv").read_text(), whole=["epoch"]),
+        "segments": list(details.get("segments", [])),
+        "inexact": [*details.get("inexact", []), "the momentum was lost when the run was resumed"],
+    }
+    return {**details, "counters": counters, "step": details["steps"]}

@@ -6,9 +6,10 @@ Random numbers need no saving: every step draws them from the seed and its own n
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pipeline.config import to_record
 from pipeline.files import now
@@ -26,7 +27,7 @@ def save(session: Session) -> Snapshot:
     parameters, optimizer_state = session.network.state()
     # 2. The counters, with the sums of the epoch in progress, which are on the devices.
     counters.sums = session.network.sums() if counters.step_in_epoch else []
-    meta: dict[str, Any] = {"counters": asdict(counters), "step": counters.step}
+    meta: dict[str, Any] = {"counters": msgspec.to_builtins(counters), "step": counters.step}
     # 3. Which training this is.
     meta["identity"] = identity(session)
     # 4. The conditions on which the bits depend.

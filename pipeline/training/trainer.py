@@ -134,7 +134,7 @@ class Trainer:
         validation_loss, validation_accuracy = session.network.evaluate(
             *session.validation, session.normalisation, training.batch_size, between=self._stop_if_asked
         )
-        row = {
+        row: checkpoint.Row = {
             "epoch": counters.epoch + 1,
             "train_loss": loss_sum / count,
             "train_accuracy": correct / count,

@@ -10,9 +10,9 @@ import random
 import time
 import tracemalloc
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,7 +26,12 @@ def snapshot(step: int = 1) -> Snapshot:
     generator = np.random.RandomState(step)
     parameters = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32), "0.1.running_mean@1": np.zeros(4)}
     optimizer_state = {"0.0.weight": generator.rand(4, 3, 3, 3).astype(np.float32)}
-    meta = {"step": step, "counters": asdict(Counters(step=step)), "identity": {"training": {}}, "versions": {}}
+    meta = {
+        "step": step,
+        "counters": msgspec.to_builtins(Counters(step=step)),
+        "identity": {"training": {}},
+        "versions": {},
+    }
     return Snapshot(parameters, optimizer_state, meta)
 
 

@@ -78,7 +78,6 @@ class Trainer:
         self.session, self.curves = session, curves
         self.writer = checkpoint.Writer(session.run.checkpoints)
         self.last_checkpoint = time.monotonic()
-        self.last_curves = 0.0
 
     def train_epoch(self) -> None:
         """Train from where the counters are to the end of the epoch; add its row to the history."""
@@ -148,15 +147,7 @@ class Trainer:
         session.network.start_epoch([])
         session.reporter.note(progress.readable(row, training.epochs))
         if self.curves is not None:
-            self._write_curves(self.curves)
-
-    def _write_curves(self, curves: tensorboard.Curves) -> None:
-        """Update the TensorBoard file, every few seconds and after the last epoch."""
-        counters = self.session.counters
-        last = counters.epoch >= self.session.training.epochs
-        if last or time.monotonic() - self.last_curves >= tensorboard.WRITE_SECONDS:
-            curves.write(counters.history)
-            self.last_curves = time.monotonic()
+            self.curves.write(counters.history)
 
     def checkpoint(self, wait: bool = False) -> Path:
         """Write a checkpoint now (in a thread unless `wait`)."""

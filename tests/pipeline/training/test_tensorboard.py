@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,24 +25,26 @@ def events() -> None:
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """The curves in the one event file of a folder as a reader sees them: name -> step -> value."""
+    """The curves in the event files of a folder as a reader sees them, one file after the other: name -> step -> value.
+
+    Of a file that a killed writer left, a reader sees what is whole.
+    """
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.record_writer import masked_crc32c
 
-    (file,) = folder.glob("events.out.tfevents.*")
-    content, position, found = file.read_bytes(), 0, {}
-    while position < len(content):
-        length, checksum = struct.unpack_from("<QI", content, position)
-        assert checksum == masked_crc32c(content[position : position + 8])
-        event = Event.FromString(content[position + 12 : position + 12 + length])
-        position += 12 + length
-        assert struct.unpack_from("<I", content, position)[0] == masked_crc32c(content[position - length : position])
-        position += 4
-        if event.session_log.status == SessionLog.START:  # what readers then forget: later steps than this one's
-            found = {tag: {step: v for step, v in steps.items() if step < event.step} for tag, steps in found.items()}
-        for value in event.summary.value:
-            assert event.step not in found.setdefault(value.tag, {}), "an epoch appears twice"
-            found[value.tag][event.step] = value.simple_value
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        content, position = file.read_bytes(), 0
+        while position + 12 <= len(content):
+            length, checksum = struct.unpack_from("<QI", content, position)
+            assert checksum == masked_crc32c(content[position : position + 8])
+            event = Event.FromString(content[position + 12 : position + 12 + length])
+            position += 12 + length + 4
+            if event.session_log.status == SessionLog.START:  # what readers then forget: later steps than this one's
+                found = {tag: {n: v for n, v in steps.items() if n < event.step} for tag, steps in found.items()}
+            for value in event.summary.value:
+                assert event.step not in found.setdefault(value.tag, {}), "an epoch appears twice"
+                found[value.tag][event.step] = value.simple_value
     return found
 
 
@@ -55,23 +58,21 @@ def test_the_curves_carry_the_history_and_leave_out_what_is_missing(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("events")
-def test_a_reader_that_has_the_file_open_sees_every_epoch_once_across_processes(tmp_path: Path) -> None:
-    first, second = tensorboard.Curves(tmp_path), None
-    first.write(HISTORY[:1])
+def test_every_epoch_is_seen_once_across_processes_also_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    tensorboard.Curves(tmp_path).write(HISTORY)
     (path,) = tmp_path.iterdir()
-    with open(path, "rb") as reader:
-        seen = reader.read()
-        first.write(HISTORY)
-        assert reader.read(), "what is appended"
-        with open(path, "ab") as killed:
-            killed.write(seen[:20])
-        second = tensorboard.Curves(tmp_path)
-        for length in (1, 2, 2):
-            second.write([{**row, "train_loss": 3.0} for row in HISTORY[:length]])
-        assert scalars(tmp_path)["loss/training"] == {1: 3.0, 2: 3.0}
-        reader.seek(0)
-        assert reader.read() == path.read_bytes()
-        assert path.read_bytes().startswith(seen)
+    before = path.read_bytes()
+    with open(path, "ab") as killed:
+        killed.write(before[:10])
+    monkeypatch.setattr(time, "time", lambda: 2000.0)
+    second = tensorboard.Curves(tmp_path)
+    for length in (1, 2, 2):
+        second.write([{**row, "train_loss": 3.0} for row in HISTORY[:length]])
+        assert scalars(tmp_path)["loss/training"] == {epoch: 3.0 for epoch in range(1, length + 1)}
+    assert path.read_bytes() == before + before[:10]
 
 
 @pytest.mark.usefixtures("events")

@@ -19,7 +19,7 @@ from pipeline.arrays import read_npz
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation import metrics, tta
-from pipeline.evaluation.inference import load_network, predict_logits, training_padding, view_logits
+from pipeline.evaluation.inference import load_network, training_padding, view_logits
 from pipeline.evaluation.metrics import output_names, softmax
 from pipeline.files import write_atomically, write_json
 from pipeline.process import child
@@ -31,11 +31,11 @@ __all__ = [
     "load_network",
     "metrics",
     "output_names",
-    "predict_logits",
     "read_predictions",
     "softmax",
     "trained_run",
     "training_padding",
+    "view_logits",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
     return net
 
 
-def predict_logits(
+def view_logits(
     net: Any,
     images: np.ndarray,
     norm: Normalisation,
@@ -41,35 +43,22 @@ def predict_logits(
     count: int = 1,
     padding: str = "zero",
     reporter: child.Reporter | None = None,
-) -> np.ndarray:
-    """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, averaged over the first `count` views."""
-    return tta.average(view_logits(net, images, norm, context, count, padding, reporter))
-
-
-def view_logits(
-    net: Any,
-    images: np.ndarray,
-    norm: Normalisation,
-    context: Any,
-    count: int,
-    padding: str,
-    reporter: child.Reporter | None = None,
 ) -> list[np.ndarray]:
     """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
     mx = runtime.mxnet()
     batch_size = min(BATCH_SIZE, len(images))
     parts: list[list[np.ndarray]] = [[] for _ in range(count)]
-    waiting: tuple[int, Any, int] | None = None
-    for start in range(0, len(images), batch_size):
-        for view, pixels in enumerate(tta.views(images[start : start + batch_size], count, padding)):
-            ((values, size),) = loader.padded_batches(pixels, batch_size, norm)
-            output = net(mx.nd.array(values, ctx=context))
-            if waiting is not None:  # the previous batch, while this one computes
-                parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
-            waiting = (view, output, size)
-        if reporter:
-            done = min(start + batch_size, len(images))
-            reporter.progress(done / len(images), f"{done:,} of {len(images):,} images")
-    assert waiting is not None
-    parts[waiting[0]].append(waiting[1].asnumpy()[: waiting[2]])
+
+    def outputs() -> Iterator[tuple[int, Any, int]]:
+        for start in range(0, len(images), batch_size):
+            for view, pixels in enumerate(tta.views(images[start : start + batch_size], count, padding)):
+                ((values, size),) = loader.padded_batches(pixels, batch_size, norm)
+                yield view, net(mx.nd.array(values, ctx=context)), size
+            if reporter:
+                done = min(start + batch_size, len(images))
+                reporter.progress(done / len(images), f"{done:,} of {len(images):,} images")
+
+    # In pairs, so that a batch is read while the next one computes.
+    for (view, output, size), _ in pairwise(chain(outputs(), [(0, None, 0)])):
+        parts[view].append(output.asnumpy()[:size])
     return [np.concatenate(part) for part in parts]

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -71,7 +70,8 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in FILES:
                 os.replace(staging / name, folder / name)
-        details = {"run": run.run_id, **facts, "check": check, "versions": _versions()}
+        versions = runtime.versions() | {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+        details = {"run": run.run_id, **facts, "check": check, "versions": versions}
         value = manifest.write(folder, "export", FILES, inputs, details)  # type: ignore[arg-type]
     except OSError as error:
         raise from_os_error(error, "publish the exported model") from error
@@ -157,7 +157,8 @@ def _write_onnx(onnx: Any, folder: Path, facts: dict[str, Any]) -> None:
     model.producer_name, model.producer_version = "mxnet", mx.__version__
     model.graph.name = facts["architecture"]["name"]
     model.doc_string = f"{facts['architecture']['name']}, trained on {facts['trained_on']}. Input: {LAYOUT}."
-    onnx.helper.set_model_props(model, {key: _text(value) for key, value in facts.items()})
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    onnx.helper.set_model_props(model, texts)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -180,24 +181,22 @@ def _tidy(onnx: Any, graph: Any, classes: int) -> None:
 
 
 def _drop_identities(graph: Any) -> None:
-    """Remove Identity nodes (dropout at inference); what produced their input produces their output instead."""
-    nodes: list[Any] = []
+    """Remove Identity nodes (dropout at inference): what is behind one gets the name of what is before it.
+
+    An output of the graph keeps its name, which what is before it gets instead.
+    """
+    identities = [node for node in graph.node if node.op_type == "Identity"]
     renamed: dict[str, str] = {}
-    outputs = {value.name for value in graph.output}
-    for node in graph.node:
-        source = renamed.get(node.input[0], node.input[0]) if node.input else ""
-        if node.op_type == "Identity" and node.output[0] not in outputs:
-            renamed[node.output[0]] = source
-        elif node.op_type == "Identity":
-            producer = next(other for other in nodes if source in other.output)
-            producer.output[list(producer.output).index(source)] = node.output[0]
-            renamed[source] = node.output[0]
+    for node in identities:
+        before, behind = renamed.get(node.input[0], node.input[0]), node.output[0]
+        if behind in OUTPUTS:
+            renamed |= {name: behind for name, other in renamed.items() if other == before} | {before: behind}
         else:
-            for index, name in enumerate(node.input):
-                node.input[index] = renamed.get(name, name)
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
+            renamed[behind] = before
+        graph.node.remove(node)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
 
 
 # --- checking -----------------------------------------------------------------------------------------------------
@@ -211,10 +210,8 @@ def _check(
     Raises `PipelineError` when they do not agree.
     """
     images, labels = data.test_images, np.asarray(data.test_labels)
-    expected = evaluation.predict_logits(net, images, norm, context)
-    onnx_runner.onnxruntime()  # what its import prints is about the machine, not about the model
-    with _standard_error() as warnings:
-        model = dataclasses.replace(onnx_runner.open_model(folder / "model.onnx", onnx_runner.WARNINGS), views=1)
+    (expected,) = evaluation.view_logits(net, images, norm, context)
+    model = dataclasses.replace(onnx_runner.open_model(folder / "model.onnx"), views=1)
     started = time.monotonic()
     found = model.logits(
         images, lambda done: reporter.progress(done / len(images), f"{done:,} of {len(images):,} images checked")
@@ -226,7 +223,6 @@ def _check(
         "largest_logit": float(np.abs(expected).max()),
         "top1_identical": int((found.argmax(1) == expected.argmax(1)).sum()),
         "accuracy": float((found.argmax(1) == labels).mean()),
-        "onnxruntime_warnings": warnings,
         "mxnet_max_difference": _check_mxnet(folder, images[:250], expected[:250], context),
         "onnxruntime_images_per_second": round(len(labels) / seconds, 1),
     }
@@ -237,8 +233,6 @@ def _check(
                 f"{name}: its logits differ from the trained network's by up to {check[key]:.3g}, "
                 f"allowed {tolerance:.3g}"
             )
-    if warnings:
-        reporter.note(f"onnxruntime warns when it loads model.onnx: {warnings[0]}")
     return check
 
 
@@ -264,25 +258,6 @@ def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray, context
     return max(float(np.abs(logits - expected).max()) for logits in found)
 
 
-@contextlib.contextmanager
-def _standard_error() -> Iterator[list[str]]:
-    """Collect the lines that C++ code writes to file descriptor 2 meanwhile; they are passed on at the end."""
-    lines: list[str] = []
-    with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            text = file.read()
-            os.write(2, text)
-            plain = re.sub(r"\x1b\[[\d;]*m", "", text.decode(errors="replace"))
-            lines.extend(line for line in plain.splitlines() if line.strip())
-
-
 # --- helpers ------------------------------------------------------------------------------------------------------
 
 
@@ -303,11 +278,3 @@ def _onnx() -> Any:
     except ImportError as error:
         raise PipelineError(f"onnx cannot be imported ({error}): pip install 'onnx>=1.17,<1.18'") from error
     return onnx
-
-
-def _versions() -> dict[str, str]:
-    return {**runtime.versions(), **{name: metadata.version(name) for name in ("onnx", "onnxruntime")}}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

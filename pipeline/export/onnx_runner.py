@@ -26,10 +26,6 @@ BATCH_SIZE = 250
 #: Largest side of a model's input images, in pixels.
 MOST_PIXELS = 1024
 
-#: onnxruntime's log severities: 2 prints warnings and errors, 4 only what its exceptions say too. It prints straight to
-#: the terminal, past Python, with whatever names are in the file.
-WARNINGS, SILENT = 2, 4
-
 
 @dataclass(frozen=True)
 class Model:
@@ -84,12 +80,12 @@ class Model:
         return logits
 
 
-def open_model(path: Path, severity: int = SILENT) -> Model:
+def open_model(path: Path) -> Model:
     """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
 
     Raises `PipelineError` when onnxruntime or the file is missing, or the file is not an intact export.
     """
-    session = _session(path, severity)
+    session = _session(path)
     try:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
         inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
@@ -132,7 +128,7 @@ def onnxruntime() -> Any:
     return module
 
 
-def _session(path: Path, severity: int) -> Any:
+def _session(path: Path) -> Any:
     ort = onnxruntime()
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; expected an .onnx file or a run's folder")
@@ -141,7 +137,8 @@ def _session(path: Path, severity: int) -> Any:
     # By default onnxruntime pins one thread to each core of the machine, even in a container with fewer.
     options.intra_op_num_threads = usable_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = severity
+    # Only what its exceptions say, too: it prints past Python to the terminal, with whatever names are in the file.
+    options.log_severity_level = 4
     try:
         # Before its own second try it prints parts of the file to standard output, among the predictions.
         with contextlib.redirect_stdout(io.StringIO()):

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline import dataset, evaluation, runtime
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError
+from pipeline.evaluation import tta
 from pipeline.evaluation.statistics import compare_paired
 from pipeline.files import sha256_file
 from pipeline.process import child
@@ -182,7 +183,8 @@ def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Rep
     norm = Normalisation.from_manifest(train["details"])
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     views, padding = chain.config.evaluation.tta, evaluation.training_padding(train)
-    logits = evaluation.predict_logits(net, data.test_images[rows], norm, devices.contexts[0], views, padding, reporter)
+    images, context = data.test_images[rows], devices.contexts[0]
+    logits = tta.average(evaluation.view_logits(net, images, norm, context, views, padding, reporter))
     names = np.array(evaluation.output_names(_classes(other), logits.shape[1]))
     return names[logits.argmax(1)] == np.array(data.classes)[data.test_labels[rows]]
 

@@ -113,7 +113,7 @@ def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
     net = evaluation.load_network(run, train, [context])
     norm = Normalisation.from_manifest(train["details"])
     images = np.asarray(dataset.load(done.folder("dataset")).test_images)
-    logits = [evaluation.predict_logits(net, each, norm, context) for each in (images, images[..., ::-1])]
+    logits = [evaluation.view_logits(net, each, norm, context)[0] for each in (images, images[..., ::-1])]
     assert np.abs(logits[0] - logits[1]).max() > 0.01
     predictions = np.load(done.folder("evaluate") / "predictions.npz")
     expected = evaluation.softmax((logits[0] + logits[1]) / 2)

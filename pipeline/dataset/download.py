@@ -1,7 +1,7 @@
 """Downloading one archive: resumed where it was cut, checked before it counts.
 
 Leaves `<target>` once the whole content is there and has the expected SHA-256; until then `<target>.part` with
-`<target>.part.json` (which content it is a part of); after a wrong checksum the content as `<target>.bad`.
+`<target>.part.json` (which content it is a part of).
 """
 
 from __future__ import annotations
@@ -125,22 +125,16 @@ def download(url: str, target: Path, expected: str | None, tell: Tell, note: Cal
                 os.replace(partial.file, target)
                 partial.record.unlink(missing_ok=True)
                 return
-            set_aside(partial.file, target)
+            remove(target)
             if restarted or not resumed:
-                raise Refused(f"SHA-256 is {found}, expected {expected.lower()}; the download was kept as {target}.bad")
+                raise Refused(f"SHA-256 is {found}, expected {expected.lower()}")
             note("the resumed download has the wrong SHA-256; downloading it once more from the start")
             resumed, restarted, furthest = False, True, 0
 
 
-def set_aside(file: Path, target: Path) -> None:
-    """Keep a wrong download as `<target>.bad`, in place of an older one."""
-    os.replace(file, target.with_name(target.name + ".bad"))
-    target.with_name(target.name + ".part.json").unlink(missing_ok=True)
-
-
 def remove(target: Path) -> None:
     """Remove a download and everything that belongs to it."""
-    for end in ("", ".part", ".part.json", ".bad"):
+    for end in ("", ".part", ".part.json"):
         target.with_name(target.name + end).unlink(missing_ok=True)
     remove_debris(target.parent, target.name + ".part.json")
 

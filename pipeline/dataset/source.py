@@ -75,7 +75,7 @@ def _read_download(config: Config, target: Path, reporter: Reporter) -> Fetched:
     try:
         return _read(config, target, reporter, start=0.7)
     except (Refused, MemoryError):
-        download.set_aside(target, target)
+        download.remove(target)
         raise
 
 

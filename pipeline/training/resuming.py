@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import to_record
 from pipeline.files import now
 from pipeline.model import weights, whitening
 from pipeline.training.checkpoint import Counters, Snapshot
@@ -32,12 +31,6 @@ def save(session: Session) -> Snapshot:
     meta["identity"] = identity(session)
     # 4. The conditions on which the bits depend.
     meta |= session.conditions()
-    # For whoever looks into the file; not restored.
-    meta |= {
-        "config": to_record(session.chain.config),
-        "learning_rate": session.learning_rate(),
-        "seed": session.training.seed,
-    }
     return Snapshot(parameters, optimizer_state, meta)
 
 

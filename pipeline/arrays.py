@@ -11,7 +11,6 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -84,7 +83,7 @@ def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
             raise ValueError("it does not begin as a .params file")
         reader.numbers("Q")
         (count,) = reader.numbers("Q")
-        arrays = list(_each(reader, count))
+        arrays = [_array(reader, number) for number in range(count)]
         (count,) = reader.numbers("Q")
         names = [reader.bytes(*reader.numbers("Q")).decode() for _ in range(count)]
     if names and len(names) != len(arrays):
@@ -111,20 +110,12 @@ class _Reader:
         return struct.unpack(f"<{kinds}", self.bytes(struct.calcsize(f"<{kinds}")))
 
 
-def _each(reader: _Reader, count: int) -> Iterator[np.ndarray]:
-    for number in range(count):
-        try:
-            yield _array(reader)
-        except Sparse as error:
-            raise Sparse(f"its array {number} is {error}") from None
-
-
-def _array(reader: _Reader) -> np.ndarray:
+def _array(reader: _Reader, number: int) -> np.ndarray:
     (kind,) = reader.numbers("I")
     if kind in (_V2, _V3):
         (storage,) = reader.numbers("i")
         if storage in _SPARSE:
-            raise Sparse(_SPARSE[storage])
+            raise Sparse(f"its array {number} is {_SPARSE[storage]}")
         if storage != 0:
             raise ValueError(f"an array is stored in the unknown way {storage}")
     # Before MXNet 1.0 an array began with its number of dimensions, and these had 32 bits.

@@ -53,13 +53,17 @@ def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.nd
         images = windows[np.arange(count), :, tops, lefts]
     if plan.holes is not None:
         images = images.copy()
-        rows, columns = (
-            np.arange(size) - first[:, None] for size, first in zip((height, width), plan.holes, strict=True)
-        )
-        size = augmentation.cutout
-        hole = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
-        images[np.broadcast_to(hole[:, None], images.shape)] = 0
+        rows, columns = _blank(plan.holes, augmentation.cutout, height, width)
+        hole = rows[:, None, :, None] & columns[:, None, None, :]
+        images[np.broadcast_to(hole, images.shape)] = 0
     return images
+
+
+def _blank(holes: np.ndarray, side: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, H) and (n, W) booleans: the rows and the columns of each image's blank square."""
+    tops, lefts = holes[:, :, None]
+    rows, columns = np.arange(height), np.arange(width)
+    return (rows >= tops) & (rows < tops + side), (columns >= lefts) & (columns < lefts + side)
 
 
 class DeviceImages:
@@ -80,7 +84,9 @@ class DeviceImages:
         if plan.shifts is not None:
             images = self._shifted(images, plan.shifts)
         if plan.holes is not None:
-            images = images * self._outside(plan.holes, images.shape[2:])
+            rows, columns = _blank(plan.holes, self._augmentation.cutout, *images.shape[2:])
+            rows, columns = self._put(rows[:, None, :, None]), self._put(columns[:, None, None, :])
+            images = images * (1 - self._mx.nd.broadcast_mul(rows, columns))
         images = self._mx.nd.broadcast_mul(images, self._scale)
         return self._mx.nd.broadcast_add(images, self._shift)
 
@@ -98,16 +104,6 @@ class DeviceImages:
         columns = self._put(numbers * (width + 2 * pad) + shifts[1][:, None] + np.arange(width), "int32")
         by_column = images.transpose((0, 3, 1, 2)).reshape((-1, height * channels))
         return nd.take(by_column, columns).reshape((count, width, height, channels)).transpose((0, 3, 2, 1))
-
-    def _outside(self, holes: np.ndarray, shape: tuple[int, int]) -> Any:
-        """(n, 1, H, W) factors: 0 inside each image's blank square, 1 elsewhere."""
-        size = self._augmentation.cutout
-        rows, columns = (
-            (np.arange(length) >= first[:, None]) & (np.arange(length) < first[:, None] + size)
-            for length, first in zip(shape, holes, strict=True)
-        )
-        inside = self._mx.nd.broadcast_mul(self._put(rows[:, None, :, None]), self._put(columns[:, None, None, :]))
-        return 1 - inside
 
     def _put(self, values: np.ndarray, dtype: str = "float32") -> Any:
         return self._mx.nd.array(values, ctx=self._context, dtype=dtype)

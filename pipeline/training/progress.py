@@ -30,7 +30,7 @@ def announce(session: Session) -> None:
         note(f"not bit-reproducible: {reason}")
 
 
-def tell(session: Session, learning_rate: float) -> bool:
+def tell(session: Session) -> bool:
     """Report the progress within the epoch. False when the loss is no longer finite."""
     counters, batches, epochs = session.counters, session.batches, session.training.epochs
     loss = session.network.recent_loss()
@@ -50,7 +50,6 @@ def tell(session: Session, learning_rate: float) -> bool:
         epoch=counters.epoch + 1,
         step=counters.step,
         loss=loss,
-        learning_rate=learning_rate,
         images_per_second=speed,
         seconds_left=left,
     )

@@ -86,9 +86,8 @@ class Trainer:
         last_told = 0.0
         source = batches.plans if session.devices.is_gpu else batches.epoch
         for images, labels in source(counters.epoch, counters.step_in_epoch):
-            rate = session.learning_rate()
             count = batches.size(counters.step_in_epoch)
-            session.network.step(images, labels, rate, counters.step, count)
+            session.network.step(images, labels, session.learning_rate(), counters.step, count)
             counters.step += 1
             counters.step_in_epoch += 1
             counters.images += count
@@ -99,7 +98,7 @@ class Trainer:
             counters.epoch_seconds = moment - started
             if moment - last_told >= 1:
                 last_told = moment
-                if not progress.tell(session, rate):
+                if not progress.tell(session):
                     self._diverged()
             if session.worker.is_leader:
                 self._obey(moment)

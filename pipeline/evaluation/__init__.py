@@ -20,23 +20,11 @@ from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation import metrics, tta
 from pipeline.evaluation.inference import load_network, training_padding, view_logits
-from pipeline.evaluation.metrics import output_names, softmax
+from pipeline.evaluation.metrics import softmax
 from pipeline.files import write_atomically, write_json
 from pipeline.process import child
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain
-
-__all__ = [
-    "evaluate",
-    "load_network",
-    "metrics",
-    "output_names",
-    "read_predictions",
-    "softmax",
-    "trained_run",
-    "training_padding",
-    "view_logits",
-]
 
 
 def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -45,6 +33,7 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     Raises `WeightsError` when the weights do not have the digest that the training recorded.
     """
     run, train = trained_run(chain)
+    trained_on = train["details"]["dataset"]
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     inputs = chain.inputs("evaluate")
     devices = runtime.devices(chain.config.device)
@@ -63,24 +52,20 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     seconds = time.monotonic() - started
     folder = run.stage("evaluate")
     try:
-        write_json(folder / "metrics.json", {**result, "run": run.run_id, "dataset": train["details"]["dataset"]})
+        write_json(folder / "metrics.json", {**result, "run": run.run_id, "dataset": trained_on})
         write_atomically(folder / "predictions.npz", _predictions(logits, labels))
         details = {
             "run": run.run_id,
-            "accuracy": result["accuracy"],
-            "views": result["views"],
-            "loss": result["loss"],
-            "images": result["images"],
+            **{key: result[key] for key in ("accuracy", "views", "loss", "images")},
             "seconds": round(seconds, 3),
             "device": devices.name,
             "versions": runtime.versions(),
-            "label": train["details"]["dataset"]["label"],
+            "label": trained_on["label"],
         }
         value = manifest.write(folder, "evaluate", ("metrics.json", "predictions.npz"), inputs, details)  # type: ignore[arg-type]
     except OSError as error:
         raise from_os_error(error, "publish the evaluation") from error
-    label = train["details"]["dataset"]["label"]
-    told = f"test accuracy {result['accuracy']:.2%} on {result['images']:,} images ({label})"
+    told = f"test accuracy {result['accuracy']:.2%} on {result['images']:,} images ({trained_on['label']})"
     if len(outputs) > 1:
         told += f", {tta.described(len(outputs))}; one view {result['single_view_accuracy']:.2%}"
     reporter.note(told)
@@ -110,10 +95,6 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
 
 def _predictions(logits: np.ndarray, labels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        labels=labels.astype(np.uint8),
-        predictions=logits.argmax(1).astype(np.uint8),
-        probabilities=softmax(logits),
-    )
+    predictions, labels = logits.argmax(1).astype(np.uint8), labels.astype(np.uint8)
+    np.savez(buffer, labels=labels, predictions=predictions, probabilities=softmax(logits))
     return buffer.getvalue()

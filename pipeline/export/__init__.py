@@ -96,7 +96,7 @@ def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
     details = train["details"]
     architecture = details["config"]["architecture"]
     return {
-        "classes": evaluation.output_names(details["dataset"]["classes"], architecture["classes"]),
+        "classes": evaluation.metrics.output_names(details["dataset"]["classes"], architecture["classes"]),
         "input": {"name": INPUT, "shape": ["N", 3, IMAGE_SIZE, IMAGE_SIZE], "layout": LAYOUT},
         "outputs": list(OUTPUTS),
         "normalisation": {**details["normalisation"], "where": "inside the graph: (images - mean) / std"},

@@ -18,7 +18,8 @@ from pipeline import dataset, model, pages
 from pipeline.config import Architecture, Augmentation, Config, Training
 from pipeline.config.difference import flatten
 from pipeline.errors import PipelineError
-from pipeline.evaluation import output_names, read_predictions, statistics, tta
+from pipeline.evaluation import read_predictions, statistics, tta
+from pipeline.evaluation.metrics import output_names
 from pipeline.files import now, read_json
 from pipeline.pages import PUBLISHED_ACCURACY
 from pipeline.retraining import baseline

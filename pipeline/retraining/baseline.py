@@ -185,7 +185,7 @@ def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Rep
     views, padding = chain.config.evaluation.tta, evaluation.training_padding(train)
     images, context = data.test_images[rows], devices.contexts[0]
     logits = tta.average(evaluation.view_logits(net, images, norm, context, views, padding, reporter))
-    names = np.array(evaluation.output_names(_classes(other), logits.shape[1]))
+    names = np.array(evaluation.metrics.output_names(_classes(other), logits.shape[1]))
     return names[logits.argmax(1)] == np.array(data.classes)[data.test_labels[rows]]
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pipeline.files import sha256_file
 from pipeline.process.cores import usable_cores
 from pipeline.text import counted
 from pipeline.workspace import image_folder
-from pipeline.workspace.image_folder import Image, examples, shown
+from pipeline.workspace.image_folder import examples, shown
 
 #: More unreadable images than this share of all are a mistake of the whole folder.
 UNREADABLE = 0.1
@@ -62,23 +63,14 @@ def read(folder: Path, test_fraction: float, most_classes: int, tell: Tell) -> C
     found = list(_read_all(Path(seen.root), images, array, test_fraction, tell))
     remarks += _unreadable([one for one in found if isinstance(one, str)], len(images))
     train, test, more = _shared_out([one for one in found if isinstance(one, _Read)])
-    _check_parts(train, test, classes)
-    remarks += more + _unmeasured(train, test)
+    remarks += more + _check_parts(train, test, classes)
     _arrange(array, [one.row for one in (*train, *test)])
     index = {name: label for label, name in enumerate(classes)}
     labels = np.array([index[one.label] for one in (*train, *test)], np.uint8)
-    ends = len(train), len(train) + len(test)
-    return Content(
-        [Batch(array[: ends[0]], labels[: ends[0]])],
-        [Batch(array[ends[0] : ends[1]], labels[ends[0] :])],
-        classes,
-        "images",
-        remarks,
-        images,
-    )
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
+    split, end = len(train), len(train) + len(test)
+    training = Batch(array[:split], labels[:split])
+    tests = Batch(array[split:end], labels[split:])
+    return Content([training], [tests], classes, "images", remarks, images)
 
 
 def _read_all(
@@ -90,15 +82,16 @@ def _read_all(
     with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes and scales without the interpreter's lock
         # In groups: a task in the queue takes nearly as much memory as the pixels of an image.
         while group := list(islice(rows, _GROUP)):
-            yield from threads.map(
-                lambda one: _read_one(root, one[1], images[one[1]], array, one[0], test_fraction), group
-            )
+            yield from threads.map(partial(_read_one, root, images, array, test_fraction), group)
             done += len(group)
             tell(done / len(images), f"reading images, {done:,} of {len(images):,}")
 
 
-def _read_one(root: Path, name: str, image: Image, array: Bytes, row: int, test_fraction: float) -> _Read | str:
-    path = root / name
+def _read_one(
+    root: Path, images: image_folder.Images, array: Bytes, test_fraction: float, numbered: tuple[int, str]
+) -> _Read | str:
+    row, name = numbered
+    path, image = root / name, images[name]
     if image.size < 0:  # named in labels.csv
         return f"{shown(name)}: no such image, or a link out of the folder"
     picture = image_files.read(path, (IMAGE_SIZE, IMAGE_SIZE))
@@ -121,17 +114,13 @@ def _part(path: Path, test_fraction: float) -> str:
 
 
 def _unreadable(reasons: Sequence[str], images: int) -> list[str]:
+    if not reasons:
+        return []
+    first = "; ".join(reasons[:3])
     if len(reasons) > UNREADABLE * images:
-        found = f"{len(reasons):,} of {counted(images, 'image')} cannot be used ({'; '.join(reasons[:3])})"
+        found = f"{len(reasons):,} of {counted(images, 'image')} cannot be used ({first})"
         raise Refused(found, "repair or remove them")
-    return (
-        [f"left out: {counted(len(reasons), 'image')} that cannot be used ({'; '.join(reasons[:3])})"]
-        if reasons
-        else []
-    )
-
-
-# --- training and test --------------------------------------------------------------------------------------------
+    return [f"left out: {counted(len(reasons), 'image')} that cannot be used ({first})"]
 
 
 def _shared_out(found: Sequence[_Read]) -> tuple[list[_Read], list[_Read], list[str]]:
@@ -159,19 +148,16 @@ def _pair(pairs: Sequence[tuple[_Read, _Read]]) -> str:
     return f" ({shown(pairs[0][0].name)} is {shown(pairs[0][1].name)})"
 
 
-def _check_parts(train: Sequence[_Read], test: Sequence[_Read], classes: Sequence[str]) -> None:
-    trained = {one.label for one in train}
+def _check_parts(train: Sequence[_Read], test: Sequence[_Read], classes: Sequence[str]) -> list[str]:
+    """A line about classes that no test image has, if there are any. Raises `Refused` where it takes more than that."""
+    trained, tested = ({one.label for one in part} for part in (train, test))
     if missing := [name for name in classes if name not in trained]:
         raise Refused(f"no training images of class {examples(missing)}", "add some, or remove the class")
     if not test:
         raise Refused("no test images", "add some, or raise data.test_fraction if that decides")
-
-
-def _unmeasured(train: Sequence[_Read], test: Sequence[_Read]) -> list[str]:
-    missing = {one.label for one in train} - {one.label for one in test}
-    return (
-        [f"no test images of class {examples(missing)}: how well it is told apart is not measured"] if missing else []
-    )
+    unmeasured = trained - tested
+    told = f"no test images of class {examples(unmeasured)}: how well it is told apart is not measured"
+    return [told] if unmeasured else []
 
 
 def _arrange(array: Bytes, first: Sequence[int]) -> None:

@@ -61,7 +61,8 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Skipped are files without the extension of an image; hidden ones are ignored. Raises `PipelineError` for a path
     that does not exist and for a folder without images.
     """
-    endings = _endings()
+    known = _formats()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in known}
     found: list[Path] = []
     others: list[Path] = []
     for path in paths:
@@ -118,9 +119,6 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
         return Unreadable(file, f"cannot be read: {printable(' '.join(said.split())) or type(error).__name__}")
 
 
-# --- one picture --------------------------------------------------------------------------------------------------
-
-
 class _Refused(Exception):
     """Pixels that cannot be decoded correctly, or not within the memory allowed."""
 
@@ -134,20 +132,15 @@ def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     raw = _raw_mode(opened)
     if opened.format == "TIFF" and opened.tag_v2.get(262) == 6 and raw == "RGBX":
         raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow 13 can read, but not {PIL.__version__}")
-    return Picture(_pixels(opened, ";16" in raw and not raw.endswith("S"), size), original)
-
-
-def _pixels(opened: Any, sixteen: bool, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    small = max(opened.size) < 64
+    scaling = Image.Resampling.BOX if max(opened.size) < 64 else Image.Resampling.LANCZOS
     opened.load()
     ImageOps.exif_transpose(opened, in_place=True)
-    image = _eight_bits(opened, sixteen)
+    image = _eight_bits(opened, sixteen=";16" in raw and not raw.endswith("S"))
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BOX if small else Image.Resampling.LANCZOS)
+        image = ImageOps.fit(image, (width, height), scaling)
     if image.mode == "RGBA":  # transparent pixels become white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB")).transpose(2, 0, 1)
+    return Picture(np.array(image.convert("RGB")).transpose(2, 0, 1), original)
 
 
 def _check_size(size: tuple[int, int], most: int) -> None:
@@ -201,18 +194,10 @@ def _from_floats(values: np.ndarray) -> np.ndarray:
     return np.round(values * np.float32(255))
 
 
-# --- files --------------------------------------------------------------------------------------------------------
-
-
 def _formats() -> list[str]:
     """Those of `FORMATS` that this Pillow can read."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _endings() -> set[str]:
-    known = _formats()
-    return {ending for ending, name in Image.registered_extensions().items() if name in known}
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:

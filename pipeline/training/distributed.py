@@ -143,7 +143,6 @@ class Supervisor:
         self.heartbeat_timeout = HEARTBEAT_TIMEOUT
         #: Where the processes of one host listen.
         self.sockets: list[Path] = []
-        self._stopping = False
         self._last_heartbeat = 0.0
 
     @property
@@ -185,16 +184,13 @@ class Supervisor:
         }
 
     def _start(self, kind: str, environment: dict[str, str], rank: int | None = None) -> Role:
-        if rank is not None:
-            module = ["pipeline.training"]
-        else:
-            module = ["pipeline.training.parameter_server", kind, str(os.getpid())]
+        server = ("pipeline.training.parameter_server", kind, str(os.getpid()))
         if "DMLC_LOCAL" in environment:
             port = environment["DMLC_PS_ROOT_PORT"] if kind == "scheduler" else str(free_port("127.0.0.1"))
             environment = {**environment, "PORT": port}
             self.sockets.append(SOCKETS / port)
         process = subprocess.Popen(
-            module_command(*module),
+            module_command(*(server if rank is None else ("pipeline.training",))),
             env={**environment, "DMLC_ROLE": kind, **({} if rank is None else {"DMLC_WORKER_ID": str(rank)})},
             stdin=subprocess.PIPE if rank is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -237,11 +233,8 @@ class Supervisor:
     def _send(self) -> None:
         """Pass commands on to the leader, and heartbeats to all workers."""
         leader = next((role for role in self.roles if role.rank == 0), None)
-        if leader and self.reporter.stopping and not self._stopping:
-            self._stopping = True
-            leader.send("stop")
         for command in COMMANDS:
-            if leader and command != "stop" and self.reporter.take(command):
+            if leader and self.reporter.take(command):
                 leader.send(command)
         if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
             self._last_heartbeat = time.monotonic()

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,6 @@ def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
     }
 
 
-# --- writing ------------------------------------------------------------------------------------------------------
-
-
 def _write_mxnet(net: Any, norm: Normalisation, folder: Path) -> None:
     """Write `model-symbol.json` and `model-0000.params`: the network with the normalisation in front of it."""
     mx = runtime.mxnet()
@@ -131,75 +128,67 @@ def _write_mxnet(net: Any, norm: Normalisation, folder: Path) -> None:
 
 
 def _write_onnx(onnx: Any, folder: Path, facts: dict[str, Any]) -> None:
-    """Convert the MXNet files in `folder` to `model.onnx` there."""
+    """Convert the MXNet files in `folder` to `model.onnx` there: named dimensions, no operators that do nothing."""
     mx = runtime.mxnet()
     import mxnet.onnx  # noqa: F401  (registers the converters)
 
-    path = folder / "model.onnx"
-    shape = (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    path, shape, helper = folder / "model.onnx", (3, IMAGE_SIZE, IMAGE_SIZE), onnx.helper
+    symbol, weights = str(folder / "model-symbol.json"), str(folder / "model-0000.params")
+    named = {"dynamic": True, "dynamic_input_shapes": [("N", *shape)]}
     try:
-        mx.onnx.export_model(
-            str(folder / "model-symbol.json"),
-            str(folder / "model-0000.params"),
-            [shape],
-            np.float32,
-            str(path),
-            dynamic=True,
-            dynamic_input_shapes=[("N", *shape[1:])],
-        )
-        model = onnx.load(str(path))
+        mx.onnx.export_model(symbol, weights, [(1, *shape)], np.float32, str(path), **named)
+        converted = onnx.load(str(path)).graph
     except ValueError as error:  # protocol buffers end at 2 GiB
         raise PipelineError(f"the network is too large for one ONNX file: {error}") from error
-    _tidy(onnx, model.graph, len(facts["classes"]))
-    model.ir_version = _IR_VERSION
-    del model.opset_import[:]
-    model.opset_import.append(onnx.helper.make_opsetid("", _OPSET))
-    model.producer_name, model.producer_version = "mxnet", mx.__version__
-    model.graph.name = facts["architecture"]["name"]
-    model.doc_string = f"{facts['architecture']['name']}, trained on {facts['trained_on']}. Input: {LAYOUT}."
+
+    def described(name: str, *sizes: int) -> Any:
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *sizes])
+
+    name = facts["architecture"]["name"]
+    nodes = _without_identities(converted.node)
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        name,
+        # Weights listed as inputs may be overridden by a caller: onnxruntime warns and cannot fold them.
+        inputs=[described(INPUT, *shape)],
+        outputs=[described(output, len(facts["classes"])) for output in OUTPUTS],
+        initializer=[tensor for tensor in converted.initializer if tensor.name in used],
+    )
+    model = helper.make_model(
+        graph,
+        ir_version=_IR_VERSION,
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        producer_name="mxnet",
+        producer_version=mx.__version__,
+        doc_string=f"{name}, trained on {facts['trained_on']}. Input: {LAYOUT}.",
+    )
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    onnx.helper.set_model_props(model, texts)
+    helper.set_model_props(model, texts)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _tidy(onnx: Any, graph: Any, classes: int) -> None:
-    """Leave one input (the images), named dimensions, and no operators that do nothing."""
-    weights = {tensor.name for tensor in graph.initializer}
-    # Weights listed as inputs may be overridden by a caller: onnxruntime warns and cannot fold them.
-    images = [value for value in graph.input if value.name not in weights]
-    del graph.input[:]
-    graph.input.extend(images)
-    _drop_identities(graph)
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    float32 = onnx.TensorProto.FLOAT
-    del graph.output[:]
-    graph.output.extend(onnx.helper.make_tensor_value_info(name, float32, ["N", classes]) for name in OUTPUTS)
+def _without_identities(nodes: Iterable[Any]) -> list[Any]:
+    """The nodes but Identity (dropout at inference): what is behind one gets the name of what is before it.
 
-
-def _drop_identities(graph: Any) -> None:
-    """Remove Identity nodes (dropout at inference): what is behind one gets the name of what is before it.
-
-    An output of the graph keeps its name, which what is before it gets instead.
+    An output of the model keeps its name, which what is before it gets instead.
     """
-    identities = [node for node in graph.node if node.op_type == "Identity"]
+    kept: list[Any] = []
     renamed: dict[str, str] = {}
-    for node in identities:
+    for node in nodes:
+        if node.op_type != "Identity":
+            kept.append(node)
+            continue
         before, behind = renamed.get(node.input[0], node.input[0]), node.output[0]
         if behind in OUTPUTS:
             renamed |= {name: behind for name, other in renamed.items() if other == before} | {before: behind}
         else:
             renamed[behind] = before
-        graph.node.remove(node)
-    for node in graph.node:
+    for node in kept:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
-
-
-# --- checking -----------------------------------------------------------------------------------------------------
+    return kept
 
 
 def _check(
@@ -248,9 +237,6 @@ def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray, context
     except RuntimeError as error:
         raise PipelineError(f"model-symbol.json: MXNet cannot load the exported model: {cause(error)}") from error
     return float(np.abs(logits - expected).max())
-
-
-# --- helpers ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

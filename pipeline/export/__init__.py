@@ -51,7 +51,7 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     """
     run, train = evaluation.trained_run(chain)
     inputs = chain.inputs("export")
-    onnx = _onnx()
+    onnx = onnx_runner.onnx()
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     context = runtime.devices("cpu").contexts[0]
     runtime.adapt_to_load(reporter.write)
@@ -87,7 +87,7 @@ def imports() -> None:
     runtime.mxnet()
     import mxnet.onnx  # noqa: F401
 
-    _onnx()
+    onnx_runner.onnx()
     onnx_runner.onnxruntime()
 
 
@@ -248,11 +248,3 @@ def _staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(debris, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
         yield Path(name)
-
-
-def _onnx() -> Any:
-    try:
-        import onnx
-    except ImportError as error:
-        raise PipelineError(f"onnx cannot be imported ({error}): pip install 'onnx>=1.17,<1.18'") from error
-    return onnx

@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError, Message
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation import tta
-from pipeline.export import onnx_file
 from pipeline.process.cores import usable_cores
 from pipeline.text import cause
 
@@ -128,11 +128,46 @@ def onnxruntime() -> Any:
     return module
 
 
+def onnx() -> Any:
+    """The imported `onnx` module; raises `PipelineError` when it is not installed or not usable."""
+    try:
+        import onnx as module
+    except ImportError as error:
+        raise PipelineError(f"onnx cannot be imported ({error}): pip install 'onnx>=1.17,<1.18'") from error
+    return module
+
+
+def _check_whole(path: Path) -> None:
+    """Raise `PipelineError` unless the file is an ONNX model that is complete in itself.
+
+    onnxruntime before 1.24 reads values from whatever path a model names. The export writes none.
+    """
+    try:
+        model = onnx().ModelProto.FromString(path.read_bytes())
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot read it: {error.strerror}") from error
+    except (ValueError, DecodeError):
+        raise PipelineError(f"{path}: not a usable ONNX model (damaged, or another format); export it again") from None
+    if any(tensor.external_data or tensor.data_location for tensor in _tensors(model)):
+        raise PipelineError(f"{path}: stores values in other files, which are not read; save the model as one file")
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """All tensors in a message of protocol buffers, however deep."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if isinstance(value, Message) else value:
+                yield from _tensors(inner)
+
+
 def _session(path: Path) -> Any:
     ort = onnxruntime()
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; expected an .onnx file or a run's folder")
-    onnx_file.check(path)
+    _check_whole(path)
     options = ort.SessionOptions()
     # By default onnxruntime pins one thread to each core of the machine, even in a container with fewer.
     options.intra_op_num_threads = usable_cores()

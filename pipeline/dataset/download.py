@@ -145,21 +145,14 @@ def _receive(session: requests.Session, url: str, partial: _Partial, tell: Tell)
     if offset and before.length == offset:
         return  # killed between the last byte and the rename
     response = _get(session, url, offset, before.validator)
-    try:
-        content = _describe(response, partial.address)
-        if response.status_code == 416:
-            partial.file.unlink(missing_ok=True)
-            raise _TryAgain("cannot resume the download, starting over")
-        if response.status_code == 206 and not _fits(response, content, before, offset):
-            partial.file.unlink(missing_ok=True)
-            raise _TryAgain("the content changed, starting over")
-        _store(response, content, offset if response.status_code == 206 else 0, partial, tell)
-    except _TooSlow:
-        raise  # closing the response would wait for the thread that reads it
-    except BaseException:
-        response.close()
-        raise
-    response.close()
+    content = _describe(response, partial.address)
+    if response.status_code == 416:
+        partial.file.unlink(missing_ok=True)
+        raise _TryAgain("cannot resume the download, starting over")
+    if response.status_code == 206 and not _fits(response, content, before, offset):
+        partial.file.unlink(missing_ok=True)
+        raise _TryAgain("the content changed, starting over")
+    _store(response, content, offset if response.status_code == 206 else 0, partial, tell)
 
 
 def _get(session: requests.Session, url: str, offset: int, validator: str | None) -> requests.Response:
@@ -186,7 +179,6 @@ def _get(session: requests.Session, url: str, offset: int, validator: str | None
     status = response.status_code
     if status in (200, 416) or (status == 206 and offset):
         return response
-    response.close()
     answer = f"answered {status} {shown(response.reason or '')}".rstrip()
     if status >= 500 or status in (408, 425, 429):
         raise _TryAgain(answer)

@@ -61,7 +61,9 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
         reporter.note(remark)
     if change := record["change"]:
         reporter.note(f"changed since {change['since']}" + (f": {change['what']}" if change["what"] else ""))
-    reporter.note(_summary(details))
+    counts = f"{details['train_images']:,} training and {details['test_images']:,} test images"
+    classes = f"{len(details['classes'])} classes, digest {details['digest'][:8]}"
+    reporter.note(f"data set ready: {details['label']}; {counts} in {classes}")
     return manifest
 
 
@@ -125,9 +127,3 @@ def _change(chain: Chain, before: dict[str, Any] | None, content: Content) -> di
     listed = image_folder.read(chain.workspace.source_listing(chain.given.data))
     what = image_folder.difference(listed, content.images) if listed and content.images else ""
     return {"since": before["dataset"], "what": what}
-
-
-def _summary(details: dict[str, Any]) -> str:
-    counts = f"{details['train_images']:,} training and {details['test_images']:,} test images"
-    classes = f"{len(details['classes'])} classes, digest {details['digest'][:8]}"
-    return f"data set ready: {details['label']}; {counts} in {classes}"

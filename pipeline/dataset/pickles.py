@@ -12,6 +12,7 @@ import io
 import pickletools
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,14 @@ def load(content: bytes | bytearray, name: str) -> dict[str, Any]:
     return {_text(key): item for key, item in value.items()}
 
 
+@dataclass(eq=False)
 class Array:
-    """What a pickle says about a numpy array: shape, dtype, order, and the bytes."""
+    """What a pickle says about a numpy array: shape, dtype, the bytes, and their order."""
 
-    def __init__(self, shape: Any = (), dtype: Any = None, raw: Any = b"", fortran: bool = False) -> None:
-        self.shape, self.dtype, self.raw, self.fortran = shape, dtype, raw, fortran
+    shape: Any = ()
+    dtype: Any = None
+    raw: Any = b""
+    fortran: bool = False
 
     def to_numpy(self) -> NDArray[Any]:
         """The array itself, read-only, if it holds integers. Raises `ValueError` or `TypeError` for anything else."""
@@ -77,11 +81,12 @@ class Array:
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
 
+@dataclass(eq=False)
 class _Dtype:
     """What a pickle says about a numpy dtype."""
 
-    def __init__(self, code: Any) -> None:
-        self.code, self.order = code, "|"
+    code: Any
+    order: Any = "|"
 
     def to_numpy(self) -> np.dtype[Any]:
         code, order = _text(self.code), _text(self.order)
@@ -136,17 +141,17 @@ class _Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(self._last(int(operation[-1]))))
             case "DICT":
-                stack.append(self._filled({}, self._since_mark()))
+                items = self._since_mark()
+                stack.append({})
+                self._fill(items)
             case "APPEND":
                 self._extend(self._last(1))
             case "APPENDS":
                 self._extend(self._since_mark())
             case "SETITEM":
-                items = self._last(2)
-                self._filled(stack[-1], items)
+                self._fill(self._last(2))
             case "SETITEMS":
-                items = self._since_mark()
-                self._filled(stack[-1], items)
+                self._fill(self._since_mark())
             case "MEMOIZE":
                 self._memory[len(self._memory)] = stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
@@ -168,12 +173,12 @@ class _Machine:
     def _last(self, count: int) -> list[Any]:
         if len(self._stack) < count:
             raise ValueError("too few objects")
-        taken = self._stack[-count:]
-        del self._stack[-count:]
-        return taken
+        return self._since(len(self._stack) - count)
 
     def _since_mark(self) -> list[Any]:
-        start = self._marks.pop()
+        return self._since(self._marks.pop())
+
+    def _since(self, start: int) -> list[Any]:
         taken = self._stack[start:]
         del self._stack[start:]
         return taken
@@ -184,20 +189,18 @@ class _Machine:
             raise TypeError("items for something else than a list")
         target.extend(items)
 
-    @staticmethod
-    def _filled(target: Any, items: list[Any]) -> dict[Any, Any]:
+    def _fill(self, items: list[Any]) -> None:
+        target = self._stack[-1]
         if not isinstance(target, dict):
             raise TypeError("items for something else than a dict")
         if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # hashing a tuple can take for ever
             raise TypeError("a key that is no text")
         target.update(zip(items[::2], items[1::2], strict=True))
-        return target
 
     def _function(self, name: str) -> _Function:
         if name not in _KNOWN:
             wanted = shown(name.replace(" ", "."))
-            found = f"{self._name} is a pickle that wants {wanted}, which no batch needs; nothing was run"
-            raise Refused(found)
+            raise Refused(f"{self._name} is a pickle that wants {wanted}, which no batch needs; nothing was run")
         return _Function(name)
 
     def _result(self, function: Any, arguments: Any) -> Any:

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from pipeline.errors import PipelineError
 from pipeline.process.cores import usable_cores
 from pipeline.text import counted, printable
+from pipeline.workspace.image_folder import EXTENSIONS
 
 #: Pillow's names of formats that hold pixels, never a program for another one to run (EPS: Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -61,19 +62,17 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Skipped are files without the extension of an image; hidden ones are ignored. Raises `PipelineError` for a path
     that does not exist and for a folder without images.
     """
-    known = _formats()
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in known}
     found: list[Path] = []
     others: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise PipelineError(f"{path}: no such file or folder")
         if not path.is_dir():
-            if not path.exists():
-                raise PipelineError(f"{path}: no such file or folder")
             found.append(path)
             continue
         files, unlisted = _below(path)
-        images = [file for file in files if file.suffix.lower() in endings]
-        passed = [file for file in files if file.suffix.lower() not in endings]
+        images = [file for file in files if file.suffix.lower() in EXTENSIONS]
+        passed = [file for file in files if file.suffix.lower() not in EXTENSIONS]
         if not images and not unlisted:
             besides = f" ({skipped(passed)})" if passed else ""
             raise PipelineError(f"{path}: no image files in this folder{besides}")

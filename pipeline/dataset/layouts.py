@@ -40,10 +40,7 @@ class _Published(NamedTuple):
     prefix: str
 
 
-_PUBLISHED = {
-    "cifar10": _Published(5, 10_000, 10_000, 1, ""),
-    "cifar100": _Published(1, 50_000, 10_000, 2, "fine_"),
-}
+_PUBLISHED = {"cifar10": _Published(5, 10_000, 10_000, 1, ""), "cifar100": _Published(1, 50_000, 10_000, 2, "fine_")}
 
 
 @dataclass(frozen=True, eq=False)

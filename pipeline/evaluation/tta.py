@@ -13,11 +13,7 @@ from typing import Literal
 import numpy as np
 
 #: Weight of each view in the average, for the numbers of views that a configuration may ask for.
-WEIGHTS: dict[int, tuple[float, ...]] = {
-    1: (1.0,),
-    2: (0.5, 0.5),
-    6: (0.25, 0.25, 0.125, 0.125, 0.125, 0.125),
-}
+WEIGHTS: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (0.5, 0.5), 6: (0.25, 0.25, 0.125, 0.125, 0.125, 0.125)}
 
 #: Rows and columns by which each pair (image, mirror image) is moved, in pixels.
 _SHIFTS = (0, -1, 1)

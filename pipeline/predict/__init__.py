@@ -57,8 +57,7 @@ def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction
     """Classify image files; the results are in their order. A file that cannot be read gives `Unreadable`."""
     images = image_files.read_all(files, model.size)
     pixels = [image.pixels for image in images if isinstance(image, Picture)]
-    empty = np.zeros((0, 3, *model.size), np.uint8)
-    probabilities = iter(softmax(model.logits(np.stack(pixels) if pixels else empty)))
+    probabilities = iter(softmax(model.logits(np.array(pixels, np.uint8))))
     return [
         _prediction(file, image, next(probabilities), model.classes) if isinstance(image, Picture) else image
         for file, image in zip(files, images, strict=True)

@@ -1,9 +1,8 @@
 """Reading the python layout, which is pickle, without letting it run code.
 
-A pickle is a program. `pickletools` of the standard library takes it apart into operations, and `_Machine` carries out
-the few that build numbers, texts, lists, dicts and numpy arrays. Nothing that a pickle names is ever looked up or
-called: where it names the parts of a numpy array, what it says of the array is noted, and numpy sees the bytes later.
-So the time and memory that a pickle takes are those of its own bytes.
+A pickle is a program. `pickletools` takes it apart into operations, and `_Machine` carries out the few that build
+numbers, texts, lists, dicts and numpy arrays. Nothing that a pickle names is ever looked up or called: what it says of
+an array is noted, and numpy sees the bytes later. So the time and memory that a pickle takes are those of its bytes.
 """
 
 from __future__ import annotations

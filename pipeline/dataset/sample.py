@@ -1,12 +1,10 @@
 """The bundled sample: ten kinds of small colour pictures drawn by code, in the binary layout of CIFAR-10.
 
-Reads nothing, leaves nothing behind. It shows that a chain works before CIFAR-10 is there; it is not CIFAR-10, and
-whatever is made from it says so. Colours, place, size, tilt and noise are drawn anew for every picture and the shape
-may be lighter or darker than what is around it, so that no single pixel or colour tells the class.
+It shows that a chain works before CIFAR-10 is there; whatever is made from it says so. Colours, place, size, tilt and
+noise are drawn anew for every picture, so that no single pixel or colour tells the class.
 
 Every picture is the same on every machine and with every numpy: only integers and the exactly rounded float32
-operations + - * / and sqrt are used, and random numbers come from `numpy.random.RandomState`, whose streams are
-frozen (NEP 19).
+operations + - * / and sqrt are used, and random numbers of `RandomState`, whose streams are frozen (NEP 19).
 """
 
 from __future__ import annotations

@@ -64,10 +64,7 @@ def _student_quantile(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """Predictions whose confidence lies in `low`..`high`: how many, their mean confidence, the share that is right.
-
-    `interval` is the 95 % interval of that share.
-    """
+    """Predictions with a confidence in `low`..`high`: how many, its mean, the share that is right, its 95 % interval."""
 
     low: float
     high: float

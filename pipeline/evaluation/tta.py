@@ -20,10 +20,7 @@ _SHIFTS = (0, -1, 1)
 
 
 def views(images: np.ndarray, count: int, padding: str) -> Iterator[np.ndarray]:
-    """The first `count` views of (n, 3, H, W) images, in which black is 0; `padding` is `zero` or `reflect`.
-
-    These are the image, its mirror image, both moved down-right by one pixel, both moved up-left.
-    """
+    """The first `count` views of (n, 3, H, W) images, in which black is 0; `padding` is `zero` or `reflect`."""
     mode: Literal["reflect", "constant"] = "reflect" if padding == "reflect" else "constant"
     pad = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode) if count > 2 else images
     height, width = images.shape[2:]

@@ -170,10 +170,7 @@ def _write_onnx(onnx: Any, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def _without_identities(nodes: Iterable[Any]) -> list[Any]:
-    """The nodes but Identity (dropout at inference): what is behind one gets the name of what is before it.
-
-    An output of the model keeps its name, which what is before it gets instead.
-    """
+    """The nodes but Identity (dropout at inference), whose two ends get one name: an output of the model keeps its own."""
     kept: list[Any] = []
     renamed: dict[str, str] = {}
     for node in nodes:
@@ -194,10 +191,7 @@ def _without_identities(nodes: Iterable[Any]) -> list[Any]:
 def _check(
     folder: Path, net: Any, norm: Normalisation, context: Any, data: dataset.Dataset, reporter: child.Reporter
 ) -> dict[str, Any]:
-    """Compare what was written with the trained network on all test images, one view of each.
-
-    Raises `PipelineError` when they do not agree.
-    """
+    """Compare what was written with the trained network on all test images; raises `PipelineError` if they differ."""
     images, labels = data.test_images, np.asarray(data.test_labels)
     (expected,) = evaluation.view_logits(net, images, norm, context)
     model = dataclasses.replace(onnx_runner.open_model(folder / "model.onnx"), views=1)

@@ -1,7 +1,4 @@
-"""An exported `.onnx` file, run by onnxruntime. Needs neither MXNet nor a run.
-
-Used by the export, to check what it wrote, and by `predict`.
-"""
+"""An exported `.onnx` file, run by onnxruntime. Needs neither MXNet nor a run."""
 
 from __future__ import annotations
 

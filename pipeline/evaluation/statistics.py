@@ -64,7 +64,7 @@ def _student_quantile(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """Predictions with a confidence in `low`..`high`: how many, its mean, the share that is right, its 95 % interval."""
+    """Predictions with a confidence in `low`..`high`: how many, its mean, the share that is right and its interval."""
 
     low: float
     high: float

@@ -170,7 +170,7 @@ def _write_onnx(onnx: Any, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def _without_identities(nodes: Iterable[Any]) -> list[Any]:
-    """The nodes but Identity (dropout at inference), whose two ends get one name: an output of the model keeps its own."""
+    """The nodes but Identity (dropout at inference), both ends of which get one name: that of an output stays."""
     kept: list[Any] = []
     renamed: dict[str, str] = {}
     for node in nodes:

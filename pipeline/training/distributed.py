@@ -184,7 +184,7 @@ class Supervisor:
         }
 
     def _start(self, kind: str, environment: dict[str, str], rank: int | None = None) -> Role:
-        server = ("pipeline.training.parameter_server", kind, str(os.getpid()))
+        server = ("pipeline.training.parameter_server", str(os.getpid()))
         if "DMLC_LOCAL" in environment:
             port = environment["DMLC_PS_ROOT_PORT"] if kind == "scheduler" else str(free_port("127.0.0.1"))
             environment = {**environment, "PORT": port}

@@ -1,4 +1,4 @@
-"""A scheduler or server of MXNet's parameter server: `python -m pipeline.training.parameter_server ROLE SUPERVISOR`.
+"""A scheduler or server of MXNet's parameter server: `python -m pipeline.training.parameter_server SUPERVISOR`.
 
 As `mxnet.kvstore_server`, without loading the rest of MXNet, and with heartbeats.
 """
@@ -15,11 +15,10 @@ from pipeline.runtime import native_library
 from pipeline.training.distributed import HEARTBEAT_SECONDS, follow_supervisor
 
 
-def serve(role: str, supervisor: int) -> None:
-    """Be the `scheduler` or a `server` until killed."""
+def serve(supervisor: int) -> None:
+    """Be the `scheduler` or a `server`, as DMLC_ROLE says, until killed."""
     follow_supervisor(supervisor)
     os.umask(0o077)  # for its socket
-    assert os.environ["DMLC_ROLE"] == role
     reporter = Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
     liveness.start_heartbeats(reporter, HEARTBEAT_SECONDS)
@@ -29,8 +28,10 @@ def serve(role: str, supervisor: int) -> None:
     ignore = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda head, body, store: None)
     if library.MXKVStoreCreate(b"dist", ctypes.byref(store)) or library.MXKVStoreRunServer(store, ignore, None):
         library.MXGetLastError.restype = ctypes.c_char_p
-        raise SystemExit(f"MXNet's {role} failed: {library.MXGetLastError().decode(errors='replace')}")
+        raise SystemExit(
+            f"MXNet's {os.environ['DMLC_ROLE']} failed: {library.MXGetLastError().decode(errors='replace')}"
+        )
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(int(sys.argv[1]))

@@ -160,12 +160,9 @@ class Supervisor:
             self._start("scheduler", environment)
         self._start("server", environment)
         for rank in self.where.ranks:
-            own = {**options, "rank": rank, "supervisor": os.getpid()}
-            own.pop("launched", None)
-            times = {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": self.heartbeat_timeout}
-            self._start("worker", environment, rank).send(
-                json.dumps({**child.request(self.chain, "train", **own), **times})
-            )
+            work = child.request(self.chain, "train", **{**options, "rank": rank, "supervisor": os.getpid()})
+            work |= {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": self.heartbeat_timeout}
+            self._start("worker", environment, rank).send(json.dumps(work))
 
     def _environment(self, address: tuple[str, int]) -> dict[str, str]:
         host, port = address

@@ -94,7 +94,7 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
         "sample": data.is_sample,
         "official": official is not None,
         "archive_sha256": archive_sha256,
-        "layout": "drawn" if data.is_sample else content.layout,
+        "layout": content.layout,
         "label": SAMPLE_LABEL if data.is_sample else label,
         **({"remarks": content.remarks} if content.remarks else {}),
     }

@@ -1,4 +1,4 @@
-"""The bundled sample: ten kinds of small colour pictures drawn by code, in the binary layout of CIFAR-10.
+"""The bundled sample: ten kinds of small colour pictures drawn by code.
 
 It shows that a chain works before CIFAR-10 is there; whatever is made from it says so. Colours, place, size, tilt and
 noise are drawn anew for every picture, so that no single pixel or colour tells the class.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-TRAIN_IMAGES, TRAIN_BATCHES, TEST_IMAGES = 5000, 5, 1000
+from pipeline.dataset.layouts import Batch, Content
 
 _SIDE = 32
 _TRAIN_SEED, _TEST_SEED = 1010, 2020
@@ -22,30 +22,19 @@ _TRAIN_SEED, _TEST_SEED = 1010, 2020
 _Array = NDArray[np.float32]
 
 
-def members() -> dict[str, bytes]:
-    """The sample as the files of an unpacked archive: 5 training batches, a test batch, the class names.
-
-    A batch holds records of 3,073 bytes: the label, then 3 planes (red, green, blue) of 32 x 32 pixels. 5,000
-    training and 1,000 test pictures, every class equally often in both.
-    """
-    train = _records(TRAIN_IMAGES, _TRAIN_SEED)
-    files = {"batches.meta.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
-    for number, batch in enumerate(np.split(train, TRAIN_BATCHES), start=1):
-        files[f"data_batch_{number}.bin"] = batch.tobytes()
-    files["test_batch.bin"] = _records(TEST_IMAGES, _TEST_SEED).tobytes()
-    return files
+def drawn() -> Content:
+    """The sample: 5,000 training and 1,000 test pictures, every class equally often in both."""
+    return Content([_batch(5000, _TRAIN_SEED)], [_batch(1000, _TEST_SEED)], list(CLASSES), "drawn")
 
 
-def _records(count: int, seed: int) -> NDArray[np.uint8]:
-    """`count` shuffled records (count, 3073) uint8, `count / 10` of each class."""
+def _batch(count: int, seed: int) -> Batch:
+    """`count` shuffled pictures, `count / 10` of each class."""
     random = np.random.RandomState(seed)
     each = count // len(CLASSES)
-    records = np.empty((count, 1 + 3 * _SIDE * _SIDE), np.uint8)
-    for label, shape in enumerate(_SHAPES.values()):
-        rows = records[label * each : (label + 1) * each]
-        rows[:, 0] = label
-        rows[:, 1:] = _pictures(shape, each, random).reshape(each, -1)
-    return records[random.permutation(count)]
+    pictures = np.concatenate([_pictures(shape, each, random) for shape in _SHAPES.values()])
+    labels = np.repeat(np.arange(len(CLASSES), dtype=np.uint8), each)
+    order = random.permutation(count)
+    return Batch(pictures.reshape(count, -1)[order], labels[order])
 
 
 def _pictures(

@@ -28,7 +28,7 @@ def fetch(chain: Chain, reporter: Reporter) -> Fetched:
     data = chain.given.data
     if data.is_sample:
         reporter.progress(0.0, "drawing the bundled sample")
-        return _drawn(chain.given), None
+        return sample.drawn(), None
     failures: list[tuple[str, Refused]] = []
     for location in (data.source, *data.mirrors):
         name = address.shown(location)
@@ -81,6 +81,7 @@ def _read_download(config: Config, target: Path, reporter: Reporter) -> Fetched:
 
 def _read(config: Config, path: Path, reporter: Reporter, start: float = 0.0) -> Fetched:
     expected = config.data.sha256
+    most = config.data.classes or config.architecture.classes or image_folder.MOST_CLASSES
 
     def tell(fraction: float, message: str) -> None:
         reporter.progress(start + (0.9 - start) * fraction, message)
@@ -89,27 +90,14 @@ def _read(config: Config, path: Path, reporter: Reporter, start: float = 0.0) ->
         if expected and path.is_dir():
             raise Refused("is a folder, but data.sha256 is the checksum of an archive", "remove data.sha256")
         if sources.holds_images(config.data, path):
-            most = config.architecture.classes or image_folder.MOST_CLASSES
             return folder.read(path, config.data.test_fraction, most, tell), None
     except OSError as error:
         raise Refused(f"cannot be read: {error.strerror}") from None
-    with _collector(config) as collector:
+    with Collector(config.data.name, most) as collector:
         found = archive.read(path, collector, tell)
         if expected and found != expected.lower():
             raise Refused(f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
         return collector.finish(), found
-
-
-def _drawn(config: Config) -> Content:
-    with _collector(config) as collector:
-        for name, content in sample.members().items():
-            if collector.wants(name, len(content)):
-                collector.add(name, content)
-        return collector.finish()
-
-
-def _collector(config: Config) -> Collector:
-    return Collector(config.data.name, config.data.classes or config.architecture.classes or 256)
 
 
 def _local_path(location: str) -> Path | None:

@@ -2,58 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 
 import numpy as np
 import pytest
 
 from pipeline import dataset
-from pipeline.dataset import sample
+from pipeline.dataset import sample, store
 
 
 @pytest.fixture(scope="module")
-def members():
-    return sample.members()
+def drawn():
+    return sample.drawn()
 
 
-def split(members, *names):
-    rows = np.concatenate([np.frombuffer(members[name], np.uint8).reshape(-1, 3073) for name in names])
-    return rows[:, 1:], rows[:, 0]
+def test_it_is_the_same_on_every_machine(drawn):
+    assert store.digest(drawn) == "e464fb50f8d62eda08344133edff19756e12560680b905649076d1759ae4c016"
 
 
-TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
+def test_it_has_5000_training_and_1000_test_pictures_every_class_equally_often(drawn):
+    assert np.bincount(drawn.train[0].labels).tolist() == [500] * 10
+    assert np.bincount(drawn.test[0].labels).tolist() == [100] * 10
 
 
-def test_it_is_the_same_on_every_machine(members):
-    digest = hashlib.sha256(b"".join(members[name] for name in sorted(members))).hexdigest()
-    assert digest == "3296cc8fbe656d263aa3b9c59701a0c1a370aef87b4d28fac876c1c7a2f08799"
-
-
-def test_it_has_5000_training_and_1000_test_pictures_every_class_equally_often(members):
-    assert np.bincount(split(members, *TRAIN)[1]).tolist() == [500] * 10
-    assert np.bincount(split(members, "test_batch.bin")[1]).tolist() == [100] * 10
-
-
-def test_no_test_picture_is_a_training_picture(members):
-    train = {row.tobytes() for row in split(members, *TRAIN)[0]}
+def test_no_test_picture_is_a_training_picture(drawn):
+    train = {row.tobytes() for row in drawn.train[0].images}
     assert len(train) == 5000
-    assert not any(row.tobytes() in train for row in split(members, "test_batch.bin")[0])
+    assert not any(row.tobytes() in train for row in drawn.test[0].images)
 
 
-def test_colour_alone_tells_nothing(members):
+def test_colour_alone_tells_nothing(drawn):
     """The mean colours of the classes lie closer together than a tenth of the pictures' own spread."""
-    pictures, labels = split(members, *TRAIN)
+    pictures, labels = drawn.train[0].images, drawn.train[0].labels
     colours = pictures.reshape(-1, 3, 1024).mean(axis=2)
     means = np.stack([colours[labels == label].mean(axis=0) for label in range(10)])
     assert means.std(axis=0).max() < 0.1 * colours.std(axis=0).min()
 
 
-def test_a_linear_model_stays_far_below_60_percent(members):
+def test_a_linear_model_stays_far_below_60_percent(drawn):
     """Softmax regression by mini-batch gradient descent; its best test accuracy in 10 epochs."""
-    pictures, labels = split(members, *TRAIN)
-    test_pictures, test_labels = split(members, "test_batch.bin")
-    train, test = ((part / np.float32(255) - np.float32(0.5)) for part in (pictures, test_pictures))
+    labels, test_labels = drawn.train[0].labels, drawn.test[0].labels
+    train, test = ((part.images / np.float32(255) - np.float32(0.5)) for part in (drawn.train[0], drawn.test[0]))
     weight, bias, best = np.zeros((3072, 10), np.float32), np.zeros(10, np.float32), 0.0
     for epoch in range(10):
         order = np.random.RandomState(epoch).permutation(len(train))

@@ -67,10 +67,9 @@ class _Content:
 class _Partial:
     """`<target>.part`, and what it is a part of in `<target>.part.json`."""
 
-    def __init__(self, target: Path, url: str, checked: bool) -> None:
+    def __init__(self, target: Path, url: str) -> None:
         self.file, self.record = (target.with_name(target.name + end) for end in (".part", ".part.json"))
         self.address = hashlib.sha256(address.identity(url).encode()).hexdigest()
-        self._checked = checked
 
     def content(self) -> _Content:
         with contextlib.suppress(TypeError):  # no record, or one of something else
@@ -78,10 +77,9 @@ class _Partial:
         return _Content()
 
     def offset(self) -> int:
-        """How many bytes can be kept: none unless they are known to be of the same content."""
+        """How many bytes can be kept: none unless an ETag or a date can tell whether they are of the same content."""
         content = self.content()
-        # Without an ETag or a date only the checksum at the end can tell whether the parts fit together.
-        if content.address == self.address and (content.validator or self._checked):
+        if content.address == self.address and content.validator:
             with contextlib.suppress(FileNotFoundError):
                 return self.file.stat().st_size
         return 0
@@ -100,7 +98,7 @@ def download(url: str, target: Path, expected: str | None, tell: Tell, note: Cal
     import requests  # late: only a download needs it
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = _Partial(target, url, checked=bool(expected))
+    partial = _Partial(target, url)
     resumed, restarted = partial.offset() > 0, False
     futile = furthest = 0
     with requests.Session() as session:
@@ -160,10 +158,8 @@ def _get(session: requests.Session, url: str, offset: int, validator: str | None
 
     # A server or proxy must not unpack or repack what will be hashed.
     headers = {"Accept-Encoding": "identity"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
-        if validator:
-            headers["If-Range"] = validator
+    if offset and validator:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
     try:
         timeouts = (CONNECT_TIMEOUT, READ_TIMEOUT)
         response = _in_time(lambda: session.get(url, headers=headers, stream=True, timeout=timeouts), "no answer")

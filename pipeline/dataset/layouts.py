@@ -7,7 +7,6 @@ The files' names are in `pipeline.workspace.sources`. Source: https://www.cs.tor
 
 from __future__ import annotations
 
-import concurrent.futures
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -66,25 +65,17 @@ class Content:
 
 
 class Collector:
-    """Takes the files of one archive in any order, checks each, and gives the whole in `finish`.
+    """Takes the files of one archive in any order and gives the whole, checked, in `finish`.
 
     With the `name` of a published data set the archive must be in its layout, with exactly its numbers of batches,
     images and classes; with any other, any number of images and of training batches 1..n is right. Labels must be below
-    `label_limit`. Files are parsed on a second thread while the next one is being unpacked. Use as a context manager.
+    `label_limit`.
     """
 
     def __init__(self, name: str, label_limit: int) -> None:
         self._name, self._strict, self._label_limit = name, name in OFFICIAL, label_limit
-        #: By file name: a `Batch`, or the class names.
-        self._parsed: dict[str, concurrent.futures.Future[Any]] = {}
+        self._contents: dict[str, bytes | bytearray] = {}
         self._others: list[str] = []
-        self._parser = concurrent.futures.ThreadPoolExecutor(1)
-
-    def __enter__(self) -> Collector:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._parser.shutdown(cancel_futures=True)
 
     def wants(self, name: str, size: int) -> bool:
         """Whether the file `name` belongs to the data set. Raises `Refused` when it cannot have `size` bytes."""
@@ -92,7 +83,7 @@ class Collector:
         if layout is None:
             self._others.append(name)
             return False
-        if name in self._parsed:
+        if name in self._contents:
             raise Refused(f"holds {name} twice")
         limit = META_LIMIT if name == layout.class_names else PICKLE_LIMIT
         if layout.form == "binary" and name != layout.class_names:
@@ -108,14 +99,12 @@ class Collector:
 
     def add(self, name: str, content: bytes | bytearray) -> None:
         """Take the content of a file that `wants` said yes to."""
-        layout = FILES[name]
-        parse = _class_names if name == layout.class_names else self._batch
-        self._parsed[name] = self._parser.submit(parse, layout, name, content)
+        self._contents[name] = content
 
     def finish(self) -> Content:
         """The whole data set; raises `Refused` when a file is missing or wrong."""
         layout = self._layout()
-        *train, test = (self._parsed[name].result() for name in self._names(layout))
+        *train, test = (self._batch(layout, name, self._contents.pop(name)) for name in self._names(layout))
         highest = max(int(batch.labels.max()) for batch in (*train, test))
         return Content(train, [test], self._classes(layout, highest), layout.form)
 
@@ -143,9 +132,9 @@ class Collector:
 
     def _layout(self) -> Layout:
         """The one layout that there are training batches of."""
-        found = {name: FILES[name] for name in self._parsed if name in TRAINING_FILES}
+        found = {name: FILES[name] for name in self._contents if name in TRAINING_FILES}
         if not found:
-            others = ", ".join(shown(name) for name in [*self._parsed, *self._others][:5]) or "nothing"
+            others = ", ".join(shown(name) for name in [*self._contents, *self._others][:5]) or "nothing"
             raise Refused(f"holds no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …); found {others}")
         first, layout = min(found.items())
         if other := next((name for name in found if found[name] != layout), None):
@@ -157,7 +146,7 @@ class Collector:
 
     def _names(self, layout: Layout) -> list[str]:
         """The files of the training batches in order and, last, that of the test batch, once they are complete."""
-        present = sorted(name for name in self._parsed if FILES[name] == layout and name != layout.class_names)
+        present = sorted(name for name in self._contents if FILES[name] == layout and name != layout.class_names)
         last = _PUBLISHED[layout.published].batches if self._strict else sum(map(TRAINING_FILES.__contains__, present))
         names = [*(layout.train.format(number) for number in range(1, last + 1)), layout.test]
         if missing := [name for name in names if name not in present]:
@@ -170,11 +159,11 @@ class Collector:
         """The class names: those in the archive, CIFAR-10's own, or `class 0`, `class 1`, …"""
         count = OFFICIAL[self._name].classes if self._strict else None
         file = layout.class_names
-        if file not in self._parsed:
+        if file not in self._contents:
             if layout.published == "cifar10" and (self._strict or highest < len(CIFAR10_CLASSES)):
                 return list(CIFAR10_CLASSES)
             return [f"class {label}" for label in range(count or highest + 1)]
-        names = self._parsed[file].result()
+        names = _class_names(layout, file, self._contents[file])
         if any(not name.isprintable() or len(name) > 64 for name in names) or len(set(names)) != len(names):
             raise Refused(f"{file}: a class name is repeated, too long or not printable")
         if not highest < len(names) <= 256 or len(names) != (count or len(names)):

@@ -93,11 +93,11 @@ def _read(config: Config, path: Path, reporter: Reporter, start: float = 0.0) ->
             return folder.read(path, config.data.test_fraction, most, tell), None
     except OSError as error:
         raise Refused(f"cannot be read: {error.strerror}") from None
-    with Collector(config.data.name, most) as collector:
-        found = archive.read(path, collector, tell)
-        if expected and found != expected.lower():
-            raise Refused(f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
-        return collector.finish(), found
+    collector = Collector(config.data.name, most)
+    found = archive.read(path, collector, tell)
+    if expected and found != expected.lower():
+        raise Refused(f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
+    return collector.finish(), found
 
 
 def _local_path(location: str) -> Path | None:

@@ -78,11 +78,11 @@ def pickled(sandbox: Path) -> Callable[[bytes], None]:
     from pipeline.dataset.layouts import Collector
 
     def read(content: bytes) -> None:
-        with Collector(False, 10) as collector:
-            for name in ("data_batch_1", "test_batch", "batches.meta"):
-                if collector.wants(name, len(content)):
-                    collector.add(name, content)
-            collector.finish()
+        collector = Collector("mine", 10)
+        for name in ("data_batch_1", "test_batch", "batches.meta"):
+            if collector.wants(name, len(content)):
+                collector.add(name, content)
+        collector.finish()
 
     return read
 

@@ -91,19 +91,17 @@ class DeviceImages:
         return self._mx.nd.broadcast_add(images, self._shift)
 
     def _shifted(self, images: Any, shifts: np.ndarray) -> Any:
-        """Each image's window of the padded images: rows gathered first, then columns."""
+        """Each image's window of the padded images, whose pixels are numbered through."""
         nd, pad = self._mx.nd, self._augmentation.pad_crop
         count, channels, height, width = images.shape
         mode = "reflect" if self._augmentation.padding == "reflect" else "constant"
         padded = nd.pad(images, mode=mode, pad_width=(0, 0, 0, 0, pad, pad, pad, pad), constant_value=0)
-        # Index arithmetic on the host: two small (n, size) arrays of indices into flattened rows and columns.
-        numbers = np.arange(count)[:, None]
-        rows = self._put(numbers * (height + 2 * pad) + shifts[0][:, None] + np.arange(height), "int32")
-        by_row = padded.transpose((0, 2, 1, 3)).reshape((-1, channels * (width + 2 * pad)))
-        images = nd.take(by_row, rows).reshape((count, height, channels, width + 2 * pad))
-        columns = self._put(numbers * (width + 2 * pad) + shifts[1][:, None] + np.arange(width), "int32")
-        by_column = images.transpose((0, 3, 1, 2)).reshape((-1, height * channels))
-        return nd.take(by_column, columns).reshape((count, width, height, channels)).transpose((0, 3, 2, 1))
+        pixels = padded.transpose((0, 2, 3, 1)).reshape((-1, channels))
+        row = width + 2 * pad
+        first = (np.arange(count) * (height + 2 * pad) + shifts[0]) * row + shifts[1]
+        window = np.arange(height)[:, None] * row + np.arange(width)
+        numbers = nd.broadcast_add(self._put(first[:, None, None], "int32"), self._put(window[None], "int32"))
+        return nd.take(pixels, numbers).transpose((0, 3, 1, 2))
 
     def _put(self, values: np.ndarray, dtype: str = "float32") -> Any:
         return self._mx.nd.array(values, ctx=self._context, dtype=dtype)

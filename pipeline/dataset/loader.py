@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.config import Augmentation, Training
+from pipeline.config import Training
 from pipeline.dataset.augmentation import Plan, augment
 from pipeline.dataset.normalisation import Normalisation
 
@@ -102,32 +102,24 @@ class TrainingLoader:
 
     def plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
         """Which images batch number `step` of an epoch has for this rank, and how each is changed."""
-        whole = self._whole_plan(epoch, step, order)
+        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+        count, (height, width) = len(rows), self.images.shape[2:]
+        pad, cutout = self.augmentation.pad_crop, self.augmentation.cutout
+        generator = _stream(self.seed, _AUGMENT, epoch, step)
+        flips = shifts = holes = None
+        if self.augmentation.flip == "random":
+            flips = generator.random(count) < 0.5
+        elif self.augmentation.flip == "alternating":
+            # Each image is mirrored in every other epoch (Jordan 2024, arXiv:2404.00498, section 3.6).
+            flips = self._first_flip[rows] ^ bool(epoch % 2)
+        if pad:
+            shifts = generator.integers(0, 2 * pad + 1, (2, count))
+        if cutout:
+            middle = (generator.integers(0, height, count), generator.integers(0, width, count))
+            holes = np.stack(middle) - cutout // 2
+        whole = Plan(rows, flips, shifts, holes)
         rank, workers = self.share
         return whole.split(workers)[rank] if workers > 1 else whole
-
-    def _whole_plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
-        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-        if self.augmentation == Augmentation():
-            return Plan(rows)
-        count, (height, width) = len(rows), self.images.shape[2:]
-        generator = _stream(self.seed, _AUGMENT, epoch, step)
-        flips = self._flips(rows, epoch, generator)
-        pad = self.augmentation.pad_crop
-        shifts = generator.integers(0, 2 * pad + 1, (2, count)) if pad else None
-        holes = None
-        if self.augmentation.cutout:
-            middle = (generator.integers(0, height, count), generator.integers(0, width, count))
-            holes = np.stack(middle) - self.augmentation.cutout // 2
-        return Plan(rows, flips, shifts, holes)
-
-    def _flips(self, rows: np.ndarray, epoch: int, generator: np.random.Generator) -> np.ndarray | None:
-        if self.augmentation.flip == "random":
-            return generator.random(len(rows)) < 0.5
-        if self.augmentation.flip == "alternating":
-            # Each image is mirrored in every other epoch (Jordan 2024, arXiv:2404.00498, section 3.6).
-            return self._first_flip[rows] ^ bool(epoch % 2)
-        return None
 
 
 def padded_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:

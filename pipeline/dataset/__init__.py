@@ -6,7 +6,6 @@ data set this source turned out to be.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
     """
     data = chain.given.data
     pointer = chain.workspace.source_pointer(data)
-    partial = pointer.with_suffix(".unpacking")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed writer left
         remove_debris(pointer.parent, pointer.name)
         # Taken before reading: a source that changes while it is read must be seen as changed afterwards.
         stat = sources.state(data)
@@ -48,7 +45,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
         folder = chain.workspace.dataset(dataset_id(data.name, details["digest"]))
         # Another source may turn out to be the same data set, at this very moment.
         with chain.workspace.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
-            manifest = _reuse(folder, details) or store.write(folder, content, partial, details)
+            manifest = _reuse(folder, details) or store.write(folder, content, details)
             record = _pointer(chain, folder.name, stat, content, details)
             if content.images is not None:
                 image_folder.write(chain.workspace.source_listing(data), content.images)

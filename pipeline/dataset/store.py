@@ -7,7 +7,6 @@ test_images.npy  (M, 3, 32, 32) uint8    test_labels.npy  (M,) uint8
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from pipeline.dataset.layouts import Bytes, Content
 from pipeline.errors import WorkspaceError
-from pipeline.files import move, remove_debris, sync_directory
+from pipeline.files import atomic_writer, remove_debris, sync_directory
 from pipeline.workspace import manifest
 
 TEST_FILES = ("test_images.npy", "test_labels.npy")
@@ -47,24 +46,19 @@ def digest(content: Content) -> str:
     return value.hexdigest()
 
 
-def write(folder: Path, content: Content, partial: Path, details: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `content` into `folder` and return its manifest.
+def write(folder: Path, content: Content, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `content` into `folder` and return its manifest. Raises `OSError`.
 
-    The arrays are written into the new folder `partial` and move when they are safely on disk; a kill at any moment
-    leaves nothing that counts as a data set. Raises `OSError`.
+    A kill at any moment leaves nothing that counts as a data set.
     """
-    partial.mkdir(parents=True)
-    for split, batches in (("train", content.train), ("test", content.test)):
-        _write_array(partial / f"{split}_images.npy", [batch.images for batch in batches], (3, 32, 32))
-        _write_array(partial / f"{split}_labels.npy", [batch.labels for batch in batches], ())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
-    for name in FILES:
-        move(partial / name, folder / name)
-    written = finish(folder, details)
+    remove_debris(folder, "*.npy")
+    for split, batches in (("train", content.train), ("test", content.test)):
+        _write_array(folder / f"{split}_images.npy", [batch.images for batch in batches], (3, 32, 32))
+        _write_array(folder / f"{split}_labels.npy", [batch.labels for batch in batches], ())
     sync_directory(folder.parent)
-    partial.rmdir()
-    return written
+    return finish(folder, details)
 
 
 def finish(folder: Path, details: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,13 +84,13 @@ def load(folder: Path, verify: bool = False) -> Dataset:
     """
     problems = manifest.problems(folder, "dataset", {})
     found = manifest.read(folder)
-    if verify and found is not None and not problems and (damaged := manifest.damage(folder, found)):
+    if problems or found is None:
+        raise WorkspaceError(f"{folder}: {'; '.join(problems)}; run the dataset stage again")
+    if verify and (damaged := manifest.damage(folder, found)):
         raise WorkspaceError(
             f"{folder}: {'; '.join(damaged)}; restore it, or set it aside to have it made again "
             "(luigi --module tasks SetAside --stage dataset --confirm)"
         )
-    if problems or found is None:
-        raise WorkspaceError(f"{folder}: {'; '.join(problems)}; run the dataset stage again")
     return Dataset(*_part(folder, found, "train"), *_part(folder, found, "test"), found["details"]["classes"], found)
 
 
@@ -116,15 +110,9 @@ def load_test(folder: Path) -> tuple[Bytes, Bytes, list[str]]:
 def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> None:
     """Write `parts` one after the other as one array of rows of `shape`, without joining them in memory."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (sum(len(part) for part in parts), *shape)}
-    try:
-        with open(path, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            file.writelines(part.data for part in parts)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = error.filename or str(path)  # `write` leaves it out
-        raise
+    with atomic_writer(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.writelines(part.data for part in parts)
 
 
 def _part(folder: Path, found: Mapping[str, Any], split: str) -> tuple[Any, Any]:

@@ -256,7 +256,7 @@ def test_a_kill_while_writing_leaves_nothing_that_counts_and_the_next_try_cleans
             def second_dies(*arguments):
                 count[0] += 1
                 die() if count[0] == 2 else replace(*arguments)
-            dataset.store.os.replace = second_dies
+            os.replace = second_dies
         else:
             dataset.write_json = die
         chain = Chain(Workspace(Path(sys.argv[1])), config.from_dict({{
@@ -274,7 +274,6 @@ def test_a_kill_while_writing_leaves_nothing_that_counts_and_the_next_try_cleans
     names = {path.name for path in (made.workspace.root / "datasets").rglob("*") if path.is_file()}
     pointer = made.workspace.source_pointer(made.config.data).name
     assert names == {*dataset.store.FILES, manifest.MANIFEST, pointer}
-    assert not list((made.workspace.root / "datasets").rglob("*.unpacking"))
 
 
 def test_a_read_only_workspace_is_one_clear_line(chain, archive, reporter):
@@ -290,7 +289,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_that_counts(chain, arc
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset.store.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkspaceError, match=r"train_images.npy: cannot store the data set: the disk is full"):
         dataset.prepare(made, reporter)
     monkeypatch.undo()

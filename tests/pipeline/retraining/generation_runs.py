@@ -73,7 +73,7 @@ def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | N
     content = Content(parts[:1], parts[1:], classes, "")
     details = {**old.manifest["details"], "digest": store.digest(content), "classes": classes}
     folder = chain.workspace.dataset(dataset_id(chain.config.data.name, details["digest"]))
-    store.write(folder, content, small.root / "partial", {**details, "test_images": len(labels)})
+    store.write(folder, content, {**details, "test_images": len(labels)})
     about = {"digest": details["digest"], "classes": len(classes)}
     write_json(chain.workspace.source_pointer(chain.config.data), {**record, "dataset": folder.name, **about})
     run = small.chain(name).run()

@@ -1,7 +1,7 @@
 """A folder of images as a data set: read on all cores, upright, RGB, 32x32, and shared out between training and test.
 
-The order of the images follows from their pixels, so that a renamed file is no new data set. Memory holds the array of
-pixels and one image for each core.
+The order of the images follows from their pixels, so that a renamed file is no new data set. Memory holds the pixels
+twice, and one image for each core.
 """
 
 from __future__ import annotations
@@ -64,12 +64,11 @@ def read(folder: Path, test_fraction: float, most_classes: int, tell: Tell) -> C
     remarks += _unreadable([one for one in found if isinstance(one, str)], len(images))
     train, test, more = _shared_out([one for one in found if isinstance(one, _Read)])
     remarks += more + _check_parts(train, test, classes)
-    _arrange(array, [one.row for one in (*train, *test)])
     index = {name: label for label, name in enumerate(classes)}
-    labels = np.array([index[one.label] for one in (*train, *test)], np.uint8)
-    split, end = len(train), len(train) + len(test)
-    training = Batch(array[:split], labels[:split])
-    tests = Batch(array[split:end], labels[split:])
+    training, tests = (
+        Batch(array[[one.row for one in part]], np.array([index[one.label] for one in part], np.uint8))
+        for part in (train, test)
+    )
     return Content([training], [tests], classes, "images", remarks, images)
 
 
@@ -158,16 +157,3 @@ def _check_parts(train: Sequence[_Read], test: Sequence[_Read], classes: Sequenc
     unmeasured = trained - tested
     told = f"no test images of class {examples(unmeasured)}: how well it is told apart is not measured"
     return [told] if unmeasured else []
-
-
-def _arrange(array: Bytes, first: Sequence[int]) -> None:
-    """Reorder the rows in place, those of `first` coming first: a second array may not fit into memory."""
-    others = np.setdiff1d(np.arange(len(array)), first)
-    source = np.concatenate([np.asarray(first, np.int64), others]).tolist()
-    for start in range(len(source)):
-        row, here = array[start].copy(), start
-        while (there := source[here]) != start:
-            array[here] = array[there]
-            source[here], here = here, there
-        array[here] = row
-        source[here] = here

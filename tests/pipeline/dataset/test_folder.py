@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_cifar import memory_below
 
 from pipeline import dataset, status
 from pipeline.dataset import folder, image_files
@@ -311,13 +310,3 @@ def test_an_unchanged_folder_is_looked_at_and_not_read(chain, reporter, parts, m
         path.chmod(0)
     monkeypatch.setattr(image_folder, "open", None, raising=False)
     assert made.why("dataset") == []
-
-
-def test_rows_are_put_in_order_in_place():
-    array = np.random.RandomState(0).randint(0, 256, (2000, 3072)).astype(np.uint8)
-    first = np.random.RandomState(1).permutation(2000)[:1300].tolist()
-    before = array.copy()
-    with memory_below(array.nbytes // 10):
-        folder._arrange(array, first)
-    assert np.array_equal(array[:1300], before[first])
-    assert {row.tobytes() for row in array} == {row.tobytes() for row in before}

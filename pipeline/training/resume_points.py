@@ -102,12 +102,8 @@ def finished_run(session: Session) -> tuple[Snapshot, str] | None:
     epochs = trained_epochs(finished)
     if epochs >= session.training.epochs:
         return None
-    weights.load_trusted(
-        session.network.net,
-        folder / "model.params",
-        finished["files"]["model.params"]["sha256"],
-        session.devices.contexts,
-    )
+    sha256 = finished["files"]["model.params"]["sha256"]
+    weights.load_trusted(session.network.net, folder / "model.params", sha256, session.devices.contexts)
     parameters = session.network.state()[0]
     try:
         recorded = manifest.digests(finished).get("trainer.npz", "none")

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,6 @@ MOST_PIXELS = 1 << 26
 
 #: Pictures of this many pixels or more are decoded one at a time.
 LARGE = 1 << 22
-
-#: Rows that are converted at a time.
-_BAND = 256
 
 _large = threading.Lock()
 
@@ -159,11 +156,11 @@ def _eight_bits(image: Any, sixteen: bool) -> Any:
     """Any mode as L, RGB or RGBA, 8 bits each. Raises `_Refused` when the range of the values is unknown."""
     scaled = image.format == "PPM"  # states its range, by which Pillow scales
     if image.mode == "F":
-        image = _by_bands(image, _from_floats)
+        image = Image.fromarray(_from_floats(np.asarray(image)))
     elif image.mode.startswith("I"):
         if not (sixteen or scaled):
             raise _Refused("its integer pixels have no defined range; save it with 8 bits per channel")
-        image = _by_bands(image, lambda values: values >> 8)
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if sixteen and not scaled and max(image.convert("L").getextrema()) < 64:
         raise _Refused(
             "its 16-bit pixels use less than a quarter of their range (10, 12 or 14 bits in 16?); "
@@ -174,15 +171,6 @@ def _eight_bits(image: Any, sixteen: bool) -> Any:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _by_bands(image: Any, eight_bits: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """An L image, converted a few rows at a time: a copy of the whole image would take memory."""
-    made = Image.new("L", image.size)
-    for top in range(0, image.height, _BAND):
-        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
-        made.paste(Image.fromarray(eight_bits(np.asarray(band)).astype(np.uint8)), (0, top))
-    return made
-
-
 def _from_floats(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):
@@ -190,7 +178,7 @@ def _from_floats(values: np.ndarray) -> np.ndarray:
             f"its floating-point pixels range from {low:g} to {high:g}, expected 0 to 1; "
             "scale them, or save it with 8 bits per channel"
         )
-    return np.round(values * np.float32(255))
+    return np.round(values * np.float32(255)).astype(np.uint8)
 
 
 def _formats() -> list[str]:

@@ -47,11 +47,6 @@ class Prediction:
     probabilities: dict[str, float]
     resized_from: tuple[int, int] | None
 
-    @property
-    def label(self) -> str:
-        """The most probable class."""
-        return next(iter(self.probabilities))
-
 
 def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction | Unreadable]:
     """Classify image files; the results are in their order. A file that cannot be read gives `Unreadable`."""
@@ -82,11 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files, skipped = image_files.find(options.paths)
         results = classify(model, files)
     except MemoryError:
-        print(f"vgg-predict: {_shown(path)}: needs more memory than this command may use", file=sys.stderr)
+        _say(f"{path}: needs more memory than this command may use")
         return 1
     except (PipelineError, OSError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(f"vgg-predict: {printable(str(why))}", file=sys.stderr)
+        _say(str(why))
         return 1
     predictions = [result for result in results if isinstance(result, Prediction)]
     unreadable = [result for result in results if isinstance(result, Unreadable)]
@@ -94,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(shown, flush=True)
     _warn_resized(predictions, model.size)
     if skipped:
-        print(f"vgg-predict: {image_files.skipped(skipped)}", file=sys.stderr)
+        _say(image_files.skipped(skipped))
     for result in unreadable:
-        print(f"vgg-predict: {_shown(result.file)}: {result.why}", file=sys.stderr)
+        _say(f"{result.file}: {result.why}")
     return 1 if unreadable else 0
 
 
@@ -106,9 +101,6 @@ def _limit_memory(model: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     allowed = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))
-
-
-# --- output -------------------------------------------------------------------------------------------------------
 
 
 def _prediction(file: Path, image: Picture, probabilities: np.ndarray, classes: list[str]) -> Prediction:
@@ -139,7 +131,7 @@ def _table(predictions: Sequence[Prediction]) -> str:
     for prediction in predictions:
         (label, probability), *others = prediction.probabilities.items()
         runner_up = f"{others[0][0]} {others[0][1]:.1%}" if others else ""
-        rows.append((_shown(prediction.file), printable(label), f"{probability:.1%}", printable(runner_up)))
+        rows.append((printable(str(prediction.file)), printable(label), f"{probability:.1%}", printable(runner_up)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{file:<{widths[0]}}  {label:<{widths[1]}}  {probability:>{widths[2]}}  {runner_up}".rstrip()
@@ -162,8 +154,8 @@ def _json(
         "predictions": [
             {
                 "file": str(prediction.file),
-                "class": prediction.label,
-                "probability": prediction.probabilities[prediction.label],
+                "class": next(iter(prediction.probabilities)),
+                "probability": next(iter(prediction.probabilities.values())),
                 "probabilities": prediction.probabilities,
                 "resized_from": prediction.resized_from,
             }
@@ -176,27 +168,22 @@ def _json(
 
 
 def _warn_resized(predictions: Sequence[Prediction], size: tuple[int, int]) -> None:
-    resized = [prediction for prediction in predictions if prediction.resized_from]
+    resized = [(prediction.file, prediction.resized_from) for prediction in predictions if prediction.resized_from]
     if resized:
-        first = resized[0]
-        assert first.resized_from is not None
+        file, (width, height) = resized[0]
         more = f" and {len(resized) - 1:,} more" if len(resized) > 1 else ""
-        shown = f"{_shown(first.file)} ({first.resized_from[0]}x{first.resized_from[1]})"
-        print(f"vgg-predict: warning: resized to {size[1]}x{size[0]} pixels: {shown}{more}", file=sys.stderr)
+        _say(f"warning: resized to {size[1]}x{size[0]} pixels: {file} ({width}x{height}){more}")
 
 
 def _introduce(path: Path, model: onnx_runner.Model, named: str) -> None:
     """Say first if the model only knows the bundled sample, then which model it is unless the user named the file."""
     if model.metadata.get("trained_on") == SAMPLE_LABEL:
-        print(
-            f"vgg-predict: this model was trained on drawn shapes ({SAMPLE_LABEL}); it labels any photo as one of "
-            f"{printable(', '.join(model.classes))}",
-            file=sys.stderr,
-        )
+        classes = ", ".join(model.classes)
+        _say(f"this model was trained on drawn shapes ({SAMPLE_LABEL}); it labels any photo as one of {classes}")
     if named != str(path):
-        print(f"vgg-predict: model {printable(models.shown(path))}", file=sys.stderr)
+        _say(f"model {models.shown(path)}")
 
 
-def _shown(file: Path) -> str:
-    """A file name that is safe to print: names can hold line breaks and terminal codes."""
-    return printable(str(file))
+def _say(message: str) -> None:
+    """A line on standard error. Names in it can hold line breaks and terminal codes."""
+    print(f"vgg-predict: {printable(message)}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import model, runtime
-from pipeline.config import Architecture, from_record
+from pipeline.config import from_record
 from pipeline.dataset import loader
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.evaluation import tta
@@ -27,10 +27,9 @@ def training_padding(train: dict[str, Any]) -> str:
 
 def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
     """The trained network, hybridised, its weights checked against the recorded digest."""
-    architecture: Architecture = from_record(train["details"]["config"]).architecture
-    net = model.build(architecture)
-    path = run.stage("train") / "model.params"
-    weights.load_trusted(net, path, train["files"]["model.params"]["sha256"], contexts)
+    net = model.build(from_record(train["details"]["config"]).architecture)
+    sha256 = train["files"]["model.params"]["sha256"]
+    weights.load_trusted(net, run.stage("train") / "model.params", sha256, contexts)
     net.hybridize(static_alloc=True, static_shape=True)
     return net
 

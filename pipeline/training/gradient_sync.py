@@ -44,23 +44,21 @@ class ProcessGroup:
 
     def __init__(self, mx: Any, devices: Devices, worker: Worker) -> None:
         self.mx, self.devices, self.worker = mx, devices, worker
-        self._shapes: list[tuple[int, ...]] = []
+        self._parameters = 0
         self._store: Any = None
         if worker.world_size > 1:
             umask = os.umask(0o077)  # for its socket
-            try:
-                self._store = mx.kv.create("dist_device_sync" if devices.is_gpu else "dist_sync")
-            finally:
-                os.umask(umask)
+            self._store = mx.kv.create("dist_device_sync" if devices.is_gpu else "dist_sync")
+            os.umask(umask)
             _kept.append(self._store)
         elif len(devices.contexts) > 1:
             self._store = mx.kv.create("device" if devices.is_gpu else "local")
 
     def prepare(self, weights: list[Any]) -> None:
         """Make room for gradients shaped like `weights`, once."""
-        if self._store is None or self._shapes:
+        if self._store is None or self._parameters:
             return
-        self._shapes = [weight.shape for weight in weights]
+        self._parameters = len(weights)
         for index, weight in enumerate(weights):
             self._store.init(index, weight)
         if self.worker.world_size > 1:
@@ -86,17 +84,17 @@ class ProcessGroup:
             own = own + self.mx.nd.concat(*(value.reshape(1) for value in pair), dim=0).as_in_context(own.context)
         return self._all_gather(0, own).sum(axis=0)
 
-    def check_same(self, what: str, arrays: Mapping[str, np.ndarray], number: int) -> None:
-        """Raise `PipelineError` unless every worker has the same `arrays` and `number`. Waits for all of them."""
+    def check_same(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
+        """Raise `PipelineError` unless every worker has the same `arrays` and `step`. Waits for all of them."""
         if self.worker.world_size == 1:
             return
         digest = 0
         for name in sorted(arrays):
             digest = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), zlib.crc32(name.encode(), digest))
-        own = self.mx.nd.array([digest % 2**24, number % 2**24], ctx=self.devices.contexts[0])
+        own = self.mx.nd.array([digest % 2**24, step % 2**24], ctx=self.devices.contexts[0])
         every = self._all_gather(2, own).asnumpy()
         if (every != every[0]).any():
-            raise PipelineError(f"the workers do not start from the same {what}: do all hosts see the same workspace?")
+            raise PipelineError("the workers do not start from the same state: do all hosts see the same workspace?")
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
@@ -127,7 +125,7 @@ class ProcessGroup:
         """(workers, n) array of every worker's (n,) array. Each adds its row to zeros, in whatever order."""
         rows = self.mx.nd.zeros((self.worker.world_size, own.shape[0]), ctx=own.context)
         rows[self.worker.rank] = own
-        self._store.pushpull(len(self._shapes) + offset, [rows])
+        self._store.pushpull(self._parameters + offset, [rows])
         return rows
 
     def _round_to_a_common_grid(self, gradients: list[list[Any]]) -> None:

@@ -60,7 +60,7 @@ def start(session: Session, init_from: str | None) -> None:
     parameters, optimizer_state = session.network.state()
     optimizer_state = {f"momentum {name}": value for name, value in optimizer_state.items()}
     counters = session.counters
-    session.group.check_same("state", {**parameters, **optimizer_state}, counters.step)
+    session.group.check_same({**parameters, **optimizer_state}, counters.step)
     counters.segments.append(
         {
             "how": how,

@@ -25,16 +25,16 @@ def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.nda
 
     The validation part has the same share of every class, up to rounding. The test images have no part in this.
     """
-    chosen: list[np.ndarray] = []
     generator = _stream(seed, _SPLIT)
     classes, counts = np.unique(labels, return_counts=True)
     quotas = counts * validation_images / len(labels)
     taken = np.floor(quotas).astype(int)
-    for index in np.argsort(taken - quotas, kind="stable")[: validation_images - taken.sum()]:
-        taken[index] += 1
-    for label, count in zip(classes, taken, strict=True):
-        chosen.append(generator.permutation(np.flatnonzero(labels == label))[:count])
-    validation = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+    taken[np.argsort(taken - quotas, kind="stable")[: validation_images - taken.sum()]] += 1
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in zip(classes, taken, strict=True)
+    ]
+    validation = np.sort(np.concatenate(chosen))
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 

@@ -95,39 +95,36 @@ def download(url: str, target: Path, expected: str | None, tell: Tell, note: Cal
 
     Raises `Refused` when the address does not give the archive, `OSError` when it cannot be stored.
     """
-    import requests  # late: only a download needs it
-
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _Partial(target, url)
     resumed, restarted = partial.offset() > 0, False
     futile = furthest = 0
-    with requests.Session() as session:
-        while True:
-            try:
-                _receive(session, url, partial, tell)
-            except _TryAgain as reason:
-                offset = partial.offset()
-                resumed = resumed or offset > 0
-                # Only bytes beyond the furthest point so far count: a server that cannot resume ends after TRIES.
-                progress = offset >= furthest + _PROGRESS and not isinstance(reason, _TooSlow)
-                futile = 0 if progress else futile + 1
-                furthest = max(furthest, offset)
-                if futile >= TRIES:
-                    raise Refused(f"{reason} ({TRIES} tries)", may_pass=True) from None
-                pause = BACKOFF * 2 ** max(futile - 1, 0)
-                note(f"{reason}; at {human_size(offset)}, retrying in {pause:g} s")
-                time.sleep(pause)
-                continue
-            found = sha256_file(partial.file)
-            if not expected or found == expected.lower():
-                os.replace(partial.file, target)
-                partial.record.unlink(missing_ok=True)
-                return
-            remove(target)
-            if restarted or not resumed:
-                raise Refused(f"SHA-256 is {found}, expected {expected.lower()}")
-            note("the resumed download has the wrong SHA-256; downloading it once more from the start")
-            resumed, restarted, furthest = False, True, 0
+    while True:
+        try:
+            _receive(url, partial, tell)
+        except _TryAgain as reason:
+            offset = partial.offset()
+            resumed = resumed or offset > 0
+            # Only bytes beyond the furthest point so far count: a server that cannot resume ends after TRIES.
+            progress = offset >= furthest + _PROGRESS and not isinstance(reason, _TooSlow)
+            futile = 0 if progress else futile + 1
+            furthest = max(furthest, offset)
+            if futile >= TRIES:
+                raise Refused(f"{reason} ({TRIES} tries)", may_pass=True) from None
+            pause = BACKOFF * 2 ** max(futile - 1, 0)
+            note(f"{reason}; at {human_size(offset)}, retrying in {pause:g} s")
+            time.sleep(pause)
+            continue
+        found = sha256_file(partial.file)
+        if not expected or found == expected.lower():
+            os.replace(partial.file, target)
+            partial.record.unlink(missing_ok=True)
+            return
+        remove(target)
+        if restarted or not resumed:
+            raise Refused(f"SHA-256 is {found}, expected {expected.lower()}")
+        note("the resumed download has the wrong SHA-256; downloading it once more from the start")
+        resumed, restarted, furthest = False, True, 0
 
 
 def remove(target: Path) -> None:
@@ -137,12 +134,12 @@ def remove(target: Path) -> None:
     remove_debris(target.parent, target.name + ".part.json")
 
 
-def _receive(session: requests.Session, url: str, partial: _Partial, tell: Tell) -> None:
+def _receive(url: str, partial: _Partial, tell: Tell) -> None:
     """One request, resuming `.part` where that is possible. Raises `_TryAgain` or `Refused`."""
     offset, before = partial.offset(), partial.content()
     if offset and before.length == offset:
         return  # killed between the last byte and the rename
-    response = _get(session, url, offset, before.validator)
+    response = _get(url, offset, before.validator)
     content = _describe(response, partial.address)
     if response.status_code == 416:
         partial.file.unlink(missing_ok=True)
@@ -153,8 +150,8 @@ def _receive(session: requests.Session, url: str, partial: _Partial, tell: Tell)
     _store(response, content, offset if response.status_code == 206 else 0, partial, tell)
 
 
-def _get(session: requests.Session, url: str, offset: int, validator: str | None) -> requests.Response:
-    import requests
+def _get(url: str, offset: int, validator: str | None) -> requests.Response:
+    import requests  # late: only a download needs it
 
     # A server or proxy must not unpack or repack what will be hashed.
     headers = {"Accept-Encoding": "identity"}
@@ -162,7 +159,7 @@ def _get(session: requests.Session, url: str, offset: int, validator: str | None
         headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
     try:
         timeouts = (CONNECT_TIMEOUT, READ_TIMEOUT)
-        response = _in_time(lambda: session.get(url, headers=headers, stream=True, timeout=timeouts), "no answer")
+        response = _in_time(lambda: requests.get(url, headers=headers, stream=True, timeout=timeouts), "no answer")
     except (requests.exceptions.SSLError, requests.exceptions.TooManyRedirects) as error:
         raise Refused(_reason(error)) from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:

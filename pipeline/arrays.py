@@ -30,6 +30,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 members = archive.infolist()
                 if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     raise ValueError("its arrays are compressed")
+                if any(member.compress_size != member.file_size for member in members):
+                    raise ValueError("its arrays have two sizes")
                 if sum(member.file_size for member in members) > size:
                     raise ValueError(f"it declares more than its {size} bytes")
                 return {member.filename.removesuffix(".npy"): _npy(archive.read(member)) for member in members}

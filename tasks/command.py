@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.process import parent
 from pipeline.process.child import GRACE_SECONDS
 from pipeline.workspace.freshness import begin_command
-from tasks import command_log, mistakes, scheduler_client, terminal
+from tasks import command_log, mistakes, scheduler_client
 from tasks.exit_codes import (
     BAD_CONFIGURATION,
     RETURN_CODES,
@@ -64,7 +64,6 @@ def install() -> None:
     streams.forgive()
     tell_errors_in_one_line()
     command_log.set_up()
-    terminal.draw_bars()
     _refuse_luigi_cfg()
     _set_defaults()
     CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
@@ -99,7 +98,6 @@ def _leave() -> None:
     for process in multiprocessing.active_children():
         if isinstance(process, TaskProcess):
             process.join(timeout=GRACE_SECONDS + 5)  # it is writing its checkpoint
-    terminal.settle()
     code = asked_for()
     if code is not None:
         logging.shutdown()

@@ -27,7 +27,7 @@ from tasks.progress import SchedulerProgress
 from tasks.results import StoredFile, target
 from tasks.settings import vgg
 from tasks.signals import ask_for_no_more_work, forked_for_a_task, take_signals
-from tasks.terminal import TerminalBar, speak_through_the_command
+from tasks.terminal import TerminalBar
 from tasks.workspaces import looked_again
 
 
@@ -233,7 +233,6 @@ def working() -> Iterator[None]:
     """Around a task's `run`: a forked process ends with the command, an `OSError` becomes an expected error."""
     if forked_for_a_task():
         parent.end_with_parent()
-        speak_through_the_command()
     try:
         yield
     except OSError as error:

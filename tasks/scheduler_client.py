@@ -86,6 +86,9 @@ class Scheduler(_Client):
                 self._running.discard(task_id)
             return super().add_task(**task)
 
+    def add_task_batcher(self, **about: Any) -> None:
+        """Have luigid make no batches: what runs would be its answer, not what this command planned."""
+
     def get_work(self, **about: Any) -> Any:
         """Ask luigid for work that was planned here; when it has none although ours is not done, find out why."""
         own = about["worker"]
@@ -143,28 +146,13 @@ class Scheduler(_Client):
             answer = super().get_work(**about)
             if not _has_work(answer):
                 return answer
-            given = answer.get("batch_task_ids") or [answer["task_id"]]
-            if all(task_id in self._sent for task_id in given) and self._is_planned_batch(answer, given):
+            task_id = answer.get("task_id")
+            if task_id in self._sent:
                 with self._telling:
-                    for task_id in given:
-                        self._sent[task_id] = self._sent[task_id] | {"status": "PENDING"}
-                    self._running.update(given)
+                    self._sent[task_id] = self._sent[task_id] | {"status": "PENDING"}
+                    self._running.add(task_id)
                 return answer
-            self._refuse(given, own)
-
-    def _is_planned_batch(self, answer: dict[str, Any], given: list[str]) -> bool:
-        """Whether a batch has exactly the parameters of the tasks that were planned: luigid's answer is what runs."""
-        if answer.get("task_id") is not None:
-            return True
-        tasks = [self._sent[task_id] for task_id in given]
-        same = all(
-            (task["family"], task["module"]) == (answer["task_family"], answer.get("task_module")) for task in tasks
-        )
-        ours = [task["params"] for task in tasks]
-        return same and all(
-            value == [params.get(name) for params in ours] or all(value == params.get(name) for params in ours)
-            for name, value in answer["task_params"].items()
-        )
+            self._refuse(answer.get("batch_task_ids") or [task_id], own)
 
     def _refuse(self, given: list[str], own: str) -> None:
         names = ", ".join(re.sub(r"[^ -~]", "?", str(task_id))[:100] for task_id in given)

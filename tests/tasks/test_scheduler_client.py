@@ -32,7 +32,7 @@ def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
             about = {"worker": task["worker"], "family": "TrainVGG", "module": "tasks", "params": params}
             central.api("add_task", task_id=task_id, **about)
             wait_for(lambda task_id=task_id: f"{task_id}: refused" in command.output, "a refusal")  # type: ignore[misc]
-        # A batch is told by its parameters, whatever the names in it.
+        # So is a batch, whose parameters are luigid's own answer.
         about["family"], about["batchable"] = "TrainVGG", True
         central.api("add_task_batcher", worker=task["worker"], task_family="TrainVGG", batched_args=["generation"])
         for number in range(2):

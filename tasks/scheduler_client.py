@@ -53,8 +53,6 @@ class Scheduler(_Client):
         self.held_up = False
         #: Tells whether a task of this command is complete; the worker knows how.
         self.is_complete: Callable[[str], bool] = lambda task_id: False
-        #: Tasks that another command did while this one ran.
-        self.done_elsewhere: set[str] = set()
         self._sent: dict[str, dict[str, Any]] = {}  # what luigid was told of each task, the latest wins
         self._running: set[str] = set()
         self._worker: dict[str, Any] = {}
@@ -96,8 +94,7 @@ class Scheduler(_Client):
             answer = self._planned_work(own, about)
             self.held_up = False
             distrust_listings()  # what others finished may be why there is work now
-            left = [name for name, task in self._sent.items() if task["status"] == "PENDING"]
-            left = [name for name in left if name not in self.done_elsewhere]
+            left = [task_id for task_id, task in self._sent.items() if task["status"] == "PENDING"]
             if _has_work(answer) or not left or about.get("current_tasks"):
                 return answer
             if answer["n_pending_tasks"] or answer["running_tasks"]:
@@ -126,7 +123,7 @@ class Scheduler(_Client):
         if self._running and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             with self._telling:
-                states = [(self._find(task_id) or {}).get("status") for task_id in self._running]
+                states = [self._find(task_id).get("status") for task_id in self._running]
                 if any(state in (None, "PENDING", "FAILED") for state in states):
                     log.info("luigid had lost track of the running tasks: registered them again")
                     self._announce()
@@ -134,7 +131,7 @@ class Scheduler(_Client):
 
     def explain_disabled(self, task_id: str) -> None:
         """If luigid has disabled a task, say until when and what to do."""
-        found = self._find(task_id) or {}
+        found = self._find(task_id)
         if found.get("status") == "DISABLED" and found.get("re_enable_able"):
             self._say_once(f"{short_name(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
 
@@ -189,18 +186,18 @@ class Scheduler(_Client):
     def _registered_again(self, left: list[str], own: str) -> bool:
         """Register again what luigid forgot or just saw done; False when asking again is of no use."""
         found = {task_id: self._find(task_id) for task_id in left}
-        known = {task_id: task for task_id, task in found.items() if task}
-        done = [task_id for task_id, task in known.items() if task["status"] == "DONE"]
-        self.done_elsewhere.update(task_id for task_id in done if self.is_complete(task_id))
-        done = [task_id for task_id in done if task_id not in self.done_elsewhere]
-        if len(known) < len(found):
+        done = {task_id for task_id, task in found.items() if task.get("status") == "DONE"}
+        elsewhere = {task_id for task_id in done if self.is_complete(task_id)}  # by another command in the meantime
+        for task_id in elsewhere:
+            self._sent[task_id] = self._sent[task_id] | {"status": "DONE"}
+        if not all(found.values()):
             log.info("luigid was restarted: registering the remaining tasks again")
             self._announce()
-        elif any(task["status"] == "PENDING" and own not in task["workers"] for task in known.values()):
+        elif any(task["status"] == "PENDING" and own not in task["workers"] for task in found.values()):
             log.info("luigid had dropped this command as dead: registering the remaining tasks again")
             self._announce()
-        elif done:
-            self._wait_for_cooldown(done)
+        elif done - elsewhere:
+            self._wait_for_cooldown(done - elsewhere)
         else:
             for task_id in left:
                 self.explain_disabled(task_id)
@@ -216,22 +213,19 @@ class Scheduler(_Client):
                 if task["status"] not in ("FAILED", "DISABLED"):
                     super().add_task(**task | ({"status": "RUNNING"} if task_id in self._running else {}))
 
-    def _wait_for_cooldown(self, task_ids: list[str]) -> None:
+    def _wait_for_cooldown(self, task_ids: set[str]) -> None:
         """For 10 s (stable_done_cooldown_secs) luigid does not accept a task again that it has just seen done."""
         log.info("just done by another command, according to luigid: retrying in a few seconds")
         until = time.monotonic() + COOLDOWN_SECONDS
-        while time.monotonic() < until and any(self._is_done(task_id) for task_id in task_ids):
+        while time.monotonic() < until and any(self._find(task_id).get("status") == "DONE" for task_id in task_ids):
             time.sleep(POLL_SECONDS)
             for task_id in task_ids:
                 super().add_task(**self._sent[task_id])
 
-    def _is_done(self, task_id: str) -> bool:
-        return (self._find(task_id) or {}).get("status") == "DONE"
-
-    def _find(self, task_id: str) -> dict[str, Any] | None:
-        """What luigid knows of a task (`status`, `workers`, …), or None."""
+    def _find(self, task_id: str) -> dict[str, Any]:
+        """What luigid knows of a task: `status`, `workers`, …; nothing of an unknown one."""
         found = self.task_search(task_str=task_id)
-        return next((tasks[task_id] for tasks in found.values() if task_id in tasks), None)
+        return next((tasks[task_id] for tasks in found.values() if task_id in tasks), {})
 
     def _deal_with_others(self, task_id: str, own: str) -> None:
         """Report a dead command's task as failed; wait for a live one, or name it."""

@@ -100,13 +100,8 @@ class Scheduler(_Client):
             if answer["n_pending_tasks"] or answer["running_tasks"]:
                 who = self._in_the_way(left, own)
                 self.held_up = who is not None
-                if who is None:
+                if who is None or not self._wait_for(who):
                     return answer
-                waits = vgg().overlap == "wait"
-                self._say_once(who, "; waiting for it" if waits else "")
-                if not waits:
-                    return answer
-                time.sleep(POLL_SECONDS)
             elif not self._registered_again(left, own):
                 return answer
 
@@ -178,7 +173,7 @@ class Scheduler(_Client):
                 for task_id in ready:
                     shared = sorted(set(held) & set(self._sent[task_id].get("resources") or ()))
                     if running == task_id:
-                        return f"{short_name(task_id)}: already running in {_who(worker)}, according to luigid"
+                        return _running_in(worker, task_id)
                     if shared:
                         return f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
         return None
@@ -240,18 +235,22 @@ class Scheduler(_Client):
                 lost = json.dumps(f"{_who(other)} is gone")
                 super().add_task(worker=other["name"], task_id=task_id, status="FAILED", expl=lost)
                 return
-            waits = vgg().overlap == "wait"
-            gone = "if that process is gone, luigid notices within about a minute (worker_disconnect_delay)"
-            line = f"{short_name(task_id)}: already running in {_who(other)}, according to luigid"
-            self._say_once(line, f"; {'waiting for it' if waits else gone}")
-            if not waits:
+            gone = "; if that process is gone, luigid notices within about a minute (worker_disconnect_delay)"
+            if not self._wait_for(_running_in(other, task_id), gone):
                 return
-            time.sleep(POLL_SECONDS)
 
     def _runner(self, task_id: str, own: str) -> dict[str, Any] | None:
         """The other command that runs the task according to luigid."""
         workers = self.worker_list()
         return next((w for w in workers if w["name"] != own and task_id in w.get("running", ())), None)
+
+    def _wait_for(self, line: str, otherwise: str = "") -> bool:
+        """Say what is in the way and wait for a moment, if `[vgg] overlap` says so; False when not."""
+        waits = vgg().overlap == "wait"
+        self._say_once(line, "; waiting for it" if waits else otherwise)
+        if waits:
+            time.sleep(POLL_SECONDS)
+        return waits
 
     def _say_once(self, line: str, more: str = "") -> None:
         if line not in self._told:
@@ -305,6 +304,10 @@ def _has_work(answer: dict[str, Any]) -> bool:
 def short_name(task_id: str) -> str:
     """A task's family and first parameters, out of its name at the scheduler."""
     return re.sub(r"__.*", "", task_id)
+
+
+def _running_in(worker: dict[str, Any], task_id: str) -> str:
+    return f"{short_name(task_id)}: already running in {_who(worker)}, according to luigid"
 
 
 def _who(worker: dict[str, Any]) -> str:

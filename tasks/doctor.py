@@ -5,16 +5,10 @@ The checks of the machine are in `pipeline.doctor`; here are those of Luigi's co
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
 import json
 import os
-import socket
-import time
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +26,10 @@ from tasks.exit_codes import RETURN_CODES, UNHEALTHY, exit_with, is_command
 from tasks.log import tell
 from tasks.maintenance import Command
 from tasks.mistakes import did_you_mean
-from tasks.scheduler_client import disabled, short_name
 from tasks.settings import vgg
 
 #: Seconds that luigid has for an answer.
 TIMEOUT = 2.0
-
-#: Seconds that its clock may differ from ours.
-CLOCK_SECONDS = 60.0
 
 
 class Doctor(Command, ChainTask):
@@ -81,37 +71,12 @@ def luigi_configuration() -> list[Finding]:
 
 
 def luigid() -> list[Finding]:
-    """Whether the scheduler that commands would use answers, has the right time, and lets our tasks run."""
+    """Whether the scheduler that commands would use answers."""
     address = scheduler.address()
     if address is None:
         return [Finding("luigid", True, "not used (--local-scheduler)")]
-    client, shown = RemoteScheduler(address), scheduler.shown(address)
-    if wrong := scheduler.problem(client, (TIMEOUT, TIMEOUT)):
-        return [Finding("luigid", False, wrong)]
-    ahead = _seconds_ahead(client)
-    if abs(ahead) > CLOCK_SECONDS:
-        text = f"the clock of {shown} is {ahead:+.0f} s away from this machine's: set it (NTP)"
-        return [Finding("luigid", False, text)]
-    refused = [Finding("luigid", False, f"{line} ({scheduler.page(address)})") for line in _disabled(client)]
-    return refused or [Finding("luigid", True, f"{shown} answers")]
-
-
-def _seconds_ahead(client: Any) -> float:
-    """By how much the scheduler's clock is ahead of ours; 0 when it does not tell."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        told = client._fetcher.session.head(client._url, timeout=TIMEOUT).headers["Date"]
-        return email.utils.parsedate_to_datetime(told).timestamp() - time.time()
-    return 0.0
-
-
-def _disabled(client: RemoteScheduler) -> Iterator[str]:
-    """The tasks of this plugin that luigid does not let run after their failures."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever answers there
-        asked = {"data": json.dumps({"status": "DISABLED"})}
-        tasks = json.loads(client._fetcher.fetch(f"{client._url}/api/task_list", asked, TIMEOUT))["response"]
-        for task_id, task in tasks.items():
-            if task["re_enable_able"] and task["name"] in Register.task_names():
-                yield f"{short_name(task_id)}: {disabled(task)}"
+    wrong = scheduler.problem(RemoteScheduler(address), (TIMEOUT, TIMEOUT))
+    return [Finding("luigid", not wrong, wrong or f"{scheduler.shown(address)} answers")]
 
 
 def _mistakes() -> Iterator[str]:
@@ -127,43 +92,6 @@ def _mistakes() -> Iterator[str]:
         for option in options:
             if option.replace("-", "_") not in known:
                 yield f"unknown option {option} in [{section}]{did_you_mean(option, known)}"
-    yield from _missing_packages()
-    yield from _missing_folders()
     zero = [name for name in RETURN_CODES if str(get_config().get("retcode", name, "1")) == "0"]
     if zero:
         yield f"[retcode] {', '.join(zero)} is 0, so cron and systemd would not notice a failure: remove the line"
-
-
-def _missing_packages() -> Iterator[str]:
-    """Packages that luigid needs for what luigi.cfg turns on; without them it does not even start."""
-    config = get_config()
-    if config.getboolean("scheduler", "record_task_history", False):
-        found = _version("sqlalchemy")
-        if found is None or not found.startswith("1."):  # Luigi 3.8 hands plain strings to it, which 2.0 refuses
-            needed = "record_task_history needs sqlalchemy 1.4"
-            yield f"[scheduler] {needed}, found {found}: pip install 'sqlalchemy>=1.4,<2'"
-    if config.get("scheduler", "metrics_collector", "") == "prometheus" and _version("prometheus-client") is None:
-        yield "[scheduler] metrics_collector needs prometheus-client: pip install 'luigi[prometheus]'"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _missing_folders() -> Iterator[str]:
-    """Folders in which luigid is to keep something, and which it does not make; nothing when luigid is elsewhere."""
-    host = urllib.parse.urlsplit(scheduler.address() or "").hostname
-    if host not in (None, "localhost", "127.0.0.1", "::1", socket.gethostname()):
-        return
-    config = get_config()
-    wanted = {"[scheduler] state_path": str(config.get("scheduler", "state_path", ""))}
-    if config.getboolean("scheduler", "record_task_history", False):
-        kind, _, path = str(config.get("task_history", "db_connection", "")).partition(":///")
-        wanted["[task_history] db_connection"] = path if kind == "sqlite" else ""
-    for what, path in wanted.items():
-        folder = os.path.dirname(path)
-        if folder and not os.path.isdir(folder):
-            yield f"{what}: the folder {folder} does not exist, and luigid does not create it: create it"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from luigi_runs import SmallChain, luigi_command, run
@@ -23,8 +18,6 @@ from pipeline import doctor
 from pipeline.errors import PipelineError
 from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
-from tasks import scheduler
-from tasks.doctor import luigid
 
 MACHINE = ["python", "numpy", "mxnet", "device", "threads", "load", "shared memory", "disk", "workspace", "locks"]
 CHECKS = [*MACHINE, "luigi config", "luigid"]
@@ -227,50 +220,6 @@ def test_luigid_that_is_not_running(prepared: SmallChain) -> None:
     problems = {item["name"]: item["text"] for item in json.loads(result.output)["findings"] if not item["ok"]}
     assert list(problems) == ["luigid"]
     assert "start one with luigid" in problems["luigid"]
-
-
-class _Other(http.server.BaseHTTPRequestHandler):
-    answer = b""
-    ahead = 0.0
-
-    def do_POST(self) -> None:
-        self.send_response_only(200 if self.answer else 404)
-        self.send_header("Date", self.date_time_string(time.time() + self.ahead))
-        self.end_headers()
-        self.wfile.write(self.answer)
-
-    def do_HEAD(self) -> None:
-        self.do_POST()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Other]]:
-    """The handler of a server in luigid's place."""
-    handler = type("Handler", (_Other,), {})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    monkeypatch.setattr(scheduler, "address", lambda: f"http://127.0.0.1:{server.server_port}")
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield handler
-    server.shutdown()
-    server.server_close()
-
-
-def test_something_else_on_luigids_port(other: type[_Other]) -> None:
-    (found,) = luigid()
-    assert not found.ok
-    assert "is not luigid" in found.text
-
-
-def test_luigid_with_another_clock(other: type[_Other]) -> None:
-    other.answer = b'{"response": {"enabled": true}}'
-    assert [found.ok for found in luigid()] == [True]
-    other.ahead = 3600.0
-    (found,) = luigid()
-    assert not found.ok
-    assert re.search(r"\+(3600|3599) s away", found.text)
 
 
 def test_a_python_that_mxnet_does_not_support() -> None:

@@ -186,11 +186,6 @@ def test_what_luigi_cannot_read_in_luigi_cfg_is_told_with_its_place(
         ("[Core]\nlog_level = INFO\n", "unknown section [Core]: did you mean core?"),
         ("[report]\nworkspace = /data/vgg\n", "unknown section [report]: did you mean Report?"),
         ("[Report]\nworkplace = /data/vgg\n", "unknown option workplace in [Report]: did you mean workspace?"),
-        ("[scheduler]\nstate_path = /nowhere/state.pickle\n", "the folder /nowhere does not exist"),
-        (
-            "[scheduler]\nrecord_task_history = true\n[task_history]\ndb_connection = sqlite:////nowhere/history.db\n",
-            "[task_history] db_connection: the folder /nowhere does not exist",
-        ),
     ],
 )
 def test_what_luigi_does_not_notice_in_luigi_cfg_is_told_by_doctor(
@@ -210,11 +205,6 @@ def test_a_renamed_option_is_refused_with_its_new_name(
         with pytest.raises(ConfigError, match=r"\[vgg\] patience_seconds is now called retry_timeout: rename it"):
             task()
     assert capfd.readouterr().err == ""  # no warning of Luigi's comes before it
-
-
-def test_folders_of_a_luigid_on_another_host_are_not_looked_for(luigi_cfg: Callable[[str], Path]) -> None:
-    luigi_cfg("[core]\nscheduler_host = elsewhere\n[scheduler]\nstate_path = /nowhere/state.pickle\n")
-    assert all(finding.ok for finding in doctor.luigi_configuration())
 
 
 @pytest.mark.parametrize("task", ["Report", "Doctor"])

@@ -86,11 +86,6 @@ def shown(url: str) -> str:
     return without_secrets(url).rstrip("/")
 
 
-def page(url: str) -> str:
-    """Where luigid shows its tasks."""
-    return f"{shown(url)}/static/visualiser/index.html"
-
-
 def reason(error: BaseException | None) -> str:
     """Why a request to luigid failed, in a few words without the address, which can hold a password."""
     response = getattr(error, "response", None)

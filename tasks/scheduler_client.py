@@ -128,7 +128,13 @@ class Scheduler(_Client):
         """If luigid has disabled a task, say until when and what to do."""
         found = self._find(task_id)
         if found.get("status") == "DISABLED" and found.get("re_enable_able"):
-            self._say_once(f"{short_name(task_id)}: {disabled(found)} ({scheduler.page(self._url)})")
+            seconds = luigi.scheduler.scheduler().disable_persist
+            until = datetime.datetime.fromtimestamp(found["last_updated"] + seconds, datetime.timezone.utc)
+            self._say_once(
+                f"{short_name(task_id)}: disabled by luigid after too many failures until {until:%Y-%m-%dT%H:%M:%SZ} "
+                "([scheduler] disable_persist); once fixed, click Re-enable on luigid's page "
+                f"({scheduler.shown(self._url)}/static/visualiser/index.html)"
+            )
 
     # --- work from luigid ---------------------------------------------------------------------------------------
 
@@ -285,16 +291,6 @@ class Scheduler(_Client):
                 log.info("%s is not responding: %s", scheduler.shown(self._url), again)
 
         return Retrying(wait=wait_fixed(seconds), stop=stop_after_attempt(attempts), reraise=True, after=tell)
-
-
-def disabled(task: dict[str, Any]) -> str:
-    """In words: that luigid disabled a task (as it serialises one), until when, and what to do."""
-    seconds = luigi.scheduler.scheduler().disable_persist
-    until = datetime.datetime.fromtimestamp(task["last_updated"] + seconds, datetime.timezone.utc)
-    return (
-        f"disabled by luigid after too many failures until {until:%Y-%m-%dT%H:%M:%SZ} ([scheduler] "
-        "disable_persist); once fixed, click Re-enable on luigid's page"
-    )
 
 
 def _has_work(answer: dict[str, Any]) -> bool:

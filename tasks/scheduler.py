@@ -7,33 +7,21 @@ from __future__ import annotations
 
 import json
 import urllib.parse
-from typing import TYPE_CHECKING, Any
 
 import requests.exceptions
 import requests.utils
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.interface import core
+from luigi.rpc import RemoteScheduler
 
 from pipeline.address import shown as without_secrets
-from tasks.exit_codes import is_command, return_code
-from tasks.log import log
-
-if TYPE_CHECKING:
-    from luigi.rpc import RemoteScheduler
+from tasks.exit_codes import is_command
 
 #: Seconds that a scheduler has to accept a connection, and to answer.
 TIMEOUTS = (5.0, 20.0)
 
 _local: bool | None = None
-
-
-def require(client: RemoteScheduler) -> None:
-    """End the command with one line when luigid is not running."""
-    wrong = problem(client)
-    if wrong:
-        log.error("%s", wrong)
-        raise SystemExit(return_code("scheduling_error"))
 
 
 def problem(client: RemoteScheduler, timeouts: tuple[float, float] = TIMEOUTS) -> str | None:
@@ -49,7 +37,7 @@ def problem(client: RemoteScheduler, timeouts: tuple[float, float] = TIMEOUTS) -
     except requests.exceptions.ProxyError:
         return f"{_proxy(url)} does not allow access to {shown(url)}: fix it, or add the host to NO_PROXY"
     except (requests.exceptions.SSLError, requests.exceptions.HTTPError, ValueError, LookupError, TypeError) as error:
-        through = f", through {_proxy(url)}" if _proxies(url) else ""
+        through = f", through {proxy}" if (proxy := _proxy(url)) else ""
         advice = "correct --scheduler-url or [core] in luigi.cfg, or add --local-scheduler"
         return f"{shown(url)} is not luigid ({reason(error)}{through}): {advice}"
     except requests.exceptions.RequestException:
@@ -102,14 +90,11 @@ def reason(error: BaseException | None) -> str:
     return str(error) or type(error).__name__
 
 
-def _proxies(url: str) -> dict[str, Any]:
-    return requests.utils.get_environ_proxies(url)
-
-
 def _proxy(url: str) -> str:
-    proxies = _proxies(url)
-    found = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all") or ""
-    return f"the proxy {shown(found if '://' in found else f'http://{found}')}"
+    """The proxy between here and an address, or nothing."""
+    proxies = requests.utils.get_environ_proxies(url)
+    found = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all")
+    return f"the proxy {shown(found if '://' in found else f'http://{found}')}" if found else ""
 
 
 def _is_root_task(family: str) -> bool:

@@ -313,5 +313,7 @@ def _who(worker: dict[str, Any]) -> str:
 def create_remote_scheduler(self: object, url: str) -> Scheduler:
     """In place of Luigi's own factory method; raises `SystemExit` when no luigid answers."""
     client = Scheduler(url)
-    scheduler.require(client)
+    if wrong := scheduler.problem(client):
+        log.error("%s", wrong)
+        raise SystemExit(return_code("scheduling_error"))
     return client

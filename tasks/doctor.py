@@ -81,17 +81,15 @@ def luigid() -> list[Finding]:
 
 def _mistakes() -> Iterator[str]:
     """What is wrong in luigi.cfg although Luigi can read it (else this task would not run), in words."""
+    sections, others = mistakes.sections(), ("resources", "task_history", "email")
     for section, options in mistakes.contents().items():
-        cls = mistakes.sections().get(section)
-        if cls is None:
-            meant = did_you_mean(section, [*mistakes.sections(), "resources", "task_history", "email"], 0.8)
-            if meant and section not in (*Register.task_names(), "resources", "task_history", "email"):
-                yield f"unknown section [{section}]{meant}"
-            continue
-        known = mistakes.parameters(cls)
-        for option in options:
+        known = mistakes.parameters(sections[section]) if section in sections else {}
+        for option in options if known else ():
             if option.replace("-", "_") not in known:
                 yield f"unknown option {option} in [{section}]{did_you_mean(option, known)}"
+        meant = did_you_mean(section, [*sections, *others], 0.8)
+        if meant and section not in (*sections, *others, *Register.task_names()):
+            yield f"unknown section [{section}]{meant}"
     zero = [name for name in RETURN_CODES if str(get_config().get("retcode", name, "1")) == "0"]
     if zero:
         yield f"[retcode] {', '.join(zero)} is 0, so cron and systemd would not notice a failure: remove the line"

@@ -27,15 +27,6 @@ from luigi.worker import worker
 
 from tasks.settings import vgg
 
-#: Sections of luigi.cfg that are no task's.
-SECTIONS: dict[str, type[luigi.Task]] = {
-    "core": core,
-    "worker": worker,
-    "scheduler": scheduler,
-    "retcode": retcode,
-    "vgg": vgg,
-}
-
 #: What a parameter of a kind expects.
 _EXPECTED: dict[type[Parameter[Any]], str] = {
     luigi.IntParameter: "a whole number",
@@ -144,16 +135,13 @@ def parameters(cls: type[luigi.Task]) -> dict[str, Parameter[Any]]:
 def sections() -> dict[str, type[luigi.Task]]:
     """The sections whose options are known: a few of Luigi's, and one for each of our tasks."""
     package = sys.modules["tasks"]
-    return SECTIONS | {name: getattr(package, name) for name in package.__all__}
+    tasks = [getattr(package, name) for name in package.__all__]
+    return {cls.__name__: cls for cls in (core, worker, scheduler, retcode, vgg, *tasks)}
 
 
 def in_luigi_cfg() -> Iterator[str]:
-    """What Luigi or this plugin cannot parse in luigi.cfg, or would silently ignore."""
-    bases = {cls.__name__ for cls in Register._reg if cls.__module__.startswith("tasks.")} - set(sections())
+    """What Luigi or this plugin cannot parse in luigi.cfg."""
     for section, options in contents().items():
-        if section in bases:
-            advice = "is no task's section: [vgg] has workspace and config for all tasks, [Report] all of one task"
-            yield f"{_file(section, None)}: [{section}] {advice}"
         cls = sections().get(section)
         known = parameters(cls) if cls else {}
         for option, value in options.items() if cls or section == "resources" else ():
@@ -186,7 +174,7 @@ def _no_file(path: str | None) -> str | None:
     return f"found {path!r}, which is not a file" if path and not os.path.isfile(path) else None
 
 
-def _file(section: str, option: str | None) -> str:
+def _file(section: str, option: str) -> str:
     """The file whose value of an option wins."""
     for path in reversed(files()):
         if path.endswith(".toml"):
@@ -194,6 +182,6 @@ def _file(section: str, option: str | None) -> str:
         parser = RawConfigParser(strict=False)
         parser.optionxform = str  # type: ignore[assignment,method-assign]
         parser.read(path)
-        if parser.has_section(section) and (option is None or parser.has_option(section, option)):
+        if parser.has_option(section, option):
             return path
     return "luigi.cfg"

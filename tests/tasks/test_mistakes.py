@@ -167,7 +167,6 @@ def luigi_cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         ("[resources]\ngpu-node1-0 = 2 # cards\n", ["[resources] gpu-node1-0: found '2 # cards'", "a line of its own"]),
         ("[vgg]\noverlap = never\n", ["[vgg] overlap: found 'never', expected one of leave, wait"]),
         ("[Prune]\nkeep = all\n", ["[Prune] keep: found 'all', expected a whole number"]),
-        ("[ChainTask]\nworkspace = /data/vgg\n", ["[ChainTask] is no task's section", "[vgg]"]),
     ],
 )
 def test_what_luigi_cannot_read_in_luigi_cfg_is_told_with_its_place(

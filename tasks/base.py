@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import luigi
@@ -17,6 +18,7 @@ from pipeline.workspace.freshness import Chain, refresh
 from tasks import notification, scheduler
 from tasks.configurations import check_name, configuration_of, describe
 from tasks.exit_codes import BAD_CONFIGURATION, exit_with
+from tasks.log import log
 from tasks.settings import vgg
 from tasks.worker import Failure, failure
 from tasks.workspaces import workspace_at
@@ -86,6 +88,12 @@ class PluginTask(luigi.Task):
         if not told.blameless:
             notification.failed(self, told)
         return told
+
+
+def tell_results(kind: type[PluginTask], name: Callable[[Any], str]) -> None:
+    """Log what came of each task of a kind, whether this command did it or found it done; `name` is for the log."""
+    for event, how in (("event.core.success", ""), ("event.core.dependency.present", "up to date; ")):
+        kind.event_handler(event)(lambda task, how=how: log.info("%s: %s%s", name(task), how, task.headline()))
 
 
 class ChainTask(PluginTask):

@@ -18,7 +18,7 @@ from pipeline.files import expanded, read_json
 from pipeline.process import parent
 from pipeline.workspace import MANIFEST
 from pipeline.workspace.freshness import Chain, refresh
-from tasks.base import PluginTask
+from tasks.base import PluginTask, tell_results
 from tasks.configurations import check_name, remember
 from tasks.log import log
 from tasks.results import StoredFile, target
@@ -147,6 +147,9 @@ class Compare(PluginTask):
         return f"{ranked}; best: {name}, {accuracy} ({data}); ranking: {page}"
 
 
+tell_results(Compare, lambda task: f"comparison {task.name}")
+
+
 def _plan(values: dict[str, Any]) -> Comparison:
     seeds = [int(seed) for seed in values["seeds"].split(",") if seed]
     workspace = workspace_at(values["workspace"])
@@ -195,13 +198,3 @@ def _seeds(seeds: str | Sequence[int]) -> list[int]:
     if not all(0 <= seed < 2**31 for seed in found):
         raise ConfigError(f"--seeds: found {seeds!r}, expected whole numbers from 0 to {2**31 - 1}, as in 0,1,2")
     return list(dict.fromkeys(found))
-
-
-@Compare.event_handler("event.core.success")
-def _tell_result(task: Compare) -> None:
-    log.info("comparison %s: %s", task.name, task.headline())
-
-
-@Compare.event_handler("event.core.dependency.present")
-def _tell_up_to_date(task: Compare) -> None:
-    log.info("comparison %s: up to date; %s", task.name, task.headline())

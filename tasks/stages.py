@@ -14,6 +14,7 @@ from pipeline.process import cores
 from pipeline.retraining import generations
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks import gpus
+from tasks.base import tell_results
 from tasks.configurations import launcher_of
 from tasks.log import log
 from tasks.results import Result, result_of
@@ -106,6 +107,8 @@ class Report(StageTask):
         return page_url(chain.workspace, folder / "index.html") if folder else None
 
 
+tell_results(Report, lambda task: task.what)
+
 #: The runs whose changed configuration this command has told of.
 _told: set[str] = set()
 
@@ -119,13 +122,3 @@ def _tell_config_changes(task: StageTask) -> None:
         _told.add(place)
         ways = "--generation NAME (beside this one), another architecture.name, or SetAside --stage train --confirm"
         log.warning("train %s: not retrained for this: %s; to retrain: %s", chain.run_id, "; ".join(changed), ways)
-
-
-@Report.event_handler("event.core.success")
-def _tell_result(task: Report) -> None:
-    log.info("%s: %s", task.what, task.headline())
-
-
-@Report.event_handler("event.core.dependency.present")
-def _tell_up_to_date(task: Report) -> None:
-    log.info("%s: up to date; %s", task.what, task.headline())

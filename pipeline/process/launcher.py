@@ -25,9 +25,6 @@ FOREIGN = ("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONINSPECT", "DMLC_ROLE")
 #: The rest of DMLC_* is set here for each role; by which address a host is reached is for the user to say.
 KEPT = ("DMLC_NODE_HOST", "DMLC_INTERFACE")
 
-#: Programs that start another one, which their first word that is a program names.
-STARTERS = ("chrt", "doas", "env", "ionice", "nice", "nohup", "setsid", "stdbuf", "sudo", "taskset", "time", "timeout")
-
 #: The options of ssh that have a value (OpenSSH 9).
 SSH_VALUES = "BbcDEeFIiJLlmOoPpQRSWw"
 
@@ -75,19 +72,10 @@ def command_line(launcher: Sequence[str], command: Sequence[str], workspace: Pat
 
 
 def _ssh_host(words: Sequence[str]) -> int | None:
-    """The place of ssh's host in the launcher, or None; what comes after it, ssh hands to a shell as one string.
-
-    ssh may have programs in front of it that do nothing but start it (`env X=1`, `timeout 99`).
-    """
-    place = 0
-    while os.path.basename(words[place]) in STARTERS:
-        programs = (number for number in range(place + 1, len(words)) if shutil.which(words[number]))
-        place = next(programs, -1)
-        if place < 0:
-            return None
-    if os.path.basename(words[place]) != "ssh":
+    """The place of ssh's host in the launcher, or None; what comes after it, ssh hands to a shell as one string."""
+    if os.path.basename(words[0]) != "ssh":
         return None
-    place += 1
+    place = 1
     while place < len(words) and words[place].startswith("-"):
         # The value of an option is in the same word, or else in the next one.
         place += 2 if re.fullmatch(f"-[^{SSH_VALUES}]*[{SSH_VALUES}]", words[place]) else 1

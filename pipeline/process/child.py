@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import config as configuration
 from pipeline.errors import Interrupted, PipelineError, from_os_error
-from pipeline.process.liveness import PARENT_TIMEOUT, Watchdog, start_heartbeats
+from pipeline.process.liveness import PARENT_TIMEOUT, start_heartbeats
 from pipeline.process.reporter import COMMANDS, Reporter
 from pipeline.text import cause
 from pipeline.workspace import Workspace
@@ -83,7 +83,7 @@ def main(
         value = json.loads(sys.stdin.readline() or "null")
         if value is None:
             return EXIT_INTERRUPTED
-        threading.Thread(target=_listen, args=(reporter, value.get("watchdog_seconds")), daemon=True).start()
+        threading.Thread(target=_listen, args=(reporter, value.get("watchdog_seconds", 0)), daemon=True).start()
         if "heartbeat_seconds" in value:
             start_heartbeats(reporter, value["heartbeat_seconds"])
         result = work(chain_of(value), reporter, value.get("options", {}))
@@ -165,17 +165,16 @@ def _install_signals(reporter: Reporter, graceful: bool) -> None:
 
     # Whatever blocks the main thread (a stuck device, a dead disk), the process ends.
     threading.Thread(target=end, daemon=True).start()
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, stop)
 
 
-def _listen(reporter: Reporter, watchdog_seconds: float | None) -> None:
+def _listen(reporter: Reporter, watchdog_seconds: float) -> None:
     """Take commands from standard input. Its end, or no heartbeat for too long, means that the parent is gone."""
-    watchdog = Watchdog(watchdog_seconds) if watchdog_seconds else None
+    signal.setitimer(signal.ITIMER_REAL, watchdog_seconds)  # 0 for no heartbeats
     for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, watchdog_seconds)
         command = line.strip()
-        if watchdog:
-            watchdog.feed()
         if command == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
         elif command == "kill":

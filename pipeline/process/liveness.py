@@ -1,4 +1,4 @@
-"""Whether a process is still alive: heartbeats from the child, a watchdog over the parent, a monitor over the child.
+"""Whether a process is still alive: heartbeats from the child, a monitor over the child.
 
 For processes on other hosts, where a host that loses its power closes no connection, and for distributed training.
 """
@@ -54,22 +54,6 @@ def end_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
-
-
-class Watchdog:
-    """Asks this process to stop, `seconds` after the last `feed`."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._timer: threading.Timer | None = None
-        self.feed()
-
-    def feed(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGTERM))
-        self._timer.daemon = True
-        self._timer.start()
 
 
 class Monitor:

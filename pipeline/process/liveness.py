@@ -56,6 +56,17 @@ def end_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
         os.kill(os.getpid(), number)
 
 
+def last_line(log: Path, offset: int = 0) -> str:
+    """The last line of a log that is not empty, from `offset` on; an empty one when there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(offset, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
 class Monitor:
     """Follows a child that sends heartbeats: whether it has started, whether it is lost, and how to end it.
 
@@ -106,7 +117,7 @@ class Monitor:
         if self.running or seconds < WAITING_SECONDS:
             return None
         minutes, rest = divmod(int(seconds), 60)
-        why = self._last_line() or self.launcher[0]
+        why = last_line(self.log, self._offset) or self.launcher[0]
         message = f"waiting for a node for {minutes}:{rest:02} ({why})"
         if message == self._told:
             return None
@@ -114,16 +125,6 @@ class Monitor:
         if first:
             return {"event": "note", "message": f"waiting for a node ({why})"}
         return {"event": "progress", "fraction": 0.0, "message": message}
-
-    def _last_line(self) -> str:
-        """The last line that the launcher wrote to the log."""
-        try:
-            with open(self.log, "rb") as file:
-                file.seek(max(self._offset, file.seek(0, os.SEEK_END) - 4096))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def failure(self, stage: str, status: int) -> StageFailed | None:
         """What went wrong with starting or keeping the process, if something did."""
@@ -136,7 +137,7 @@ class Monitor:
             return None
         return StageFailed(
             f"{stage}: the launcher {shown(self.launcher)!r} ended with status {status} before the training began; "
-            f"its last line: {self._last_line() or '(none)'}; log: {self.log}"
+            f"its last line: {last_line(self.log, self._offset) or '(none)'}; log: {self.log}"
         )
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:

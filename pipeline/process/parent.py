@@ -6,7 +6,6 @@ CUDA does not survive a fork, and a long step in a Luigi worker would starve its
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import multiprocessing
@@ -258,7 +257,8 @@ class _Child:
             how = f"died of {signal.Signals(-status).name}"
         else:
             how = f"ended with status {status} and no result"
-        return errors.StageFailed(f"{stage}: its process {how}; last line of {self.log}: {_last_line(self.log)}")
+        last = liveness.last_line(self.log) or "(empty)"
+        return errors.StageFailed(f"{stage}: its process {how}; last line of {self.log}: {last}")
 
     def kill(self) -> None:
         """End the process at once."""
@@ -320,12 +320,3 @@ def end_with_parent() -> None:
     assert parent is not None
     assert parent.pid is not None
     liveness.end_with_parent(parent.pid)
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with open(log, "rb") as file:
-            lines = collections.deque(file, maxlen=1)
-        return lines[0].decode(errors="replace").strip() if lines else "(empty)"
-    except OSError:
-        return "(unreadable)"

@@ -48,15 +48,13 @@ class Load:
         self.cores = os.sched_getaffinity(0)
         self._before = self._read()
 
-    def others(self) -> float | None:
-        """Cores (0 to all) that others have kept busy since the last call; None where that is unknown."""
+    def others(self) -> float:
+        """Cores (0 to all) that others have kept busy since the last call; 0 where that is unknown."""
         before, self._before = self._before, self._read()
-        if before is None or self._before is None:
-            return None
         moment, busy, own = (new - old for new, old in zip(self._before, before, strict=True))
-        return max(0.0, (busy - own) / moment) if moment > 0 else None
+        return max(0.0, (busy - own) / moment) if moment > 0 else 0.0
 
-    def _read(self) -> tuple[float, float, float] | None:
+    def _read(self) -> tuple[float, float, float]:
         """Now, and the seconds for which the cores were busy with anything and with this process."""
         names = {f"cpu{core}" for core in self.cores}
         try:
@@ -64,9 +62,7 @@ class Load:
             # user, nice, system, (idle, waiting for a disk,) interrupts, and what the host gave to other machines
             ticks = [sum(int(line[place]) for place in (1, 2, 3, 6, 7, 8)) for line in lines if line[0] in names]
         except (OSError, ValueError, IndexError):
-            return None
-        if not ticks:
-            return None
+            ticks = []
         return time.monotonic(), sum(ticks) / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
@@ -114,23 +110,22 @@ class Watcher:
     def begin(self) -> None:
         """Decide by the load since `load` was made."""
         others = self.load.others()
-        if others is None:
-            self.log("OpenMP threads spin long: the load of this machine is unknown")
-        elif self._crowded(others):
-            self._change(others)
-        else:
-            self.log(f"OpenMP threads spin long: {self._described(others)}")
+        if self._crowded(others):
+            self.team.start()
+        self._tell(others)
 
     def check(self) -> None:
         """Decide again once the load has been different for long enough."""
         others = self.load.others()
-        if others is None:
-            return
         changed = self._crowded(others) != self.team.running
         self._checks = self._checks + 1 if changed else 0
         if self._checks >= (QUIET_CHECKS if self.team.running else BUSY_CHECKS):
             self._checks = 0
-            self._change(others)
+            if self.team.running:
+                self.team.stop()
+            else:
+                self.team.start()
+            self._tell(others)
 
     def run(self) -> None:
         """Decide, and check for ever."""
@@ -143,16 +138,10 @@ class Watcher:
     def _crowded(self, others: float) -> bool:
         return others + self.threads > len(self.load.cores) + TOLERATED
 
-    def _change(self, others: float) -> None:
-        if self.team.running:
-            self.team.stop()
-        else:
-            self.team.start()
+    def _tell(self, others: float) -> None:
         how = "briefly" if self.team.running else "long"
-        self.log(f"OpenMP threads spin {how}: {self._described(others)}")
-
-    def _described(self, others: float) -> str:
-        return f"other processes use {others:.1f} of {len(self.load.cores)} cores, this one has {self.threads} threads"
+        told = f"other processes use {others:.1f} of {len(self.load.cores)} cores, this one has {self.threads} threads"
+        self.log(f"OpenMP threads spin {how}: {told}")
 
 
 def watch(library: Any, log: Callable[[str], None]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import html
 import threading
-from collections.abc import Callable
 from typing import Any
 
 
@@ -18,8 +17,7 @@ class SchedulerProgress:
 
     def __init__(self, task: Any, seconds: float) -> None:
         # Luigi sets these while run() runs and to None otherwise; they are taken now, for the thread.
-        self._message: Callable[[str], None] | None = task.set_status_message
-        self._percentage: Callable[[int], None] | None = task.set_progress_percentage
+        self._message, self._percentage = task.set_status_message, task.set_progress_percentage
         self._seconds = seconds
         self._latest: tuple[float, str] | None = None
         self._wake = threading.Event()
@@ -53,8 +51,6 @@ class SchedulerProgress:
 
     def _send(self, fraction: float, message: str) -> None:
         with contextlib.suppress(Exception):  # a scheduler that is gone is the scheduler's problem
-            assert self._message is not None
-            assert self._percentage is not None
             # The dashboard inserts the message as HTML, takes any percentage, and shows no bar at 0.
             self._message(html.escape(message))
             self._percentage(round(100 * min(1.0, max(0.01, fraction))))

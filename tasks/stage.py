@@ -242,24 +242,22 @@ def working() -> Iterator[None]:
 @contextlib.contextmanager
 def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator[None]:
     """Tell the event log of the work in this block, how it ends, and end the command rightly when it was stopped."""
-    started = time.monotonic()
+    started, outcome, message = time.monotonic(), "finished", {}
     events.record(workspace, "started", **about, reasons=reasons)
     try:
         yield
     except BaseException as error:
-        outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
-        if isinstance(error, parent.Stopped) and error.finished:
-            outcome = "finished"
-        seconds = round(time.monotonic() - started, 3)
-        events.record(workspace, outcome, **about, seconds=seconds, message=str(error))
-        events.publish(workspace)
+        message = {"message": str(error)}
+        if not (isinstance(error, parent.Stopped) and error.finished):
+            outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
         if isinstance(error, parent.Stopped):
             exit_with(128 + error.signal)
             if forked_for_a_task():  # it ends like any other failure
                 raise Interrupted(str(error)) from None
         raise
-    events.record(workspace, "finished", **about, seconds=round(time.monotonic() - started, 3))
-    events.publish(workspace)
+    finally:
+        events.record(workspace, outcome, **about, seconds=round(time.monotonic() - started, 3), **message)
+        events.publish(workspace)
 
 
 def _log_path(chain: Chain, stage: str) -> Path:

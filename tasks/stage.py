@@ -115,15 +115,14 @@ class StageTask(ChainTask):
 
         def on_event(event: dict[str, Any]) -> None:
             nonlocal fraction, progress, note
+            if event["event"] == "finishing":
+                self._start_next_early()
+                return
             if event["event"] == "progress":
                 fraction, progress = event["fraction"], event["message"]
-            elif event["event"] == "note":
+            else:
                 note = event["message"]
                 log.info("%s: %s", self.what, note)
-            else:
-                if event["event"] == "finishing":
-                    self._start_next_early()
-                return
             bar.say(event)
             show(f"messages: {', '.join(self.messages)}")
 
@@ -166,18 +165,15 @@ class StageTask(ChainTask):
     @contextlib.contextmanager
     def _locked(self, chain: Chain) -> Iterator[list[int]]:
         """Hold the locks of what this stage writes and reads; gives their file descriptors."""
-        run, workspace = chain.run(), chain.workspace
-        if self.stage == "dataset" or run is None:
-            path = workspace.lock(workspace.source_pointer(chain.config.data).stem)
-        else:
-            path = run.lock(self.stage)
+        workspace, run = chain.workspace, None if self.stage == "dataset" else chain.run()
+        path = run.lock(self.stage) if run else workspace.lock(workspace.source_pointer(chain.config.data).stem)
         wait = vgg().overlap == "wait"
         with contextlib.ExitStack() as held:
-            own = held.enter_context(workspace.hold(path, self.what, wait, self._waiting(log.info)))
-            if self.stage == "dataset" or run is None:
-                yield [own]
-            else:
-                yield [own, held.enter_context(locks.share(workspace.readers_lock(run.dataset_id), self.what))]
+            descriptors = [held.enter_context(workspace.hold(path, self.what, wait, self._waiting(log.info)))]
+            if run:
+                readers = workspace.readers_lock(run.dataset_id)
+                descriptors.append(held.enter_context(locks.share(readers, self.what)))
+            yield descriptors
 
     def _waiting(self, tell: Callable[[str], None]) -> Callable[[str], None]:
         """What to do at every look at a lock that is waited for: tell who has it, once, and hear a request to stop."""
@@ -261,7 +257,6 @@ def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator
 
 
 def _log_path(chain: Chain, stage: str) -> Path:
-    run = chain.run()
-    if stage == "dataset" or run is None:
-        return chain.workspace.downloads / f"{chain.workspace.source_pointer(chain.config.data).stem}.log"
-    return run.log(stage)
+    run = None if stage == "dataset" else chain.run()
+    source = chain.workspace.source_pointer(chain.config.data)
+    return run.log(stage) if run else chain.workspace.downloads / f"{source.stem}.log"

@@ -23,9 +23,8 @@ def usable_cores() -> int:
 
     A Slurm without the affinity or cgroup plugin grants cores without enforcing it.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [math.ceil(limit) for limit in (cgroup_quota(), slurm_grant(os.environ)) if limit]
-    return max(1, min([cores, *limits]))
+    return max(1, min([len(os.sched_getaffinity(0)), *limits]))
 
 
 def slurm_grant(environment: Mapping[str, str]) -> int | None:
@@ -42,12 +41,7 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
 
     The tightest limit between this process's group and the root holds.
     """
-    limits = []
-    for folder in _cgroup_folders(root, process):
-        limit = _read_v2(folder / "cpu.max") or _read_v1(folder)
-        if limit:
-            limits.append(limit)
-    return min(limits) if limits else None
+    return min(filter(None, map(_limit, _cgroup_folders(root, process))), default=None)
 
 
 def given_threads(environment: Mapping[str, str]) -> int | None:
@@ -127,17 +121,10 @@ def _cgroup_folders(root: Path, process: Path) -> list[Path]:
     return folders
 
 
-def _read_v2(file: Path) -> float | None:
-    try:
-        quota, period = file.read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _read_v1(folder: Path) -> float | None:
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+def _limit(folder: Path) -> float | None:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # not there, or "max"
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota > 0:
+                return quota / period
+    return None

@@ -7,27 +7,21 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 
 
-def resources(
-    device: str,
-    environment: Mapping[str, str] = os.environ,
-    host: str | None = None,
-    has_gpu: bool | None = None,
-) -> dict[str, int]:
+def resources(device: str) -> dict[str, int]:
     """What a task that computes on `device` (as in the configuration) takes: one of each of its cards."""
     kind, _, numbers = device.partition(":")
-    if kind == "cpu" or (kind == "auto" and not (_has_gpu() if has_gpu is None else has_gpu)):
+    if kind == "cpu" or (kind == "auto" and not _has_gpu()):
         return {}
-    name = (host or socket.gethostname()).partition(".")[0].lower()
-    return {f"gpu-{name}-{_card(number, environment)}": 1 for number in (numbers or "0").split(",")}
+    host = socket.gethostname().partition(".")[0].lower()
+    return {f"gpu-{host}-{_card(number)}": 1 for number in (numbers or "0").split(",")}
 
 
-def _card(number: str, environment: Mapping[str, str]) -> str:
+def _card(number: str) -> str:
     """The machine's number of the card that CUDA calls `number`."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
     chosen = visible[int(number)] if int(number) < len(visible) else ""
     return chosen if chosen.isdecimal() else number
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -289,11 +290,16 @@ def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> No
         ("gpu", "GPU-8c9d", {"gpu-node1-0": 1}),
     ],
 )
-def test_a_task_takes_the_cards_that_it_computes_on(device: str, visible: str, expected: dict[str, int]) -> None:
-    environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
-    assert gpus.resources(device, environment, "Node1.example.org", has_gpu=True) == expected
+def test_a_task_takes_the_cards_that_it_computes_on(
+    device: str, visible: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(socket, "gethostname", lambda: "Node1.example.org")
+    monkeypatch.setattr(gpus, "_has_gpu", lambda: True)
+    assert gpus.resources(device) == expected
     if device == "auto":
-        assert gpus.resources(device, environment, has_gpu=False) == {}
+        monkeypatch.setattr(gpus, "_has_gpu", lambda: False)
+        assert gpus.resources(device) == {}
 
 
 def test_two_trainings_share_a_card_only_when_luigi_cfg_says_so(prepared: SmallChain, tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 """MXNet, imported and checked: devices, precisions, versions. The only way to `mx` for the other rooms."""
 
 from pipeline.runtime.cpu import amx_in_use, cpu_flags, cpu_has_bfloat16, cpu_name
-from pipeline.runtime.device import Devices, devices
+from pipeline.runtime.device import Devices, devices, resolve_precision
 from pipeline.runtime.importing import adapt_to_load, mxnet, native_library, plain_convolution, versions
-from pipeline.runtime.precision import resolve_precision
 
 __all__ = [
     "Devices",

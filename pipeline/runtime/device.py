@@ -1,4 +1,4 @@
-"""Devices: the configuration's `device` as MXNet contexts that compute."""
+"""Devices: the configuration's `device` as MXNet contexts that compute, and the precisions that they have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import DeviceError
+from pipeline.runtime.cpu import cpu_flags, cpu_has_bfloat16
 from pipeline.runtime.importing import installed_mxnets, mxnet
 
 #: Compute capabilities for which the mxnet-cu112 … cu117 wheels carry machine code. They carry no PTX.
@@ -39,6 +40,28 @@ def devices(device: str) -> Devices:
         ids = [int(number) for number in numbers.split(",")] if numbers else [0]
         return Devices([mx.cpu(i) for i in ids], "cpu" if not numbers else f"cpu:{numbers}")
     return _gpus(mx, device, [int(number) for number in numbers.split(",")] if numbers else [0])
+
+
+def resolve_precision(wanted: str, where: Devices) -> str:
+    """The precision to train in.
+
+    `auto`: bfloat16 on CPUs with avx512_bf16 or AMX, float16 on GPUs with tensor cores, else float32.
+    """
+    if wanted == "float16" and not where.is_gpu:
+        raise DeviceError(
+            "training.precision: found float16, which MXNet does not train on a CPU; use bfloat16 or auto"
+        )
+    if wanted == "bfloat16" and where.is_gpu:
+        raise DeviceError("training.precision: found bfloat16, which MXNet has only on CPUs; use float16 or auto")
+    if wanted == "bfloat16" and "avx512bw" not in cpu_flags():
+        raise DeviceError(
+            "training.precision: found bfloat16, which needs a processor with AVX-512; use float32 or auto"
+        )
+    if wanted != "auto":
+        return wanted
+    if where.is_gpu:
+        return "float16" if gpu_capability(where.contexts[0].device_id) >= (7, 0) else "float32"
+    return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
 def _count_gpus(mx: Any) -> int:

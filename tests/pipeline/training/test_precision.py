@@ -30,12 +30,12 @@ def auto(**keys) -> Training:
 
 
 def test_a_configured_precision_is_taken_as_it_is(run, cpu, monkeypatch):
-    monkeypatch.setattr(runtime.precision, "cpu_flags", lambda: {"avx512bw"})
+    monkeypatch.setattr(runtime.device, "cpu_flags", lambda: {"avx512bw"})
     assert precision.choose(TINY, Training(epochs=1, precision="bfloat16"), cpu, run) == ("bfloat16", "as configured")
 
 
 def test_bfloat16_on_a_processor_that_cannot_is_refused(run, cpu, monkeypatch):
-    monkeypatch.setattr(runtime.precision, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(runtime.device, "cpu_flags", lambda: {"avx2"})
     with pytest.raises(DeviceError, match="needs a processor with AVX-512"):
         precision.choose(TINY, Training(epochs=1, precision="bfloat16"), cpu, run)
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import luigi
 from luigi.configuration import get_config
@@ -22,7 +21,7 @@ from pipeline import doctor
 from pipeline.doctor import Finding
 from tasks import mistakes, scheduler
 from tasks.base import ChainTask
-from tasks.exit_codes import RETURN_CODES, UNHEALTHY, exit_with, is_command
+from tasks.exit_codes import RETURN_CODES, UNHEALTHY, exit_with
 from tasks.log import tell
 from tasks.maintenance import Command
 from tasks.mistakes import did_you_mean
@@ -36,13 +35,6 @@ class Doctor(Command, ChainTask):
     """Check everything that a run needs, one line each; exit code 6 when something is wrong."""
 
     json = luigi.BoolParameter(default=False, description="print the findings as JSON; default: one line each")
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # What Luigi lacks keeps it from running any task, this one too.
-        if is_command() and not doctor.finding("shared memory", doctor.semaphores).ok:
-            self.work()
-            raise SystemExit(UNHEALTHY)
 
     def work(self) -> None:
         findings = [*doctor.examine(self.chain), *luigi_configuration(), *luigid()]

@@ -130,11 +130,11 @@ def test_shared_memory_that_cannot_be_written_is_told_by_every_command(prepared:
     if run([*inside, "true"], prepared.cwd).rc:
         pytest.skip("no mount namespaces here")
     about = ["--config", str(prepared.config), "--workspace", str(prepared.workspace), "--local-scheduler"]
-    for task, rc in (("Doctor", 6), ("TrainVGG", 35)):
+    for task in ("Doctor", "TrainVGG"):
         result = run([*inside, *luigi_command(), "--module", "tasks", task, *about], prepared.cwd)
         (line,) = (line for line in result.text.splitlines() if "/dev/shm" in line)
         assert "cannot make a semaphore there (Read-only file system), which Luigi needs to run anything" in line
-        assert result.rc == rc
+        assert result.rc == 35
         assert "Traceback" not in result.text
 
 

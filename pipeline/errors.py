@@ -1,7 +1,4 @@
-"""The errors of the pipeline: one base class, so that a caller can catch them all.
-
-Every message names the file or key, what was found there, and what to do about it, in one line.
-"""
+"""The tree of errors, under one base class. Each is one line: the file or key, what was found there, what to do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Doctor: everything that a run needs, checked in a moment, each with one line: ok, or what to do.
-
-The checks of the machine are in `pipeline.doctor`; here are those of Luigi's configuration and of luigid.
-"""
+"""Doctor: each check has one line, ok or what to do. Those of the machine are in `pipeline.doctor`."""
 
 from __future__ import annotations
 

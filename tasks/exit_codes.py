@@ -64,10 +64,7 @@ def asked_for() -> int | None:
 
 
 def exit_with(code: int) -> None:
-    """Let the `luigi` command end with this code, whatever Luigi would make of it. The first one asked for stays.
-
-    Luigi knows only its own categories and cannot be told from inside a task. Does nothing in another program.
-    """
+    """Let the `luigi` command, and no other program, end with this code instead of Luigi's; the first one stays."""
     if _asked_for is not None and not _asked_for[0]:
         _asked_for[:] = bytes((1, min(code, 255)))
 

@@ -1,7 +1,4 @@
-"""The graphics cards of this machine as resources of the scheduler, so that two trainings do not share one by chance.
-
-A resource is `gpu-<host>-<number>`. What luigid's `[resources]` does not list counts 1.
-"""
+"""Graphics cards as resources of the scheduler, `gpu-<host>-<number>`: one each, unless `[resources]` has more."""
 
 from __future__ import annotations
 

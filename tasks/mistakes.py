@@ -1,7 +1,4 @@
-"""Mistakes on the command line and in luigi.cfg, each in one line: where, what was found, what was expected.
-
-Luigi shows a traceback for most of them. They are checked before Luigi reads them.
-"""
+"""Mistakes on the command line and in luigi.cfg, each told in one line before Luigi makes a traceback of it."""
 
 from __future__ import annotations
 

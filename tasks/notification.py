@@ -1,7 +1,4 @@
-"""Telling an operator who is not watching: the command `[vgg] notify` of luigi.cfg, and Luigi's own e-mails.
-
-Neither stops the work that it is about: what goes wrong with one is a line of the log.
-"""
+"""Telling an operator: `[vgg] notify` and Luigi's e-mails. What goes wrong with them is logged and stops nothing."""
 
 from __future__ import annotations
 

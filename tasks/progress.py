@@ -1,8 +1,4 @@
-"""Progress of a running stage, sent to the scheduler in the background.
-
-Reporting must never slow or break what it reports on: a scheduler that is gone makes Luigi's calls block for
-minutes and then raise.
-"""
+"""Progress for the scheduler, sent in the background: when it is gone, Luigi's calls block for minutes and raise."""
 
 from __future__ import annotations
 

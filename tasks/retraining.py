@@ -151,10 +151,7 @@ class Retrain(ChainTask):
 
     @property
     def subject(self) -> Chain:
-        """The chain of the run that this generation is: its own, or one whose weights its training would only repeat.
-
-        One that was asked for by hand is trained in any case.
-        """
+        """The chain of the run that this generation is: its own, or one whose weights its training would repeat."""
         return generations.subject(self.chain) if self.by_date else self.chain
 
     @property

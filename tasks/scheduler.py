@@ -1,7 +1,4 @@
-"""Which scheduler a command uses, and whether luigid is running there: checked once, before the first task.
-
-Luigi itself tries three times, 30 seconds apart, and then shows a traceback.
-"""
+"""Which scheduler a command uses, and in one line why luigid is not there; Luigi has a traceback after a minute."""
 
 from __future__ import annotations
 

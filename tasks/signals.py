@@ -19,10 +19,7 @@ def forked_for_a_task() -> bool:
 
 
 def take_signals() -> None:
-    """Let SIGTERM end the `luigi` command as Ctrl-C does, so that Luigi ends the processes that it forked.
-
-    While a stage runs in this very process, `launch.run_stage` takes the signals. Does nothing in another program.
-    """
+    """Let SIGTERM end this `luigi` command, if it is one, as Ctrl-C does: Luigi then ends what it forked."""
     if threading.current_thread() is not threading.main_thread() or not is_command():
         return
     for number in (signal.SIGTERM, signal.SIGINT):

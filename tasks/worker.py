@@ -24,10 +24,7 @@ from tasks.scheduler_client import Scheduler, short_name
 
 
 class Failure(str):
-    """What a task's `on_failure` returns: the text for the scheduler, and how the worker treats it.
-
-    A string, because Luigi passes it from the task's process to the worker and on to the scheduler.
-    """
+    """What `on_failure` returns: text, as Luigi passes it on to the worker and the scheduler, and how to treat it."""
 
     final = False  # a retry would fail in the same way
     blameless = False  # another command had the lock, or somebody asked it to stop

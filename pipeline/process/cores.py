@@ -19,10 +19,7 @@ MOST_THREADS = 256
 
 
 def usable_cores() -> int:
-    """Cores that this process may really use: its affinity mask, capped by the cgroup's CPU quota and by Slurm's grant.
-
-    A Slurm without the affinity or cgroup plugin grants cores without enforcing it.
-    """
+    """Cores that this process may really use: its affinity mask, capped by the cgroup's quota and Slurm's grant."""
     limits = [math.ceil(limit) for limit in (cgroup_quota(), slurm_grant(os.environ)) if limit]
     return max(1, min([len(os.sched_getaffinity(0)), *limits]))
 
@@ -37,18 +34,12 @@ def slurm_grant(environment: Mapping[str, str]) -> int | None:
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPUs granted by the cgroup (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None when there is no limit.
-
-    The tightest limit between this process's group and the root holds.
-    """
+    """CPUs granted by the cgroup and those above it (v2 `cpu.max`, v1 `cpu.cfs_quota_us`); None without a limit."""
     return min(filter(None, map(_limit, _cgroup_folders(root, process))), default=None)
 
 
 def given_threads(environment: Mapping[str, str]) -> int | None:
-    """The number of threads that the user set with OMP_NUM_THREADS; None where it is unset or no sensible number.
-
-    Of a list, one number for each level of nesting, the first counts; MXNet has one level and understands no list.
-    """
+    """The number of threads in OMP_NUM_THREADS, of a list the first; None where it is unset or no sensible number."""
     first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     number = int(first) if first.isascii() and first.isdecimal() and len(first) < 6 else 0
     return number if 1 <= number <= max(MOST_THREADS, os.cpu_count() or 1) else None

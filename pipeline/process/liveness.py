@@ -68,10 +68,7 @@ def last_line(log: Path, offset: int = 0) -> str:
 
 
 class Monitor:
-    """Follows a child that sends heartbeats: whether it has started, whether it is lost, and how to end it.
-
-    Without a launcher it runs here, and has started from the beginning.
-    """
+    """Follows a child that sends heartbeats, behind a launcher or here: is it started, is it lost, how is it ended."""
 
     def __init__(self, launcher: Sequence[str], log: Path) -> None:
         self.launcher, self.log = launcher, log
@@ -103,10 +100,7 @@ class Monitor:
         return None if event.get("event") in ("hello", "heartbeat") else event
 
     def heartbeat_due(self) -> bool:
-        """True when it is time for a heartbeat to the child.
-
-        Not before it has started: what is sent to a queued job nobody reads, for days.
-        """
+        """True when it is time for a heartbeat; not before the child has started: a queued job reads none, for days."""
         moment = time.monotonic()
         if not self.running or moment - self._last_sent < HEARTBEAT_SECONDS:
             return False
@@ -146,10 +140,7 @@ class Monitor:
             self.end(process)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Have the launcher end what it started, at once; to be called until it has ended.
-
-        SIGKILL would leave a job behind, so that comes last.
-        """
+        """Have the launcher end what it started; called until it has. SIGKILL, which leaves a job behind, is last."""
         moment = time.monotonic()
         with contextlib.suppress(OSError):
             if not self.launcher:

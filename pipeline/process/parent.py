@@ -45,10 +45,7 @@ _early: dict[str, tuple[subprocess.Popen[bytes], socket.socket]] = {}
 
 
 class Stopped(KeyboardInterrupt):
-    """This process was asked to stop, and the stage has ended; `signal` is the signal that asked.
-
-    `finished` when its result was there before it could stop.
-    """
+    """This process was asked to stop by `signal`, and the stage has ended, `finished` if its result was there first."""
 
     def __init__(self, message: str, number: int, finished: bool = False) -> None:
         super().__init__(message)
@@ -285,10 +282,7 @@ class _Child:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[tuple[int, float]]]:
-    """Collect SIGINT and SIGTERM, with their times, instead of dying of them.
-
-    Only the main thread can; elsewhere they stay as set.
-    """
+    """Collect SIGINT and SIGTERM, with their times, instead of dying of them; only the main thread can."""
     received: list[tuple[int, float]] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -67,10 +67,7 @@ class Load:
 
 
 class SleepingTeam:
-    """OpenMP threads that only sleep; with the `threads` that compute they are more than libgomp counts `cores`.
-
-    `library` is linked with libgomp.
-    """
+    """Threads of libgomp (`library`) that only sleep; with the `threads` that compute they are more than `cores`."""
 
     def __init__(self, library: Any, cores: int, threads: int) -> None:
         self._run = library.GOMP_parallel
@@ -145,10 +142,7 @@ class Watcher:
 
 
 def watch(library: Any, log: Callable[[str], None]) -> None:
-    """From now on until the process ends, adapt to the load, unless it already does.
-
-    A single thread waits for nobody, and variables of OpenMP that the user set count.
-    """
+    """From now on adapt to the load. Not for one thread, which waits for nobody, nor where the user set variables."""
     threads = library.omp_get_max_threads() if hasattr(library, "GOMP_parallel") else 1
     watched = any(thread.name == __name__ for thread in threading.enumerate())
     if watched or threads == 1 or os.environ.get("GOMP_SPINCOUNT") != str(LONG):

@@ -18,10 +18,7 @@ _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 
 
 def enable_amx() -> None:
-    """Let this process use AMX where processor and kernel have it. Before MXNet's library is loaded.
-
-    `DNNL_MAX_CPU_ISA`, when it is set to something else, wins.
-    """
+    """Let this process use AMX, if it is there, before MXNet's library is loaded; another `DNNL_MAX_CPU_ISA` wins."""
     if os.environ.get(VARIABLE, _WITH_AMX) != _WITH_AMX or not {"amx_tile", "amx_bf16"} <= cpu_flags():
         return
     granted = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0

@@ -43,10 +43,7 @@ def devices(device: str) -> Devices:
 
 
 def resolve_precision(wanted: str, where: Devices) -> str:
-    """The precision to train in.
-
-    `auto`: bfloat16 on CPUs with avx512_bf16 or AMX, float16 on GPUs with tensor cores, else float32.
-    """
+    """What to train in; `auto`: bfloat16 on CPUs that have it, float16 on GPUs with tensor cores, else float32."""
     if wanted == "float16" and not where.is_gpu:
         raise DeviceError(
             "training.precision: found float16, which MXNet does not train on a CPU; use bfloat16 or auto"

@@ -1,7 +1,4 @@
-"""Importing MXNet 1.9.1: the workarounds that it needs, and what to do where it cannot work.
-
-Every way in which the import cannot work is a `DeviceError` with what to do.
-"""
+"""Importing MXNet 1.9.1: the workarounds that it needs, and a `DeviceError` with what to do where it cannot work."""
 
 from __future__ import annotations
 
@@ -85,10 +82,7 @@ def plain_convolution(operators: Any) -> Any:
 
 
 def native_library() -> Any:
-    """MXNet's shared library without its Python package, which takes twenty times as long to import.
-
-    Enough for a parameter server. Raises `DeviceError` when it cannot be loaded.
-    """
+    """MXNet's shared library alone, enough for a parameter server and loaded 20 times as fast; raises `DeviceError`."""
     installed = _check_packages()
     os.environ.update(thread_environment(os.environ))
     _preload_cuda_libraries(installed)

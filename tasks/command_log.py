@@ -88,5 +88,5 @@ def set_up() -> None:
 
 
 def _wants_luigi_messages() -> bool:
-    given = any(argument.startswith("--log-level") or argument.startswith("--logging") for argument in sys.argv)
+    given = any(argument.startswith(("--log-level", "--logging")) for argument in sys.argv)
     return given or get_config().has_option("core", "log_level") or get_config().has_option("core", "logging_conf_file")

@@ -47,7 +47,8 @@ def problem(client: RemoteScheduler, timeouts: tuple[float, float] = TIMEOUTS) -
 def do_without(family: str) -> None:
     """Run `family` without a scheduler when the command line names it: it only reads files, or moves some."""
     global _local
-    if _is_root_task(family):
+    parser = CmdlineParser.get_instance()
+    if is_command() and parser is not None and parser.known_args.root_task == family:
         if _local is None:
             _local = core().local_scheduler
         get_config().set("core", "local_scheduler", "true")
@@ -92,8 +93,3 @@ def _proxy(url: str) -> str:
     proxies = requests.utils.get_environ_proxies(url)
     found = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all")
     return f"the proxy {shown(found if '://' in found else f'http://{found}')}" if found else ""
-
-
-def _is_root_task(family: str) -> bool:
-    parser = CmdlineParser.get_instance()
-    return is_command() and parser is not None and parser.known_args.root_task == family

@@ -27,8 +27,8 @@ from tasks.stage import StageTask, checking, recorded, working
 from tasks.stages import Evaluate, Report
 from tasks.workspaces import looked_again, page_url, workspace_at
 
-#: Plans by the parameters of their task, with what the files were like then: Luigi asks for the same task again and
-#: again, and a plan of many runs takes a while.
+#: Plans by the parameters of their task, with what the files were like then: Luigi asks twice for each task, and a plan
+#: of many runs takes a while.
 _planned: dict[tuple[Any, ...], tuple[list[Any], Comparison]] = {}
 
 

@@ -77,7 +77,7 @@ def run_stage(
     several = stage == "train" and chain.config.distributed.workers > 1
     monitor = Monitor(launcher, log) if launcher or several else None
     about = request(chain, stage, **(options or {}), **({"launched": True} if launcher else {}))
-    words = command(stage)
+    words = module_command(MODULES[stage])
     if launcher:
         words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
     with os.fdopen(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as log_file, _signals() as received:
@@ -105,7 +105,7 @@ def start_early(stage: str) -> None:
     ours, theirs = socket.socketpair()
     with theirs, contextlib.suppress(OSError):  # then it starts when it is needed
         process = subprocess.Popen(
-            [*command(stage), EARLY],
+            module_command(MODULES[stage], EARLY),
             stdin=theirs.fileno(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # until it is given its log
@@ -137,11 +137,6 @@ def _take_early(stage: str, descriptors: Sequence[int]) -> subprocess.Popen[byte
         return None
     process.stdin = os.fdopen(channel.detach(), "wb", 0)
     return process
-
-
-def command(stage: str) -> list[str]:
-    """The command line of a stage's process."""
-    return module_command(MODULES[stage])
 
 
 def module_command(module: str, *arguments: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from dataclasses import dataclass
 from typing import Any
@@ -35,11 +36,13 @@ def devices(device: str) -> Devices:
     mx = mxnet()
     kind, _, numbers = device.partition(":")
     if kind == "auto":
-        kind = "gpu" if _count_gpus(mx) > 0 else "cpu"
+        kind = "cpu"
+        with contextlib.suppress(Exception):  # MXNetError of a driver that is too old, for example
+            kind = "gpu" if mx.context.num_gpus() > 0 else "cpu"
+    ids = [int(number) for number in (numbers or "0").split(",")]
     if kind == "cpu":
-        ids = [int(number) for number in numbers.split(",")] if numbers else [0]
-        return Devices([mx.cpu(i) for i in ids], "cpu" if not numbers else f"cpu:{numbers}")
-    return _gpus(mx, device, [int(number) for number in numbers.split(",")] if numbers else [0])
+        return Devices([mx.cpu(number) for number in ids], f"cpu:{numbers}" if numbers else "cpu")
+    return _gpus(mx, device, ids)
 
 
 def resolve_precision(wanted: str, where: Devices) -> str:
@@ -61,13 +64,6 @@ def resolve_precision(wanted: str, where: Devices) -> str:
     return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
-def _count_gpus(mx: Any) -> int:
-    try:
-        return int(mx.context.num_gpus())
-    except Exception:  # MXNetError of a driver that is too old, for example; `auto` then means CPU
-        return 0
-
-
 def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
     """The GPUs of these numbers, each of which has computed something."""
     wheel = any(name.startswith("mxnet-cu") for name in installed_mxnets())
@@ -78,10 +74,9 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
     try:
         count = int(mx.context.num_gpus())
     except Exception as error:
-        text = str(error).splitlines()[0]
-        advice = (
-            "the NVIDIA driver is too old for CUDA 11" if "insufficient" in text else "is the NVIDIA driver loaded?"
-        )
+        text, advice = str(error).splitlines()[0], "is the NVIDIA driver loaded?"
+        if "insufficient" in text:
+            advice = "the NVIDIA driver is too old for CUDA 11"
         raise DeviceError(f"device: found {device}, but CUDA says: {text}; {advice}") from error
     if count == 0:
         raise DeviceError(

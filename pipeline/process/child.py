@@ -89,10 +89,6 @@ def main(
         result = work(chain_of(value), reporter, value.get("options", {}))
         reporter.send("result", value=result or {})
         return 0
-    except Interrupted as error:
-        reporter.write(str(error))  # the parent shows the error that it is told
-        reporter.send("error", type="Interrupted", message=str(error))
-        return EXIT_INTERRUPTED
     except PipelineError as error:
         return _fail(reporter, error)
     except OSError as error:
@@ -142,8 +138,8 @@ def _is_full(workspace: Path) -> bool:
 
 def _fail(reporter: Reporter, error: PipelineError) -> int:
     reporter.write(str(error))
-    reporter.send("error", type=type(error).__name__, message=str(error))
-    return EXIT_FAILED
+    reporter.send("error", type=type(error).__name__, message=str(error))  # which the parent shows
+    return EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_FAILED
 
 
 def _install_signals(reporter: Reporter, graceful: bool) -> None:

@@ -185,22 +185,15 @@ def _same_as(run: Run | None) -> str:
 def _tell_nothing_due(task: Retrain) -> None:
     write_metrics(task.chain.workspace, task.chain.given)
     every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
-    then = ""
-    if task.by_date:
-        then = f"; next is due {periods.next_start(every, task.date)}"
+    then = f"; next is due {periods.next_start(every, task.date)}" if task.by_date else ""
     if subject.generation != task.generation:
         ways = "retrain.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
-        log.info(
-            "up to date: %s: %s (%s)%s; %s",
-            task.generation, _same_as(subject.run()), outcome, then, ways,
-        )  # fmt: skip
+        log.info("up to date: %s: %s; %s", task.generation, f"{_same_as(subject.run())} ({outcome}){then}", ways)
         return
     refused = " (refused)" if outcome == generations.REFUSED else ""
     log.info("up to date: %s exists%s%s", task.generation, refused, then)
-    if changed := config_changes(subject.manifest("train"), subject.config):
-        log.warning(
-            "changed since: %s; applies to the next generation, or to --generation NAME now", "; ".join(changed)
-        )
+    if changed := "; ".join(config_changes(subject.manifest("train"), subject.config)):
+        log.warning("changed since: %s; applies to the next generation, or to --generation NAME now", changed)
 
 
 class Rollback(Command, ChainTask):

@@ -38,7 +38,7 @@ COOLDOWN_SECONDS = 30.0
 LOOK_SECONDS = 5.0
 
 #: Requests that a command cannot do without.
-_NEEDED = {"add_task", "add_task_batcher", "add_worker", "count_pending", "get_work", "task_search", "worker_list"}
+_NEEDED = {"add_task", "add_worker", "count_pending", "get_work", "task_search", "worker_list"}
 
 #: Luigi adds the methods at import time, where type checkers cannot see them.
 _Client: Any = RemoteScheduler
@@ -51,6 +51,8 @@ class Scheduler(_Client):
         super().__init__(*args, **kwargs)
         #: Whether other commands held what this command's next task needs when last asked.
         self.held_up = False
+        #: Whether another command has done a task of this one.
+        self.overtaken = False
         #: Tells whether a task of this command is complete; the worker knows how.
         self.is_complete: Callable[[str], bool] = lambda task_id: False
         self._sent: dict[str, dict[str, Any]] = {}  # what luigid was told of each task, the latest wins
@@ -191,6 +193,7 @@ class Scheduler(_Client):
         elsewhere = {task_id for task_id in done if self.is_complete(task_id)}  # by another command in the meantime
         for task_id in elsewhere:
             self._sent[task_id] = self._sent[task_id] | {"status": "DONE"}
+            self.overtaken = True
         if not all(found.values()):
             log.info("luigid was restarted: registering the remaining tasks again")
             self._announce()

@@ -121,6 +121,9 @@ class Worker(luigi.worker.Worker):
 
     def _forgive(self) -> None:
         """A task that another command was running, and has finished meanwhile, is no failure."""
+        met = any(told.busy for told in self._failures.values()) or getattr(self._scheduler, "overtaken", False)
+        if not met and not any(answer["running_tasks"] for answer in self._get_work_response_history):
+            return  # the store that may have failed is not asked again
         done = {task for task, status, _ in self._add_task_history if status == DONE}
         for task in {task for task, status, _ in self._add_task_history if status in (PENDING, FAILED)} - done:
             told = self._failures.get(task.task_id)
@@ -136,6 +139,6 @@ class Worker(luigi.worker.Worker):
             answer["running_tasks"] = [task for task in running if task["task_id"] not in names]
 
     def _is_complete(self, task: Any) -> bool:
-        with contextlib.suppress(Exception):  # a task of another plugin may raise anything
+        with contextlib.suppress(PipelineError):
             return bool(task.complete())
         return False

@@ -23,11 +23,10 @@ from pipeline.workspace.freshness import Chain, refresh
 from tasks.base import ChainTask
 from tasks.exit_codes import exit_with, is_command
 from tasks.log import log
-from tasks.progress import SchedulerProgress
+from tasks.progress import SchedulerProgress, TerminalBar
 from tasks.results import StoredFile, target
 from tasks.settings import vgg
 from tasks.signals import ask_for_no_more_work, forked_for_a_task, take_signals
-from tasks.terminal import TerminalBar
 from tasks.workspaces import looked_again
 
 

@@ -10,8 +10,7 @@ import pytest
 import tasks
 from pipeline.errors import StageFailed
 from tasks import command_log
-from tasks.progress import SchedulerProgress
-from tasks.terminal import line
+from tasks.progress import SchedulerProgress, line
 
 
 class Task:

@@ -76,7 +76,7 @@ class Monitor:
         self.lost = False
         self.where = "here"
         self._started = self._last_sent = self._last_received = time.monotonic()
-        self._told = ""
+        self._told = False
         self._ending: float | None = None
         self._offset = log.stat().st_size if log.exists() else 0
 
@@ -110,14 +110,12 @@ class Monitor:
     def _waiting(self, seconds: float) -> dict[str, Any] | None:
         if self.running or seconds < WAITING_SECONDS:
             return None
-        minutes, rest = divmod(int(seconds), 60)
         why = last_line(self.log, self._offset) or self.launcher[0]
-        message = f"waiting for a node for {minutes}:{rest:02} ({why})"
-        if message == self._told:
-            return None
-        first, self._told = not self._told, message
-        if first:
+        if not self._told:
+            self._told = True
             return {"event": "note", "message": f"waiting for a node ({why})"}
+        minutes, rest = divmod(int(seconds), 60)
+        message = f"waiting for a node for {minutes}:{rest:02} ({why})"
         return {"event": "progress", "fraction": 0.0, "message": message}
 
     def failure(self, stage: str, status: int) -> StageFailed | None:

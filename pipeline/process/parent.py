@@ -202,13 +202,13 @@ class _Child:
 
     def outcome(self, status: int) -> dict[str, Any]:
         """The result of the process that has ended, or the error that says why there is none."""
-        finished = status == 0 and self.result is not None
+        result = self.result if status == 0 else None
         if self.received:
-            finished = finished or self.is_done()
+            finished = result is not None or self.is_done()
             how = "finished before it could stop" if finished else self.unfinished()
             raise Stopped(f"{self.stage}: {how}", self.received[0][0], finished)
-        if finished and self.result is not None:
-            return self.result
+        if result is not None:
+            return result
         failure = self.monitor.failure(self.stage, status) if self.monitor and self.error is None else None
         raise failure or self.failure(status)
 

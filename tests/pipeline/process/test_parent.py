@@ -43,7 +43,7 @@ def run_child(chain, tmp_path, monkeypatch):
     """Runs a few lines of Python as the process of a stage, of `train` unless another one is given."""
 
     def run_child(lines, stage="train", chain=chain, **how):
-        monkeypatch.setattr(parent, "command", lambda stage: [sys.executable, "-c", HEAD + SAY + lines])
+        monkeypatch.setattr(parent, "module_command", lambda *module: [sys.executable, "-c", HEAD + SAY + lines])
         return parent.run_stage(stage, chain, log=tmp_path / "train.log", **how)
 
     return run_child
@@ -293,7 +293,7 @@ def early(tmp_path, monkeypatch):
     """Starts the process of `train` early; gives its process when it has done its imports."""
     done = tmp_path / "imported"
     os.mkfifo(done)
-    monkeypatch.setattr(parent, "command", lambda stage: [sys.executable, "-c", EARLY, str(done)])
+    monkeypatch.setattr(parent, "module_command", lambda _, *words: [sys.executable, "-c", EARLY, str(done), *words])
     parent.start_early("train")
     parent.start_early("train")  # which it is already
     ((process, _),) = parent._early.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import os
 import sys
 import threading
 import time
@@ -93,6 +94,8 @@ class TerminalBar:
         from rich.text import Text
 
         def draw() -> Text:
+            with contextlib.suppress(OSError):  # the terminal, which may be gone, knows better than COLUMNS
+                console.width = os.get_terminal_size(console.file.fileno()).columns or 80
             seconds = time.monotonic() - self._began
             shown = line(self._fraction, seconds, self._seconds_left, f"{self._what}: {self._text}")
             return Text(shown, no_wrap=True, overflow="ellipsis")

@@ -129,7 +129,7 @@ def download(url: str, target: Path, expected: str | None, tell: Tell, note: Cal
 
 def remove(target: Path) -> None:
     """Remove a download and everything that belongs to it."""
-    for end in ("", ".part", ".part.json"):
+    for end in ("", ".part", ".part.json", ".bad"):  # earlier versions kept a wrong download as .bad
         target.with_name(target.name + end).unlink(missing_ok=True)
     remove_debris(target.parent, target.name + ".part.json")
 

@@ -27,7 +27,7 @@ from pipeline.tables import read_numbers
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain, config_changes
 
-SCHEMA = 1
+SCHEMA = 2
 
 #: Most frequent mistakes that a report lists.
 CONFUSIONS = 12

@@ -48,6 +48,7 @@ def test_any_architecture_maps_images_to_a_logit_for_each_class(architecture):
 
 
 def test_the_network_for_bfloat16_computes_the_same_where_amp_is_off(architecture):
+    mx.random.seed(1)  # with others the ReLUs of the narrow networks may all be zero, and so the logits
     plain, other = model.build(architecture), model.build(architecture, "bfloat16")
     for net in (plain, other):
         net.initialize(mx.init.Xavier())

@@ -56,11 +56,6 @@ def _check_network(config: Config, where: str) -> None:
         )
     if training.optimizer != "sgd" and training.momentum == 0:
         raise ConfigError(f"{where}: training.momentum: found 0, but optimizer {training.optimizer} needs momentum > 0")
-    if training.optimizer == "muon" and not architecture.batch_norm:
-        raise ConfigError(
-            f"{where}: training.optimizer: found muon, which keeps the kernels at a fixed size and so needs "
-            "architecture.batch_norm: true; use nag or sgd without"
-        )
 
 
 def _check_milestones(schedule: Schedule, where: str) -> None:

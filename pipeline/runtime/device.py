@@ -68,6 +68,8 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
     """The GPUs of these numbers, each of which has computed something."""
     wheel = any(name.startswith("mxnet-cu") for name in installed_mxnets())
     if not wheel and not mx.runtime.Features().is_enabled("CUDA"):
+        for number in ids:
+            _check_capability(number)  # else the advice below would be in vain
         raise DeviceError(
             f"device: found {device}, but the installed mxnet has no GPU code: run make gpu, or device: cpu"
         )

@@ -66,7 +66,8 @@ def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
     `hidden` says of each parameter, in order, whether Muon updates it.
 
     A kernel that it updates has the norm of a matrix with orthogonal rows of length 1 before each step. Batch
-    normalisation takes no notice of the size, and without a fixed one the learning rate would mean less and less.
+    normalisation takes no notice of the size, and without a fixed one the learning rate would mean less and less. In a
+    network without it the fixed size stands for weight decay.
     """
 
     class Orthogonal(mx.gluon.HybridBlock):

@@ -96,12 +96,6 @@ def refused(path):
         ("source: mini.tar.gz", "source: bundled", "data.name: found mini, but source bundled needs name: sample"),
         ("epochs: 2", "epochs: 2, momentum: 0, optimizer: nag", "training.momentum: found 0, but optimizer nag"),
         ("epochs: 2", "epochs: 2, momentum: 0, optimizer: muon", "training.momentum: found 0, but optimizer muon"),
-        (
-            "batch_norm: true, dense: [16]}\ntraining: {epochs: 2",
-            "dense: [16]}\ntraining: {epochs: 2, optimizer: muon",
-            "training.optimizer: found muon, which keeps the kernels at a fixed size and so needs "
-            "architecture.batch_norm: true",
-        ),
         ("device: cpu", "evaluation: {tta: 3}", "evaluation.tta: found 3, expected one of 1, 2, 6"),
         ("device: cpu", "evaluation: {ttas: 2}", "unknown key evaluation.ttas (did you mean tta?)"),
         ("device: cpu", "evaluation: {views: 2}", "evaluation.views: is now called tta"),
@@ -319,6 +313,9 @@ def test_nothing_outside_the_architecture_is_in_the_fingerprint(write):
         ("vgg13-bn", "ae1a06df"),
         ("vgg16-bn", "fa7cd97b"),
         ("vgg19-bn", "af9a24db"),
+        ("vgg8-s", "449b6a22"),
+        ("vgg8-m", "461d9013"),
+        ("vgg8", "0fbb536a"),
     ],
 )
 def test_the_fingerprints_of_the_ready_made_networks_stay_what_they_were(name, expected):

@@ -132,6 +132,14 @@ def test_a_gpu_without_an_mxnet_for_it_is_refused():
 
 
 @cpu_only
+def test_nobody_installs_an_mxnet_that_has_no_code_for_the_card(monkeypatch):
+    monkeypatch.setattr(device, "gpu_capability", lambda number: (9, 0))
+    message = refused(runtime.devices, "gpu")
+    assert message.startswith("device: gpu:0 has compute capability 9.0")
+    assert "make gpu" not in message
+
+
+@cpu_only
 def test_auto_is_the_cpu_where_there_is_no_gpu():
     assert runtime.devices("auto").name == "cpu"
 

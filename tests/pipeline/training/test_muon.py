@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -53,6 +54,7 @@ def test_the_update_has_the_directions_of_the_matrix_and_about_equal_sizes(mx: A
 
 #: The singular values after the update of a large kernel in bfloat16, in a process of its own: AMP stays on.
 IN_BFLOAT16 = """
+import msgspec
 import numpy as np
 from pipeline.runtime import mxnet
 from pipeline.training import muon
@@ -113,3 +115,16 @@ def test_a_network_put_back_goes_on_to_the_same_bytes() -> None:
     for one, other in zip(whole.state(), second.state(), strict=True):
         assert one.keys() == other.keys()
         assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def test_it_learns_without_batch_normalisation_too() -> None:
+    plain = msgspec.structs.replace(ARCHITECTURE, batch_norm=False, dense=[16])
+    made = Network(plain, msgspec.structs.replace(TRAINING, learning_rate=0.1), runtime.devices("cpu"), "float32")
+    made.initialize(0)
+    losses = []
+    for step in range(40):
+        made.start_epoch([])
+        made.step(*batch(0), 0.1, step)
+        losses.append(made.sums()[0][0])
+    assert losses[-1] < 0.7 * losses[0]
+    assert np.linalg.norm(made.state()[0]["1.0.weight"]) == pytest.approx(4.0, rel=0.1)

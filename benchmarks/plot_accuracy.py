@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -28,7 +28,9 @@ def main() -> None:
             axes.annotate(name, place, xytext=(5, -10), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel="minutes from archive to report", ylabel="test accuracy (JPEG copy of CIFAR-10)")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(MultipleLocator(0.05))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.margins(0.12)
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(FOLDER / "accuracy.svg", metadata={"Date": None})

@@ -313,9 +313,11 @@ def test_nothing_outside_the_architecture_is_in_the_fingerprint(write):
         ("vgg13-bn", "ae1a06df"),
         ("vgg16-bn", "fa7cd97b"),
         ("vgg19-bn", "af9a24db"),
+        ("vgg8-xs", "125de536"),
         ("vgg8-s", "449b6a22"),
         ("vgg8-m", "461d9013"),
         ("vgg8", "0fbb536a"),
+        ("vgg8-l", "e7f42ee4"),
     ],
 )
 def test_the_fingerprints_of_the_ready_made_networks_stay_what_they_were(name, expected):

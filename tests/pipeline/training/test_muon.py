@@ -54,7 +54,6 @@ def test_the_update_has_the_directions_of_the_matrix_and_about_equal_sizes(mx: A
 
 #: The singular values after the update of a large kernel in bfloat16, in a process of its own: AMP stays on.
 IN_BFLOAT16 = """
-import msgspec
 import numpy as np
 from pipeline.runtime import mxnet
 from pipeline.training import muon

@@ -157,6 +157,14 @@ def test_normalisation_gives_mean_zero_and_deviation_one():
     assert Normalisation.from_manifest({"normalisation": {"mean": list(norm.mean), "std": list(norm.std)}}) == norm
 
 
+def test_the_mean_and_the_deviation_are_those_of_all_images():
+    images = np.random.default_rng(0).integers(0, 200, (1201, 3, 4, 4), np.uint8)
+    images[500:, 1] += 40  # as if sorted by class
+    norm = Normalisation.measure(images)
+    assert norm.mean == pytest.approx(images.mean((0, 2, 3)) / 255, abs=1e-6)
+    assert norm.std == pytest.approx(images.std((0, 2, 3)) / 255, abs=1e-6)
+
+
 def test_without_normalisation_pixels_are_0_to_1():
     values = Normalisation().apply(np.array([0, 255, 51], np.uint8).reshape(3, 1, 1, 1).repeat(3, 1))
     assert values[:, 0, 0, 0] == pytest.approx([0, 1, 0.2])

@@ -5,6 +5,9 @@ wait; beside other busy processes it burns the time in which the slowest could r
 to a few per cent. libgomp spins only briefly while there are more OpenMP threads than cores (see its documentation of
 GOMP_SPINCOUNT), so a team of sleeping threads makes it do so, at once and in a running process. No result changes in
 a bit. Where MXNet is built with another OpenMP this does nothing.
+
+MXNet itself would start a second team: in the thread that hands over a batch, for copies of 200,000 numbers and more.
+From then on libgomp would spin briefly to the end of the process. So those copies are made by one thread.
 """
 
 from __future__ import annotations
@@ -29,15 +32,18 @@ TOLERATED = 0.25
 #: How often a waiting thread looks for the others before it sleeps: libgomp's default, and with too many threads.
 LONG, SHORT = 300_000, 1000
 
+#: Copies of fewer numbers are made by one thread; MXNet's default is 200,000.
+ONE_THREAD_COPIES = {"MXNET_CPU_PARALLEL_SIZE": str(2**31 - 1)}
+
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables that make libgomp spin `LONG` and `SHORT`; none where the user has set them.
+    """The variables that make libgomp spin `LONG` and `SHORT`, and MXNet keep to one team; what the user set wins.
 
     Without a policy it would make 100 of `SHORT`, and a policy alone would make `LONG` endless.
     """
-    if "GOMP_SPINCOUNT" in given or "OMP_WAIT_POLICY" in given:
-        return {}
-    return {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": str(LONG)}
+    waiting = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": str(LONG)}
+    copies = {name: value for name, value in ONE_THREAD_COPIES.items() if name not in given}
+    return copies if waiting.keys() & set(given) else waiting | copies
 
 
 class Load:

@@ -96,6 +96,7 @@ def test_whoever_set_openmps_own_variables_has_chosen():
     assert thread_environment({})["GOMP_SPINCOUNT"] == str(spinning.LONG)
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         assert not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(thread_environment({name: "PASSIVE"}))
+    assert "MXNET_CPU_PARALLEL_SIZE" not in thread_environment({"MXNET_CPU_PARALLEL_SIZE": "9"})
 
 
 LIBGOMP = """
@@ -164,3 +165,29 @@ def test_changing_over_changes_no_bit_of_the_weights(tmp_path):
     hashes = [run([sys.executable, "-c", EXACT, how], tmp_path, environment) for how in ("stay", "change")]
     assert all(done.rc == 0 for done in hashes), hashes
     assert hashes[0].output == hashes[1].output != ""
+
+
+ONE_TEAM = """
+import os
+import numpy as np
+from pipeline import runtime
+from pipeline.config import Architecture, Training
+from pipeline.training.network import Network
+mx = runtime.mxnet()
+architecture = Architecture(name="tiny", conv_arch=[[1, 16]], dense=[], classes=10)
+network = Network(architecture, Training(epochs=1), runtime.devices("cpu"), "float32")
+network.initialize(3)
+network.start_epoch([])
+for count in (16, 256):
+    for step in range(2):
+        network.step(np.ones((count, 3, 32, 32), np.float32), np.zeros(count, np.float32), 0.05, step, count)
+    parameters, _ = network.state()
+    print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_a_large_batch_starts_no_second_team_of_threads_in_mxnet(tmp_path):
+    done = run([sys.executable, "-c", ONE_TEAM], tmp_path, clean_environment(OMP_NUM_THREADS="2"))
+    assert done.rc == 0, done.text
+    small, large = done.output.split()
+    assert small == large

@@ -74,7 +74,6 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
     """Load the data set and build the network. Raises `ConfigError` when they do not fit together."""
     training, architecture = chain.config.training, chain.config.architecture
     devices = runtime.devices(chain.config.device)
-    runtime.adapt_to_load(reporter.write if worker.is_leader else lambda line: None)
     group = ProcessGroup(runtime.mxnet(), devices, worker)
     with group.leader_first():
         chosen, why = precision.choose(architecture, training, devices, run)
@@ -90,6 +89,8 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
     network = Network(architecture, training, devices, chosen, group)
     if devices.is_gpu:
         network.hold(data.train_images, norm)
+    # Only now: measuring the precision took all cores, in a process of its own.
+    runtime.adapt_to_load(reporter.write if worker.is_leader else lambda line: None)
     # Several sources can hold the same images; label and officialness are those of the configured one.
     source = chain.source_record() or {}
     about_data = {**data.manifest["details"], **{k: source[k] for k in ("label", "official") if k in source}}

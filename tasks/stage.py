@@ -115,7 +115,7 @@ class StageTask(ChainTask):
         def on_event(event: dict[str, Any]) -> None:
             nonlocal fraction, progress, note
             if event["event"] == "finishing":
-                self._start_next_early()
+                self._start_next_early(chain)
                 return
             if event["event"] == "progress":
                 fraction, progress = event["fraction"], event["message"]
@@ -129,13 +129,13 @@ class StageTask(ChainTask):
             message = f"{line}, which trains on all cores; a lower OMP_NUM_THREADS lets trainings share them"
             on_event({"event": "note", "message": message.removeprefix(f"{self.what}: ")})
             if is_command() and chain.config.distributed.workers == 1:
-                parent.start_early(self.stage)  # with its imports done, it begins as soon as its turn comes
+                parent.start_early(self.stage, chain)  # with its imports done, it begins as soon as its turn comes
 
         about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
         try:
             options = self.options(chain)
             if self.stage != "train":  # which has no core to spare until it is finishing
-                self._start_next_early()
+                self._start_next_early(chain)
             with self.turn(chain, self._waiting(wait)) as turn:
                 note = ""
                 log.info("%s: running: %s", self.what, "; ".join(reasons))
@@ -156,10 +156,10 @@ class StageTask(ChainTask):
             voice.close()
             bar.close()
 
-    def _start_next_early(self) -> None:
+    def _start_next_early(self, chain: Chain) -> None:
         if is_command() and not forked_for_a_task():
             for stage in self.next_stages:
-                parent.start_early(stage)
+                parent.start_early(stage, chain)
 
     @contextlib.contextmanager
     def _locked(self, chain: Chain) -> Iterator[list[int]]:

@@ -7,6 +7,7 @@ The files' names are in `pipeline.workspace.sources`. Source: https://www.cs.tor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -44,10 +45,16 @@ _PUBLISHED = {"cifar10": _Published(5, 10_000, 10_000, 1, ""), "cifar100": _Publ
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """`images` (N, 3072) uint8, channel by channel and row by row; `labels` (N,) uint8."""
+    """`images` (N, 3072) uint8, channel by channel and row by row, maybe with gaps; `labels` (N,) uint8."""
 
     images: Bytes
     labels: Bytes
+
+
+def blocks(rows: Bytes) -> Iterator[memoryview]:
+    """The bytes of an array of any shape in order, without its gaps and without a second copy of the whole."""
+    for start in range(0, len(rows), 500):
+        yield np.ascontiguousarray(rows[start : start + 500]).data
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +125,7 @@ class Collector:
         about = _PUBLISHED[layout.published]
         if layout.form == "binary":
             records = np.frombuffer(content, np.uint8).reshape(-1, about.labels + PIXELS)
-            batch = Batch(np.ascontiguousarray(records[:, about.labels :]), records[:, about.labels - 1].copy())
+            batch = Batch(records[:, about.labels :], records[:, about.labels - 1].copy())
         else:
             batch = _unpickled(name, content, f"{about.prefix}labels")
             self._check_count(layout, name, len(batch.images))
@@ -180,7 +187,7 @@ def _unpickled(name: str, content: bytes | bytearray, key: str) -> Batch:
         raise Refused(f"{name}: {len(images)} images, but {key} of shape {labels.shape}")
     if labels.min() < 0 or labels.max() > 255:
         raise Refused(f"{name}: {key} from {labels.min()} to {labels.max()}, expected 0 to 255")
-    return Batch(np.ascontiguousarray(images), labels.astype(np.uint8))
+    return Batch(images, labels.astype(np.uint8))
 
 
 def _integers(name: str, key: str, value: dict[str, Any]) -> NDArray[Any]:

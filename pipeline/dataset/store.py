@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.layouts import Bytes, Content
+from pipeline.dataset.layouts import Bytes, Content, blocks
 from pipeline.errors import WorkspaceError
 from pipeline.files import atomic_writer, remove_debris, sync_directory
 from pipeline.workspace import manifest
@@ -39,10 +39,9 @@ def digest(content: Content) -> str:
     """What identifies a data set: SHA-256 over class names, training and test images and labels, in order."""
     value = hashlib.sha256("\n".join(content.classes).encode())
     for split in (content.train, content.test):
-        for batch in split:
-            value.update(batch.images.data)
-        for batch in split:
-            value.update(batch.labels.data)
+        for rows in (*(batch.images for batch in split), *(batch.labels for batch in split)):
+            for block in blocks(rows):
+                value.update(block)
     return value.hexdigest()
 
 
@@ -112,7 +111,8 @@ def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> 
     header = {"descr": "|u1", "fortran_order": False, "shape": (sum(len(part) for part in parts), *shape)}
     with atomic_writer(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
-        file.writelines(part.data for part in parts)
+        for part in parts:
+            file.writelines(blocks(part))
 
 
 def _part(folder: Path, found: Mapping[str, Any], split: str) -> tuple[Any, Any]:

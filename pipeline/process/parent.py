@@ -98,14 +98,14 @@ def run_stage(
             child.end()
 
 
-def start_early(stage: str) -> None:
+def start_early(stage: str, chain: Chain) -> None:
     """Start the process of a stage that will run here soon: it imports what it needs while another one works."""
     if stage in _early:
         return
     ours, theirs = socket.socketpair()
     with theirs, contextlib.suppress(OSError):  # then it starts when it is needed
         process = subprocess.Popen(
-            module_command(MODULES[stage], EARLY),
+            module_command(MODULES[stage], EARLY, chain.config.training.precision),
             stdin=theirs.fileno(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # until it is given its log

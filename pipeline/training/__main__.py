@@ -1,8 +1,18 @@
 """`python -m pipeline.training`: the training in a process of its own, see `pipeline.process.child`."""
 
+import sys
+
 from pipeline.process.child import exit_with, main
 from pipeline.runtime import mxnet
-from pipeline.training import train
+from pipeline.training import precision, train
+
+
+def imports() -> None:
+    """Load what the training needs, in this process and in the one that measures the precision."""
+    if "auto" in sys.argv:
+        precision.start_early()
+    mxnet()
+
 
 if __name__ == "__main__":
-    exit_with(main(train, graceful=True, imports=mxnet))
+    exit_with(main(train, graceful=True, imports=imports))

@@ -22,14 +22,23 @@ from pipeline.files import read_json, write_json
 from pipeline.process import parent
 from pipeline.workspace import Run, manifest
 
+#: The measurement's process that `start_early` started, if any.
+_early: list[subprocess.Popen[str]] = []
+
 #: bfloat16 rounds to 8 bits, so it must be faster by this much to be worth it.
 _WORTH_IT = 1.05
 
 _CHOICES = ("float32", "bfloat16")
-_STEPS, _TIMEOUT_SECONDS = 5, 360
+_STEPS, _TIMEOUT_SECONDS = 4, 360
 
 #: Images of a measured step, at most. The ratio is about that of larger batches, and is known in seconds.
 _IMAGES = 128
+
+
+def start_early() -> None:
+    """Start the measurement's process where it may be needed soon: it imports MXNet and waits to be told what for."""
+    if runtime.cpu_has_bfloat16():
+        _early.append(_start())
 
 
 def choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
@@ -38,6 +47,15 @@ def choose(architecture: Architecture, training: Training, where: runtime.Device
     What was measured is kept with the run's work, and a finished run that is resumed keeps its precision on the same
     processor, so that resuming never switches. Raises `DeviceError` for a precision that the device does not have.
     """
+    try:
+        return _choose(architecture, training, where, run)
+    finally:
+        while _early:  # it was not needed
+            with _early.pop() as process:
+                process.kill()
+
+
+def _choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
     if training.precision != "auto":
         return runtime.resolve_precision(training.precision, where), "as configured"
     if where.is_gpu:
@@ -81,20 +99,27 @@ def _measure(architecture: Architecture, training: Training) -> tuple[str, str]:
 def _speeds(architecture: Architecture, batch_size: int) -> dict[str, float]:
     """Images a second in training steps of each precision; those are missing that did not work."""
     about = {"architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
-    command = parent.module_command("pipeline.training.precision")
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(about), capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return {}
-    found = (line.split() for line in done.stdout.splitlines())
+    with _early.pop() if _early else _start() as process:
+        try:
+            output, _ = process.communicate(json.dumps(about), _TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return {}
+    found = (line.split() for line in output.splitlines())
     return {words[0]: float(words[1]) for words in found if len(words) == 2 and words[0] in _CHOICES}
+
+
+def _start() -> subprocess.Popen[str]:
+    command, pipe = parent.module_command("pipeline.training.precision"), subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
 
 def main() -> None:
     """Measure both precisions; reads a JSON description on standard input, prints a line for each."""
-    about = json.loads(sys.stdin.read())
+    runtime.mxnet()
+    about = json.loads(sys.stdin.read() or "null")
+    if about is None:  # whoever started it has ended
+        return
     architecture = msgspec.convert(about["architecture"], Architecture)
     runtime.adapt_to_load(lambda line: None)
     for precision in _CHOICES:  # AMP stays on once it is: float32 comes first

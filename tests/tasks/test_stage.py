@@ -19,7 +19,7 @@ def started_early(task: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> d
     """Stage -> the stages that are started early when it begins, and those when its work is nearly done."""
     monkeypatch.setattr(stage, "is_command", lambda: True)
     early: set[str] = set()
-    monkeypatch.setattr(parent, "start_early", early.add)
+    monkeypatch.setattr(parent, "start_early", lambda stage, chain: early.add(stage))
     found: dict[str, tuple[set[str], set[str]]] = {}
 
     def run_stage(name: str, chain: Any, on_event: Any, **about: Any) -> None:

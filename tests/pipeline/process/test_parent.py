@@ -289,13 +289,13 @@ exit_with(main(work, imports=lambda: open(sys.argv[1], "w").write("imported")))
 
 
 @pytest.fixture
-def early(tmp_path, monkeypatch):
+def early(tmp_path, monkeypatch, chain):
     """Starts the process of `train` early; gives its process when it has done its imports."""
     done = tmp_path / "imported"
     os.mkfifo(done)
     monkeypatch.setattr(parent, "module_command", lambda _, *words: [sys.executable, "-c", EARLY, str(done), *words])
-    parent.start_early("train")
-    parent.start_early("train")  # which it is already
+    parent.start_early("train", chain)
+    parent.start_early("train", chain)  # which it is already
     ((process, _),) = parent._early.values()
     assert done.read_text() == "imported"
     yield process
@@ -320,7 +320,9 @@ def test_in_place_of_a_process_that_was_started_early_and_has_died_another_one_d
 
 def test_a_process_that_was_started_early_ends_when_its_parent_is_killed(tmp_path):
     program = (
-        "import os; from pipeline.process import parent; parent.start_early('report')\n"
+        "import os; from types import SimpleNamespace as Fake; from pipeline.process import parent\n"
+        "chain = Fake(config=Fake(training=Fake(precision='float32')))\n"
+        "parent.start_early('report', chain)\n"
         "print(parent._early['report'][0].pid, flush=True); os.kill(os.getpid(), 9)"
     )
     killed = run([sys.executable, "-c", program], tmp_path)

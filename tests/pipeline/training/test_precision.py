@@ -86,3 +86,29 @@ def test_the_measurement_trains_the_network_in_a_process_of_its_own():
     # Where MXNet cannot, bfloat16 is missing, and the choice falls on float32.
     assert list(speeds) == ["float32", "bfloat16"][: 2 if "avx512bw" in runtime.cpu_flags() else 1]
     assert all(speed > 0 for speed in speeds.values())
+
+
+def test_the_measurement_can_be_started_before_it_is_known_what_for(monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: True)
+    precision.start_early()
+    (process,) = precision._early
+    assert "float32" in precision._speeds(TINY, 8)
+    assert process.returncode == 0
+    assert not precision._early
+
+
+def test_a_measurement_that_was_started_early_ends_when_it_is_not_needed(run, cpu, monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: True)
+    precision.start_early()
+    (process,) = precision._early
+    assert precision.choose(TINY, Training(epochs=1, precision="float32"), cpu, run) == ("float32", "as configured")
+    assert process.returncode is not None
+    assert not precision._early
+
+
+def test_a_measurement_that_was_started_early_ends_with_whoever_started_it(monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: True)
+    precision.start_early()
+    process = precision._early.pop()
+    assert process.communicate("") == ("", None)
+    assert process.returncode == 0

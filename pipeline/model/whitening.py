@@ -26,10 +26,9 @@ def filters(images: np.ndarray, norm: Normalisation, shape: tuple[int, int, int,
     filters of side 2 or 54 of side 3. The response to the patches of (N, 3, H, W) uint8 images has variance 1 at most.
     """
     count, _, side, _ = shape
-    values = norm.apply(images)
-    windows = np.lib.stride_tricks.sliding_window_view(values, (side, side), axis=(2, 3))  # type: ignore[call-overload]
-    patches = windows[:, :, ::_STRIDE, ::_STRIDE].transpose(0, 2, 3, 1, 4, 5).reshape(-1, 3 * side * side)
-    patches = patches.astype(np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(2, 3))[:, :, ::_STRIDE, ::_STRIDE]  # type: ignore[call-overload]
+    values = norm.apply(windows.reshape(*images.shape[:2], -1, side)).reshape(windows.shape)
+    patches = values.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 3 * side * side).astype(np.float64)
     variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
     strongest = (directions / np.sqrt(np.maximum(variances, 0) + _EPSILON[side])).T[::-1][: count // 2]
     pairs = np.stack([strongest, -strongest], axis=1)

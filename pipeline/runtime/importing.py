@@ -106,8 +106,9 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def installed_mxnets() -> list[str]:
-    """The names of the installed distributions of MXNet."""
+    """The names of the installed distributions of MXNet. Looked up once: it reads about all distributions."""
     names = {(item.metadata["Name"] or "").lower() for item in metadata.distributions()}
     found = sorted(name for name in names if re.fullmatch(r"mxnet(-cu\d+)?", name))
     # A container's own build may come without a distribution of that name.

@@ -66,6 +66,7 @@ def _train(chain: Chain, run: Run, reporter: Reporter, options: dict[str, Any]) 
     reporter.activity = FINISHING
     if not worker.is_leader:
         return {}
+    reporter.send("finishing")
     trainer.checkpoint(wait=True)
     return publishing.publish(session, resuming.save(session))
 
@@ -127,8 +128,6 @@ class Trainer:
         counters.epoch_seconds = time.monotonic() - started
         count = len(batches.indices)
         loss_sum, correct = (sum(values) for values in zip(*counters.sums, strict=True))
-        if session.worker.is_leader and counters.epoch + 1 == training.epochs:
-            session.reporter.send("finishing")
         # Stopped in here, all steps of the epoch are done but its row is missing: the next process adds it.
         validation_loss, validation_accuracy = session.network.evaluate(
             *session.validation, session.normalisation, training.batch_size, between=self._stop_if_asked

@@ -26,8 +26,10 @@ Version = collections.namedtuple("Version", "major minor micro releaselevel seri
 
 
 def refused(call=check_and_import, *arguments):
+    importing.installed_mxnets.cache_clear()
     with pytest.raises(DeviceError) as caught:
         call(*arguments)
+    importing.installed_mxnets.cache_clear()
     message = str(caught.value)
     assert "\n" not in message
     return message

@@ -43,7 +43,7 @@ _OPSET, _IR_VERSION = 13, 7
 _TOLERANCE = 1e-3
 
 #: Test images that the exported model is checked on, at most, evenly spaced. What is wrong shows on any of them.
-_CHECKED = 1_000
+_CHECKED = 500
 
 
 def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:

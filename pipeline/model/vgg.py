@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Architecture
-from pipeline.runtime import mxnet, plain_convolution
+from pipeline.runtime import mxnet, plain_operator
 
 CHANNELS = 3
 
@@ -95,7 +95,7 @@ def _plain_convolution(mx: Any) -> Any:
 
     class PlainConv2D(mx.gluon.nn.Conv2D):
         def hybrid_forward(self, F: Any, x: Any, weight: Any) -> Any:
-            return plain_convolution(F)(x, weight, name="fwd", **self._kwargs)
+            return plain_operator(F, "Convolution")(x, weight, name="fwd", **self._kwargs)
 
     return PlainConv2D
 

@@ -2,7 +2,7 @@
 
 from pipeline.runtime.cpu import amx_in_use, cpu_flags, cpu_has_bfloat16, cpu_name
 from pipeline.runtime.device import Devices, devices, resolve_precision
-from pipeline.runtime.importing import adapt_to_load, mxnet, native_library, plain_convolution, versions
+from pipeline.runtime.importing import adapt_to_load, mxnet, native_library, plain_operator, versions
 
 __all__ = [
     "Devices",
@@ -14,7 +14,7 @@ __all__ = [
     "devices",
     "mxnet",
     "native_library",
-    "plain_convolution",
+    "plain_operator",
     "resolve_precision",
     "versions",
 ]

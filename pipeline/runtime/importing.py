@@ -35,8 +35,8 @@ CUDA_LIBRARIES = (
     ("nvidia-nccl-cu11", "nccl/lib/libnccl.so.2"),
 )
 
-#: What `plain_convolution` gives; taken when MXNet is imported, before anyone can switch AMP on.
-_convolutions: dict[Any, Any] = {}
+#: What `plain_operator` gives; taken when MXNet is imported, before anyone can switch AMP on.
+_plain: dict[tuple[Any, str], Any] = {}
 
 
 @functools.lru_cache(maxsize=1)
@@ -67,7 +67,8 @@ def mxnet() -> Any:
             else "pip install mxnet==1.9.1 'numpy<2'"
         )
         raise DeviceError(f"mxnet cannot be imported: {error}; try {hint}") from error
-    _convolutions.update({mx.nd: mx.nd.Convolution, mx.sym: mx.sym.Convolution})
+    for name in ("Convolution", "FullyConnected"):
+        _plain.update({(operators, name): getattr(operators, name) for operators in (mx.nd, mx.sym)})
     return mx
 
 
@@ -76,9 +77,9 @@ def adapt_to_load(log: Callable[[str], None]) -> None:
     spinning.watch(mxnet().base._LIB, log)
 
 
-def plain_convolution(operators: Any) -> Any:
-    """`Convolution` of `mxnet.ndarray` or `mxnet.symbol` as it was before AMP replaced it by one that casts."""
-    return _convolutions[operators]
+def plain_operator(operators: Any, name: str) -> Any:
+    """An operator of `mxnet.ndarray` or `mxnet.symbol` as it was before AMP replaced it by one that casts."""
+    return _plain[operators, name]
 
 
 def native_library() -> Any:

@@ -15,7 +15,7 @@ has_amx = pytest.mark.skipif(not {"amx_tile", "amx_bf16"} <= cpu_flags(), reason
 #: Largest relative difference of a convolution in bfloat16, forwards and backwards, from the same in float32.
 CONVOLUTIONS = """
 import numpy as np
-from pipeline.runtime import amx_in_use, mxnet, plain_convolution
+from pipeline.runtime import amx_in_use, mxnet, plain_operator
 mx = mxnet()
 from mxnet.contrib import amp
 amp.init("bfloat16")
@@ -26,7 +26,7 @@ for count, inputs, outputs, side, kernel in [
     x = mx.nd.array(random.standard_normal((count, inputs, side, side)))
     w = mx.nd.array(random.standard_normal((outputs, inputs, kernel, kernel)))
     found = []
-    for convolution in (mx.nd.Convolution, plain_convolution(mx.nd)):
+    for convolution in (mx.nd.Convolution, plain_operator(mx.nd, "Convolution")):
         x.attach_grad(), w.attach_grad()
         with mx.autograd.record():
             y = convolution(x, w, kernel=(kernel, kernel), num_filter=outputs, no_bias=True).astype("float32")

@@ -63,7 +63,7 @@ amp.init("bfloat16")
 matrix = mx.nd.array(np.random.default_rng(0).standard_normal((130, 1300), np.float32))
 found = muon.orthogonal(mx.nd, matrix, mx.nd.eye(130), matrix.shape)
 sizes = np.linalg.svd(found.asnumpy(), compute_uv=False)
-muon.DENSE_SIDE = 1000
+muon.FLOAT32_SIDE = 1000
 exact = muon.orthogonal(mx.nd, matrix, mx.nd.eye(130), matrix.shape)
 print(np.dtype(found.dtype).name, sizes.min(), sizes.max(), abs(found - exact).max().asscalar())
 """

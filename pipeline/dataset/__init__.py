@@ -15,14 +15,14 @@ import numpy as np
 from pipeline.config import OFFICIAL, SAMPLE_LABEL, Data
 from pipeline.dataset import download, source, store
 from pipeline.dataset.layouts import Content
-from pipeline.dataset.store import TEST_FILES, Dataset, load, load_test
+from pipeline.dataset.store import TEST_FILES, Dataset, load, load_test, verify
 from pipeline.errors import from_os_error
 from pipeline.files import remove_debris, write_json
 from pipeline.process.child import Reporter
 from pipeline.workspace import dataset_id, image_folder, sources
 from pipeline.workspace.freshness import Chain, shown_source
 
-__all__ = ["TEST_FILES", "Dataset", "load", "load_test", "prepare"]
+__all__ = ["TEST_FILES", "Dataset", "load", "load_test", "prepare", "verify"]
 
 #: Copies of a source, such as each host's own, of which a pointer remembers that they are the same data set.
 _COPIES = 100

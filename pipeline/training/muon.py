@@ -83,7 +83,8 @@ def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
         def hybrid_forward(self, F: Any, matrix: Any, identity: Any) -> Any:
             return orthogonal(F, matrix, identity, self.shape)
 
-    block, identity = cache(Orthogonal), cache(lambda side, context: mx.nd.eye(side, ctx=context))
+    block, zero = cache(Orthogonal), cache(mx.nd.zeros)
+    identity = cache(lambda side, context: mx.nd.eye(side, ctx=context))
 
     class Muon(mx.optimizer.NAG):
         def update(self, index: int, weight: Any, grad: Any, state: Any) -> None:
@@ -92,8 +93,7 @@ def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
                 return
             # Nesterov's update of a weight of zero, with a learning rate of -1, is the direction to make orthogonal.
             step = {"lr": -1, "momentum": self.momentum, "rescale_grad": self.rescale_grad}
-            direction = mx.nd.zeros_like(weight)
-            mx.nd.nag_mom_update(direction, grad, state, out=direction, **step)
+            direction = mx.nd.nag_mom_update(zero(weight.shape, weight.context), grad, state, **step)
             rows, flat = weight.shape[0], weight.reshape((-1,))
             matrix = direction.reshape((rows, -1))
             update = block(matrix.shape)(matrix, identity(min(matrix.shape), matrix.context)).reshape(weight.shape)

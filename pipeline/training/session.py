@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,8 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
     group = ProcessGroup(runtime.mxnet(), devices, worker)
     with group.leader_first():
         chosen, why = precision.choose(architecture, training, devices, run)
-    data = dataset.load(run.workspace.dataset(run.dataset_id), verify=True)
+    folder = run.workspace.dataset(run.dataset_id)
+    data = dataset.load(folder)
     if len(data.classes) > architecture.outputs:
         raise ConfigError(
             f"architecture.classes: found {architecture.classes}, but {run.dataset_id} has {len(data.classes)} classes"
@@ -85,7 +87,11 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
     train_indices, validation_indices = loader.split(
         data.train_labels, min(training.validation_images, len(data.train_labels) // 2), training.seed
     )
-    norm = Normalisation.measure(data.train_images) if training.normalize else Normalisation()
+    # Nothing is learned from damaged images. Hashing leaves the interpreter's lock to what is measured meanwhile.
+    with ThreadPoolExecutor(1) as second_core:
+        undamaged = second_core.submit(dataset.verify, folder, data.manifest)
+        norm = Normalisation.measure(data.train_images) if training.normalize else Normalisation()
+        undamaged.result()
     network = Network(architecture, training, devices, chosen, group)
     if devices.is_gpu:
         network.hold(data.train_images, norm)

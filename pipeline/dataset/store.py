@@ -7,8 +7,11 @@ test_images.npy  (M, 3, 32, 32) uint8    test_labels.npy  (M,) uint8
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +56,22 @@ def write(folder: Path, content: Content, details: Mapping[str, Any]) -> dict[st
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     remove_debris(folder, "*.npy")
+    hashes = {}
     for split, batches in (("train", content.train), ("test", content.test)):
-        _write_array(folder / f"{split}_images.npy", [batch.images for batch in batches], (3, 32, 32))
-        _write_array(folder / f"{split}_labels.npy", [batch.labels for batch in batches], ())
+        for kind, parts, shape in (
+            ("images", [batch.images for batch in batches], (3, 32, 32)),
+            ("labels", [batch.labels for batch in batches], ()),
+        ):
+            name = f"{split}_{kind}.npy"
+            hashes[name] = _write_array(folder / name, parts, shape)
     sync_directory(folder.parent)
-    return finish(folder, details)
+    return finish(folder, details, hashes)
 
 
-def finish(folder: Path, details: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a folder whose arrays are in place."""
+def finish(folder: Path, details: Mapping[str, Any], hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Write the manifest of a folder whose arrays are in place, with these SHA-256 or those of the files."""
     remove_debris(folder, manifest.MANIFEST)
-    return manifest.write(folder, "dataset", FILES, inputs={}, details=details)
+    return manifest.write(folder, "dataset", FILES, {}, details, hashes or {})
 
 
 def intact(folder: Path, digest: str) -> dict[str, Any] | None:
@@ -107,13 +115,16 @@ def load_test(folder: Path) -> tuple[Bytes, Bytes, list[str]]:
     return *_part(folder, found, "test"), found["details"]["classes"]
 
 
-def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> None:
-    """Write `parts` one after the other as one array of rows of `shape`, without joining them in memory."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (sum(len(part) for part in parts), *shape)}
-    with atomic_writer(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for part in parts:
-            file.writelines(blocks(part))
+def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> str:
+    """Write `parts` one after the other as one array of rows of `shape`, without joining them; gives its SHA-256."""
+    header, sha256 = io.BytesIO(), hashlib.sha256()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (sum(len(part) for part in parts), *shape)}
+    np.lib.format.write_array_header_1_0(header, about)
+    with atomic_writer(path) as file, ThreadPoolExecutor(1) as second_core:
+        for block in chain([header.getbuffer()], *map(blocks, parts)):
+            second_core.submit(sha256.update, block)
+            file.write(block)
+    return sha256.hexdigest()
 
 
 def _part(folder: Path, found: Mapping[str, Any], split: str) -> tuple[Any, Any]:

@@ -89,16 +89,25 @@ class _Manifest(Struct, frozen=True):
 
 
 def write(
-    folder: Path, stage: str, files: Iterable[str], inputs: Mapping[str, str], details: Mapping[str, Any]
+    folder: Path,
+    stage: str,
+    files: Iterable[str],
+    inputs: Mapping[str, str],
+    details: Mapping[str, Any],
+    hashes: Mapping[str, str] = {},
 ) -> dict[str, Any]:
-    """Hash `files` (names inside `folder`) and write the manifest of a finished stage; returns it."""
+    """Write the manifest of a finished stage with the SHA-256 of `files` (names in `folder`) that `hashes` does not know.
+
+    Returns it.
+    """
     value = {
         "schema": SCHEMA,
         "stage": stage,
         "version": STAGE_VERSIONS[stage],
         "created": now(),
         "files": {
-            name: {"size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in files
+            name: {"size": (folder / name).stat().st_size, "sha256": hashes.get(name) or sha256_file(folder / name)}
+            for name in files
         },
         "inputs": dict(inputs),
         "details": dict(details),

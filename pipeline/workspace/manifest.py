@@ -96,9 +96,9 @@ def write(
     details: Mapping[str, Any],
     hashes: Mapping[str, str] = {},
 ) -> dict[str, Any]:
-    """Write the manifest of a finished stage with the SHA-256 of `files` (names in `folder`) that `hashes` does not know.
+    """Write the manifest of a finished stage and return it.
 
-    Returns it.
+    `files` are names in `folder`; those whose SHA-256 is not in `hashes` are hashed.
     """
     value = {
         "schema": SCHEMA,

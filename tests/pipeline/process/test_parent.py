@@ -99,6 +99,13 @@ def test_a_death_without_a_word_is_told_with_the_last_line_of_the_log(run_child,
     assert str(caught.value).endswith("train.log: the last words")
 
 
+def test_a_result_that_was_lost_on_its_way_is_read_where_it_lies(run_child, monkeypatch):
+    monkeypatch.setattr(parent._Child, "is_done", lambda child: True)
+    monkeypatch.setattr(parent.Chain, "folder", lambda chain, stage: Path(stage))
+    monkeypatch.setattr(parent.manifest, "read", lambda folder: {"stage": folder.name})
+    assert run_child('print(\'{"event": "result", "value": {"stage"\', flush=True)') == {"stage": "train"}
+
+
 def test_a_child_that_was_stopped_is_no_failure(run_child):
     with pytest.raises(Interrupted, match="run the same command again to resume"):
         run_child("sys.exit(3)")

@@ -58,20 +58,17 @@ def write(folder: Path, content: Content, details: Mapping[str, Any]) -> dict[st
     remove_debris(folder, "*.npy")
     hashes = {}
     for split, batches in (("train", content.train), ("test", content.test)):
-        for kind, parts, shape in (
-            ("images", [batch.images for batch in batches], (3, 32, 32)),
-            ("labels", [batch.labels for batch in batches], ()),
-        ):
-            name = f"{split}_{kind}.npy"
-            hashes[name] = _write_array(folder / name, parts, shape)
+        images, labels = f"{split}_images.npy", f"{split}_labels.npy"
+        hashes[images] = _write_array(folder / images, [batch.images for batch in batches], (3, 32, 32))
+        hashes[labels] = _write_array(folder / labels, [batch.labels for batch in batches], ())
     sync_directory(folder.parent)
     return finish(folder, details, hashes)
 
 
-def finish(folder: Path, details: Mapping[str, Any], hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
+def finish(folder: Path, details: Mapping[str, Any], hashes: Mapping[str, str] = {}) -> dict[str, Any]:
     """Write the manifest of a folder whose arrays are in place, with these SHA-256 or those of the files."""
     remove_debris(folder, manifest.MANIFEST)
-    return manifest.write(folder, "dataset", FILES, {}, details, hashes or {})
+    return manifest.write(folder, "dataset", FILES, {}, details, hashes)
 
 
 def intact(folder: Path, digest: str) -> dict[str, Any] | None:
@@ -122,8 +119,9 @@ def _write_array(path: Path, parts: Sequence[Bytes], shape: tuple[int, ...]) -> 
     np.lib.format.write_array_header_1_0(header, about)
     with atomic_writer(path) as file, ThreadPoolExecutor(1) as second_core:
         for block in chain([header.getbuffer()], *map(blocks, parts)):
-            second_core.submit(sha256.update, block)
+            hashed = second_core.submit(sha256.update, block)
             file.write(block)
+            hashed.result()
     return sha256.hexdigest()
 
 

@@ -100,7 +100,10 @@ def run_stage(
 
 
 def start_early(stage: str, chain: Chain) -> None:
-    """Start the process of a stage that will run here soon: it imports what it needs while another one works."""
+    """Start the process of a stage that will run here soon: it imports what it needs while another one works.
+
+    It is told the configured precision, because of which a training may need a second process.
+    """
     if stage in _early:
         return
     ours, theirs = socket.socketpair()

@@ -9,7 +9,7 @@ from pipeline.training import precision, train
 
 def imports() -> None:
     """Load what the training needs, in this process and in the one that measures the precision."""
-    if "auto" in sys.argv:
+    if "auto" in sys.argv:  # the configured precision, see `parent.start_early`
         precision.start_early()
     mxnet()
 

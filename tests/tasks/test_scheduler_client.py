@@ -35,9 +35,12 @@ def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
         # So is a batch, whose parameters are luigid's own answer.
         about["family"], about["batchable"] = "TrainVGG", True
         central.api("add_task_batcher", worker=task["worker"], task_family="TrainVGG", batched_args=["generation"])
+        # Both wait for another task, so that luigid gives them away together, whenever it is asked.
+        central.api("add_task", worker="nobody", task_id="Gate", runnable=False)
         for number in range(2):
             params = {**known["taskParams"], "architecture": "", "settings": "", "config": str(evil)}
-            central.api("add_task", task_id=f"Batch{number}", **{**about, "params": params})
+            central.api("add_task", task_id=f"Batch{number}", deps=["Gate"], **{**about, "params": params})
+        central.api("add_task", worker="nobody", task_id="Gate", status="DONE")
         wait_for(lambda: "Batch0, Batch1: refused" in command.output, "a refusal")
         central.tell(task, "stop")
         assert command.finish() == 30, command.output

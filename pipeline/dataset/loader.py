@@ -79,13 +79,6 @@ class TrainingLoader:
                     waiting = executor.submit(self.batch, epoch, step + 1, order)
                 yield ready
 
-    def plans(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Plan, np.ndarray]]:
-        """As `epoch`, with plans in place of images, for images that a device holds and changes itself."""
-        order = self.order(epoch)
-        for step in range(first_step, self.steps_per_epoch):
-            plan = self.plan(epoch, step, order)
-            yield plan, self.labels[plan.rows].astype(np.float32)
-
     def size(self, step: int) -> int:
         """Images of batch number `step` of an epoch, over all workers."""
         return min(self.batch_size, len(self.indices) - step * self.batch_size)

@@ -15,7 +15,6 @@ import numpy as np
 from pipeline import model
 from pipeline.config import Architecture, Training
 from pipeline.dataset import loader
-from pipeline.dataset.augmentation import DeviceImages, Plan
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.runtime import Devices, mxnet
 from pipeline.training import muon
@@ -63,7 +62,6 @@ class Network:
         self._shadow: Any = None
         self._recent: Any = None
         self._previous: Any = None
-        self._held: list[DeviceImages] = []
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -157,21 +155,14 @@ class Network:
             for values, context in zip(sums, self.devices.contexts, strict=False)
         ]
 
-    def hold(self, images: np.ndarray, norm: Normalisation) -> None:
-        """Put (N, 3, 32, 32) uint8 images on every device; `step` then takes plans of batches in place of batches."""
-        augmentation = self.training.augmentation
-        self._held = [DeviceImages(images, augmentation, norm, context) for context in self.devices.contexts]
-
-    def _inputs(self, images: np.ndarray | Plan, parts: int) -> list[Any]:
-        if isinstance(images, Plan):
-            return [held.batch(plan) for held, plan in zip(self._held, images.split(parts), strict=False)]
+    def _inputs(self, images: np.ndarray, parts: int) -> list[Any]:
         whole = self.mx.nd.array(images)
         several = self.mx.gluon.utils.split_data(whole, parts, even_split=False)
         return [x.as_in_context(context) for x, context in zip(several, self.devices.contexts, strict=False)]
 
     def step(
         self,
-        images: np.ndarray | Plan,
+        images: np.ndarray,
         labels: np.ndarray,
         learning_rate: float,
         step: int,
@@ -179,8 +170,7 @@ class Network:
     ) -> None:
         """One update from (n, 3, 32, 32) float32 images and (n,) labels; does not wait for the result.
 
-        After `hold`, `images` may be the plan of a batch, which is then made on the devices. Of several workers each
-        gives its part of a batch of `count` images, which may be none.
+        Of several workers each gives its part of a batch of `count` images, which may be none.
         `step` seeds the random numbers of this step, so that dropout after a resume is what it would have been.
         """
         mx, worker = self.mx, self.group.worker

@@ -93,8 +93,6 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
         norm = Normalisation.measure(data.train_images) if training.normalize else Normalisation()
         undamaged.result()
     network = Network(architecture, training, devices, chosen, group)
-    if devices.is_gpu:
-        network.hold(data.train_images, norm)
     # Only now: measuring the precision took all cores, in a process of its own.
     runtime.adapt_to_load(reporter.write if worker.is_leader else lambda line: None)
     # Several sources can hold the same images; label and officialness are those of the configured one.

@@ -84,8 +84,7 @@ class Trainer:
         session, counters, batches = self.session, self.session.counters, self.session.batches
         started = time.monotonic() - counters.epoch_seconds
         last_told = 0.0
-        source = batches.plans if session.devices.is_gpu else batches.epoch
-        for images, labels in source(counters.epoch, counters.step_in_epoch):
+        for images, labels in batches.epoch(counters.epoch, counters.step_in_epoch):
             count = batches.size(counters.step_in_epoch)
             session.network.step(images, labels, session.learning_rate(), counters.step, count)
             counters.step += 1

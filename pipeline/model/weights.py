@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def save(net: Any, path: Path) -> None:
     with atomic_writer(path) as file:
         net.save_parameters(f"/proc/self/fd/{file.fileno()}")  # MXNet writes to names, not to open files
         # It does not always report a full disk; a file that is too short must not replace a good one.
-        if os.fstat(file.fileno()).st_size < sum(value.data().size * 4 for value in net.collect_params().values()):
+        if os.fstat(file.fileno()).st_size < 4 * sum(math.prod(value.shape) for value in net.collect_params().values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 

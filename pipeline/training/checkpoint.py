@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import json
 import math
 import os
@@ -26,6 +27,9 @@ from pipeline.files import atomic_writer, remove_debris
 
 SCHEMA = 1
 KEEP = 2
+
+#: What reading answers about a file that may be whole: what is in it must not be trained anew for that.
+NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -118,12 +122,19 @@ def save(path: Path, snapshot: Snapshot) -> None:
 
 
 def load(path: Path) -> Snapshot:
-    """Read a checkpoint and check it; raises `Damaged`, or `WorkspaceError` when it is of another schema."""
+    """Read a checkpoint and check it.
+
+    Raises `Damaged`, or `WorkspaceError` when it is of another schema or cannot be read now.
+    """
     try:
         arrays = read_npz(path)
         meta = json.loads(arrays.pop("meta").tobytes())
         schema = msgspec.convert(meta["schema"], int)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever else than arrays and JSON is in there
+        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+            raise from_os_error(error, "read it") from error
         raise Damaged(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
     if schema != SCHEMA:
         raise WorkspaceError(

@@ -37,7 +37,13 @@ def publish(session: Session, snapshot: Snapshot) -> dict[str, Any]:
         # From here until the new manifest is there the stage is not complete; its checkpoint stays until then.
         (folder / MANIFEST).unlink(missing_ok=True)
         weights.save(session.network.net, folder / "model.params")
-        checkpoint.save(folder / "trainer.npz", Snapshot({}, snapshot.optimizer_state, snapshot.meta))
+        # Of several devices each has running statistics of its own; model.params has their mean.
+        own = {
+            name: value
+            for name, value in snapshot.parameters.items()
+            if f"{name.partition('@')[0]}@1" in snapshot.parameters
+        }
+        checkpoint.save(folder / "trainer.npz", Snapshot(own, snapshot.optimizer_state, snapshot.meta))
         write_atomically(folder / "history.csv", csv_text(tuple(Row.__annotations__), session.counters.history))
         write_atomically(folder / "config.yaml", _CONFIG_HEAD.format(run=run.run_id) + configuration)
         files = ("model.params", "history.csv", "config.yaml")

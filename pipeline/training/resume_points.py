@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import differences, recorded_training, to_dict
-from pipeline.errors import WorkspaceError
+from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import move, sha256_file
 from pipeline.model import weights
 from pipeline.tables import read_numbers
@@ -77,7 +77,7 @@ def _why_not(session: Session, snapshot: Snapshot) -> str:
         return "the configuration changed since: " + "; ".join(changed[:4])
     counters, epochs = snapshot.meta["counters"], session.training.epochs
     if counters["epoch"] > epochs or (counters["epoch"] == epochs and counters["step_in_epoch"]):
-        return f"it is beyond the {counted(epochs, 'epoch')} now configured"
+        return f"it is at epoch {counters['epoch'] + bool(counters['step_in_epoch'])}, but training.epochs is {epochs}"
     return ""
 
 
@@ -87,7 +87,8 @@ def _check_fit(session: Session, snapshot: Snapshot, path: Path) -> None:
     if not why and not snapshot.finite():
         why = "its numbers are not all finite"
     if not why and snapshot.meta["counters"]["step_in_epoch"] > session.batches.steps_per_epoch:
-        why = f"it is beyond the {counted(session.batches.steps_per_epoch, 'step')} of an epoch"
+        step = snapshot.meta["counters"]["step_in_epoch"]
+        why = f"its step {step} does not exist: an epoch has {counted(session.batches.steps_per_epoch, 'step')}"
     if why:
         raise Damaged(f"{path}: damaged checkpoint ({why})")
 
@@ -110,9 +111,11 @@ def finished_run(session: Session) -> tuple[Snapshot, str] | None:
         if sha256_file(folder / "trainer.npz") != recorded:
             raise WorkspaceError(f"{folder / 'trainer.npz'}: its content is not what the manifest recorded")
         snapshot = checkpoint.load(folder / "trainer.npz")
-        snapshot.parameters.update(parameters)
+        snapshot.parameters = {**parameters, **snapshot.parameters}  # of several devices, own running statistics
         _check_fit(session, snapshot, folder / "trainer.npz")
     except (WorkspaceError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in checkpoint.NOT_DAMAGE:
+            raise from_os_error(error, "read it") from error
         session.reporter.note(f"{error}; resuming from model.params with zero momentum")
         snapshot = Snapshot(parameters, {}, _meta_without_trainer(folder, finished))
     snapshot.meta["counters"]["inexact"] += changed_since(session, finished)

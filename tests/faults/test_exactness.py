@@ -148,10 +148,11 @@ def test_resumed_with_other_threads_and_another_device_it_goes_on_and_says_so_ev
         assert said in (place.stage("report") / "index.html").read_text()
 
 
-def test_raised_epochs_give_the_bytes_of_one_long_run(place: Place, undisturbed: Undisturbed) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cpu:1,2"])
+def test_raised_epochs_give_the_bytes_of_one_long_run(place: Place, undisturbed: Undisturbed, device: str) -> None:
     kept = {"kind": "step", "warmup_epochs": 2, "factor": 0.3}
-    schedule = {"schedule": {**kept, "milestones": [3, 8]}}
-    place.configure(epochs=5, schedule={**kept, "milestones": [3]})
+    schedule = {"device": device, "schedule": {**kept, "milestones": [3, 8]}}
+    place.configure(epochs=5, device=device, schedule={**kept, "milestones": [3]})
     assert place.run().code == 0
     place.configure(**schedule)
     stop_gracefully(place)

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import random
+import resource
 import time
 import tracemalloc
 import zipfile
@@ -85,6 +86,19 @@ def test_a_cut_checkpoint_is_damaged(tmp_path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(Damaged, match=r"step-000000001\.npz: damaged checkpoint"):
         checkpoint.load(path)
+
+
+def test_one_that_cannot_be_opened_now_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "step-000000001.npz"
+    checkpoint.save(path, snapshot())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(WorkspaceError, match="cannot read it: Too many open files") as caught:
+            checkpoint.load(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not isinstance(caught.value, Damaged)
 
 
 def test_another_schema_is_refused_and_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

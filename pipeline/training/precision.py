@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import runtime
 from pipeline.config import Architecture, Training
 from pipeline.files import read_json, write_json
-from pipeline.process import parent
+from pipeline.process import liveness, parent
 from pipeline.workspace import Run, manifest
 
 #: The measurement's process that `start_early` started, if any.
@@ -72,9 +72,13 @@ def _choose(architecture: Architecture, training: Training, where: runtime.Devic
     earlier = _earlier(run, situation)
     if earlier:
         return earlier, "auto: as before on this processor"
-    chosen, why = _measure(architecture, training)
+    speeds = _speeds(architecture, training.batch_size)
+    if len(speeds) < len(_CHOICES):  # killed, perhaps, or too slow beside others: the next start measures again
+        return "float32", "auto: bfloat16 could not be measured"
+    single, half = (speeds[name] for name in _CHOICES)
+    chosen = "bfloat16" if half > _WORTH_IT * single else "float32"
     write_json(run.work / "precision.json", {**situation, "precision": chosen})
-    return chosen, why
+    return chosen, f"auto: measured bfloat16 {half:,.0f}, float32 {single:,.0f} images/s"
 
 
 def _earlier(run: Run, situation: dict[str, Any]) -> str | None:
@@ -85,15 +89,6 @@ def _earlier(run: Run, situation: dict[str, Any]) -> str | None:
         if isinstance(record, dict) and all(record.get(key) == situation[key] for key in keys):
             return next((name for name in _CHOICES if record.get("precision") == name), None)
     return None
-
-
-def _measure(architecture: Architecture, training: Training) -> tuple[str, str]:
-    speeds = _speeds(architecture, training.batch_size)
-    if len(speeds) < len(_CHOICES):
-        return "float32", "auto: bfloat16 could not be measured"
-    single, half = (speeds[name] for name in _CHOICES)
-    chosen = "bfloat16" if half > _WORTH_IT * single else "float32"
-    return chosen, f"auto: measured bfloat16 {half:,.0f}, float32 {single:,.0f} images/s"
 
 
 def _speeds(architecture: Architecture, batch_size: int) -> dict[str, float]:
@@ -110,12 +105,13 @@ def _speeds(architecture: Architecture, batch_size: int) -> dict[str, float]:
 
 
 def _start() -> subprocess.Popen[str]:
-    command, pipe = parent.module_command("pipeline.training.precision"), subprocess.PIPE
+    command, pipe = parent.module_command("pipeline.training.precision", str(os.getpid())), subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
 
 def main() -> None:
     """Measure both precisions; reads a JSON description on standard input, prints a line for each."""
+    liveness.end_with_parent(int(sys.argv[-1]))
     runtime.mxnet()
     about = json.loads(sys.stdin.read() or "null")
     if about is None:  # whoever started it has ended

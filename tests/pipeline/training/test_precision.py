@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from pipeline import runtime
 from pipeline.config import Architecture, Training
 from pipeline.errors import DeviceError
+from pipeline.storage import locks
 from pipeline.training import precision
 from pipeline.workspace import Workspace, manifest
 
@@ -58,6 +63,14 @@ def test_auto_takes_bfloat16_only_when_it_is_measured_to_be_faster(run, cpu, mon
     speeds = {"float32": 100.0, "bfloat16": half}
     monkeypatch.setattr(precision, "_speeds", lambda *_: {name: speed for name, speed in speeds.items() if speed})
     assert precision.choose(TINY, auto(), cpu, run)[0] == expected
+
+
+def test_a_measurement_that_failed_decides_nothing_for_later(run, cpu, monkeypatch):
+    monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_speeds", lambda *_: {"float32": 100.0})
+    assert precision.choose(TINY, auto(), cpu, run) == ("float32", "auto: bfloat16 could not be measured")
+    monkeypatch.setattr(precision, "_speeds", lambda *_: {"float32": 100.0, "bfloat16": 200.0})
+    assert precision.choose(TINY, auto(), cpu, run)[0] == "bfloat16"
 
 
 def test_auto_decides_once_for_a_run_and_again_on_another_processor(run, cpu, monkeypatch):
@@ -112,3 +125,18 @@ def test_a_measurement_that_was_started_early_ends_with_whoever_started_it(monke
     process = precision._early.pop()
     assert process.communicate("") == ("", None)
     assert process.returncode == 0
+
+
+def test_a_measurement_ends_when_its_training_is_killed():
+    lines = (
+        "import json, os, sys; from pipeline.training import precision; process = precision._start(); "
+        "json.dump({'architecture': {'name': 'wide', 'conv_arch': [[8, 512]], 'classes': 10}, 'batch_size': 128}, "
+        "process.stdin); process.stdin.close(); print(process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    root = str(Path(precision.__file__).parents[2])
+    killed = subprocess.run([sys.executable, "-c", lines], env={**os.environ, "PYTHONPATH": root}, capture_output=True)
+    measuring = int(killed.stdout)
+    deadline = time.monotonic() + 2  # such a network takes much longer
+    while not locks.is_gone(measuring) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert locks.is_gone(measuring)

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,9 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in FILES:
                 os.replace(staging / name, folder / name)
-        versions = runtime.versions() | {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+        versions = runtime.versions() | {
+            module.__name__: module.__version__ for module in (onnx, onnx_runner.onnxruntime())
+        }
         details = {"run": run.run_id, **facts, "check": check, "versions": versions}
         value = manifest.write(folder, "export", FILES, inputs, details)  # type: ignore[arg-type]
     except OSError as error:

@@ -135,9 +135,10 @@ def onnx() -> Any:
 
 
 def _check_whole(path: Path) -> None:
-    """Raise `PipelineError` unless the file is an ONNX model that is complete in itself.
+    """Raise `PipelineError` unless the file is an ONNX model that is complete in itself and computes each node once.
 
-    onnxruntime before 1.24 reads values from whatever path a model names. The export writes none.
+    onnxruntime before 1.24 reads values from whatever path a model names; a loop of a few bytes runs for ever. The
+    export writes neither.
     """
     try:
         model = onnx().ModelProto.FromString(path.read_bytes())
@@ -145,19 +146,22 @@ def _check_whole(path: Path) -> None:
         raise PipelineError(f"{path}: cannot read it: {error.strerror}") from error
     except (ValueError, DecodeError):
         raise PipelineError(f"{path}: not a usable ONNX model (damaged, or another format); export it again") from None
-    if any(tensor.external_data or tensor.data_location for tensor in _tensors(model)):
-        raise PipelineError(f"{path}: stores values in other files, which are not read; save the model as one file")
+    for part in _parts(model):
+        kind = part.DESCRIPTOR.name
+        if kind == "TensorProto" and (part.external_data or part.data_location):
+            raise PipelineError(f"{path}: stores values in other files, which are not read; save the model as one file")
+        if kind == "FunctionProto" or (kind == "AttributeProto" and (part.HasField("g") or part.graphs)):
+            raise PipelineError(f"{path}: has loops, branches or functions, which are not run; export it again")
 
 
-def _tensors(message: Any) -> Iterator[Any]:
-    """All tensors in a message of protocol buffers, however deep."""
-    if message.DESCRIPTOR.name == "TensorProto":
-        yield message
-        return
+def _parts(message: Any) -> Iterator[Any]:
+    """All messages in a message of protocol buffers, however deep, but what is in tensors."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for inner in [value] if isinstance(value, Message) else value:
-                yield from _tensors(inner)
+                yield inner
+                if inner.DESCRIPTOR.name != "TensorProto":
+                    yield from _parts(inner)
 
 
 def _session(path: Path) -> Any:

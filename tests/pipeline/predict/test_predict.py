@@ -311,7 +311,7 @@ def test_a_name_that_is_no_text_is_one_clear_line(
 
 
 @pytest.mark.parametrize("location", ["/etc/passwd", "../secret", "inside.bin"])
-@pytest.mark.parametrize("where", ["initializer", "attribute", "branch"])
+@pytest.mark.parametrize("where", ["initializer", "attribute"])
 def test_a_model_cannot_read_other_files(
     folder: Path, tmp_path: Path, location: str, where: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +323,37 @@ def test_a_model_cannot_read_other_files(
     assert predict.main(["--model", str(path), str(folder)]) == 1
     assert capsys.readouterr().err == (
         f"vgg-predict: {path}: stores values in other files, which are not read; save the model as one file\n"
+    )
+
+
+@pytest.mark.parametrize("what", ["loop", "branch", "function"])
+def test_a_model_that_could_run_for_ever_is_not_run(
+    folder: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    helper, numbers = onnx.helper, onnx.TensorProto
+    round_of = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("go", "x")],
+        "round",
+        [
+            helper.make_tensor_value_info(*value, [])
+            for value in (("i", numbers.INT64), ("go", numbers.BOOL), ("x", numbers.FLOAT))
+        ],
+        [helper.make_tensor_value_info(*value, []) for value in (("go_out", numbers.BOOL), ("x_out", numbers.FLOAT))],
+    )
+    nodes = {
+        "loop": [helper.make_node("Loop", ["w", "", "images"], ["logits"], body=round_of)],
+        "branch": [helper.make_node("If", ["w"], ["logits"], then_branch=round_of, else_branch=round_of)],
+        "function": [],
+    }
+    rounds = onnx.numpy_helper.from_array(np.array(2**62, np.int64), "w")
+    path = small_model(tmp_path, rounds, "initializer", *nodes[what])
+    if what == "function":
+        model = onnx.load(path)
+        model.functions.add(name="f", domain="d")
+        onnx.save(model, path)
+    assert predict.main(["--model", str(path), str(folder)]) == 1
+    assert capsys.readouterr().err == (
+        f"vgg-predict: {path}: has loops, branches or functions, which are not run; export it again\n"
     )
 
 
@@ -359,9 +390,6 @@ def small_model(folder: Path, tensor: onnx.TensorProto, where: str, *nodes: onnx
     made = list(nodes)
     if where == "attribute":
         made.append(constant)
-    elif where == "branch":
-        branch = helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("c", float32, [10])])
-        made.append(helper.make_node("If", ["condition"], ["logits"], then_branch=branch, else_branch=branch))
     graph = helper.make_graph(made, "g", [images], [logits], [tensor] if where == "initializer" else [])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     helper.set_model_props(model, {"classes": json.dumps(CLASSES)})

@@ -96,7 +96,9 @@ def main(
         return _fail(reporter, from_os_error(error, "read or write it"))
     except MemoryError:
         _log_traceback()
-        return _fail(reporter, PipelineError("out of memory: lower training.batch_size or free some memory"))
+        return _fail(
+            reporter, PipelineError(f"out of memory: {'lower training.batch_size or ' * graceful}free some memory")
+        )
     except Exception as error:  # the cause stays in the log, the parent names it
         _log_traceback()
         if value and _is_full(Path(value["workspace"])):  # MXNet and ONNX have words of their own for it

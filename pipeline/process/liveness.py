@@ -75,7 +75,7 @@ class Monitor:
         self.running = not launcher
         self.lost = False
         self.where = "here"
-        self._started = self._last_sent = self._last_received = time.monotonic()
+        self._started = self._last_sent = self._last_received = self._last_look = time.monotonic()
         self._told = False
         self._ending: float | None = None
         self._offset = log.stat().st_size if log.exists() else 0
@@ -87,6 +87,9 @@ class Monitor:
     def attend(self, event: dict[str, Any] | None, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
         """Take the heartbeats out of the child's events; gives the event to pass on, or None."""
         moment = time.monotonic()
+        if moment - self._last_look > HEARTBEAT_SECONDS:  # this process was stopped: heartbeats may be waiting
+            self._last_received = moment
+        self._last_look = moment
         if event is None:
             self.lost = self.lost or (self.running and moment - self._last_received > CHILD_TIMEOUT)
             if self.lost:

@@ -82,6 +82,7 @@ def run_stage(
     if launcher:
         words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
     with os.fdopen(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as log_file, _signals() as received:
+        offset = os.fstat(log_file.fileno()).st_size
         process = None if monitor else _take_early(stage, [log_file.fileno(), *inherit])
         process = process or subprocess.Popen(
             words,
@@ -92,7 +93,7 @@ def run_stage(
             pass_fds=tuple(inherit),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
         )
-        child = _Child(stage, about, log, process, monitor, received)
+        child = _Child(stage, about, log, process, monitor, received, offset)
         try:
             return child.follow(on_event, take_commands)
         finally:
@@ -166,6 +167,8 @@ class _Child:
     monitor: Monitor | None
     #: The signals that this process has got, with their times.
     received: list[tuple[int, float]]
+    #: Where its lines begin in the log.
+    offset: int = 0
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
 
@@ -240,7 +243,9 @@ class _Child:
         if self.error:
             return self.error["message"]
         how = "stopped at once" if self.hurry else "did not stop in time"
-        return f"{how}, it {'resumes from its last checkpoint' if self.stage == 'train' else 'starts over next time'}"
+        return (
+            f"{how}; the next run {'resumes from its last checkpoint' if self.stage == 'train' else 'starts it over'}"
+        )
 
     def failure(self, status: int) -> errors.PipelineError:
         """Why there is no result, though nobody asked to stop."""
@@ -257,7 +262,7 @@ class _Child:
             how = f"died of {signal.Signals(-status).name}"
         else:
             how = f"ended with status {status} and no result"
-        last = liveness.last_line(self.log) or "(empty)"
+        last = liveness.last_line(self.log, self.offset) or "(none)"
         return errors.StageFailed(f"{stage}: its process {how}; last line of {self.log}: {last}")
 
     def kill(self) -> None:

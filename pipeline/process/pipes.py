@@ -33,7 +33,7 @@ def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
             for line in lines:
                 with contextlib.suppress(ValueError):
                     value = json.loads(line)
-                    if isinstance(value, dict):
+                    if isinstance(value, dict) and "event" in value:  # a launcher may print JSON, too
                         yield value
 
 

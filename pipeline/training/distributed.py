@@ -207,7 +207,13 @@ class Supervisor:
 
     def follow(self) -> dict[str, Any]:
         """Until all workers here are done."""
+        looked = time.monotonic()
         while any(worker.result is None for worker in self.workers):
+            moment = time.monotonic()
+            if moment - looked > HEARTBEAT_TIMEOUT / 3:  # this process was stopped: heartbeats may be waiting
+                for role in self.roles:
+                    role.last_heartbeat = role.last_progress = moment
+            looked = moment
             self._send()
             try:
                 role, event = self.events.get(timeout=0.2)

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_events_are_passed_on_in_order_and_other_output_is_passed_over(run_child
 for number in range(3):
     say(event="progress", fraction=number / 3, message=str(number))
     print("library chatter", [1], flush=True)
+    say(level="info", message="of a launcher")
     sys.stdout.write('{"half": ')
     sys.stdout.flush()
     print(flush=True)
@@ -97,6 +99,8 @@ def test_a_death_without_a_word_is_told_with_the_last_line_of_the_log(run_child,
         run_child(f"print('the last words', file=sys.stderr, flush=True)\n{lines}")
     assert words in str(caught.value)
     assert str(caught.value).endswith("train.log: the last words")
+    with pytest.raises(StageFailed, match=r"train\.log: \(none\)$"):
+        run_child("sys.exit(7)")
 
 
 def test_a_result_that_was_lost_on_its_way_is_read_where_it_lies(run_child, monkeypatch):
@@ -118,8 +122,8 @@ STOPPED = "say(event='note')\nassert sys.stdin.readline() == 'stop\\n'\n"
     ("stage", "lines", "message"),
     [
         ("train", "say(event='result', value={})", "train: finished before it could stop"),
-        ("train", "sys.exit(3)", "train: did not stop in time, it resumes from its last checkpoint"),
-        ("evaluate", "sys.exit(3)", "evaluate: did not stop in time, it starts over next time"),
+        ("train", "sys.exit(3)", "train: did not stop in time; the next run resumes from its last checkpoint"),
+        ("evaluate", "sys.exit(3)", "evaluate: did not stop in time; the next run starts it over"),
         ("evaluate", "say(event='error', type='Interrupted', message='as asked'); sys.exit(3)", "evaluate: as asked"),
     ],
 )
@@ -210,6 +214,18 @@ def test_a_queued_job_is_told_nothing_that_nobody_reads(tmp_path, monkeypatch):
     assert not monitor.heartbeat_due()
     monitor.attend({"event": "hello", "host": "n1"}, None)
     assert monitor.heartbeat_due()
+
+
+def test_a_parent_that_was_stopped_itself_reads_the_heartbeats_that_wait_before_it_calls_its_child_dead(tmp_path):
+    moment, monitor = time.monotonic(), liveness.Monitor([], tmp_path / "log")
+    child = subprocess.Popen(["sleep", "60"])
+    monitor._last_received = monitor._last_look = moment - 2 * liveness.CHILD_TIMEOUT  # since Ctrl-Z
+    monitor.attend(None, child)
+    assert not monitor.lost
+    monitor._last_received = moment - 2 * liveness.CHILD_TIMEOUT
+    monitor.attend(None, child)
+    assert monitor.lost
+    assert child.wait() == -signal.SIGKILL
 
 
 def test_the_child_gets_a_number_of_threads_that_mxnet_understands_and_a_wrong_one_is_told(run_child, monkeypatch):

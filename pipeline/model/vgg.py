@@ -150,7 +150,6 @@ class Layer:
 
     name: str
     kind: str
-    block: int
     output: tuple[int, ...]
     parameters: int
     multiply_adds: int
@@ -162,12 +161,12 @@ def layer_table(architecture: Architecture) -> list[Layer]:
     sides, norm, inputs = architecture.sides, architecture.norm, CHANNELS
     own_activation = norm is not None or architecture.activation != "relu"  # else part of the convolution
 
-    def add(name: str, kind: str, block: int, output: tuple[int, ...], parameters: int = 0, work: int = 0) -> None:
-        layers.append(Layer(name, kind, block, output, parameters, work))
+    def add(name: str, kind: str, output: tuple[int, ...], parameters: int = 0, work: int = 0) -> None:
+        layers.append(Layer(name, kind, output, parameters, work))
 
     if architecture.stem:
         output = (architecture.stem, sides[0], sides[0])
-        add("0.0", "whitening conv 2x2", -1, output, 0, inputs * 4 * math.prod(output))
+        add("0.0", "whitening conv 2x2", output, 0, inputs * 4 * math.prod(output))
         inputs = architecture.stem
     first = 1 if architecture.stem else 0
     for index, (convolutions, channels) in enumerate(architecture.conv_arch):
@@ -175,26 +174,26 @@ def layer_table(architecture: Architecture) -> list[Layer]:
         for number in range(convolutions):
             output, name = (channels, side, side), f"{first + index}.{{}}"
             learned = inputs * channels * 9 + (0 if norm else channels)
-            add(name.format(position), "conv 3x3", index, output, learned, inputs * 9 * math.prod(output))
+            add(name.format(position), "conv 3x3", output, learned, inputs * 9 * math.prod(output))
             position, inputs = position + 1, channels
             if architecture.pool == "first" and number == 0:
                 side = sides[index + 1]
-                add(name.format(position), "max pool 2x2", index, (channels, side, side))
+                add(name.format(position), "max pool 2x2", (channels, side, side))
                 position += 1
             if norm:
-                add(name.format(position), "batch norm", index, (channels, side, side), channels * (1 + norm.scale))
+                add(name.format(position), "batch norm", (channels, side, side), channels * (1 + norm.scale))
                 position += 1
             position += own_activation
         if architecture.pool == "last":
             side = sides[index + 1]
-            add(name.format(position), "max pool 2x2", index, (channels, side, side))
+            add(name.format(position), "max pool 2x2", (channels, side, side))
     position = first + len(architecture.conv_arch)
     if architecture.global_pool == "max":
-        add(str(position), "global max pool", -1, (channels, 1, 1))
+        add(str(position), "global max pool", (channels, 1, 1))
         position += 1
     units = _flat_size(architecture)
     for width, kind in [*((width, "dense") for width in architecture.dense), (architecture.outputs, "output")]:
-        add(str(position), kind, -1, (width,), units * width + width, units * width)
+        add(str(position), kind, (width,), units * width + width, units * width)
         # An activation that is no part of the dense layer, and a dropout, follow.
         units, position = width, position + (2 if architecture.activation == "relu" else 3)
     return layers

@@ -31,7 +31,8 @@ def devices(device: str) -> Devices:
     """Turn the configuration's `device` into contexts: auto, cpu, gpu, gpu:0,1, cpu:0,1.
 
     `auto` takes the first GPU if MXNet can use one, else the CPU. Several CPU contexts share the same cores; they
-    exist to test the code for several devices. Raises `DeviceError` when a GPU is asked for and unusable.
+    exist to test the code for several devices. Raises `DeviceError` when a GPU is asked for and unusable; also for
+    `auto` where a GPU build of MXNet finds a card that it has no code for.
     """
     mx = mxnet()
     kind, _, numbers = device.partition(":")
@@ -82,7 +83,7 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
         raise DeviceError(f"device: found {device}, but CUDA says: {text}; {advice}") from error
     if count == 0:
         raise DeviceError(
-            f"device: found {device}, but no NVIDIA GPU is visible (see nvidia-smi, CUDA_VISIBLE_DEVICES)"
+            f"device: found {device}, but no NVIDIA GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES"
         )
     for number in ids:
         if number >= count:

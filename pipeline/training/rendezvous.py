@@ -71,7 +71,7 @@ def rendezvous(reporter: Reporter, where: Placement) -> tuple[str, int] | None:
             received = json.loads(reporter.broadcasts.get(timeout=0.2))
             return None if "finished" in received else (received["scheduler"], received["port"])
     raise StageFailed(
-        f"distributed training: nothing heard from the first task for {RENDEZVOUS_SECONDS:.0f} s; the launcher has to "
+        f"distributed training: no word from task 0 for {RENDEZVOUS_SECONDS:.0f} s; the launcher has to "
         "pass standard input to all tasks, as srun does by default"
     )
 

@@ -174,7 +174,9 @@ class Chain:
     def source_changed(self, record: dict[str, Any]) -> bool:
         """Whether the source is not as it was when it was found to be the data set of its `source_record`."""
         pointer, here = self.workspace.source_pointer(self.given.data), self._seen_here(record)
-        if max(_unchanged.get(pointer, 0.0), record["read"], here.get("read", 0.0)) >= _command_began:
+        looked, moment = (_unchanged.get(pointer), record["read"], here.get("read")), time.time()
+        # A clock that was ahead once, here or on another host, must not blind this one until then.
+        if any(isinstance(one, (int, float)) and _command_began <= one <= moment for one in looked):
             return False
         present = sources.state(self.given.data)
         if present is not None and not sources.same(present, self._source_states(record)):

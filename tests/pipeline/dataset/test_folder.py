@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -301,6 +303,21 @@ def test_a_command_keeps_to_what_it_found_or_read(chain, reporter, parts, monkey
         freshness.begin_command()
         assert made.why("dataset")[0].endswith("has changed: 1 image more in class good")
         dataset.prepare(made, reporter)
+
+
+@pytest.mark.parametrize("read", [time.time() + 3 * 86400, 1e18, "tomorrow"])
+def test_a_source_that_was_read_in_the_future_is_looked_at(chain, reporter, parts, monkeypatch, read):
+    monkeypatch.setattr(freshness, "_command_began", time.time())
+    made = chain(parts, name="parts")
+    dataset.prepare(made, reporter)
+    here = made.workspace.seen_source(made.given.data)
+    write_json(here, {**{key: made.source_record()[key] for key in ("digest", "stat")}, "read": read})
+    if read != "tomorrow":  # which the record itself cannot say
+        pointer = made.workspace.source_pointer(made.given.data)
+        write_json(pointer, {**json.loads(pointer.read_text()), "read": read})
+    freshness.begin_command()
+    picture(parts / "train/good" / "late.png", 90)
+    assert made.why("dataset")[0].endswith("has changed: 1 image more in class good")
 
 
 def test_an_unchanged_folder_is_looked_at_and_not_read(chain, reporter, parts, monkeypatch):

@@ -28,8 +28,10 @@ def publish_log(store: Store, log: Path, progress: Path) -> None:
     known = read_json(progress)
     done = known if isinstance(known, int) and 0 <= known <= len(lines) else 0
     for hour in sorted({_hour(line) for line in lines[done:]} - {""}):
-        content = b"".join(line for line in lines if _hour(line) == hour)
-        store.write(f"{FOLDER}/{hour}-{_who(log.parent)}.jsonl", content)
+        key = f"{FOLDER}/{hour}-{_who(log.parent)}.jsonl"
+        before = (store.read(key) or b"").splitlines(keepends=True)  # of a folder here that was deleted since
+        ours = (line for line in lines if _hour(line) == hour)
+        store.write(key, b"".join(dict.fromkeys([*before, *ours])))
     write_json(progress, len(lines))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -329,5 +330,9 @@ def test_events_of_every_hour_get_into_the_store(
     in_reach.quiet()
     tell("pruned", "2026-11-26T17:30:00Z")
     events.publish(workspace)
-    assert [method for method, _ in in_reach.seen] == ["PUT"]  # what is there already is not sent again
+    assert [method for method, _ in in_reach.seen] == ["GET", "PUT"]  # other hours are not sent again
     assert [event["event"] for event in events.read(workspace)] == ["started", "finished", "rolled back", "pruned"]
+    shutil.rmtree(tmp_path / "mirror")  # as a user may
+    tell("retired", "2026-11-26T17:40:00Z")
+    events.publish(workspace)
+    assert [event["event"] for event in bucket.events()][2:] == ["rolled back", "pruned", "retired"]

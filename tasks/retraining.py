@@ -87,9 +87,20 @@ class Retrain(ChainTask):
 
     @classmethod
     def bulk_complete(cls, dates: Any) -> list[datetime.date]:
-        """For RangeDaily, which otherwise looks for the date in file names."""
-        # `cls` may be a functools.partial with the other parameters in it.
-        return [date for date in dates if cls(date=date).complete()]
+        """For RangeDaily, which otherwise looks for the date in file names.
+
+        A period that is over and had its generation was not missed, whatever became of the images or of its files.
+        """
+        done, decided = [], None
+        for date in dates:
+            task = cls(date=date)  # `cls` may be a functools.partial with the other parameters in it
+            decided = generations.decided(task.chain) if decided is None else decided
+            period, run = periods.period(task.generation), task.chain.run()
+            over = period is not None and period[1] < periods.today()
+            begun = run is not None and run.root.exists()
+            if (over and task.generation in decided and not begun) or task.complete():
+                done.append(date)
+        return done
 
     @property
     def priority(self) -> int:  # type: ignore[override]

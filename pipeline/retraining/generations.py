@@ -22,6 +22,7 @@ from pipeline.workspace import (
     RUN_FOLDERS,
     Run,
     Workspace,
+    events,
     generation_seed,
     manifest,
     run_id,
@@ -83,6 +84,14 @@ def decision(run: Run) -> dict[str, Any] | None:
         return None
     value = read_json(run.stage("promote") / "decision.json")
     return value if isinstance(value, dict) else None
+
+
+def decided(chain: Chain) -> set[str]:
+    """The names of the generations that the gate ever decided about, those that are gone included."""
+    about, outcomes = registry.about(chain), (PROMOTED, REFUSED)
+    logged = (event for event in events.read(chain.workspace) if event.get("event") in outcomes)
+    names = {str(event.get("generation")) for event in logged if about.items() <= event.items()}
+    return names | {item.name for item in find(chain.workspace, chain.config) if item.outcome}
 
 
 def verdict(decision: dict[str, Any]) -> str:

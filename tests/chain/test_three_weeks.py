@@ -215,6 +215,8 @@ def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
     assert first.rc == 0, first.text
     assert sorted(weeks.made()) == ["2026-W45", "2026-W46"]
     assert weeks.history() == [("promoted", "2026-W45"), ("promoted", "2026-W46")]
+    small_archive(weeks.archive, seed=7)  # of which no past period is to be trained again
+    shutil.rmtree(weeks.workspace / "runs")
     second = run(command, weeks.cwd)
     assert second.rc == 0, second.text
     assert len(weeks.history()) == 2

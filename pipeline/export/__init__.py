@@ -71,6 +71,8 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
             # From here until the new manifest is there the stage is not complete.
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in FILES:
+                with open(staging / name, "rb") as file:
+                    os.fsync(file.fileno())  # as it was not written by us
                 os.replace(staging / name, folder / name)
         versions = runtime.versions() | {
             module.__name__: module.__version__ for module in (onnx, onnx_runner.onnxruntime())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_its_metadata_say_how_to_use_it(model: Path, finished: SmallChain) -> No
     assert json.loads(facts["architecture"])["conv_arch"] == [[1, 4], [1, 8]]
     assert "tiny" in metadata.description
     assert metadata.producer_name == "mxnet"
+
+
+def test_its_files_are_on_the_disk_before_they_have_their_names(
+    done: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.add(os.fstat(number).st_ino), real(number))[1])
+    export.export(done.chain(), Reporter())
+    folder = done.folder("export")
+    assert {name for name in export.FILES if (folder / name).stat().st_ino not in synced} == set()
 
 
 def test_the_check_against_mxnet_is_in_the_manifest(finished: SmallChain) -> None:

@@ -113,8 +113,8 @@ def checkpoints(run: Run) -> list[str]:
     """The names of a run's checkpoints, newest last."""
     storage = run.workspace.storage
     storage.refresh([run.checkpoints])
-    names = {path.name for path in run.checkpoints.glob("step-*.npz")}
-    return sorted(names.union(fnmatch.filter(storage.names(run.checkpoints), "step-*.npz")))
+    names = {*(path.name for path in run.workspace.listed(run.checkpoints)), *storage.names(run.checkpoints)}
+    return sorted(fnmatch.filter(names, "step-*.npz"))
 
 
 def _stages(chain: Chain) -> list[dict[str, Any]]:

@@ -24,15 +24,18 @@ class Verified:
 def verify(workspace: Workspace) -> Verified:
     """Look for files that are missing or do not have their recorded SHA-256, and for pointers that cannot be read.
 
-    A stage that is not finished, or that somebody is making anew at this moment, is not damaged.
+    A stage that is not finished, or that somebody is making anew at this moment, is not damaged. Raises
+    `WorkspaceError` for a workspace that is not there or cannot be listed.
     """
     workspace.refresh()
+    workspace.listed(workspace.root)  # raises when this user may not
+    if workspace.root.is_file() or not workspace.storage.exists(workspace.root):
+        raise WorkspaceError(f"{workspace.shown(workspace.root)}: there is no workspace here; check --workspace")
     found = Verified()
-    for folder in sorted((workspace.root / "datasets").glob("*")) + workspace.comparisons():
+    for folder in workspace.listed(workspace.datasets) + workspace.comparisons():
         if (folder / MANIFEST).exists():
             found.damaged += _damage(workspace, folder, found)
-    for root in sorted(workspace.runs.glob("*/*")):
-        run = workspace.run(root.parent.name, root.name)
+    for run in workspace.all_runs():
         for stage in RUN_FOLDERS:
             folder, place = run.stage(stage), f"{run.place}/{stage}"
             if not folder.exists():

@@ -63,10 +63,10 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
     workspace.storage.refresh_matching(runs_of_both, ("train", "evaluate", "promote"))
     data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
     pattern = re.compile(rf"{data}-[0-9a-f]{{8}}/{architecture}-[0-9a-f]{{8}}(@.+)?")
-    runs = (workspace.run(folder.parent.name, folder.name) for folder in sorted(workspace.runs.glob("*/*")))
     ever_current = registry.ever_current(workspace.current(config))
     found = []
-    for run, train in _trained(run for run in runs if pattern.fullmatch(f"{run.dataset_id}/{run.run_id}")):
+    runs = (run for run in workspace.all_runs() if pattern.fullmatch(f"{run.dataset_id}/{run.run_id}"))
+    for run, train in _trained(runs):
         outcome = (decision(run) or {}).get("outcome", "")
         if not run.generation and not outcome:
             if run.place not in ever_current:

@@ -24,7 +24,8 @@ import msgspec
 
 from pipeline import address
 from pipeline.config import Architecture, Config, Data, fingerprint
-from pipeline.files import MANIFEST
+from pipeline.errors import from_os_error
+from pipeline.files import MANIFEST, now
 from pipeline.storage import LOCAL, Storage, locks, storage_of
 from pipeline.workspace.manifest import digests, problems, read
 
@@ -69,6 +70,13 @@ class Workspace:
         for pattern in ("datasets/*", "current/*", "comparisons/*"):
             self.storage.refresh_matching(pattern)
         self.storage.refresh_matching("runs/*/*", RUN_FOLDERS)
+
+    def listed(self, folder: Path) -> list[Path]:
+        """What is in a folder here, by name. Raises `WorkspaceError` for one that this user cannot list."""
+        try:
+            return [folder / name for name in LOCAL.names(folder)]
+        except OSError as error:
+            raise from_os_error(error, "list it") from error
 
     def fetch(self, folder: Path, everything: bool = False, pattern: str = "*") -> None:
         """Have the files of a finished stage here as its manifest recorded them, those whose names match a pattern.
@@ -124,6 +132,10 @@ class Workspace:
     def trash(self) -> Path:
         return self.root / "trash"
 
+    def in_trash(self, path: Path) -> Path:
+        """The place in the trash for `path` of the workspace, when it is moved there now."""
+        return self.trash / now().replace(":", "") / path.relative_to(self.root)
+
     @property
     def events(self) -> Path:
         """One JSON object a line: what started, finished, failed."""
@@ -162,10 +174,15 @@ class Workspace:
 
     def currents(self) -> list[Path]:
         """All such files of the workspace."""
-        return sorted((self.root / "current").glob("*/*.json"))
+        found = (path for data in self.listed(self.root / "current") for path in self.listed(data))
+        return [path for path in found if path.suffix == ".json"]
 
     def run(self, dataset_id: str, run_id: str) -> Run:
         return Run(self, dataset_id, run_id)
+
+    def all_runs(self) -> list[Run]:
+        """All runs that have a folder here, whatever state they are in."""
+        return [Run(self, data.name, run.name) for data in self.listed(self.runs) for run in self.listed(data)]
 
     def comparison(self, name: str) -> Path:
         """The folder of a comparison: `index.html`, its tables as CSV, `manifest.json`."""
@@ -173,7 +190,7 @@ class Workspace:
 
     def comparisons(self) -> list[Path]:
         """The folders of all comparisons."""
-        return sorted((self.root / "comparisons").glob("*"))
+        return self.listed(self.root / "comparisons")
 
     @property
     def locks(self) -> Path:
@@ -210,8 +227,8 @@ class Run:
     def generations(self) -> list[Run]:
         """The other runs of this architecture on this data set, by name, whatever state they are in."""
         base = self.run_id.partition("@")[0]
-        found = {path.name for path in self.root.parent.glob(f"{base}*") if path.name.partition("@")[0] == base}
-        return [Run(self.workspace, self.dataset_id, name) for name in sorted(found - {self.run_id})]
+        names = [path.name for path in self.workspace.listed(self.root.parent) if path.name != self.run_id]
+        return [Run(self.workspace, self.dataset_id, name) for name in names if name.partition("@")[0] == base]
 
     @property
     def place(self) -> str:

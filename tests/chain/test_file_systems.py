@@ -121,10 +121,17 @@ def test_planted_links_and_pipes_are_refused_in_one_line(done: SmallChain) -> No
     assert victim.read_text() == "mine"
 
 
-def test_a_workspace_that_this_user_may_not_read_is_told_in_one_line(done: SmallChain) -> None:
-    bound = [] if os.getuid() else ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root as any other user
-    if bound and shutil.which("setpriv") is None:
+@pytest.fixture
+def bound() -> list[str]:
+    """Put in front of a command, binds root to permissions as any other user."""
+    if os.getuid():
+        return []
+    if shutil.which("setpriv") is None:
         pytest.skip("root is bound by no permissions, and there is no setpriv")
+    return ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+
+
+def test_a_workspace_that_this_user_may_not_read_is_told_in_one_line(done: SmallChain, bound: list[str]) -> None:
     predict = [sys.executable, "-m", "pipeline.predict", "--model", str(done.workspace), str(done.archive)]
     place = ["--workspace", str(done.workspace), "--local-scheduler"]
     luigi = [*luigi_command(), "--module", "tasks", "Report", "--config", str(done.config), *place]
@@ -140,6 +147,22 @@ def test_a_workspace_that_this_user_may_not_read_is_told_in_one_line(done: Small
             folder.chmod(0o755)
 
 
+def test_what_cannot_be_listed_is_neither_whole_nor_unneeded(done: SmallChain, bound: list[str]) -> None:
+    runs = done.workspace / "runs"
+    for folder in (runs, *runs.iterdir(), done.folder("train").parent):
+        for task in (["Verify"], ["Prune", "--confirm", "--config", str(done.config)]):
+            folder.chmod(0)
+            command = [*luigi_command(), "--module", "tasks", *task, "--workspace", str(done.workspace)]
+            try:
+                result = run([*bound, *command], done.cwd)
+            finally:
+                folder.chmod(0o755)
+            assert result.rc == 30, result.text
+            assert "permission denied" in result.text
+            assert "Traceback" not in result.text
+    assert not (done.workspace / "trash").exists()
+
+
 def test_a_data_set_is_not_set_aside_while_it_is_made_or_read(done: SmallChain) -> None:
     chain = done.chain()
     workspace, data_set = chain.workspace, done.folder("dataset")
@@ -149,7 +172,7 @@ def test_a_data_set_is_not_set_aside_while_it_is_made_or_read(done: SmallChain) 
     with locks.hold(made, "dataset", wait=False):
         assert "is already being worked on" in done.luigi("SetAside", *arguments).text
     with locks.share(readers, "train"):
-        assert "is being read by a stage that is running" in done.luigi("SetAside", *arguments).text
+        assert "is in use by a running stage" in done.luigi("SetAside", *arguments).text
     with locks.hold(chain.run().lock("evaluate"), "evaluate", wait=False):  # type: ignore[union-attr]
         assert "is already being worked on" in done.luigi("SetAside", "--stage", "train", "--confirm").text
     assert data_set.exists()

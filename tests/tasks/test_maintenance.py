@@ -97,3 +97,9 @@ def test_verify_reads_the_pointers_too(done):
     pointer.write_text("{")
     (line,) = verify(done.chain().workspace).damaged
     assert f"{pointer}: damaged" in line
+
+
+def test_verify_of_a_workspace_that_is_not_there_is_no_all_clear(fresh):
+    assert_fails_clearly(fresh.luigi("Verify"), 30, f"{fresh.workspace}: there is no workspace here")
+    fresh.workspace.mkdir()
+    assert fresh.luigi("Verify").rc == 0

@@ -7,7 +7,6 @@ and updates the registry when the generation is promoted. Run as `python -m pipe
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from pipeline import evaluation
@@ -28,12 +27,11 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
 
     Raises `PipelineError` when the run is not evaluated, or the files of the baseline are gone or damaged.
     """
-    started = time.monotonic()
     run, _ = evaluation.trained_run(chain)
     inputs = chain.inputs("promote")
     labels, correct = baseline.evaluated(run)
     path = chain.workspace.current(chain.config)
-    with registry.held(chain.workspace, path):
+    with registry.held(chain.workspace, path, reporter.note):
         pointer = _adopted(chain, reporter)
         other = _baseline(pointer, run)
         compared = baseline.compare(chain, run, other, labels, correct, reporter) if other else None
@@ -45,10 +43,9 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
             if pointer is None or (pointer.run, pointer.weights_sha256) != (entry.run, entry.weights_sha256):
                 registry.set_current(path, entry)
         value = _publish(run, decision, inputs)
-    seconds = round(time.monotonic() - started, 3)
     told = {key: decision[key] for key in ("run", "generation", "accuracy", "reason")}
     before = compared["run"] if compared else None
-    events.record(chain.workspace, decision["outcome"], **registry.about(chain), **told, before=before, seconds=seconds)
+    events.record(chain.workspace, decision["outcome"], **registry.about(chain), **told, before=before)
     reporter.note(generations.verdict(decision))
     return value
 

@@ -7,6 +7,8 @@ when, and the runs that were current before it, for a roll back. Imports nothing
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +17,16 @@ import msgspec
 from msgspec import Struct
 
 from pipeline import names
-from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.files import now, write_json
+from pipeline.errors import PipelineError, WorkspaceError, from_os_error
+from pipeline.files import now, read_regular, write_atomically, write_json
+from pipeline.storage import locks
 from pipeline.workspace import Run, Workspace, manifest
 from pipeline.workspace.freshness import Chain
 
 #: How many former current runs the pointer remembers.
 REMEMBERED = 50
+
+log = logging.getLogger("vgg")
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -67,7 +72,7 @@ def _check_run(run: str) -> None:
 def read(path: Path) -> Pointer | None:
     """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Pointer)
+        return msgspec.json.decode(read_regular(path), type=Pointer)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -107,7 +112,7 @@ def problems(workspace: Workspace, entry: Entry) -> list[str]:
     if train is None:
         return [f"{entry.run}/train is gone or not finished"]
     if manifest.digest(train, "model.params") != entry.weights_sha256:
-        return [f"{entry.run}/train has other weights now than those that were promoted"]
+        return [f"{entry.run}/train no longer has the weights that were promoted"]
     return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.storage)]
 
 
@@ -157,21 +162,37 @@ def lock_name(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def held(workspace: Workspace, path: Path) -> Iterator[None]:
-    """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then."""
-    with workspace.hold(workspace.lock(lock_name(path)), "the choice of the current model", wait=True):
+def held(workspace: Workspace, path: Path, tell: locks.Waiting = log.info) -> Iterator[None]:
+    """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then.
+
+    After an error a former pointer is there again. `tell` hears once for whom this waits.
+    """
+    name, what, once = lock_name(path), "the choice of the current model", functools.cache(tell)
+    # The store's lock first: the gate's command holds it while its process takes the one here.
+    with workspace.storage.hold(name, what, True, once), locks.hold(workspace.lock(name), what, True, once):
         workspace.storage.refresh([path.parent], since=time.monotonic())
         before = _content(path)
-        yield
-        if _content(path) not in (None, before):
-            workspace.storage.publish_file(path)
+        try:
+            yield
+            if _content(path) not in (None, before):
+                workspace.storage.publish_file(path)
+        except BaseException:
+            _put_back(workspace, path, before)
+            raise
 
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
+        return read_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _put_back(workspace: Workspace, path: Path, before: bytes | None) -> None:
+    with contextlib.suppress(OSError, PipelineError):  # what went wrong before is told
+        if before is not None and _content(path) != before:
+            write_atomically(path, before)
+            workspace.storage.publish_file(path)  # where an upload without an answer may have replaced it
 
 
 def about(chain: Chain) -> dict[str, str]:

@@ -5,12 +5,11 @@ Replaces the pointer of the registry, or moves it to the trash; the runs stay wh
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import PipelineError, from_os_error
+from pipeline.errors import PipelineError
 from pipeline.files import now
 from pipeline.retraining import generations, registry, served, trash
 from pipeline.retraining.registry import Entry, Pointer
@@ -22,25 +21,25 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
     """Make the run before the current one current again, or the generation `to`; gives the old and the new entry.
 
     The gate does not promote the run that was current again, until somebody rolls back to it. Raises `PipelineError`
-    when there is nothing to roll back to.
+    when there is nothing to roll back to, or `to` is current already.
     """
-    started = time.monotonic()
     path = chain.workspace.current(chain.config)
     with registry.held(chain.workspace, path):
         old = registry.read(path)
         if old is None:
             raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
         new = _named(chain, to) if to else _former(chain, old)
+        if (new.run, new.weights_sha256) == (old.run, old.weights_sha256):
+            raise PipelineError(f"--to {to}: it is current already")
         served.exported(chain.workspace, new)  # raises when it cannot be served
         new = msgspec.structs.replace(new, since=now())
-        if new.run in old.rolled_back:
+        if new.run in (old.run, *old.rolled_back):
             registry.set_current(path, new)
-        elif new.run != old.run:
+        else:
             registry.withdraw(path, new)
         served.serve(chain.workspace, path)
     told = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": old.run}
-    seconds = round(time.monotonic() - started, 3)
-    events.record(chain.workspace, "rolled back", **registry.about(chain), **told, seconds=seconds)
+    events.record(chain.workspace, "rolled back", **registry.about(chain), **told)
     events.publish(chain.workspace)
     return old.entry, new
 
@@ -92,13 +91,10 @@ def retire(workspace: Workspace, name: str) -> Path:
         known = ", ".join(pointers) or "none"
         raise PipelineError(f"--name {name}: no model is current under this name; there are: {known}")
     path = pointers[name]
-    target = trash.target(workspace, path)
-    try:
-        with registry.held(workspace, path):
-            workspace.move(path, target)
-            served.serve(workspace, path)
-    except OSError as error:
-        raise from_os_error(error, "move the pointer to the trash") from error
+    target = workspace.in_trash(path)
+    with registry.held(workspace, path):
+        workspace.move(path, target)
+        served.serve(workspace, path)
     data, architecture = name.split("/")
     events.record(workspace, "retired", dataset=data, architecture=architecture, to=workspace.shown(target))
     events.publish(workspace)

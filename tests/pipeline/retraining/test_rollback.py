@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 
 import msgspec
 import pytest
-from generation_runs import current, make, pointer_of
+from generation_runs import current, make, pointer_of, trained_anew
 from luigi_runs import SmallChain
 
 from pipeline import predict
-from pipeline.errors import PipelineError
-from pipeline.retraining import promotion, registry, rollback, trash
+from pipeline.errors import PipelineError, WorkspaceError
+from pipeline.retraining import promotion, registry, rollback, served, trash
 
 
 def test_a_roll_back_passes_over_the_very_same_weights_and_can_be_undone(done: SmallChain) -> None:
@@ -52,3 +54,58 @@ def test_a_current_model_can_be_retired_and_comes_back(done: SmallChain) -> None
     assert entry.is_named("current/mini/tiny.json")
     trash.restore(workspace, entry)
     assert len(workspace.currents()) == 2
+
+
+def test_a_change_that_fails_leaves_the_pointer_and_can_be_repeated(
+    done: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for week in (1, 2, 3):
+        make(done, f"2026-W4{week}")
+    workspace, path = done.chain().workspace, pointer_of(done)
+    served.serve(workspace, path)
+    before, model = path.read_bytes(), (path.with_suffix("") / "model.onnx").read_text()
+
+    def full(*about: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("symlink", "replace"):  # the model cannot be served, and the pointer cannot be written
+        with monkeypatch.context() as disk:
+            disk.setattr(os, name, full)
+            with pytest.raises(WorkspaceError, match="the disk is full"):
+                rollback.roll_back(done.chain())
+        assert path.read_bytes() == before
+        assert (path.with_suffix("") / "model.onnx").read_text() == model
+    rollback.roll_back(done.chain())
+    assert current(done) == "2026-W42"
+    before = path.read_bytes()
+    with monkeypatch.context() as disk:
+        disk.setattr(shutil, "rmtree", full)
+        with pytest.raises(WorkspaceError, match="the disk is full"):
+            rollback.retire(workspace, "mini/tiny")
+    assert path.read_bytes() == before
+    rollback.retire(workspace, "mini/tiny")
+    assert not path.exists()
+
+
+def test_a_roll_back_to_what_is_current_is_refused_unless_it_was_trained_further(done: SmallChain) -> None:
+    run = make(done, "2026-W41")
+    before = pointer_of(done).read_bytes()
+    with pytest.raises(PipelineError, match="--to 2026-W41: it is current already"):
+        rollback.roll_back(done.chain(), "2026-W41")
+    assert pointer_of(done).read_bytes() == before
+    trained_anew(run, "further")
+    _, new = rollback.roll_back(done.chain(), "2026-W41")
+    pointer = registry.read(pointer_of(done))
+    assert pointer
+    assert pointer.entry == new
+    assert pointer.rolled_back == []
+
+
+def test_a_pipe_in_place_of_the_pointer_is_refused(done: SmallChain) -> None:
+    path = pointer_of(done)
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(WorkspaceError, match="a pipe or a folder, not a regular file: remove it"):
+        registry.read(path)
+    with pytest.raises(OSError, match="a pipe or a folder, not a regular file: remove it"):
+        rollback.roll_back(done.chain())

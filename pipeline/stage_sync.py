@@ -185,7 +185,7 @@ def _publish(chain: Chain, storage: ObjectStorage, stage: str, recorded_only: bo
             _publish_source(chain, storage)
     if stage == "train" and run is not None:
         with contextlib.suppress(PipelineError):  # left-overs do no harm
-            storage.store.delete(storage.store.find(f"{storage.key(run.checkpoints)}/"))
+            storage.store.delete(storage.store.find(f"{storage.key(run.work)}/"))
 
 
 def _publish_source(chain: Chain, storage: ObjectStorage) -> None:
@@ -220,7 +220,7 @@ def _nothing_lost(folder: Path) -> Iterator[None]:
     try:
         yield
     except WorkspaceError as error:
-        kept = f"what was made is in {folder}, and the same command publishes it without doing the work again"
+        kept = f"the result is kept in {folder}; run the same command again to publish it (nothing is recomputed)"
         raise WorkspaceError(f"{error}; {kept}") from error
 
 

@@ -65,7 +65,7 @@ class SetAside(Command, ChainTask):
     def work(self) -> None:
         chain, shown = self.chain, self.chain.workspace.shown
         folder = trash.finished(chain, self.stage)
-        target = trash.target(chain.workspace, folder)
+        target = chain.workspace.in_trash(folder)
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
         tell(f"{moving} {shown(folder)} ({human_size(chain.workspace.storage.size_of(folder))})\n  to {shown(target)}")

@@ -6,12 +6,13 @@ Everything else in a workspace is only ever moved to the trash.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from pipeline.errors import AlreadyRunning, from_os_error
+from pipeline.errors import AlreadyRunning
 from pipeline.files import MANIFEST, remove
 from pipeline.retraining import trash
 from pipeline.storage import LOCAL, locks
@@ -25,41 +26,47 @@ def old_trash(workspace: Workspace, age: timedelta) -> list[Path]:
 
 
 def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
-    """What nobody on this host touched for `age`: files in `work/` (checkpoints, downloads, locks), unfinished folders.
+    """What nobody on this host touched for `age`: files in `work/` (checkpoints, downloads, locks), unfinished folders,
+    and checkpoints that a training moved to the trash where `old_trash` does not see them.
 
     Not the few by which a workspace in a store knows what it has seen.
     """
     limit, found = time.time() - age.total_seconds(), []
-    for name in LOCAL.files(workspace.work):
-        parts, path = name.split("/"), workspace.work / name
+    names = [name.split("/") for name in LOCAL.files(workspace.work)]
+    work = [workspace.work.joinpath(*parts) for parts in names if len(parts) > 2 or parts[0] in ("locks", "downloads")]
+    # Earlier versions noted no time in the path; of a store, `old_trash` sees only what is there.
+    trashed = workspace.trash.glob("*-step-*.npz" if workspace.storage is LOCAL else "**/*")
+    for path in [*work, *(path for path in trashed if path.is_file())]:
         with contextlib.suppress(FileNotFoundError):
-            if (len(parts) > 2 or parts[0] in ("locks", "downloads")) and path.lstat().st_mtime < limit:
+            if path.lstat().st_mtime < limit:
                 found.append(path)
     return sorted(found) + [folder for folder in _unfinished(workspace) if _touched(folder) < limit]
 
 
 def _unfinished(workspace: Workspace) -> Iterator[Path]:
     """Runs and data sets here of which nothing is finished, or of which other hosts moved the manifests away."""
-    for folder in (*workspace.runs.glob("*/*"), *workspace.datasets.glob("*-*")):
+    for folder in (*(run.root for run in workspace.all_runs()), *workspace.datasets.glob("*-*")):
         if not any((folder / stage / MANIFEST).exists() for stage in ("", *RUN_FOLDERS)):
             yield folder
 
 
 def _touched(folder: Path) -> float:
-    return max((folder / name).lstat().st_mtime for name in ("", *LOCAL.files(folder)))
+    touched = []
+    for name in ("", *LOCAL.files(folder)):
+        with contextlib.suppress(FileNotFoundError):  # replaced by the training that made it
+            touched.append((folder / name).lstat().st_mtime)
+    return max(touched, default=math.inf)
 
 
 def delete(workspace: Workspace, folders: list[Path], files: list[Path]) -> None:
     """Delete folders of the trash, and leftovers unless somebody works on their run or data set."""
     size = sum(map(workspace.storage.size_of, folders))
-    try:
-        for folder in folders:
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
             workspace.storage.delete(folder)
-        for path in files:
-            with contextlib.suppress(AlreadyRunning, FileNotFoundError):
-                _delete_leftover(workspace, path)
-    except OSError as error:
-        raise from_os_error(error, "delete it") from error
+    for path in files:
+        with contextlib.suppress(AlreadyRunning, FileNotFoundError):
+            _delete_leftover(workspace, path)
     events.record(workspace, "deleted", trash=len(folders), bytes=size, leftovers=len(files))
     events.publish(workspace)
 
@@ -72,10 +79,11 @@ def _delete_leftover(workspace: Workspace, path: Path) -> None:
     with contextlib.ExitStack() as held:
         if kind == "datasets":
             held.enter_context(workspace.hold(workspace.lock(path.name), path.name))
-        elif parts[0] != "downloads":
+        elif kind != "trash" and parts[0] != "downloads":
             run = workspace.run(*parts[:2])
             held.enter_context(trash.whole_run(run, run.run_id))
         remove(path)
-        for folder in path.parents[: len(parts) - 2] if kind == "work" else ():  # up to the run's own
+        above = {"work": len(parts) - 2, "trash": len(parts) - 1}.get(kind, 0)
+        for folder in path.parents[:above]:  # up to the run's own, or the moment's
             with contextlib.suppress(OSError):
                 folder.rmdir()

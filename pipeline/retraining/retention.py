@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pipeline.errors import AlreadyRunning, from_os_error
-from pipeline.files import MANIFEST, read_json
+from pipeline.errors import AlreadyRunning
+from pipeline.files import MANIFEST, open_regular, read_json
 from pipeline.retraining import generations, registry, served, trash
 from pipeline.retraining.generations import PROMOTED, Generation
 from pipeline.retraining.periods import period
@@ -62,21 +63,28 @@ def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ())
 
 
 def unneeded(workspace: Workspace, pruned: Collection[Generation] = ()) -> list[Path]:
-    """The data sets that no source is now and no finished run was trained on, when those to be pruned are gone."""
+    """The data sets that no source is now and no finished run was trained on, when those to be pruned are gone.
+
+    Raises `OSError` or `WorkspaceError` for what this user may not read: a data set may be needed by that.
+    """
     workspace.storage.refresh([workspace.datasets], ("", "sources"))
     workspace.storage.refresh_matching("datasets/*")
     workspace.storage.refresh_matching("runs/*/*", ("train",))
-    trained = {path.parents[1] for path in workspace.runs.glob(f"*/*/train/{MANIFEST}")}
-    pointers = map(read_json, workspace.datasets.glob("sources/*.json"))
+    trained = {run.root for run in workspace.all_runs() if (run.stage("train") / MANIFEST).exists()}
     needed = {root.parent.name for root in trained - {item.run.root for item in pruned}}
-    needed |= {str(pointer.get("dataset")) for pointer in pointers if isinstance(pointer, dict)}
-    made = sorted(path.parent for path in workspace.datasets.glob(f"*/{MANIFEST}"))
+    for path in workspace.listed(workspace.datasets / "sources"):
+        if path.suffix == ".json":
+            os.close(open_regular(path))  # one that this user may not read could name any of them
+            pointer = read_json(path)
+            needed |= {str(pointer.get("dataset"))} if isinstance(pointer, dict) else set()
+    made = [folder for folder in workspace.listed(workspace.datasets) if (folder / MANIFEST).exists()]
     return [folder for folder in made if folder.name not in needed]
 
 
 def _move_dataset(workspace: Workspace, folder: Path) -> str:
-    """Move a data set to the trash, unless it has come to be needed; gives its new place. Raises `AlreadyRunning`."""
-    what, target = f"data set {folder.name}", trash.target(workspace, folder)
+    """Move a data set to the trash, unless it is in use by now; gives its new place. Raises `AlreadyRunning`."""
+    what, target = f"data set {folder.name}", workspace.in_trash(folder)
+    workspace.storage.refresh([workspace.locks, workspace.runs, workspace.datasets], since=time.monotonic())
     for name in workspace.storage.names(workspace.locks):
         if name.startswith(f"{folder.name}.") and (who := workspace.holder(workspace.locks / name)):
             raise AlreadyRunning(f"{what} is being read by {locks.describe(who)}")
@@ -85,12 +93,9 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
         locks.hold(workspace.readers_lock(folder.name), what, wait=False),
     ):
         if folder not in unneeded(workspace):
-            raise AlreadyRunning(f"{what} has come to be needed")
+            raise AlreadyRunning(f"{what} is now in use")
         size = workspace.storage.size_of(folder)
-        try:
-            workspace.move(folder, target)
-        except OSError as error:
-            raise from_os_error(error, "move a data set to the trash") from error
+        workspace.move(folder, target)
         for room in (workspace.runs, workspace.work):  # of its runs, which are gone
             with contextlib.suppress(OSError):
                 (room / folder.name).rmdir()
@@ -99,14 +104,10 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
 
 
 def _move(chain: Chain, item: Generation) -> str:
-    workspace, run, started = chain.workspace, item.run, time.monotonic()
-    size, target = workspace.storage.size_of(run.root), trash.target(workspace, run.root)
-    try:
-        with trash.whole_run(run, f"generation {item.name}"):
-            workspace.move(run.root, target)
-    except OSError as error:
-        raise from_os_error(error, "move a generation to the trash") from error
+    workspace, run = chain.workspace, item.run
+    size, target = workspace.storage.size_of(run.root), workspace.in_trash(run.root)
+    with trash.whole_run(run, f"generation {item.name}"):
+        workspace.move(run.root, target)
     told = {"run": run.place, "generation": item.name, "bytes": size, "to": workspace.shown(target)}
-    seconds = round(time.monotonic() - started, 3)
-    events.record(workspace, "pruned", **registry.about(chain), **told, seconds=seconds)
+    events.record(workspace, "pruned", **registry.about(chain), **told)
     return workspace.shown(target)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.files import now
+from pipeline.errors import WorkspaceError
 from pipeline.retraining import registry, served
 from pipeline.storage import locks
 from pipeline.workspace import RUN_FOLDERS, Run, Workspace, events
@@ -41,11 +41,6 @@ class Item:
         return name in (self.place, *parts, Path(parts[-1]).stem) or parts[-1].endswith(f"@{name}")
 
 
-def target(workspace: Workspace, path: Path) -> Path:
-    """The place in the trash for `path` of the workspace, when it is moved there now."""
-    return workspace.trash / now().replace(":", "") / path.relative_to(workspace.root)
-
-
 def finished(chain: Chain, stage: str) -> Path:
     """The folder of a finished stage; raises `WorkspaceError` when there is none."""
     folder = chain.folder(stage)
@@ -58,20 +53,17 @@ def set_aside(chain: Chain, stage: str, target: Path) -> None:
     """Move a finished stage to `target` in the trash, unless somebody writes it or, within its run, reads it."""
     workspace, what = chain.workspace, f"{stage} {chain.run_id}"
     folder, run = finished(chain, stage), chain.run()
-    try:
-        with contextlib.ExitStack() as held:
-            if stage == "dataset" or run is None:
-                for name in (workspace.source_pointer(chain.config.data).stem, folder.name):
-                    held.enter_context(workspace.hold(workspace.lock(name), what))
-                held.enter_context(locks.hold(workspace.readers_lock(folder.name), what, wait=False))
-            else:
-                for each in (stage, *(each for each in RUN_FOLDERS if stage in all_upstream(each))):
-                    held.enter_context(workspace.hold(run.lock(each), what))
-                if stage == "train":
-                    held.enter_context(locks.hold(run.job_lock, what, wait=False))
-            workspace.move(folder, target)
-    except OSError as error:
-        raise from_os_error(error, "move the stage to the trash") from error
+    with contextlib.ExitStack() as held:
+        if stage == "dataset" or run is None:
+            for name in (workspace.source_pointer(chain.config.data).stem, folder.name):
+                held.enter_context(workspace.hold(workspace.lock(name), what))
+            held.enter_context(locks.hold(workspace.readers_lock(folder.name), what, wait=False))
+        else:
+            for each in (stage, *(each for each in RUN_FOLDERS if stage in all_upstream(each))):
+                held.enter_context(workspace.hold(run.lock(each), what))
+            if stage == "train":
+                held.enter_context(locks.hold(run.job_lock, what, wait=False))
+        workspace.move(folder, target)
     events.record(workspace, "set aside", stage=stage, run=chain.run_id, to=workspace.shown(target))
     events.publish(workspace)
 
@@ -110,16 +102,16 @@ def restore(workspace: Workspace, item: Item) -> list[str]:
     Raises `WorkspaceError` when something else is there now.
     """
     moves = {part: workspace.root / item.place / part.relative_to(item.path) for part in _parts(workspace, item)}
-    workspace.storage.refresh({path for goal in moves.values() for path in (goal.parent, goal)})
-    if taken := [goal for goal in moves.values() if workspace.storage.exists(goal)]:
-        there = ", ".join(workspace.shown(goal) for goal in taken)
-        raise WorkspaceError(f"{there}: exists again; set that aside first, then restore {item.place}")
     with _locked(workspace, item):
-        try:
-            for part, goal in moves.items():
-                workspace.move(part, goal)
-        except OSError as error:
-            raise from_os_error(error, "restore it from the trash") from error
+        places = {path for goal in moves.values() for path in (goal.parent, goal)}
+        workspace.storage.refresh(places, since=time.monotonic())
+        if taken := [goal for goal in moves.values() if workspace.storage.exists(goal)]:
+            there, first = ", ".join(workspace.shown(goal) for goal in taken), "set it aside"
+            if item.place.startswith("current/"):
+                first = f"Retire --name {registry.name_of(Path(item.place))} --confirm"
+            raise WorkspaceError(f"{there}: already exists; {first} first, then restore {item.place}")
+        for part, goal in moves.items():
+            workspace.move(part, goal)
         if item.place.startswith("current/"):
             served.try_to_serve(workspace, workspace.root / item.place)
     _remove_empty(workspace, item.path)

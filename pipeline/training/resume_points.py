@@ -47,7 +47,7 @@ def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
                 checkpoint.set_damaged_aside(path)
             continue
         if why_not:
-            target = session.run.workspace.trash / f"{session.run.run_id}-{path.name}"
+            target = session.run.workspace.in_trash(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             move(path, target)
             note(f"ignoring checkpoint {path.name}: {why_not}; moved to {target}")

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from luigi_runs import small_archive
+import pytest
+from luigi_runs import CHECKOUT, TIMEOUT, small_archive
 from s3_server import Proxy
 from store_hosts import Bucket, Host
 
 from pipeline import status
-from pipeline.retraining import deletion
-from pipeline.storage import ObjectStorage
+from pipeline.config import load
+from pipeline.retraining import deletion, registry, retention
+from pipeline.storage import ObjectStorage, listing, object_locks
 from pipeline.storage.store import Store
 from pipeline.workspace import Workspace
+from pipeline.workspace.freshness import Chain
 
 
-def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], bucket: Bucket, tmp_path: Path) -> None:
+def test_hosts_retrain_roll_back_and_prune_as_one(
+    host: Callable[..., Host], bucket: Bucket, proxy: Proxy, tmp_path: Path
+) -> None:
     metrics, told = tmp_path / "vgg.prom", tmp_path / "told.jsonl"
     one, two = host("one"), host("two", metrics=metrics, notify=f"cat >> {told}")
-    for each in (one, two):
+    hasty = host("hasty", retry_timeout=1)
+    for each in (one, two, hasty):
         each.values["retrain"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
         each.configure()
 
@@ -49,7 +58,12 @@ def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], buc
     assert current() == served() == "2026-11-21"
     report = json.loads(bucket.read(next(key for key in bucket.objects("report/report.json") if "11-21" in key)))
     assert report["comparison"]["previous"]["run"].endswith("@2026-11-20")
-    assert "current is  runs/" in one.good("Rollback").output
+    # One that cannot be published changes nothing, and its repetition goes back by one.
+    proxy.trouble = lambda method, path: "500" if method == "PUT" and path.endswith("/tiny.json") else None
+    assert "cannot write" in hasty.luigi("Rollback").log
+    proxy.quiet()
+    assert current() == "2026-11-21"
+    assert "current is  runs/" in hasty.good("Rollback").output
     assert current() == served() == "2026-11-20"
     status = two.good("Status", "--generation", "2026-11-21").output
     assert "the current model is runs/" in status
@@ -97,15 +111,74 @@ def test_hosts_retrain_roll_back_and_prune_as_one(host: Callable[..., Host], buc
     assert current() == served() == "2026-11-20"
 
 
-def test_the_trash_of_a_store_is_measured_and_emptied_by_age(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
+def test_the_trash_of_a_store_is_measured_and_emptied_by_age(shared: Workspace, bucket: Bucket) -> None:
     young, run = "trash/2999-01-01T000000Z/current/d/a.json", "runs/d/r/train/model.params"
     for key in (young, run, *(f"trash/2026-01-01T000000Z/runs/d/r/train/{name}" for name in ("manifest.json", "log"))):
         bucket.write(key, b"{}")
-    storage = ObjectStorage(Store(bucket.url), tmp_path / "cache")
-    workspace = Workspace(storage.root, storage)
-    sizes = status.sizes(workspace)
+    sizes = status.sizes(shared)
     assert (sizes["runs"], sizes["trash"]) == ({"files": 1, "bytes": 2}, {"files": 3, "bytes": 6})
-    (old,) = deletion.old_trash(workspace, timedelta(days=1))
-    deletion.delete(workspace, [old], deletion.leftovers(workspace, timedelta(days=1)))
+    (old,) = deletion.old_trash(shared, timedelta(days=1))
+    deletion.delete(shared, [old], deletion.leftovers(shared, timedelta(days=1)))
     assert [key for key in bucket.objects() if not key.startswith("events/")] == [run, young]
-    assert status.sizes(workspace)["trash"] == {"files": 1, "bytes": 2}
+    assert status.sizes(shared)["trash"] == {"files": 1, "bytes": 2}
+
+
+@pytest.fixture
+def shared(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> Workspace:
+    """The workspace in the bucket, as this process sees it."""
+    storage = ObjectStorage(Store(bucket.url), tmp_path / "cache")
+    return Workspace(storage.root, storage)
+
+
+def test_a_command_beside_the_gate_of_its_own_host_waits_for_its_turn(
+    shared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_locks, "POLL_SECONDS", 0.1)
+    pointer, waits = shared.root / "current/mini/tiny.json", threading.Event()
+    turns: list[str] = []
+
+    def choose(who: str, workspace: Workspace) -> None:
+        with registry.held(workspace, pointer, lambda line: waits.set()):
+            turns.append(who)
+
+    command = threading.Thread(target=choose, args=("command", shared), daemon=True)
+    gate = threading.Thread(target=choose, args=("gate", Workspace(shared.root)), daemon=True)
+    # As `stage_sync` around the process of the gate.
+    with shared.storage.hold(registry.lock_name(pointer), "the gate", True, print):
+        command.start()
+        assert waits.wait(TIMEOUT)
+        gate.start()
+        gate.join(10)
+        assert turns == ["gate"]
+    command.join(TIMEOUT)
+    assert turns == ["gate", "command"]
+
+
+def test_a_data_set_that_another_host_has_just_taken_into_use_stays(
+    shared: Workspace, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "LIST_ALL", -1)  # as of a large store, a few folders at a time
+    bucket.write("datasets/d-00000000/manifest.json", b"{}")
+    (folder,) = retention.unneeded(shared)
+    chain = Chain(shared, load(CHECKOUT / "config" / "vgg11.yaml"))
+    lock = "work/locks/d-00000000.a-1.train.lock"
+    bucket.write(lock, b'{"host": "far", "pid": 1}')
+    moved, (left,) = retention.prune(chain, [], [folder])
+    assert moved == []
+    assert left.startswith("data set d-00000000 is being read by process 1 on far")
+    bucket.delete(lock)
+    bucket.write("runs/d-00000000/a-1/train/manifest.json", b"{}")
+    assert retention.prune(chain, [], [folder]) == ([], ["data set d-00000000 is now in use"])
+    assert "datasets/d-00000000/manifest.json" in bucket.objects()
+
+
+def test_what_a_training_here_moved_to_the_trash_is_deleted_by_age(shared: Workspace) -> None:
+    target = shared.in_trash(shared.run("d", "r").checkpoints / "step-000000001.npz")
+    target.parent.mkdir(parents=True)
+    target.touch()
+    assert deletion.leftovers(shared, timedelta(days=1)) == []
+    os.utime(target, (time.time() - 2 * 86400,) * 2)
+    files = deletion.leftovers(shared, timedelta(days=1))
+    assert files == [target]
+    deletion.delete(shared, deletion.old_trash(shared, timedelta(days=1)), files)
+    assert list(shared.trash.iterdir()) == []

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from generation_runs import current, make
-from luigi_runs import SmallChain
+from generation_runs import current, make, pointer_of
+from luigi_runs import TIMEOUT, SmallChain
 
 from pipeline.errors import PipelineError, WorkspaceError
-from pipeline.retraining import deletion, retention, rollback, trash
+from pipeline.retraining import deletion, registry, retention, rollback, trash
+from pipeline.storage.local import LocalStorage
 from pipeline.workspace import RUN_FOLDERS
 
 
@@ -48,7 +54,7 @@ def test_what_an_earlier_version_moved_to_the_trash_is_named_but_not_guessed_abo
 def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_next_one(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.chain().run()
     assert run
-    trash.set_aside(done.chain(), "report", trash.target(workspace, run.stage("report")))
+    trash.set_aside(done.chain(), "report", workspace.in_trash(run.stage("report")))
     (folder,) = workspace.trash.iterdir()
     folder.rename(folder.with_name(f".{folder.name}"))
     assert trash.items(workspace) == []
@@ -62,12 +68,72 @@ def test_nothing_that_is_there_again_is_replaced_by_what_is_in_the_trash(done: S
     workspace, run = done.chain().workspace, done.chain().run()
     assert run
     for stage_name in ("evaluate", "report"):
-        workspace.move(run.stage(stage_name), trash.target(workspace, run.stage(stage_name)))
+        workspace.move(run.stage(stage_name), workspace.in_trash(run.stage(stage_name)))
     run.stage("report").mkdir()
     entry = trash.items(workspace)[0]
-    with pytest.raises(WorkspaceError, match="report: exists again; set that aside first"):
+    with pytest.raises(WorkspaceError, match="report: already exists; set it aside first"):
         trash.restore(workspace, entry)
     run.stage("report").rmdir()
     while found := trash.items(workspace):
         trash.restore(workspace, found[0])
     assert done.chain().complete("report")
+
+
+def test_a_pointer_made_while_its_restoring_waits_is_not_replaced(
+    done: SmallChain, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vgg")
+    make(done, "2026-W41")
+    workspace, path = done.chain().workspace, pointer_of(done)
+    rollback.retire(workspace, "mini/tiny")
+    (item,) = trash.items(workspace)
+    with ThreadPoolExecutor(1) as other:
+        with registry.held(workspace, path):
+            restored = other.submit(trash.restore, workspace, item)
+            deadline = time.monotonic() + TIMEOUT
+            while "the choice of the current model: waiting for process" not in caplog.text:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            make(done, "2026-W42")
+        with pytest.raises(WorkspaceError, match=r"already exists; Retire --name mini/tiny --confirm first, then"):
+            restored.result(TIMEOUT)
+    assert current(done) == "2026-W42"
+    assert trash.items(workspace) == [item]
+
+
+def test_checkpoints_that_trainings_moved_to_the_trash_are_no_items_and_are_deleted_by_age(done: SmallChain) -> None:
+    workspace, run = done.chain().workspace, done.chain().run()
+    assert run
+    target = workspace.in_trash(run.checkpoints / "step-000000001.npz")
+    target.parent.mkdir(parents=True)
+    of_earlier_version = workspace.trash / "tiny-00000000-step-000000001.npz"
+    for path in (target, of_earlier_version):
+        path.touch()
+    assert trash.items(workspace) == []
+    assert trash.unknown(workspace) == [of_earlier_version.name]
+    assert deletion.leftovers(workspace, timedelta(days=1)) == []
+    os.utime(of_earlier_version, (time.time() - 2 * 86400,) * 2)
+    files = deletion.leftovers(workspace, timedelta(days=1))
+    assert files == [of_earlier_version]
+    deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), files)
+    assert list(workspace.trash.iterdir()) == []
+
+
+def test_a_file_that_goes_while_leftovers_are_looked_for_is_no_error(
+    done: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = done.chain().workspace
+    partial = workspace.runs / "mini-00000000/tiny-00000000/train/.model.params.tmp"
+    partial.parent.mkdir(parents=True)
+    partial.touch()
+    listed = LocalStorage.files
+
+    def files(storage: LocalStorage, folder: Path) -> dict[str, int]:
+        found = listed(storage, folder)
+        if folder == partial.parents[1]:
+            partial.unlink()
+        return found
+
+    monkeypatch.setattr(LocalStorage, "files", files)
+    assert deletion.leftovers(workspace, timedelta(days=1)) == []
+    assert not partial.exists()

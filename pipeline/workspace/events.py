@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -22,9 +23,13 @@ def record(workspace: Workspace, event: str, **about: Any) -> None:
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
         # One write in append mode: lines of several processes do not mix.
-        descriptor = open_regular(workspace.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        descriptor = open_regular(workspace.events, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         with os.fdopen(descriptor, "ab", buffering=0) as file:
-            file.write(line.encode() + b"\n")
+            end = os.fstat(descriptor).st_size
+            torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"  # by a power cut, or a full disk
+            content = b"\n" * torn + line.encode() + b"\n"
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(workspace.events))
     except OSError as error:
         log.warning("the event %r is not recorded: %s", event, from_os_error(error, "append to it"))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import DataError
-from pipeline.files import write_atomically
+from pipeline.files import read_regular, write_atomically
 from pipeline.text import counted, printable
 
 LABELS = "labels.csv"
@@ -183,7 +183,7 @@ def _by_folders(seen: Look) -> Images:
 def _by_labels_csv(seen: Look) -> Images:
     images: Images = {}
     try:
-        text = Path(seen.root, LABELS).read_text(encoding="utf-8-sig")
+        text = read_regular(Path(seen.root, LABELS)).decode("utf-8-sig")
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = rows.fieldnames or []
         if not {"file", "label"} <= set(columns):
@@ -192,7 +192,7 @@ def _by_labels_csv(seen: Look) -> Images:
         for row in rows:
             _take_row(seen, images, row, f"{LABELS}, line {rows.line_num}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", str(error))
         raise Unlabelled(f"{LABELS}: cannot be read: {why}", "write it as UTF-8 text with commas") from None
     return images
 
@@ -241,11 +241,9 @@ def write(path: Path, images: Images) -> None:
 
 def read(path: Path) -> Images | None:
     """The images that were recorded, or None when nothing is known of them."""
-    with (
-        contextlib.suppress(OSError, ValueError, csv.Error),
-        open(path, encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        return {name: Image(int(size), int(time), part, label) for name, size, time, part, label in csv.reader(file)}
+    with contextlib.suppress(OSError, ValueError, csv.Error):
+        text = io.StringIO(read_regular(path).decode(errors="surrogateescape"), newline="")
+        return {name: Image(int(size), int(time), part, label) for name, size, time, part, label in csv.reader(text)}
     return None
 
 

@@ -139,6 +139,14 @@ def test_a_labels_csv_that_cannot_be_right_names_the_line(tmp_path, content):
         labelled(tmp_path)
 
 
+def test_a_pipe_in_place_of_labels_csv_is_refused(tmp_path):
+    touch(tmp_path, "1.png")
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(Unlabelled, match=r"labels\.csv: cannot be read: it is a link, a pipe or a folder"):
+        labelled(tmp_path)
+    assert image_folder.read(tmp_path / "labels.csv") is None
+
+
 def test_a_folder_that_cannot_be_listed_is_named_and_is_a_change(tmp_path, monkeypatch):
     touch(tmp_path, *SPLIT)
     before = sources.state(Data(name="parts", source=str(tmp_path)))

@@ -1,0 +1,36 @@
+"""The event log: what was cut off by a power cut or a full disk costs no other event."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from pipeline.workspace import Workspace, events
+
+
+def test_an_event_after_half_a_line_is_read(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    events.record(workspace, "started")
+    os.truncate(workspace.events, workspace.events.stat().st_size - 5)
+    for event in ("failed", "finished"):
+        events.record(workspace, event)
+    assert [each["event"] for each in events.read(workspace)] == ["failed", "finished"]
+    assert workspace.events.read_bytes().count(b"\n") == 3
+
+
+def test_an_event_that_is_written_in_part_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    workspace = Workspace(tmp_path)
+    events.record(workspace, "started")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (workspace.events.stat().st_size + 9, limits[1]))
+    try:
+        events.record(workspace, "failed")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the event 'failed' is not recorded" in caplog.text
+    assert "the disk is full" in caplog.text
+    events.record(workspace, "finished")
+    assert [each["event"] for each in events.read(workspace)] == ["started", "finished"]

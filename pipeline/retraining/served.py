@@ -74,7 +74,7 @@ def try_to_serve(workspace: Workspace, pointer: Path) -> None:
     try:
         serve(workspace, pointer)
     except WorkspaceError as error:
-        log.warning("%s is not that of the current model: %s", workspace.shown(folder(pointer)), error)
+        log.warning("%s could not be updated to the current model: %s", workspace.shown(folder(pointer)), error)
 
 
 def exported(workspace: Workspace, entry: Entry) -> tuple[Path, dict[str, Any]]:
@@ -106,7 +106,8 @@ def damage(workspace: Workspace, pointer: Path) -> list[str]:
     except (KeyError, TypeError, OSError):
         sound = False
     place = stable.parent.relative_to(workspace.root) / os.path.basename(os.path.realpath(stable))
-    return [] if sound else [f"{place}: damaged; remove it, and Prune makes it again"]
+    again = "`luigi --module tasks Prune --confirm` with its configuration makes it again"
+    return [] if sound else [f"{place}: damaged; remove it, then {again}"]
 
 
 def _recorded(stable: Path) -> dict[str, Any]:

@@ -75,11 +75,14 @@ class LocalStorage(Storage):
             write_atomically(folder / MANIFEST, about)
 
         former = Path(os.path.realpath(stable))
-        if not version.exists():
+        if not all((version / name).exists() for name in (model.name, MANIFEST)):
+            remove(version)
             _replace(version, fill)
         try:
             _replace(stable, lambda link: os.symlink(version.name, link))
         except OSError:  # a file system without links, or one that had none before
+            if stable.is_symlink():  # whose target never changes
+                raise
             stable.mkdir(exist_ok=True)
             for name in (model.name, MANIFEST):
                 _replace(stable / name, functools.partial(link_or_copy, version / name))

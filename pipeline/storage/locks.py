@@ -135,7 +135,7 @@ def _acquire(descriptor: int, path: Path, what: str, at_most: float, waiting: Wa
         if try_lock(descriptor, path, fcntl.LOCK_SH):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             if waited >= max(at_most, LOOKING_SECONDS):
-                raise AlreadyRunning(f"{what} is being read by a stage that is running; nothing was done")
+                raise AlreadyRunning(f"{what} is in use by a running stage; nothing was done")
             time.sleep(random.uniform(0.001, 0.02))  # two that try at once must not meet again and again
             continue
         other = read_json(path)
@@ -145,9 +145,9 @@ def _acquire(descriptor: int, path: Path, what: str, at_most: float, waiting: Wa
         ending = not other or (other.get("host") == socket.gethostname() and is_gone(other.get("pid")))
         if waited >= at_most and not (ending and waited < ENDING_SECONDS):
             raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
-        line = f"{what}: {who} is gone, waiting for its last process to end" if ending else f"{what}: waiting for {who}"
+        state = f"{who} has died; waiting for its child process to exit" if ending else f"waiting for {who}"
         if other:
-            waiting(line)
+            waiting(f"{what}: {state}")
         time.sleep(0.2 if ending else 0.5)
 
 

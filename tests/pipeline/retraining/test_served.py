@@ -132,8 +132,9 @@ def test_a_workspace_from_before_is_served_by_the_next_prune_and_damage_is_found
         version = stable_of(two).resolve()
         (version / name).unlink()
         (version / name).write_text(content)
-        assert f"current/mini/{version.name}: damaged; remove it, and Prune makes it again" in verify(workspace).damaged
-        shutil.rmtree(version)
+        (line,) = (line for line in verify(workspace).damaged if line.startswith("current/"))
+        assert line.startswith(f"current/mini/{version.name}: damaged; remove it, then `luigi --module tasks Prune --c")
+        shutil.rmtree(version) if content == "[]" else (version / name).unlink()
         retention.prune(two.chain(), [])
         assert is_served(two) == "2026-W42"
 

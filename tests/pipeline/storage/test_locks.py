@@ -130,7 +130,7 @@ def test_looking_at_a_lock_never_makes_a_start_fail(path):
 
 def test_what_is_being_read_cannot_be_held_by_one_who_moves_it(path):
     with locks.share(path, "train a"), locks.share(path, "train b"):
-        refusal = pytest.raises(AlreadyRunning, match="data set x is being read by a stage that is running")
+        refusal = pytest.raises(AlreadyRunning, match="data set x is in use by a running stage")
         with refusal, locks.hold(path, "data set x", wait=False):
             pass
     with locks.hold(path, "data set x", wait=False):

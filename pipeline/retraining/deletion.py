@@ -18,6 +18,9 @@ from pipeline.retraining import trash
 from pipeline.storage import LOCAL, locks
 from pipeline.workspace import RUN_FOLDERS, Workspace, events
 
+#: What was touched later than this is never deleted.
+LEAST_AGE = timedelta(days=1)
+
 
 def old_trash(workspace: Workspace, age: timedelta) -> list[Path]:
     """The folders `trash/<when>` whose content was moved there longer ago than `age`."""
@@ -79,9 +82,14 @@ def _delete_leftover(workspace: Workspace, path: Path) -> None:
     with contextlib.ExitStack() as held:
         if kind == "datasets":
             held.enter_context(workspace.hold(workspace.lock(path.name), path.name))
-        elif kind != "trash" and parts[0] != "downloads":
+        elif parts[0] == "downloads":
+            source = parts[1].partition(".archive")[0]
+            held.enter_context(workspace.hold(workspace.lock(source), path.name))
+        elif kind != "trash":
             run = workspace.run(*parts[:2])
             held.enter_context(trash.whole_run(run, run.run_id))
+        if _touched(path) > time.time() - LEAST_AGE.total_seconds():  # since it was listed
+            return
         remove(path)
         above = {"work": len(parts) - 2, "trash": len(parts) - 1}.get(kind, 0)
         for folder in path.parents[:above]:  # up to the run's own, or the moment's

@@ -45,9 +45,10 @@ def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ())
     with registry.held(chain.workspace, path):  # so that nobody makes one of them current meanwhile
         served.try_to_serve(chain.workspace, path)
         pointer = registry.read(path)
+        needed = (pointer, former(chain.workspace, pointer)[0]) if pointer else ()
         for item in chosen:
-            if pointer and pointer.run == item.run.place:
-                left.append(f"generation {item.name} has become the current one")
+            if any(entry and entry.run == item.run.place for entry in needed):
+                left.append(f"generation {item.name} has become the current one, or the one before it")
                 continue
             try:
                 moved.append(_move(chain, item))
@@ -93,7 +94,7 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
         locks.hold(workspace.readers_lock(folder.name), what, wait=False),
     ):
         if folder not in unneeded(workspace):
-            raise AlreadyRunning(f"{what} is now in use")
+            raise AlreadyRunning(f"{what} is now in use, or was moved meanwhile")
         size = workspace.storage.size_of(folder)
         workspace.move(folder, target)
         for room in (workspace.runs, workspace.work):  # of its runs, which are gone
@@ -107,6 +108,9 @@ def _move(chain: Chain, item: Generation) -> str:
     workspace, run = chain.workspace, item.run
     size, target = workspace.storage.size_of(run.root), workspace.in_trash(run.root)
     with trash.whole_run(run, f"generation {item.name}"):
+        workspace.storage.refresh([run.root], since=time.monotonic())
+        if not workspace.storage.exists(run.root):
+            raise AlreadyRunning(f"generation {item.name} was moved meanwhile")
         workspace.move(run.root, target)
     told = {"run": run.place, "generation": item.name, "bytes": size, "to": workspace.shown(target)}
     events.record(workspace, "pruned", **registry.about(chain), **told)

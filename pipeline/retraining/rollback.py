@@ -24,10 +24,13 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
     when there is nothing to roll back to, or `to` is current already.
     """
     path = chain.workspace.current(chain.config)
+    seen = registry.read(path)
     with registry.held(chain.workspace, path):
         old = registry.read(path)
         if old is None:
             raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
+        if seen and seen.run != old.run and not to:
+            raise PipelineError(f"{old.run} has become current meanwhile; run Rollback again to roll that back")
         new = _named(chain, to) if to else _former(chain, old)
         if (new.run, new.weights_sha256) == (old.run, old.weights_sha256):
             raise PipelineError(f"--to {to}: it is current already")

@@ -7,6 +7,7 @@ replaced one after the other; `model` in the manifest leads to the very version 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -52,7 +53,7 @@ def serve(workspace: Workspace, pointer: Path) -> None:
                     storage.delete(stable.with_name(name))
             return
         about = msgspec.to_builtins(current.entry)
-        if about.items() <= _recorded(stable).items() and storage.exists(stable / MODEL):
+        if about.items() <= _recorded(stable).items() and _is_whole(workspace, stable):
             return
         model, export = exported(workspace, current.entry)
         value = {
@@ -108,6 +109,13 @@ def damage(workspace: Workspace, pointer: Path) -> list[str]:
     place = stable.parent.relative_to(workspace.root) / os.path.basename(os.path.realpath(stable))
     again = "`luigi --module tasks Prune --confirm` with its configuration makes it again"
     return [] if sound else [f"{place}: damaged; remove it, then {again}"]
+
+
+def _is_whole(workspace: Workspace, stable: Path) -> bool:
+    """Whether the model at the stable path has its recorded size; a power cut can leave an empty one."""
+    with contextlib.suppress(KeyError, TypeError, OSError):
+        return bool(workspace.storage.size(stable / MODEL) == _recorded(stable)["files"][MODEL]["size"])
+    return False
 
 
 def _recorded(stable: Path) -> dict[str, Any]:

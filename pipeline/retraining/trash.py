@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import WorkspaceError
 from pipeline.retraining import registry, served
-from pipeline.storage import locks
+from pipeline.storage import LOCAL, locks
 from pipeline.workspace import RUN_FOLDERS, Run, Workspace, events
 from pipeline.workspace.freshness import Chain, all_upstream
 
@@ -63,9 +63,20 @@ def set_aside(chain: Chain, stage: str, target: Path) -> None:
                 held.enter_context(workspace.hold(run.lock(each), what))
             if stage == "train":
                 held.enter_context(locks.hold(run.job_lock, what, wait=False))
+                _set_checkpoints_aside(run)
         workspace.move(folder, target)
     events.record(workspace, "set aside", stage=stage, run=chain.run_id, to=workspace.shown(target))
     events.publish(workspace)
+
+
+def _set_checkpoints_aside(run: Run) -> None:
+    """Or the next training would resume from them."""
+    for storage in (run.workspace.storage, LOCAL):
+        storage.refresh([run.checkpoints])
+        if storage.exists(run.checkpoints):
+            target = run.workspace.in_trash(run.checkpoints)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            storage.move(run.checkpoints, target)
 
 
 def items(workspace: Workspace) -> list[Item]:

@@ -74,8 +74,8 @@ class LocalStorage(Storage):
             link_or_copy(model, folder / model.name)
             write_atomically(folder / MANIFEST, about)
 
-        former = Path(os.path.realpath(stable))
-        if not all((version / name).exists() for name in (model.name, MANIFEST)):
+        former, served = Path(os.path.realpath(stable)), version / model.name
+        if not ((version / MANIFEST).exists() and served.exists() and served.stat().st_size == model.stat().st_size):
             remove(version)
             _replace(version, fill)
         try:

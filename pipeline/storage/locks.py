@@ -83,8 +83,9 @@ def hold(
     """
     with _locked(path, what, at_most if wait else 0, waiting, fcntl.LOCK_EX) as descriptor:
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(record).encode(), 0)
+        with contextlib.suppress(OSError):  # the record is only for people, and a full disk is to be made room on
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(record).encode(), 0)
         yield descriptor
 
 

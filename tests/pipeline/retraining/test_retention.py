@@ -55,4 +55,15 @@ def test_a_generation_that_became_current_meanwhile_is_not_pruned(done: SmallCha
     make(done, "2026-W42")
     chosen = [item for item in generations.find(done.chain().workspace, done.chain().config) if item.name == "2026-W41"]
     rollback.roll_back(done.chain())
-    assert retention.prune(done.chain(), chosen) == ([], ["generation 2026-W41 has become the current one"])
+    told = "generation 2026-W41 has become the current one, or the one before it"
+    assert retention.prune(done.chain(), chosen) == ([], [told])
+
+
+def test_what_another_command_pruned_meanwhile_is_told_and_stops_nothing(done: SmallChain) -> None:
+    for week in (41, 42, 43):
+        make(done, f"2026-W{week}", "refused")
+    chosen = generations.find(done.chain().workspace, done.chain().config)[1:]
+    assert len(retention.prune(done.chain(), chosen[1:])[0]) == 1
+    moved, left = retention.prune(done.chain(), chosen)
+    assert len(moved) == 1
+    assert left == ["generation 2026-W41 was moved meanwhile"]

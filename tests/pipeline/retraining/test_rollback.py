@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import os
 import shutil
+import time
 
 import msgspec
 import pytest
@@ -85,6 +87,22 @@ def test_a_change_that_fails_leaves_the_pointer_and_can_be_repeated(
     assert path.read_bytes() == before
     rollback.retire(workspace, "mini/tiny")
     assert not path.exists()
+
+
+def test_a_roll_back_that_waited_for_a_promotion_does_not_take_that_back(done: SmallChain) -> None:
+    make(done, "2026-W41")
+    make(done, "2026-W42")
+    workspace, path = done.chain().workspace, pointer_of(done)
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        with registry.held(workspace, path):
+            rolling = other.submit(rollback.roll_back, done.chain())
+            time.sleep(0.3)
+            pointer = registry.read(path)
+            assert pointer
+            registry.set_current(path, msgspec.structs.replace(pointer.before[0], run=f"{pointer.run}-new"))
+        with pytest.raises(PipelineError, match=r"-new has become current meanwhile; run Rollback again"):
+            rolling.result()
+    assert registry.read(path).run.endswith("-new")  # type: ignore[union-attr]
 
 
 def test_a_roll_back_to_what_is_current_is_refused_unless_it_was_trained_further(done: SmallChain) -> None:

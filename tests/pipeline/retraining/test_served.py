@@ -139,6 +139,14 @@ def test_a_workspace_from_before_is_served_by_the_next_prune_and_damage_is_found
         assert is_served(two) == "2026-W42"
 
 
+def test_a_model_that_a_power_cut_left_empty_is_served_anew(two: SmallChain) -> None:
+    model = (stable_of(two) / "model.onnx").resolve()
+    model.unlink()  # rather than the run's own file, which has the same content
+    model.write_bytes(b"")
+    served.serve(two.chain().workspace, pointer_of(two))
+    assert is_served(two) == "2026-W42"
+
+
 def test_former_versions_go_an_hour_after_they_were_replaced(two: SmallChain) -> None:
     for turn in (0, 1):
         promote(two.chain().workspace, pointer_of(two), turn)

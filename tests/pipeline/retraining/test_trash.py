@@ -16,6 +16,7 @@ from luigi_runs import TIMEOUT, SmallChain
 
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.retraining import deletion, registry, retention, rollback, trash
+from pipeline.storage import locks
 from pipeline.storage.local import LocalStorage
 from pipeline.workspace import RUN_FOLDERS
 
@@ -62,6 +63,36 @@ def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_n
     assert deletion.old_trash(workspace, timedelta(days=1)) == []
     deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), [])
     assert list(workspace.trash.iterdir()) == []
+
+
+def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallChain) -> None:
+    workspace, run = done.chain().workspace, done.chain().run()
+    assert run
+    run.checkpoints.mkdir(parents=True)
+    (run.checkpoints / "step-000000001.npz").write_text("of which the next run would resume")
+    trash.set_aside(done.chain(), "train", workspace.in_trash(run.stage("train")))
+    assert not run.checkpoints.exists()
+    assert len(list(workspace.trash.glob("*/work/*/*/checkpoints/step-000000001.npz"))) == 1
+    (item,) = trash.items(workspace)
+    assert trash.contents(workspace, item) == ["train"]
+
+
+def test_what_is_touched_after_it_was_listed_is_not_deleted(done: SmallChain) -> None:
+    workspace = done.chain().workspace
+    partial = workspace.downloads / "mini-00000000.archive.part"
+    partial.parent.mkdir(parents=True)
+    partial.write_text("half of it")
+    os.utime(partial, (0, 0))
+    assert deletion.leftovers(workspace, timedelta(days=1)) == [partial]
+    os.utime(partial)
+    deletion.delete(workspace, [], [partial])
+    assert partial.exists()
+    os.utime(partial, (0, 0))
+    with locks.hold(workspace.lock("mini-00000000"), "the data set", wait=False):
+        deletion.delete(workspace, [], [partial])
+    assert partial.exists()
+    deletion.delete(workspace, [], [partial])
+    assert not partial.exists()
 
 
 def test_nothing_that_is_there_again_is_replaced_by_what_is_in_the_trash(done: SmallChain) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -126,6 +127,18 @@ def test_looking_at_a_lock_never_makes_a_start_fail(path):
         done.set()
         for thread in lookers:
             thread.join(LIMIT)
+
+
+def test_a_lock_is_held_on_a_full_disk_too(path):
+    with locks.hold(path, "prune", wait=False):
+        pass
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # nothing can be written any more
+    try:
+        with locks.hold(path, "prune", wait=False), pytest.raises(AlreadyRunning), locks.hold(path, "x", wait=False):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_what_is_being_read_cannot_be_held_by_one_who_moves_it(path):

@@ -33,7 +33,7 @@ _CURVES = {
 def html(facts: dict[str, Any], test_images: np.ndarray) -> str:
     """The page, which shows some of the test images, (n, 3, H, W) uint8."""
     training, evaluation, marks = facts["training"], facts["evaluation"], _marks(facts["comparison"])
-    resumes = [segment["step"] * training["epochs"] / training["steps"] for segment in training["segments"][1:]]
+    resumes = _resumes(training)
     recall = _recall(evaluation["per_class"])
     per_class = [{**row, "drawn": drawn} for row, drawn in zip(evaluation["per_class"], recall["rows"], strict=True)]
     many = len(evaluation["classes"]) > _FEW_CLASSES
@@ -58,6 +58,13 @@ def markdown(facts: dict[str, Any]) -> str:
     per_class = facts["evaluation"]["per_class"]
     many = len(per_class) > _FEW_CLASSES
     return pages.markdown(_TEMPLATES / "report.md.j2", facts, many=many, worst=_worst(per_class))
+
+
+def _resumes(training: dict[str, Any]) -> list[float]:
+    """The (fractional) epochs at which a training was resumed."""
+    rate = training["epochs"] / training["steps"]
+    # An average: with another batch size an epoch has more or fewer steps.
+    return [min(max(each["step"] * rate, each["epoch"]), each["epoch"] + 1) for each in training["segments"][1:]]
 
 
 def _marks(comparison: dict[str, Any]) -> dict[str, float]:

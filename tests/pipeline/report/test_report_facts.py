@@ -132,6 +132,25 @@ def test_the_page_says_what_makes_training_harder_than_validation(finished: Smal
     assert told in harder
 
 
+@pytest.mark.parametrize("validated", [(None, 1.5, 0.5), (1.5, 0.5, None), (None, None, None)])
+def test_a_training_that_was_validated_in_some_epochs_only_has_its_page(
+    finished: SmallChain, validated: tuple[float | None, ...]
+) -> None:
+    sources = facts.read(finished.chain())
+    row = sources.history[0]
+    sources.history[:] = [
+        {**row, "epoch": epoch, "validation_loss": value, "validation_accuracy": value and value / 3}
+        for epoch, value in enumerate(validated, start=1)
+    ]
+    text = page.html(facts.gather(finished.chain(), sources), sources.data.test_images)
+    assert ("validation from 1.500 to 0.500" in text) is any(validated)
+
+
+def test_a_resume_is_marked_in_its_epoch_whatever_the_batch_size_was() -> None:
+    segments = [{"epoch": 0, "step": 0}, {"epoch": 2, "step": 10}, {"epoch": 3, "step": 30}]
+    assert page._resumes({"epochs": 4, "steps": 40, "segments": segments}) == [2, 3]
+
+
 def test_layers_add_up_to_the_whole_network(finished: SmallChain) -> None:
     architecture = gathered(finished.chain())["architecture"]
     assert sum(layer["parameters"] for layer in architecture["layers"]) == architecture["parameters"]

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of images")
     parser.add_argument(
         "--model",
-        help="a run's folder, an .onnx file, `current`, or a workspace (its current model, else its newest run); "
+        help="a run's folder, an .onnx file, or a workspace (its current model, else its newest run); "
         "runs and workspaces may also be in a store, s3://… "
         f"(default: [vgg] workspace in luigi.cfg, else {DEFAULT_MODEL})",
     )

@@ -9,34 +9,37 @@ from typing import Any
 
 from pipeline.config import settings
 from pipeline.errors import PipelineError
-from pipeline.retraining import registry
+from pipeline.retraining import registry, served
 from pipeline.storage import check_url, default_cache, storage_at, storage_of
 from pipeline.text import printable
 from pipeline.workspace import Run, Workspace, manifest, workspace_of
 
 DEFAULT_MODEL = "artifacts"
 
-#: A run or a pointer file in the address of a store; what precedes it is the workspace.
+#: A run or a current model in the address of a store; what precedes it is the workspace.
 _WITHIN = re.compile(
-    r"(.+)/(runs/[^/]+-[0-9a-f]{8}/[^/]+-[0-9a-f]{8}(?:@[^/]+)?|current/[^/]+/[^/]+\.json)(?:/export(?:/model\.onnx)?)?"
+    r"(.+[^/])/(?:(runs/[^/]+-[0-9a-f]{8}/[^/]+-[0-9a-f]{8}(?:@[^/]+)?)(?:/export(?:/model\.onnx)?)?"
+    r"|(current/[^/]+/[^/]+?)(?:\.json|/model\.onnx)?)"
 )
 
 
 def resolve_model(path: Path) -> Path:
     """The `.onnx` file that `path` means.
 
-    A file means itself, a run's folder its export, a pointer file (`current/…json`) the model that it names. A
-    workspace means its current model or, before the first promotion, its newest run. The bare word `current` means the
-    current model of the default workspace. Raises `PipelineError` when there is no model, when several are current, or
-    when the file is damaged.
+    A file means itself, a run's folder its export, a pointer file (`current/…json`) the model that it names, the folder
+    beside it the model that services load. A workspace means its current model or, before the first promotion, its
+    newest run. Raises `PipelineError` when there is no model, several are current, or the file is damaged.
     """
-    if path == Path("current") and not path.exists():
-        return _current(Workspace(Path(default_model())))
     if path.is_file():
         return _promoted(path) if path.suffix == ".json" else path
+    pointer = Path(f"{path.absolute()}.json")
+    if pointer.parent.parent.name == "current" and (path / served.MODEL).is_file():
+        for problem in served.damage(workspace_of(pointer), pointer):
+            raise PipelineError(problem)
+        return path / served.MODEL
     if not path.is_dir():
         raise PipelineError(
-            f"{path}: no such model; --model takes a run's folder, a workspace, `current`, or an .onnx file"
+            f"{shown(path)}: no such model; --model takes a run's folder, a workspace, or an .onnx file"
         )
     for folder in (path, path / "export"):
         exported = manifest.read(folder)
@@ -50,7 +53,7 @@ def resolve_model(path: Path) -> Path:
         if workspace.runs.exists():
             os.listdir(workspace.runs)  # raises what made it unreadable
         raise PipelineError(
-            f"{path}: no exported model here: run the Export task first, or choose an .onnx file with --model"
+            f"{shown(path)}: no exported model here: run the Export task first, or choose an .onnx file with --model"
         )
     return resolve_model(newest)
 
@@ -63,18 +66,20 @@ def default_model() -> str:
 def in_store(url: str) -> Path:
     """The local path of a workspace in a store, or of a run or pointer in it; fetches what it takes to choose a model.
 
-    A workspace may itself be below a folder `runs`: a run is recognised by its name.
+    A workspace may itself be below a folder `runs` or `current`: a run is known by its name, a pointer is looked for.
     """
     address = check_url(url)
-    within = _WITHIN.fullmatch(address)
-    root, place = within.groups() if within else (address, "")
     said = settings.read()
     cache = Path(said["cache"]) if said.get("cache") else default_cache()
-    storage = storage_at(root, cache, settings.seconds(said, "retry_timeout", 60.0))
-    if place:
-        path = storage.root / place
-        storage.refresh([path.parent] if path.suffix == ".json" else [path, path / "export"])
-        return path
+    timeout = settings.seconds(said, "retry_timeout", 60.0)
+    if within := _WITHIN.fullmatch(address):
+        root, run, current = within.groups()
+        storage = storage_at(root, cache, timeout)
+        path = storage.root / (run or f"{current}.json")
+        storage.refresh([path, path / "export"] if run else [path.parent])
+        if run or path.is_file():
+            return path
+    storage = storage_at(address, cache, timeout)
     storage.root.mkdir(parents=True, exist_ok=True)
     storage.refresh_matching("current/*")
     if not Workspace(storage.root, storage).currents():
@@ -90,10 +95,6 @@ def _checked(folder: Path, exported: dict[str, Any]) -> Path:
 def _current(workspace: Workspace) -> Path:
     """The exported model of the one run that is current in a workspace."""
     pointers = workspace.currents()
-    if not pointers:
-        raise PipelineError(
-            f"{shown(workspace.root)}: no model has been promoted yet: run the Retrain task, or pass --model a run"
-        )
     if len(pointers) > 1:
         choice = ", ".join(map(shown, pointers))
         old = printable(registry.name_of(pointers[0]))
@@ -108,16 +109,16 @@ def _promoted(pointer: Path) -> Path:
     """The exported model of the run that a pointer file names, made from the weights that were promoted."""
     entry = registry.read(pointer)
     if entry is None:
-        raise PipelineError(f"{pointer}: no such file")
+        raise PipelineError(f"{shown(pointer)}: no such file")
     folder = registry.run_at(workspace_of(pointer), entry.run).stage("export")
     storage_of(folder).refresh([folder])
     exported = manifest.read(folder)
     if exported is None:
-        raise PipelineError(f"{folder}: the current model is not exported: run the Export task for this run")
+        raise PipelineError(f"{shown(folder)}: the current model is not exported: run the Export task for this run")
     if exported["details"].get("weights_sha256") != entry.weights_sha256:
         raise PipelineError(
-            f"{folder}: exported from other weights than those promoted in {pointer}: export it again, or run the "
-            "promotion gate on the new weights (luigi --module tasks Retrain)"
+            f"{shown(folder)}: exported from other weights than those promoted in {shown(pointer)}: export it again, "
+            "or run the promotion gate on the new weights (luigi --module tasks Retrain)"
         )
     return _checked(folder, exported)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import posixpath
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from luigi_runs import CHECKOUT, TIMEOUT, small_archive
+from luigi_runs import CHECKOUT, TIMEOUT, run, small_archive
+from PIL import Image
 from s3_server import Proxy
 from store_hosts import Bucket, Host
 
@@ -109,6 +111,15 @@ def test_hosts_retrain_roll_back_and_prune_as_one(
     assert not [key for key in bucket.objects() if key.startswith("current/")]
     one.good("Restore", "--item", "current/mini/tiny.json", "--confirm")
     assert current() == served() == "2026-11-20"
+    # The stable address names the current model for vgg-predict, too, and what is not there is named as it was given.
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    for named, told_of in (("tiny", "@2026-11-20/export"), ("tiny/model.onnx", "@2026-11-20/export"), ("x", "x: no ")):
+        model = f"{bucket.url}/current/mini/{named}"
+        command = [sys.executable, "-m", "pipeline.predict", "--model", model, str(tmp_path / "red.png")]
+        predicted = run(command, three.cwd, three.environment())
+        assert predicted.rc == (told_of == "x: no "), predicted.text
+        assert bucket.url in predicted.log
+        assert told_of in predicted.log
 
 
 def test_the_trash_of_a_store_is_measured_and_emptied_by_age(shared: Workspace, bucket: Bucket) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline import config, dataset, predict
 from pipeline.files import write_json
+from pipeline.retraining import served
 from pipeline.text import printable
 
 
@@ -177,7 +178,7 @@ def promote(chain: SmallChain, weights: str, architecture: str = "tiny") -> Path
 
 
 def test_the_current_model_of_a_workspace_goes_before_the_newest(
-    done: SmallChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     current = done.folder("export").parent
     newer = current.with_name(f"{current.name}@2099-W01")
@@ -188,8 +189,15 @@ def test_the_current_model_of_a_workspace_goes_before_the_newest(
     pointer = promote(done, done.manifest("train")["files"]["model.params"]["sha256"])
     assert predict.resolve_model(done.workspace) == current / "export" / "model.onnx"
     assert predict.resolve_model(pointer) == current / "export" / "model.onnx"
-    monkeypatch.chdir(done.workspace.parent)
-    assert predict.resolve_model(Path("current")) == current / "export" / "model.onnx"
+    served.serve(done.chain().workspace, pointer)
+    stable = served.folder(pointer)
+    for named in (stable, stable.resolve(), stable / "model.onnx"):
+        value, _ = answered(capsys, "--model", named, folder / "000.png")
+        assert value["predictions"]
+    (stable / "model.onnx").unlink()
+    (stable / "model.onnx").write_bytes(b"damaged")
+    assert predict.main(["--model", str(stable), str(folder)]) == 1
+    assert "damaged; remove it, and Prune makes it again" in capsys.readouterr().err
 
 
 def test_an_export_of_other_weights_than_the_promoted_ones_is_refused(
@@ -414,7 +422,7 @@ def test_a_missing_model_says_what_can_be_given(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict.main(["--model", str(tmp_path / "nowhere"), str(folder)]) == 1
-    assert "a run's folder, a workspace, `current`, or an .onnx file" in capsys.readouterr().err
+    assert "a run's folder, a workspace, or an .onnx file" in capsys.readouterr().err
     assert predict.main(["--model", str(folder), str(folder)]) == 1
     assert "no exported model here" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from typing import Any, TextIO
 
@@ -20,14 +21,17 @@ def forgive() -> None:
 class _Forgiving(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            while (written := super().write(data)) is None:  # a full pipe that does not block
+                select.select([], [self], [])
+            return written
         except OSError:
             return len(data)
 
 
 def _forgiving(descriptor: int, stream: TextIO | None) -> TextIO:
     raw = _Forgiving(descriptor, "w", closefd=False)
-    encoding, errors = (stream.encoding, stream.errors) if stream is not None else ("utf-8", "backslashreplace")
+    encoding, errors = (stream.encoding, stream.errors) if stream is not None else ("utf-8", "strict")
+    errors = "backslashreplace" if errors == "strict" else errors  # a name that the encoding does not have
     # Python's own standard error, too, is written line by line.
     lines = descriptor == 2 or raw.isatty()
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=lines)

@@ -56,8 +56,8 @@ class Unreadable:
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """The files in `paths`, with the image files below every folder among them; and the files skipped there.
 
-    Skipped are files without the extension of an image; hidden ones are ignored. Raises `PipelineError` for a path
-    that does not exist and for a folder without images.
+    Skipped are files without the extension of an image, and folders that are links; hidden ones are ignored. Raises
+    `PipelineError` for a path that does not exist and for a folder without images.
     """
     found: list[Path] = []
     others: list[Path] = []
@@ -79,11 +79,16 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def skipped(files: Sequence[Path]) -> str:
-    """How many files were skipped, and of which kinds: `3 files skipped: 2 .heic, 1 .txt`."""
-    kinds = Counter(file.suffix.lower() or "without an extension" for file in files).most_common()
+    """What was skipped: `3 files skipped: 2 .heic, 1 .txt`, and folders that are links, by name."""
+    links = {file for file in files if os.path.isdir(file)}
+    kinds = Counter(file.suffix.lower() or "without an extension" for file in files if file not in links).most_common()
     named = ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:5])
     more = f", {sum(count for _, count in kinds[5:]):,} of other kinds" if kinds[5:] else ""
-    return f"{counted(len(files), 'file')} skipped: {named}{more}"
+    told = [f"{counted(len(files) - len(links), 'file')} skipped: {named}{more}"] if kinds else []
+    if links:
+        which = [printable(str(link)) for link in sorted(links)[:3]] + ["…"] * (len(links) > 3)
+        told.append(f"{counted(len(links), 'linked folder')} not followed (give each by name): {', '.join(which)}")
+    return "; ".join(told)
 
 
 def read_all(files: Sequence[Path], size: tuple[int, int]) -> list[Picture | Unreadable]:
@@ -188,10 +193,11 @@ def _formats() -> list[str]:
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files below a folder that are not hidden, and the folders there that cannot be listed."""
+    """The files and linked folders below a folder that are not hidden, and the folders there that cannot be listed."""
     files: list[Path] = []
     unlisted: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if file.is_file()), unlisted
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        files += [Path(root, name) for name in [*names, *links] if not name.startswith(".")]
+    return sorted(files), unlisted

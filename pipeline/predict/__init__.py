@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,6 +35,9 @@ from pipeline.text import printable
 #: Most memory in bytes that the command may take, besides 8 times the model's file and a share per core: a file that
 #: declares more than it holds ends in one line, not in a machine without memory.
 MOST_MEMORY, CORE_MEMORY = 4 << 30, 64 << 20
+
+#: Files whose pixels are in memory at a time.
+BLOCK = 1000
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, or 1 when anything could not be read."""
+    """The command line; returns the exit status: 0, 1 when anything could not be read, 130 after Ctrl-C."""
     if arguments is None:  # not in a program that calls this function
         streams.forgive()
     options = _parser().parse_args(arguments)
@@ -75,19 +79,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The limit on pixels replaces Pillow's warning.
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         files, skipped = image_files.find(options.paths)
-        results = classify(model, files)
+        return _answer(model, files, skipped, options.json)
+    except KeyboardInterrupt:
+        return 130
     except MemoryError:
-        _say(f"{path}: needs more memory than this command may use")
+        advice = "; classify fewer images at a time" if options.json else ""
+        _say(f"{models.shown(path)}: needs more memory than this command may use{advice}")
         return 1
     except (PipelineError, OSError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         _say(str(why))
         return 1
-    predictions = [result for result in results if isinstance(result, Prediction)]
-    unreadable = [result for result in results if isinstance(result, Unreadable)]
-    shown = _json(path, model, predictions, unreadable, skipped) if options.json else _table(predictions)
-    print(shown, flush=True)
-    _warn_resized(predictions, model.size)
+
+
+def _answer(model: onnx_runner.Model, files: Sequence[Path], skipped: Sequence[Path], as_json: bool) -> int:
+    """Classify files and print the answer, a table block by block; returns the exit status."""
+    columns = (["file", *map(str, files)], ["class", *model.classes])
+    widths = [max(len(printable(text)) for text in column) for column in columns]
+    widths[1] = min(widths[1], 64)  # the longest name of a class that a data set may have
+    predictions: list[Prediction] = []
+    unreadable: list[Unreadable] = []
+    resized: list[tuple[Path, tuple[int, int]]] = []
+    for start in range(0, len(files), BLOCK):
+        results = classify(model, files[start : start + BLOCK])
+        block = [result for result in results if isinstance(result, Prediction)]
+        unreadable += [result for result in results if isinstance(result, Unreadable)]
+        resized += [(result.file, result.resized_from) for result in block if result.resized_from]
+        if as_json:
+            predictions += block
+        elif lines := _table(block, widths, head=start == 0):
+            print(*lines, sep="\n", flush=True)
+    if as_json:
+        json.dump(_json(model, predictions, unreadable, skipped), sys.stdout, indent=2, allow_nan=False)
+        print(flush=True)
+    _warn_resized(resized, model.size)
     if skipped:
         _say(image_files.skipped(skipped))
     for result in unreadable:
@@ -126,29 +151,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _table(predictions: Sequence[Prediction]) -> str:
-    rows = [("file", "class", "probability", "runner-up")]
+def _table(predictions: Sequence[Prediction], widths: Sequence[int], head: bool) -> list[str]:
+    rows = [("file", "class", "probability", "runner-up")] if head else []
     for prediction in predictions:
         (label, probability), *others = prediction.probabilities.items()
         runner_up = f"{others[0][0]} {others[0][1]:.1%}" if others else ""
         rows.append((printable(str(prediction.file)), printable(label), f"{probability:.1%}", printable(runner_up)))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        f"{file:<{widths[0]}}  {label:<{widths[1]}}  {probability:>{widths[2]}}  {runner_up}".rstrip()
+    return [
+        f"{file:<{widths[0]}}  {label:<{widths[1]}}  {probability:>11}  {runner_up}".rstrip()
         for file, label, probability, runner_up in rows
-    )
+    ]
 
 
 def _json(
-    path: Path,
     model: onnx_runner.Model,
     predictions: Sequence[Prediction],
     unreadable: Sequence[Unreadable],
     skipped: Sequence[Path],
-) -> str:
-    value = {
+) -> dict[str, Any]:
+    return {
         "trained_on": model.metadata.get("trained_on"),
-        "model": str(path),
+        "model": str(model.path),
         "classes": model.classes,
         "views": model.views,
         "predictions": [
@@ -164,11 +187,9 @@ def _json(
         "unreadable": [{"file": str(result.file), "why": result.why} for result in unreadable],
         "skipped": [str(file) for file in skipped],
     }
-    return json.dumps(value, indent=2, allow_nan=False)
 
 
-def _warn_resized(predictions: Sequence[Prediction], size: tuple[int, int]) -> None:
-    resized = [(prediction.file, prediction.resized_from) for prediction in predictions if prediction.resized_from]
+def _warn_resized(resized: Sequence[tuple[Path, tuple[int, int]]], size: tuple[int, int]) -> None:
     if resized:
         file, (width, height) = resized[0]
         more = f" and {len(resized) - 1:,} more" if len(resized) > 1 else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from luigi_runs import Result, SmallChain, luigi_command, run
+from luigi_runs import Result, SmallChain, clean_environment, luigi_command, run
 from PIL import Image
 
 
@@ -57,3 +59,24 @@ def test_help_is_not_asked_whether_it_was_read(tmp_path: Path) -> None:
     for to in (">/dev/full", "| true"):
         result = run(["bash", "-c", f"{command} {to}; exit ${{PIPESTATUS[0]}}"], tmp_path)
         assert (result.rc, result.text) == (0, "")
+
+
+def test_a_name_that_the_locale_does_not_have_is_printed_all_the_same(finished: SmallChain, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "Äpfel.png")
+    command = [sys.executable, "-m", "pipeline.predict", "--model", str(finished.workspace), "Äpfel.png"]
+    result = run(command, tmp_path, clean_environment(PYTHONIOENCODING="ascii"))
+    assert result.rc == 0, result.text
+    assert "\\xc4pfel.png" in result.output
+
+
+def test_a_full_pipe_that_does_not_block_gets_everything(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    code = "from pipeline import streams; streams.forgive(); print('x' * 1_000_000)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=writer, cwd=tmp_path, env=clean_environment()
+    ) as process:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            assert len(file.read()) == 1_000_001
+    assert process.returncode == 0

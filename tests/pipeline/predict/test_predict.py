@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +136,40 @@ def test_in_a_folder_only_image_files_count(run: Path, folder: Path, capsys: pyt
     assert len(value["predictions"]) == 60
     assert value["skipped"] == [str(folder / "deeper" / "photo.HEIC"), str(folder / "labels.csv")]
     assert "vgg-predict: 2 files skipped: 1 .heic, 1 .csv" in said.splitlines()
+
+
+def test_linked_folders_are_named_and_can_be_given_themselves(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linked = tmp_path / "eval" / "cat"
+    linked.parent.mkdir()
+    linked.symlink_to(folder)
+    assert predict.main(["--model", str(run), str(linked.parent)]) == 1
+    told = f"1 linked folder not followed (give each by name): {linked}"
+    assert f"{linked.parent}: no image files in this folder ({told})" in capsys.readouterr().err
+    shutil.copy(folder / "000.png", linked.parent)
+    value, said = answered(capsys, "--model", run, linked.parent)
+    assert (len(value["predictions"]), value["skipped"]) == (1, [str(linked)])
+    assert f"vgg-predict: {told}" in said.splitlines()
+    assert len(answered(capsys, "--model", run, linked)[0]["predictions"]) == 60
+
+
+def test_a_folder_that_may_be_listed_but_not_entered_leaves_the_rest(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "locked").mkdir()
+    (folder / "000.png").rename(folder / "locked" / "000.png")
+    real = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:  # root may enter every folder
+        if path.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    value, _ = answered(capsys, "--model", run, folder, expected=1)
+    assert len(value["predictions"]) == 59
+    assert [item["why"] for item in value["unreadable"]] == ["cannot be read: Permission denied"]
 
 
 def test_a_name_that_would_command_the_terminal_is_printed_harmlessly(
@@ -449,3 +485,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(run: Path, folder: Path) -> N
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert b"Traceback" not in said
+
+
+def test_a_large_folder_is_answered_block_by_block_and_ends_with_ctrl_c(run: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.predict", "--model", str(run), *[str(folder)] * 500]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(), text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("file ")
+        process.send_signal(signal.SIGINT)
+        lines, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert lines.count("\n") < 30_000
+    assert "Traceback" not in said

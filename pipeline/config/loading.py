@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,11 @@ def from_dict(value: Any, where: str = "configuration") -> Config:
         config = msgspec.convert(value, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {explain(str(error), value)}") from None
-    if config.data.name in OFFICIAL and "source" not in value.get("data", ()):
-        data = msgspec.structs.replace(config.data, source=OFFICIAL[config.data.name].url)
-        config = msgspec.structs.replace(config, data=data)
+    data = config.data
+    if data.name in OFFICIAL and "source" not in value.get("data", ()):
+        data = msgspec.structs.replace(data, source=OFFICIAL[data.name].url)
+    data = msgspec.structs.replace(data, source=_local(data.source), mirrors=[_local(each) for each in data.mirrors])
+    config = msgspec.structs.replace(config, data=data)
     check_meaning(config, value, where)
     return with_classes(config, config.data.classes)
 
@@ -85,7 +89,16 @@ def _with_new_names(value: Any, prefix: str = "") -> Any:
     }
 
 
+def _local(location: str) -> str:
+    """The path that a file:// address means; any other location as it is."""
+    scheme, separator, rest = location.partition("://")
+    if not separator or scheme.lower() != "file":
+        return location
+    return urllib.parse.unquote("/" + re.split(r"[?#]", rest)[0].partition("/")[2])
+
+
 def _absolute(location: str, folder: Path, where: str) -> str:
+    location = _local(location)
     if location == "bundled" or "://" in location:
         return location
     found = os.path.normpath(folder / expanded(location, where))

@@ -5,8 +5,6 @@ Reads archives and folders where they lie; leaves downloads in the workspace unt
 
 from __future__ import annotations
 
-import re
-import urllib.parse
 from pathlib import Path
 
 from pipeline import address
@@ -35,10 +33,11 @@ def fetch(chain: Chain, reporter: Reporter) -> Fetched:
         if failures:
             reporter.note(f"{failures[-1][0]}: {failures[-1][1]}; trying the next mirror")
         try:
-            local = _local_path(location)
-            return _read(chain.given, local, reporter) if local else _download(chain, location, name, reporter)
+            if "://" in location:
+                return _download(chain, location, name, reporter)
+            return _read(chain.given, Path(location), reporter)
         except Refused as refused:
-            failures.append((str(local) if local else name, refused))
+            failures.append((name, refused))
         except MemoryError:
             failures.append((name, Refused("needs more memory than is available", "free some memory")))
     found = "; ".join(f"{name}: {refused}" for name, refused in failures)
@@ -98,13 +97,3 @@ def _read(config: Config, path: Path, reporter: Reporter, start: float = 0.0) ->
     if expected and found != expected.lower():
         raise Refused(f"SHA-256 is {found}, expected {expected.lower()} (data.sha256)")
     return collector.finish(), found
-
-
-def _local_path(location: str) -> Path | None:
-    """The path that `location` means, or None for an address to download from."""
-    scheme, separator, rest = location.partition("://")
-    if not separator:
-        return Path(location)
-    if scheme.lower() != "file":
-        return None
-    return Path(urllib.parse.unquote("/" + re.split(r"[?#]", rest)[0].partition("/")[2]))

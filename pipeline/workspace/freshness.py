@@ -99,8 +99,8 @@ class Chain:
     def source_record(self) -> dict[str, Any] | None:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
         data = self.given.data
-        record = read_json(self.workspace.source_pointer(data)) or read_json(self.workspace.former_pointer(data))
-        return self.source_in(record)
+        pointers = (self.workspace.source_pointer(data), *self.workspace.former_pointers(data))
+        return self.source_in(next(filter(None, map(read_json, pointers)), None))
 
     def source_in(self, record: Any) -> dict[str, Any] | None:
         """What a file's JSON value says of the configured source; None when it says nothing that can be meant."""

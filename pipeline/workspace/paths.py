@@ -153,9 +153,10 @@ class Workspace:
         """The file that says which data set came out of this source."""
         return self.root / f"datasets/sources/{data.name}-{source_key(data)}.json"
 
-    def former_pointer(self, data: Data) -> Path:
-        """The same as it was called when a password or token still counted."""
-        return self.root / f"datasets/sources/{data.name}-{_key(data, data.source)}.json"
+    def former_pointers(self, data: Data) -> list[Path]:
+        """The same as it was called when a password or token still counted, and so did file:// before a path."""
+        keys = (_key(data, location) for location in (data.source, f"file://{data.source}"))
+        return [self.root / f"datasets/sources/{data.name}-{key}.json" for key in keys]
 
     def seen_source(self, data: Data) -> Path:
         """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""

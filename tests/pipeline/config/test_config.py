@@ -217,6 +217,17 @@ def test_the_environment_replaces_the_source_and_its_checksum(write, monkeypatch
     assert (data.source, data.sha256, data.mirrors) == (str(tmp_path / "here.tar.gz"), None, [])
 
 
+def test_a_file_address_is_the_path_that_it_means(write, monkeypatch):
+    data = "{name: cifar10, source: 'file:///data/my%20parts/', mirrors: ['FILE://localhost/data/b.tar']}"
+    text = changed("{name: mini, source: mini.tar.gz}", data)
+    monkeypatch.delenv("CIFAR10_SOURCE", raising=False)
+    assert (load(write(text)).data.source, load(write(text)).data.mirrors) == ("/data/my parts", ["/data/b.tar"])
+    monkeypatch.setenv("CIFAR10_SOURCE", "file:///data/other")
+    assert load(write(text)).data.source == "/data/other"
+    with pytest.raises(ConfigError, match="has no control characters"):
+        load(write(changed("mini.tar.gz", "'file:///%00'")))
+
+
 def test_the_environment_leaves_other_data_sets_alone(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR10_SOURCE", "/somewhere/else.tar.gz")
     assert load(write(TEXT)).data.source == str(tmp_path / "mini.tar.gz")

@@ -179,9 +179,9 @@ def test_when_all_fail_one_line_names_each_address_without_its_password(chain, s
     assert "secret" not in line + "".join(reporter.notes)
 
 
-@pytest.mark.parametrize("address", ["http://[host/x", "http://", "http://host:99999/x", "file:///%00", "x://host/y"])
+@pytest.mark.parametrize("address", ["http://[host/x", "http://", "http://host:99999/x", "x://host/y"])
 def test_what_is_no_address_is_told_in_one_line(chain, reporter, address):
-    with pytest.raises(DataError, match=r"is not an address that can be down|embedded null") as caught:
+    with pytest.raises(DataError, match="is not an address that can be downloaded") as caught:
         dataset.prepare(chain(address), reporter)
     assert "\n" not in str(caught.value)
 
@@ -213,7 +213,7 @@ def test_a_data_set_of_an_earlier_version_is_still_known_under_its_full_address(
     plain, made = chain(site.url()), chain(site.url("/mini.tar.gz?token=secret"))
     dataset.prepare(plain, reporter)
     pointers = made.workspace
-    pointers.source_pointer(plain.config.data).rename(pointers.former_pointer(made.config.data))
+    pointers.source_pointer(plain.config.data).rename(pointers.former_pointers(made.config.data)[0])
     assert made.why("dataset") == []
 
 

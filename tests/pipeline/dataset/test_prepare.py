@@ -84,6 +84,24 @@ def test_the_chain_counts_the_stage_as_done_until_the_archive_changes(chain, arc
     assert made.why("dataset") == []
 
 
+def test_the_same_for_a_file_address_also_with_a_record_of_an_earlier_version(chain, archive, reporter):
+    path = archive(tar_gz(mini_files()))
+    made = chain(path.as_uri())
+    dataset.prepare(made, reporter)
+    pointers, data = made.workspace, made.given.data
+    former = pointers.source_pointer(data).rename(pointers.former_pointers(data)[1])
+    write_json(former, {**read_json(former), "stat": None})
+    assert "has changed" in made.why("dataset")[0], "its state was not known then: it is read once"
+    content = path.read_bytes()
+    path.unlink()
+    assert made.why("dataset") == []
+    path.write_bytes(content)
+    dataset.prepare(made, reporter)
+    assert made.why("dataset") == []
+    archive(tar_gz(mini_files(batches=3)))
+    assert "has changed" in made.why("dataset")[0]
+
+
 def test_a_source_that_changes_while_it_is_read_counts_as_changed(chain, archive, reporter, monkeypatch):
     path = archive(tar_gz(mini_files()))
     made = chain(path)

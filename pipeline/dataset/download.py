@@ -76,13 +76,15 @@ class _Partial:
             return _Content(**(read_json(self.record) or {}))
         return _Content()
 
+    def size(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return self.file.stat().st_size
+        return 0
+
     def offset(self) -> int:
         """How many bytes can be kept: none unless an ETag or a date can tell whether they are of the same content."""
         content = self.content()
-        if content.address == self.address and content.validator:
-            with contextlib.suppress(FileNotFoundError):
-                return self.file.stat().st_size
-        return 0
+        return self.size() if content.address == self.address and content.validator else 0
 
     def begin(self, content: _Content) -> None:
         # In this order a kill at any point never leaves old bytes under the new content's name.
@@ -165,8 +167,8 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _TryAgain(_reason(error)) from None
     except requests.exceptions.InvalidSchema:
-        advice = "get it onto this machine and set data.source to its path; a folder of images cannot be anywhere else"
-        raise Refused("is not an address that can be downloaded: only http and https are", advice) from None
+        advice = "get it onto this machine and set data.source to its path; a folder of images must be on this machine"
+        raise Refused("is not an address that can be downloaded: only http and https are supported", advice) from None
     except (requests.RequestException, ValueError) as error:
         raise Refused(f"is not an address that can be downloaded ({type(error).__name__})") from None
     status = response.status_code
@@ -201,7 +203,8 @@ def _store(response: requests.Response, content: _Content, offset: int, partial:
     length, received = content.length, offset
     if length is not None and length > DOWNLOAD_LIMIT:
         raise Refused(f"has {human_size(length)}, far more than CIFAR-10 or CIFAR-100; not downloaded")
-    if length is not None and length - offset > shutil.disk_usage(partial.file.parent).free:
+    free = shutil.disk_usage(partial.file.parent).free + (0 if offset else partial.size())
+    if length is not None and length - offset > free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial.file.parent))
     block = _read(response)
     if offset == 0:

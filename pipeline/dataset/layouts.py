@@ -134,7 +134,7 @@ class Collector:
             first = int(wrong[0])
             found = f"{name}: image {first} has label {batch.labels[first]}, expected 0 to {self._label_limit - 1}"
             advice = ADVICE if self._strict else f"get a good copy, or raise architecture.classes ({self._label_limit})"
-            raise Refused(found, advice)
+            raise Refused(found, advice, fits="" if self._strict else self._name)
         return batch
 
     def _layout(self) -> Layout:
@@ -148,7 +148,8 @@ class Collector:
             raise Refused(f"holds batches of more than one layout: {first} and {other}")
         if self._strict and layout.published != self._name:
             advice = f"set data.name to {layout.published}, or data.source to a copy of {OFFICIAL[self._name].title}"
-            raise Refused(f"is {OFFICIAL[layout.published].title} ({first}), but data.name is {self._name}", advice)
+            found_here = f"is {OFFICIAL[layout.published].title} ({first}), but data.name is {self._name}"
+            raise Refused(found_here, advice, fits=layout.published)
         return layout
 
     def _names(self, layout: Layout) -> list[str]:
@@ -159,7 +160,7 @@ class Collector:
         if missing := [name for name in names if name not in present]:
             raise Refused(f"{', '.join(missing[:5])} missing; found {', '.join(present[:8])}")
         if extra := set(present) - set(names):
-            raise Refused(f"{min(extra)} is one batch too many for {OFFICIAL[self._name].title}")
+            raise Refused(f"unexpected {min(extra)}: {OFFICIAL[self._name].title} has {last} batches")
         return names
 
     def _classes(self, layout: Layout, highest: int) -> list[str]:

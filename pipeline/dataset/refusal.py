@@ -16,11 +16,14 @@ Tell = Callable[[float, str], None]
 
 
 class Refused(DataError):
-    """One source that cannot be used; `source.fetch` adds which one it is and tries the next."""
+    """One source that cannot be used; `source.fetch` adds which one it is and tries the next.
 
-    def __init__(self, found: str, advice: str = ADVICE, may_pass: bool = False) -> None:
+    `fits` is the `data.name` with which a corrected configuration may use it.
+    """
+
+    def __init__(self, found: str, advice: str = ADVICE, may_pass: bool = False, fits: str = "") -> None:
         super().__init__(found)
-        self.advice, self.may_pass = advice, may_pass
+        self.advice, self.may_pass, self.fits = advice, may_pass, fits
 
 
 def shown(name: str) -> str:

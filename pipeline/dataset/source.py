@@ -5,7 +5,10 @@ Reads archives and folders where they lie; leaves downloads in the workspace unt
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import msgspec
 
 from pipeline import address
 from pipeline.config import Config
@@ -46,18 +49,20 @@ def fetch(chain: Chain, reporter: Reporter) -> Fetched:
     raise kind(f"{found}; {advice.pop() if len(advice) == 1 else ADVICE}")
 
 
-def downloaded(chain: Chain) -> Path:
-    """Where a downloaded archive waits until its data set is made."""
-    data = chain.given.data
+def downloaded(chain: Chain, name: str = "") -> Path:
+    """Where a downloaded archive waits until its data set is made; `name` stands for another `data.name`."""
+    data = msgspec.structs.replace(chain.given.data, name=name or chain.given.data.name)
     return chain.workspace.downloads / f"{data.name}-{source_key(data)}.archive"
 
 
 def _download(chain: Chain, location: str, name: str, reporter: Reporter) -> Fetched:
     target = downloaded(chain)
-    if target.exists():  # a killed run downloaded it, but did not get to unpack it
+    if target.exists():  # of a run that was killed before it was unpacked, or was configured wrongly
         try:
-            return _read_download(chain.given, target, reporter)
+            return _read_download(chain, target, reporter)
         except Refused as refused:
+            if refused.fits and location == chain.given.data.source:
+                raise
             reporter.note(f"{name}: {refused}; downloading it again")
     reporter.note(f"downloading {name}")
     download.download(
@@ -67,13 +72,17 @@ def _download(chain: Chain, location: str, name: str, reporter: Reporter) -> Fet
         lambda fraction, message: reporter.progress(0.7 * fraction, f"{message} from {name}"),
         lambda message: reporter.note(f"{name}: {message}"),
     )
-    return _read_download(chain.given, target, reporter)
+    return _read_download(chain, target, reporter)
 
 
-def _read_download(config: Config, target: Path, reporter: Reporter) -> Fetched:
+def _read_download(chain: Chain, target: Path, reporter: Reporter) -> Fetched:
     try:
-        return _read(config, target, reporter, start=0.7)
-    except (Refused, MemoryError):
+        return _read(chain.given, target, reporter, start=0.7)
+    except Refused as refused:
+        if refused.fits:
+            kept = downloaded(chain, refused.fits)
+            os.replace(target, kept)
+            raise Refused(f"{refused} (kept as {kept})", refused.advice, fits=refused.fits) from None
         download.remove(target)
         raise
 

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 
 import pytest
-from small_cifar import mini_files, tar_gz
+from small_cifar import mini_100_files, mini_files, tar_gz
 
 from pipeline import dataset
 from pipeline.dataset import download, source
@@ -230,6 +230,33 @@ def test_what_takes_more_memory_than_there_is_names_itself_and_mirrors_are_tried
     assert any(f"{site.url('/large')}: needs more memory than is available; trying" in note for note in reporter.notes)
 
 
+@pytest.mark.parametrize("mistake", ["classes", "memory"])
+def test_what_a_corrected_configuration_can_read_is_not_downloaded_again(chain, site, reporter, monkeypatch, mistake):
+    def out_of_memory(*arguments):
+        raise MemoryError
+
+    wrong = chain(site.url(), classes=3)
+    with monkeypatch.context() as patched:
+        if mistake == "memory":
+            patched.setattr(dataset.source.archive, "read", out_of_memory)
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"raise architecture.classes|needs more memory"):
+                dataset.prepare(wrong, reporter)
+            assert leftovers(wrong) == ["archive"]
+    right = chain(site.url())
+    dataset.prepare(right, reporter)
+    assert leftovers(right) == []
+    assert len(site.requests) == 1
+
+
+def test_an_archive_under_the_wrong_name_waits_under_the_right_one(chain, site, reporter):
+    site.pages["/mini.tar.gz"] = tar_gz(mini_100_files())
+    kept = source.downloaded(chain(site.url(), name="cifar100", classes=None))
+    with pytest.raises(DataError, match=rf"but data.name is cifar10 \(kept as {kept}\); set data.name to cifar100"):
+        dataset.prepare(chain(site.url(), name="cifar10", classes=10), reporter)
+    assert kept.read_bytes() == site.pages["/mini.tar.gz"]
+
+
 def test_a_wrong_checksum_names_both_and_leaves_no_download(chain, site, reporter):
     made = chain(site.url(), sha256="b" * 64)
     with pytest.raises(DataError, match=rf"SHA-256 is {SHA256}, expected b{{64}}"):
@@ -284,3 +311,20 @@ def test_a_disk_too_full_for_the_download_is_one_clear_line(chain, site, reporte
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 0, 10))
     with pytest.raises(WorkspaceError, match="the disk is full"):
         dataset.prepare(chain(site.url()), reporter)
+
+
+def test_a_disk_has_room_for_what_takes_the_place_of_a_partial_download(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 1)
+    made = chain(site.url())
+    site.cuts, site.answers = [150_000], [200, 503]
+    with pytest.raises(DataError):
+        dataset.prepare(made, reporter)
+    partial = source.downloaded(made).with_suffix(".archive.part").stat().st_size
+    site.pages["/mini.tar.gz"] = content = tar_gz(mini_files(images=50))
+    for missing in (1, 0):
+        free = len(content) - partial - missing
+        monkeypatch.setattr(download.shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(1, 1, free))
+        if missing:
+            with pytest.raises(WorkspaceError, match="the disk is full"):
+                dataset.prepare(made, reporter)
+    assert dataset.prepare(made, reporter)["details"]["train_images"] == 100

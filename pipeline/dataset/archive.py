@@ -45,16 +45,6 @@ _BLOCK = 1 << 20
 #: Headers that say something about the member after them, or about all members.
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
-_KINDS = {
-    b"PK\x03\x04": "a zip file",
-    b"\xfd7zXZ\x00": "an xz file",
-    b"BZh": "a bzip2 file",
-    b"7z\xbc\xaf": "a 7z file",
-    b"\x28\xb5\x2f\xfd": "a zstd file",
-    b"PAR1": "a Parquet file",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
-}
-
 
 def read(path: Path, collector: Collector, tell: Tell) -> str | None:
     """Feed the files of the data set at `path` (an archive or a folder) to `collector`.
@@ -109,8 +99,9 @@ def _is_compressed(head: bytes) -> bool:
         return False
     if looks_like_html(head):
         raise Refused("is an HTML page (an error or login page?), not an archive")
-    unknown = "a tar archive with a damaged first header" if head[257:262] == b"ustar" else "of an unknown kind"
-    kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), unknown)
+    kind = f"of another kind (it begins with {shown(head[:24].decode('latin1'))})"
+    if head[257:262] == b"ustar":
+        kind = "a tar archive with a damaged first header"
     raise Refused(f"is {kind}; expected a .tar.gz or .tar in the binary or python layout of CIFAR-10 or CIFAR-100")
 
 
@@ -239,7 +230,7 @@ class _Stream:
 
     def _check(self, count: int) -> None:
         if self.position + count > TOTAL_LIMIT:
-            raise Refused(f"unpacks to more than {TOTAL_LIMIT >> 20} MB (CIFAR-10 and CIFAR-100: 176 MB)")
+            raise Refused(f"unpacks to more than {human_size(TOTAL_LIMIT)} (CIFAR-10 and CIFAR-100: 184 MB)")
 
     def _take(self, count: int, what: str) -> bytes:
         """At most `count` of the next bytes, at least one."""
@@ -283,12 +274,15 @@ def _read_folder(folder: Path, collector: Collector, tell: Tell) -> None:
     if sum(path.stat().st_size for path in files) > TOTAL_LIMIT:
         raise Refused(f"its batches have more than {human_size(TOTAL_LIMIT)}, those of CIFAR-10 and CIFAR-100 184 MB")
     for index, path in enumerate(files):
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not collector.wants(path.name, size):
-                continue
-            tell(index / len(files), f"reading {path.name}")
-            content = bytearray(size)
-            if file.readinto(content) != size:
-                raise Refused(f"{path.name} changed while it was being read")
-            collector.add(path.name, content)
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if not collector.wants(path.name, size):
+                    continue
+                tell(index / len(files), f"reading {path.name}")
+                content = bytearray(size)
+                if file.readinto(content) != size:
+                    raise Refused(f"{path.name} changed while it was being read")
+        except OSError as error:
+            raise Refused(f"{path.name} cannot be read: {error.strerror}") from None
+        collector.add(path.name, content)

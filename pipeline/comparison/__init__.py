@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,12 +113,13 @@ def expand(patterns: Iterable[str]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         given = Path(pattern)
-        if not glob.has_magic(pattern) or given.is_file():
+        if not glob.has_magic(pattern) or os.path.isfile(pattern):  # not pathlib's, which raises for what cannot be
             found.append(pattern)
             continue
         matches = sorted(glob.glob(pattern))
         if not matches and given.parent.as_posix() in (".", "config"):
-            matches = [f"config/{file.name}" for file in sorted(configuration.ready_made_folder().glob(given.name))]
+            names = glob.glob(given.name, root_dir=configuration.ready_made_folder())
+            matches = [f"config/{name}" for name in sorted(names)]
         if not matches:
             raise ConfigError(
                 f"--configs: no file matches {pattern}; expected files, a pattern, or a JSON list of files"
@@ -148,8 +150,8 @@ def _check_distinct(entries: Sequence[Entry]) -> None:
         other = seen.setdefault(run_id(entry.chain.config.architecture, entry.chain.generation), entry)
         if other is not entry:
             raise ConfigError(
-                f"{entry.source}: the same run as {other.source} ({entry.chain.run_id}): only another architecture "
-                "makes another run; compare architectures, or seeds with --seeds"
+                f"{entry.source}: the same run as {other.source} ({entry.chain.run_id}): runs differ only "
+                "by architecture or seed: change architecture, or use --seeds"
             )
 
 

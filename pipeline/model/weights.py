@@ -77,9 +77,9 @@ def load_trusted(net: Any, path: Path, sha256: str, contexts: list[Any]) -> None
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays in a `.params` file by name (`arg:` and `aux:` marks removed); raises `WeightsError`."""
-    if path.exists() and not path.is_file():
-        raise WeightsError(f"{path}: found a folder or a pipe, expected a Gluon .params file")
     try:
+        if path.exists() and not path.is_file():
+            raise WeightsError(f"{path}: found a folder or a pipe, expected a Gluon .params file")
         with os.fdopen(open_regular(path), "rb") as file:
             size, head = os.fstat(file.fileno()).st_size, file.read(8)
         if size == 0:

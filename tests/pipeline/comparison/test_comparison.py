@@ -24,6 +24,9 @@ def test_patterns_mean_what_they_match_and_names_of_files_that_are_there_themsel
     assert expand(["a[1].yaml", "a[0-9].yaml"]) == ["a[1].yaml", "a1.yaml"]
     assert expand([f"{folder}/c.yaml"]) == [f"{folder}/c.yaml"]
     assert expand([f"{folder}/c[lr=0.1].yaml"]) == [f"{folder}/c[lr=0.1].yaml"]
+    assert expand(["config/**8-s.yaml"]) == ["config/vgg8-s.yaml"]
+    with pytest.raises(ConfigError, match="no file matches"):
+        expand([f"{'long' * 100}*.yaml"])
     with pytest.raises(ConfigError, match=r"no file matches b\[1\]\.yaml"):
         expand(["b[1].yaml"])
 

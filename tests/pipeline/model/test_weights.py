@@ -146,6 +146,8 @@ def test_a_truncated_file_is_refused_in_one_line(saved, share):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="cannot read it: No such file or directory"):
         weights.read(tmp_path / "nowhere.params")
+    with pytest.raises(WeightsError, match="cannot read it: File name too long"):
+        weights.read(tmp_path / ("long" * 100))
 
 
 def test_a_file_of_another_network_is_refused_with_what_differs(small_architecture, saved):

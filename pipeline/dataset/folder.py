@@ -136,7 +136,7 @@ def _shared_out(found: Sequence[_Read]) -> tuple[list[_Read], list[_Read], list[
     torn = [pair for pair in pairwise(used) if pair[0].pixels == pair[1].pixels and pair[0].label != pair[1].label]
     remarks = []
     if both:
-        remarks.append(f"left out of training: {counted(len(both), 'image')} that are test images, too{_pair(both)}")
+        remarks.append(f"left out of training: {counted(len(both), 'image')} that are also test images{_pair(both)}")
     if torn:
         remarks.append(f"{counted(len(torn), 'image')} in more than one class{_pair(torn)}")
     return train, test, remarks
@@ -144,7 +144,7 @@ def _shared_out(found: Sequence[_Read]) -> tuple[list[_Read], list[_Read], list[
 
 def _pair(pairs: Sequence[tuple[_Read, _Read]]) -> str:
     """The first of some pairs of the same image."""
-    return f" ({shown(pairs[0][0].name)} is {shown(pairs[0][1].name)})"
+    return f" (for example {shown(pairs[0][0].name)} = {shown(pairs[0][1].name)})"
 
 
 def _check_parts(train: Sequence[_Read], test: Sequence[_Read], classes: Sequence[str]) -> list[str]:
@@ -155,5 +155,5 @@ def _check_parts(train: Sequence[_Read], test: Sequence[_Read], classes: Sequenc
     if not test:
         raise Refused("no test images", "add some, or raise data.test_fraction if that decides")
     unmeasured = trained - tested
-    told = f"no test images of class {examples(unmeasured)}: how well it is told apart is not measured"
+    told = f"no test images of class {examples(unmeasured)}: its recall cannot be measured"
     return [told] if unmeasured else []

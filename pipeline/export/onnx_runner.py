@@ -68,7 +68,7 @@ class Model:
         if logits.shape != (len(batch), len(self.classes)):
             raise PipelineError(
                 f"{self.path}: gives logits of shape {logits.shape} for {len(batch)} images and "
-                f"{len(self.classes)} class names: not an unchanged export of this pipeline"
+                f"{len(self.classes)} class names: the file was modified after export; export it again"
             )
         if not np.isfinite(logits).all():
             raise PipelineError(

@@ -170,14 +170,14 @@ def test_a_training_image_that_is_a_test_image_too_is_left_out_of_training(chain
     data = prepared(chain, reporter, parts)
     assert held(data, "train") == on_disk(parts / "train") - {(pixels(parts / "test/good/0.png"), "dent")}
     assert len(data.train_labels) == 12
-    told = "left out of training: 2 images that are test images, too (train/"
+    told = "left out of training: 2 images that are also test images (for example train/"
     assert [note for note in reporter.notes if note.startswith(told)] == data.manifest["details"]["remarks"]
 
 
 def test_an_image_in_two_classes_is_told(chain, reporter, parts):
     os.link(parts / "train/good/0.png", parts / "train/dent/copy.png")
     prepared(chain, reporter, parts)
-    assert "1 image in more than one class (train/dent/copy.png is train/good/0.png)" in reporter.notes
+    assert "1 image in more than one class (for example train/dent/copy.png = train/good/0.png)" in reporter.notes
 
 
 def test_a_few_unreadable_images_are_left_out_and_many_are_refused(chain, reporter, parts):
@@ -197,7 +197,7 @@ def test_a_few_unreadable_images_are_left_out_and_many_are_refused(chain, report
 def test_a_class_in_the_test_images_alone_is_refused_and_one_in_training_alone_told(chain, reporter, parts):
     picture(parts / "train/rare/0.png", 1)
     prepared(chain, reporter, parts)
-    assert "no test images of class rare: how well it is told apart is not measured" in reporter.notes
+    assert "no test images of class rare: its recall cannot be measured" in reporter.notes
     picture(parts / "test/odd/0.png", 2)
     with pytest.raises(DataError, match="no training images of class odd; add some, or remove the class"):
         prepared(chain, reporter, parts)

@@ -151,6 +151,15 @@ def test_a_resume_is_marked_in_its_epoch_whatever_the_batch_size_was() -> None:
     assert page._resumes({"epochs": 4, "steps": 40, "segments": segments}) == [2, 3]
 
 
+def test_the_report_says_that_the_exported_file_alone_sees_one_view(finished: SmallChain) -> None:
+    sources = facts.read(finished.chain())
+    sources.metrics.update(views=6, single_view_accuracy=0.5)
+    found = facts.gather(finished.chain(), sources)
+    told = "sees one view (accuracy 50.00\N{NARROW NO-BREAK SPACE}%)"
+    assert f"<code>model.onnx</code> {told}" in page.html(found, sources.data.test_images)
+    assert f"model.onnx {told}, vgg-predict averages over 6 |" in page.markdown(found)
+
+
 def test_layers_add_up_to_the_whole_network(finished: SmallChain) -> None:
     architecture = gathered(finished.chain())["architecture"]
     assert sum(layer["parameters"] for layer in architecture["layers"]) == architecture["parameters"]

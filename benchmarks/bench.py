@@ -1,7 +1,7 @@
 """What the benchmarks share: the machine, configurations, running the real command, tables, results as JSON.
 
-Every benchmark prints one table and writes `benchmarks/results/<name>.json`. Run them on a machine with nothing else to
-do. README.md has the figures.
+Most benchmarks print tables and write `benchmarks/results/<name>.json`. Run them on a machine with nothing else to do.
+README.md has the figures.
 """
 
 from __future__ import annotations

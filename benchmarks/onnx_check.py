@@ -1,7 +1,8 @@
 """Does the exported model predict the same without MXNet? `python benchmarks/onnx_check.py artifacts/runs/DATA/RUN`
 
-Creates a virtual environment with onnxruntime and numpy alone, runs `model.onnx` on all test images there, and compares
-each prediction and the accuracy with those of the evaluation. Exit status 1 when one differs.
+Creates a virtual environment with onnxruntime and numpy alone, runs `model.onnx` on all test images there, over as many
+views as its metadata say, and compares each prediction and the accuracy with those of the evaluation. Exit status 1
+when one differs.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.evaluation import tta
 from pipeline.workspace import Workspace
 
-#: What runs in that environment: it knows the model and the images, and nothing of this pipeline.
+#: What runs in that environment: it knows the model, the images, and the module that makes views with numpy alone.
 PROGRAM = """
-import importlib.util, json, sys
+import importlib.util, json, runpy, sys
 import numpy, onnxruntime
-model, images, threads = sys.argv[1:]
+model, images, threads, tta = sys.argv[1:]
+tta = runpy.run_path(tta)
 assert not importlib.util.find_spec("mxnet")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(threads)
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+about = session.get_modelmeta().custom_metadata_map
+views, padding = int(about.get("views", 1)), about.get("padding", "zero")
 images = numpy.load(images, mmap_mode="r")
 predictions = []
 for start in range(0, len(images), 250):
     batch = images[start : start + 250].astype(numpy.float32) / 255
-    predictions += session.run(["logits"], {"images": batch})[0].argmax(1).tolist()
+    logits = [session.run(["logits"], {"images": view})[0] for view in tta["views"](batch, views, padding)]
+    predictions += tta["average"](logits).argmax(1).tolist()
 print(json.dumps({"predictions": predictions, "onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__}))
 """
 
@@ -50,7 +56,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         python = _environment(Path(name))
         model = str(run.stage("export") / "model.onnx")
-        command = [python, "-I", "-c", PROGRAM, model, str(images), str(options.threads)]
+        command = [python, "-I", "-c", PROGRAM, model, str(images), str(options.threads), tta.__file__]
         answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     predictions = np.array(answer["predictions"])
     same, accuracy = int((predictions == expected).sum()), float((predictions == labels).mean())

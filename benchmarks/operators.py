@@ -53,7 +53,9 @@ def main() -> None:
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
         kinds[kind] = kinds.get(kind, 0.0) + value
     # Forwards once, backwards for the input and for the weights: three products of the same size.
-    work = 6e-9 * model.count_multiply_adds(config.architecture) * config.training.batch_size
+    layers = model.layer_table(config.architecture)
+    convolutions = [layer for layer in layers if "conv" in layer.kind and not is_dense(layer, options.precision)]
+    work = 6e-9 * sum(layer.multiply_adds for layer in convolutions) * config.training.batch_size
     rows = [(kind, f"{1000 * value:.1f}", f"{value / total:.0%}") for kind, value in by_size(kinds)]
     bench.table(
         f"{config.architecture.name}, {options.precision}, a step of {config.training.batch_size} images: "
@@ -64,6 +66,11 @@ def main() -> None:
     print(f"convolutions: {work / kinds['convolution']:,.0f} GFLOP/s; a large matrix product: {limit:,.0f} GFLOP/s")
     results = {"config": options.config, "seconds": seconds, "operators": operators, "gflops": [work, limit]}
     bench.finish("operators", results)
+
+
+def is_dense(layer: model.Layer, precision: str) -> bool:
+    """Whether a convolution is computed as a dense layer, see `model.build`."""
+    return precision == "bfloat16" and layer.output[1:] == (2, 2)
 
 
 def by_size(values: dict[str, float]) -> list[tuple[str, float]]:

@@ -62,11 +62,6 @@ def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
             month_ago = datetime.timedelta(seconds=time.time() - made[max(0, len(made) - 1 - DAYS_IN_TRASH)])
             prune_like_the_command(small, workspace, month_ago)
     chain, tomorrow = small.chain(), small.chain("2030-01-01")
-
-    def plan() -> None:
-        generations.why_due(tomorrow)
-        generations.same_weights(tomorrow)
-
     seconds = {
         "Status": of(lambda: status.gather(chain)),
         "Status --sizes, the sizes": of(lambda: status.sizes(workspace)),

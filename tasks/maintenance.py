@@ -16,6 +16,7 @@ from pipeline.workspace.freshness import STAGES, all_upstream
 from tasks.base import ChainTask, PluginTask
 from tasks.exit_codes import DAMAGED, NOT_DONE, exit_with
 from tasks.log import tell
+from tasks.stage import working
 from tasks.workspaces import workspace_at, write_metrics
 
 
@@ -29,7 +30,8 @@ class Command(PluginTask):
         return self.done
 
     def run(self) -> None:
-        self.work()
+        with working():
+            self.work()
         self.done = True
 
     def work(self) -> None:

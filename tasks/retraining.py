@@ -6,6 +6,7 @@ configuration's `retrain`, the date (UTC) and what the workspace holds.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from tasks.log import log, tell
 from tasks.maintenance import Command
 from tasks.notification import notify
 from tasks.results import Result, StoredFile
-from tasks.stage import StageTask, checking
+from tasks.stage import StageTask, checking, working
 from tasks.stages import Evaluate, Export, Report
 from tasks.workspaces import write_metrics
 
@@ -140,20 +141,21 @@ class Retrain(ChainTask):
         return f"generation {self.generation}: {generations.verdict(self.decision)}"
 
     def run(self) -> None:
-        decision = self.decision
-        log.info("%s", self.headline())
-        # Only the command that finishes a generation fails for it, not one that finds it finished.
-        finished = self.subject.manifest("report") != self._report_before
-        refused = finished and decision.get("outcome") == generations.REFUSED
+        with working():
+            decision = self.decision
+            log.info("%s", self.headline())
+            # Only the command that finishes a generation fails for it, not one that finds it finished.
+            finished = self.subject.manifest("report") != self._report_before
+            refused = finished and decision.get("outcome") == generations.REFUSED
+            workspace, pointer = self.chain.workspace, self.chain.workspace.current(self.chain.config)
+            with registry.held(workspace, pointer):
+                served.try_to_serve(workspace, pointer)
+            write_metrics(workspace, None if refused else self.chain.given)
+            expired = retention.expired(self.chain, self.chain.config.retrain.keep)
+            if expired:
+                log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(expired))
         if refused:
             exit_with(REFUSED)
-        workspace, pointer = self.chain.workspace, self.chain.workspace.current(self.chain.config)
-        with registry.held(workspace, pointer):
-            served.try_to_serve(workspace, pointer)
-        write_metrics(workspace, None if refused else self.chain.given)
-        expired = retention.expired(self.chain, self.chain.config.retrain.keep)
-        if expired:
-            log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(expired))
 
     @property
     def by_date(self) -> bool:
@@ -309,8 +311,14 @@ class Prune(Command, ChainTask):
     def _delete(self, workspace: Workspace) -> None:
         trashed = deletion.old_trash(workspace, self.older_than)
         files = deletion.leftovers(workspace, self.older_than)
-        size = sum(map(workspace.storage.size_of, trashed)) + sum(path.lstat().st_size for path in files)
+        size = sum(map(workspace.storage.size_of, trashed)) + sum(map(_size, files))
         what = f"what was moved to the trash {len(trashed)} times, and {len(files)} leftovers"
         tell(f"{'deleting' if self.confirm else 'would delete'} for good {what} ({human_size(size)})")
         if self.confirm and (trashed or files):
             deletion.delete(workspace, trashed, files)
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):  # another Prune was faster
+        return path.lstat().st_size
+    return 0

@@ -1,13 +1,18 @@
-"""Status, SetAside and Verify, as a user runs them."""
+"""Status, SetAside and Verify, as a user runs them; what the others do when the workspace cannot be used."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
 
+import pytest
 from luigi_runs import assert_fails_clearly
 
+import tasks
+from pipeline.errors import WorkspaceError
+from pipeline.retraining import deletion
 from pipeline.storage import locks
 from pipeline.verify import verify
 
@@ -103,3 +108,25 @@ def test_verify_of_a_workspace_that_is_not_there_is_no_all_clear(fresh):
     assert_fails_clearly(fresh.luigi("Verify"), 30, f"{fresh.workspace}: there is no workspace here")
     fresh.workspace.mkdir()
     assert fresh.luigi("Verify").rc == 0
+
+
+@pytest.mark.parametrize("task", ["Rollback", "Prune"])
+def test_locks_that_cannot_be_made_are_told_in_one_line(done, task):
+    shutil.rmtree(done.workspace / "work" / "locks")
+    (done.workspace / "work" / "locks").write_text("in the way")
+    more = ["--confirm"] if task == "Prune" else []
+    assert_fails_clearly(done.luigi(task, *more), 30, f"{done.workspace}/work/locks: cannot use the workspace: ")
+
+
+def test_the_end_of_a_retraining_tells_of_locks_that_cannot_be_made_as_its_stages_do(done):
+    shutil.rmtree(done.workspace / "work" / "locks")
+    (done.workspace / "work" / "locks").write_text("in the way")
+    with pytest.raises(WorkspaceError, match="work/locks: cannot use the workspace: "):
+        tasks.Retrain(config=str(done.config), workspace=str(done.workspace)).run()
+
+
+def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeypatch, capsys):
+    monkeypatch.setattr(deletion, "leftovers", lambda workspace, age: [workspace.work / "gone"])
+    age = datetime.timedelta(days=30)
+    tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age).run()
+    assert "1 leftovers (0 B)" in capsys.readouterr().out

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import luigi
+from luigi.worker import KeepAliveThread
 
 from pipeline import status
 from pipeline.errors import WorkspaceError
@@ -25,13 +27,16 @@ class Command(PluginTask):
 
     without_scheduler = True
     done = False
+    #: The heartbeats of the worker that ran it. Luigi gives the next `luigi.build` the same object.
+    _worker = frozenset[threading.Thread]()
 
     def complete(self) -> bool:
-        return self.done
+        return self.done and (not self._worker or any(thread.is_alive() for thread in self._worker))
 
     def run(self) -> None:
         with working():
             self.work()
+        self._worker = frozenset(one for one in threading.enumerate() if isinstance(one, KeepAliveThread))
         self.done = True
 
     def work(self) -> None:

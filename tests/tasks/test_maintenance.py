@@ -7,7 +7,10 @@ import json
 import os
 import shutil
 
+import luigi
 import pytest
+from luigi.scheduler import Scheduler
+from luigi.worker import Worker
 from luigi_runs import assert_fails_clearly
 
 import tasks
@@ -130,3 +133,34 @@ def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeyp
     age = datetime.timedelta(days=30)
     tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age).run()
     assert "1 leftovers (0 B)" in capsys.readouterr().out
+
+
+class AfterVerify(luigi.Task):
+    workspace = luigi.Parameter()
+    ran = False
+
+    def requires(self):
+        return tasks.Verify(workspace=self.workspace)
+
+    def complete(self):
+        return self.ran
+
+    def run(self):
+        self.ran = True
+
+
+def build(task):
+    """As `luigi.build` does."""
+    with Worker(scheduler=Scheduler(), no_install_shutdown_handler=True) as worker:
+        worker.add(task)
+        assert worker.run()
+
+
+def test_each_build_of_a_program_does_it_again_and_what_requires_it_finds_it_done(done, capsys):
+    for times in (1, 2):
+        build(tasks.Verify(workspace=str(done.workspace)))
+        assert capsys.readouterr().out.count("no damage") == 1, times
+    after = AfterVerify(workspace=str(done.workspace))
+    build(after)
+    assert after.ran
+    assert capsys.readouterr().out.count("no damage") == 1

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any
+from typing import Any, get_args
 
-from msgspec import Struct
+from msgspec.structs import fields
 
-from pipeline.config import schema
 from pipeline.config.difference import shown
-from pipeline.config.schema import RENAMED
-
-_STRUCTS: dict[str, type[Struct]] = {
-    "": schema.Config,
-    "data": schema.Data,
-    "architecture": schema.Architecture,
-    "training": schema.Training,
-    "architecture.batch_norm": schema.BatchNorm,
-    "training.schedule": schema.Schedule,
-    "training.augmentation": schema.Augmentation,
-    "evaluation": schema.Evaluation,
-    "retrain": schema.Retraining,
-    "distributed": schema.Distributed,
-}
+from pipeline.config.schema import RENAMED, Config
 
 #: How msgspec calls a type, and how people do.
 _TYPES = {
@@ -65,7 +51,7 @@ def explain(message: str, value: Any) -> str:
 
 
 def _unknown(path: str, key: str) -> str:
-    old, allowed = _join(path, key), _STRUCTS[path].__struct_fields__
+    old, allowed = _join(path, key), _struct_at(path).__struct_fields__
     if old in RENAMED:
         return f"{old}: is now called {RENAMED[old].rpartition('.')[2]}"
     close = difflib.get_close_matches(key, allowed, 1)
@@ -104,8 +90,17 @@ def _kinds(types: str) -> str:
 
 def _choices_at(path: str) -> str:
     parent, _, field = path.rpartition(".")
-    hint = _STRUCTS[re.sub(r"\[.*", "", parent)].__annotations__[re.sub(r"\[.*", "", field)]
+    hint = _struct_at(re.sub(r"\[.*", "", parent)).__annotations__[re.sub(r"\[.*", "", field)]
     return ", ".join(re.findall(r"\w+", str(hint).partition("Literal[")[2]))
+
+
+def _struct_at(path: str) -> Any:
+    """The class of the mapping at `path`."""
+    found: Any = Config
+    for step in path.split(".") if path else ():
+        kind = next(field.type for field in fields(found) if field.name == step)
+        found = next(each for each in (kind, *get_args(kind)) if hasattr(each, "__struct_fields__"))
+    return found
 
 
 def _join(path: str, key: str) -> str:

@@ -62,6 +62,8 @@ def refused(path):
             "epoch:",
             "unknown key training.epoch (did you mean epochs?); allowed: epochs, batch_size, optimizer",
         ),
+        ("epochs: 2", "epochs: 2, lr_mult: {norms: 64}", "unknown key training.lr_mult.norms (did you mean norm?)"),
+        ("true", "{sacle: 1}", "unknown key architecture.batch_norm.sacle (did you mean scale?); allowed: scale, mom"),
         ("device:", "devise:", "unknown key devise (did you mean device?); allowed: data, architecture, training"),
         ("kind: step", "sort: step", "unknown key training.schedule.sort; allowed: kind, warmup_epochs"),
         ("epochs: 2, ", "", "missing key training.epochs"),

@@ -18,7 +18,9 @@ from typing import Any
 from luigi import interface
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
+from luigi.metrics import MetricsCollectors
 from luigi.parameter import ParameterException
+from luigi.scheduler import Scheduler
 from luigi.task_register import TaskClassAmbigiousException, TaskClassException
 from luigi.worker import TaskProcess
 
@@ -69,6 +71,7 @@ def install() -> None:
     CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
     # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
     interface._WorkerSchedulerFactory.create_remote_scheduler = scheduler_client.create_remote_scheduler  # type: ignore[method-assign]
+    interface._WorkerSchedulerFactory.create_local_scheduler = _create_local_scheduler  # type: ignore[method-assign]
     interface._WorkerSchedulerFactory.create_worker = _create_worker  # type: ignore[method-assign]
     atexit.register(_leave)
 
@@ -78,6 +81,12 @@ def tell_errors_in_one_line() -> None:
     for name in ("luigi-interface", "luigi"):
         logging.getLogger(name).addFilter(command_log.without_traceback)
     sys.excepthook = _excepthook
+
+
+def _create_local_scheduler(factory: Any) -> Scheduler:
+    """Replaces Luigi's own: what luigi.cfg says of figures for Prometheus is for luigid, which has the package."""
+    nothing = MetricsCollectors.none
+    return Scheduler(prune_on_get_work=True, record_task_history=False, metrics_collector=nothing)
 
 
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:

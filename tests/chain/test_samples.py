@@ -60,10 +60,15 @@ def test_luigid_keeps_history_figures_and_state_with_the_sample(prepared: SmallC
         assert "TrainVGG" in {task["name"] for task in tasks.values()}
 
 
-def test_luigi_understands_every_line_of_the_sample(prepared: SmallChain, tmp_path: Path) -> None:
-    _needs_luigids_packages()
-    result = prepared.luigi("Doctor", LUIGI_CONFIG_PATH=str(_luigi_cfg(tmp_path)))
-    assert result.rc == 0, result.text
+def test_luigi_understands_every_line_of_the_sample_and_needs_none_of_luigids_packages(
+    done: SmallChain, tmp_path: Path
+) -> None:
+    for name in ("prometheus_client", "sqlalchemy"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    place = {"LUIGI_CONFIG_PATH": str(_luigi_cfg(tmp_path)), "PYTHONPATH": f"{tmp_path}{os.pathsep}{CHECKOUT}"}
+    for task in ("Report", "Doctor"):
+        result = done.luigi(task, **place)
+        assert result.rc == 0, result.text
     assert str(tmp_path / "luigi.cfg") in result.output
 
 

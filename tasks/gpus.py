@@ -6,6 +6,8 @@ import os
 import socket
 from pathlib import Path
 
+from pipeline.runtime import installed_mxnets
+
 
 def resources(device: str) -> dict[str, int]:
     """What a task that computes on `device` (as in the configuration) takes: one of each of its cards."""
@@ -14,6 +16,14 @@ def resources(device: str) -> dict[str, int]:
         return {}
     host = socket.gethostname().partition(".")[0].lower()
     return {f"gpu-{host}-{_card(number)}": 1 for number in (numbers or "0").split(",")}
+
+
+def computes_on_a_card(device: str) -> bool:
+    """Whether a training on `device` leaves the cores to others. `auto` needs MXNet's CUDA build for it."""
+    if device != "auto":
+        return device.startswith("gpu")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
+    return _has_gpu() and not hidden and any(name.startswith("mxnet-cu") for name in installed_mxnets())
 
 
 def _card(number: str) -> str:
@@ -27,6 +37,6 @@ def _has_gpu() -> bool:
     """Whether `device: auto` may take a card.
 
     MXNet is not asked: importing it takes a second, and tasks are made by the dozen. On a machine with a card whose
-    MXNet has no GPU code, trainings take turns for nothing; `device: cpu` says that they need not.
+    MXNet has no GPU code, trainings queue at luigid for nothing; `device: cpu` says that they need not.
     """
     return any(Path("/dev").glob("nvidia[0-9]*"))

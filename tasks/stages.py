@@ -45,7 +45,7 @@ class TrainVGG(StageTask):
         return {} if launcher_of(config) else gpus.resources(config.device)
 
     def turn(self, chain: Chain, waiting: Callable[[str], None]) -> AbstractContextManager[list[int]]:
-        if launcher_of(chain.config) or gpus.resources(chain.config.device):
+        if launcher_of(chain.config) or gpus.computes_on_a_card(chain.config.device):
             return super().turn(chain, waiting)
         return cores.turn(self.what, chain.config.distributed.workers, waiting)
 

@@ -2,7 +2,14 @@
 
 from pipeline.runtime.cpu import amx_in_use, cpu_flags, cpu_has_bfloat16, cpu_name
 from pipeline.runtime.device import Devices, devices, resolve_precision
-from pipeline.runtime.importing import adapt_to_load, mxnet, native_library, plain_operator, versions
+from pipeline.runtime.importing import (
+    adapt_to_load,
+    installed_mxnets,
+    mxnet,
+    native_library,
+    plain_operator,
+    versions,
+)
 
 __all__ = [
     "Devices",
@@ -12,6 +19,7 @@ __all__ = [
     "cpu_has_bfloat16",
     "cpu_name",
     "devices",
+    "installed_mxnets",
     "mxnet",
     "native_library",
     "plain_operator",

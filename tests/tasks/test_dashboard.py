@@ -18,6 +18,7 @@ import pytest
 from luigi_runs import SmallChain, clean_environment
 from luigid_process import Luigid, luigid, wait_for
 
+import tasks
 from pipeline.process import cores
 from pipeline.workspace import Workspace, events
 from tasks import gpus
@@ -300,6 +301,38 @@ def test_a_task_takes_the_cards_that_it_computes_on(
     if device == "auto":
         monkeypatch.setattr(gpus, "_has_gpu", lambda: False)
         assert gpus.resources(device) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "installed", "waits"),
+    [
+        ("auto", None, "mxnet-cu117", False),
+        ("auto", None, "mxnet", True),  # which computes on all cores, whatever card there is
+        ("auto", "", "mxnet-cu117", True),
+        ("gpu:0", None, "mxnet-cu117", False),
+        ("cpu", None, "mxnet-cu117", True),
+    ],
+)
+def test_on_a_machine_with_a_card_a_training_waits_for_the_cores_unless_it_computes_on_the_card(
+    prepared: SmallChain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    visible: str | None,
+    installed: str,
+    waits: bool,
+) -> None:
+    prepared.configure(device=device)
+    monkeypatch.setattr(cores, "turn_lock", lambda: tmp_path / "ours" / "cores.lock")
+    monkeypatch.setattr(gpus, "_has_gpu", lambda: True)
+    monkeypatch.setattr(gpus, "installed_mxnets", lambda: [installed])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    task = tasks.TrainVGG(config=str(prepared.config), workspace=str(prepared.workspace))
+    with task.turn(task.chain, print) as inherited:
+        assert bool(inherited) == waits
 
 
 def test_two_trainings_share_a_card_only_when_luigi_cfg_says_so(prepared: SmallChain, tmp_path: Path) -> None:

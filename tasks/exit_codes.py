@@ -26,6 +26,9 @@ DAMAGED = 4
 REFUSED = 5
 UNHEALTHY = 6
 
+#: Those of a task that is done: what went wrong with another one says more.
+MILD = (NOT_DONE, REFUSED, UNHEALTHY)
+
 #: Whether a code was asked for, and which; None unless the `luigi` command runs for this plugin. Shared memory: with
 #: --workers 2 and more, tasks run in forked processes.
 _asked_for: mmap.mmap | None = None
@@ -64,8 +67,10 @@ def asked_for() -> int | None:
 
 
 def exit_with(code: int) -> None:
-    """Let the `luigi` command, and no other program, end with this code instead of Luigi's; the first one stays."""
-    if _asked_for is not None and not _asked_for[0]:
+    """Let the `luigi` command, and no other program, end with this code instead of Luigi's; the first one stays,
+    unless it is `MILD`.
+    """
+    if _asked_for is not None and (not _asked_for[0] or _asked_for[1] in MILD):
         _asked_for[:] = bytes((1, min(code, 255)))
 
 

@@ -51,6 +51,8 @@ class Scheduler(_Client):
         super().__init__(*args, **kwargs)
         #: Whether other commands held what this command's next task needs when last asked.
         self.held_up = False
+        #: Whether that was the very work, and not a resource such as a card, which gets free for it.
+        self.taken = False
         #: Whether another command has done a task of this one.
         self.overtaken = False
         #: Tells whether a task of this command is complete; the worker knows how.
@@ -94,15 +96,15 @@ class Scheduler(_Client):
         own = about["worker"]
         while True:
             answer = self._planned_work(own, about)
-            self.held_up = False
+            self.held_up = self.taken = False
             distrust_listings()  # what others finished may be why there is work now
             left = [task_id for task_id, task in self._sent.items() if task["status"] == "PENDING"]
             if _has_work(answer) or not left or about.get("current_tasks"):
                 return answer
             if answer["n_pending_tasks"] or answer["running_tasks"]:
-                who = self._in_the_way(left, own)
-                self.held_up = who is not None
-                if who is None or not self._wait_for(who):
+                who, self.taken = self._in_the_way(left, own)
+                self.held_up = bool(who)
+                if not who or not self._wait_for(who):
                     return answer
             elif not self._registered_again(left, own):
                 return answer
@@ -166,8 +168,8 @@ class Scheduler(_Client):
 
     # --- no work although there is something to do ----------------------------------------------------------------
 
-    def _in_the_way(self, left: list[str], own: str) -> str | None:
-        """Who runs one of this command's next tasks, or has a resource that it needs."""
+    def _in_the_way(self, left: list[str], own: str) -> tuple[str, bool]:
+        """Who runs one of this command's next tasks, or has a resource that it needs; and whether it does its work."""
         ready = [
             task_id
             for task_id in left
@@ -181,10 +183,11 @@ class Scheduler(_Client):
                 for task_id in ready:
                     shared = sorted(set(held) & set(self._sent[task_id].get("resources") or ()))
                     if running == task_id:
-                        return _running_in(worker, task_id)
+                        return _running_in(worker, task_id), True
                     if shared:
-                        return f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
-        return None
+                        line = f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
+                        return line, shared[0].startswith("data set ")
+        return "", False
 
     def _registered_again(self, left: list[str], own: str) -> bool:
         """Register again what luigid forgot or just saw done; False when asking again is of no use."""

@@ -11,6 +11,7 @@ import html
 from typing import Any
 
 import luigi.worker
+from luigi import execution_summary
 from luigi.configuration import get_config
 from luigi.rpc import RPCError
 from luigi.scheduler import DISABLED, DONE, FAILED, PENDING
@@ -18,15 +19,16 @@ from luigi.scheduler import scheduler as scheduler_section
 
 from pipeline.errors import AlreadyRunning, Interrupted, PipelineError
 from tasks import notification
-from tasks.exit_codes import exit_with, return_code
+from tasks.exit_codes import MILD, asked_for, exit_with, return_code
 from tasks.log import log
 from tasks.scheduler_client import Scheduler, short_name
+from tasks.settings import vgg
 
 
 class Failure(str):
     """What `on_failure` returns: text, as Luigi passes it on to the worker and the scheduler, and how to treat it."""
 
-    final = False  # a retry would fail in the same way
+    final = False  # not to be retried: it would fail in the same way, or `[vgg] overlap` says to leave
     blameless = False  # another command had the lock, or somebody asked it to stop
     busy = False  # another command had the lock
 
@@ -34,8 +36,9 @@ class Failure(str):
 def failure(exception: BaseException, text: str, final: bool = False) -> Failure:
     """How to treat an exception that a task raised; `final` when it must not be retried whatever it is."""
     told = Failure(text)
-    told.final = final or (isinstance(exception, PipelineError) and not exception.may_pass)
     told.busy = isinstance(exception, AlreadyRunning)
+    told.final = final or (isinstance(exception, PipelineError) and not exception.may_pass)
+    told.final |= told.busy and vgg().overlap == "leave"
     told.blameless = isinstance(exception, (AlreadyRunning, Interrupted))
     return told
 
@@ -52,11 +55,26 @@ class Worker(luigi.worker.Worker):
     def run(self) -> bool:
         done = super().run()
         self._forgive()
-        failed = [told.busy for told in self._failures.values()]
+        busy = {task_id for task_id, told in self._failures.items() if told.busy}
         held_up = isinstance(self._scheduler, Scheduler) and self._scheduler.held_up
-        if all(failed) and (failed or held_up):
-            exit_with(return_code("already_running"))
+        mild = asked_for() in MILD
+        if busy or held_up or mild:
+            met = execution_summary._summary_dict(self)
+            kinds = {  # as Luigi has them, but that a task which another command does is no failure
+                "already_running": not mild and (busy or held_up or met["run_by_other_worker"]),
+                "missing_data": met["still_pending_ext"],
+                "not_run": met["not_run"] and not held_up,
+                "task_failed": {task.task_id for task in met["failed"]} - busy,
+                "scheduling_error": met["scheduling_error"],
+            }
+            code = max((return_code(kind) for kind, there in kinds.items() if there), default=0)
+            if code or not mild:
+                exit_with(code)
         return done
+
+    def _keep_alive(self, get_work_response: Any) -> bool:
+        met = any(told.busy for told in self._failures.values()) or getattr(self._scheduler, "taken", False)
+        return super()._keep_alive(get_work_response) and not (met and vgg().overlap == "leave")
 
     def _email_task_failure(self, task: Any, formatted_traceback: Any) -> None:
         # Luigi calls it for each failure, with what `on_failure` gave as it was.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from luigid_process import Luigid, luigid, wait_for
 
 import tasks
 from pipeline.workspace import Workspace
+from tasks import gpus
 from tasks.scheduler_client import short_name
+
+#: As in the sample luigi.cfg, which has minutes.
+STAYS = "[worker]\nkeep_alive = true\nwait_interval = 0.2\nwait_jitter = 0\n"
 
 
 def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
@@ -104,7 +109,7 @@ def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken
     fresh: SmallChain, central: Luigid, tmp_path: Path, overlap: str
 ) -> None:
     file = tmp_path / "luigi.cfg"
-    file.write_text(f"[vgg]\noverlap = {overlap}\n")
+    file.write_text(f"[vgg]\noverlap = {overlap}\n{STAYS}")
     pointer = Workspace(fresh.workspace).source_pointer(fresh.chain().config.data)
     other = {"worker": "other", "task_id": "Making", "family": "DownloadCifar", "resources": {f"data set {pointer}": 1}}
     central.api("add_task", **other)
@@ -121,32 +126,46 @@ def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken
 
 
 @pytest.mark.parametrize("overlap", ["wait", "leave"])
-def test_what_another_command_did_while_this_one_stayed_is_done_and_the_code_says_so(
+def test_a_task_that_another_command_runs_is_waited_for_or_left_at_once(
     done: SmallChain, central: Luigid, tmp_path: Path, overlap: str
 ) -> None:
     file = tmp_path / "luigi.cfg"
-    file.write_text(f"[vgg]\noverlap = {overlap}\n[worker]\nkeep_alive = true\nwait_interval = 0.2\nwait_jitter = 0\n")
+    file.write_text(f"[vgg]\noverlap = {overlap}\n{STAYS}")
     task = tasks.Report if overlap == "wait" else tasks.Evaluate
     name = task(config=str(done.config), workspace=str(done.workspace)).task_id
     run, away = done.folder("report").parent, tmp_path / "away"
     away.mkdir()
-    for stage in ("report", task.stage):
-        if (run / stage).exists():
-            shutil.move(run / stage, away)
+    for stage in {"report", task.stage}:
+        shutil.move(run / stage, away)
     other = {"worker": "other", "task_id": name, "family": task.__name__}
     central.api("add_task", **other)
     central.api("add_worker", worker="other", info=[["pid", 4711], ["host", "box"]])
     assert central.api("get_work", worker="other")["task_id"] == name
     with done.start("Report", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
-        wait_for(
-            lambda: "already running in process 4711 on box, according to luigid" in command.output,
-            "a line about the other",
-        )
-        if overlap == "leave":  # the report is left to do, so it stays
-            wait_for(lambda: "'first_task':" in str(central.api("worker_list")), "the command to ask for work")
-        for folder in away.iterdir():
-            shutil.move(folder, run)
+        if overlap == "wait":
+            wait_for(lambda: "already running in process 4711 on box" in command.output, "a line about the other")
+            for folder in away.iterdir():
+                shutil.move(folder, run)
+            central.api("add_task", **other, status="DONE")
+        assert command.finish() == (0 if overlap == "wait" else 10), command.output
+    assert ("done by another command" in command.output) == (overlap == "wait")
+    assert command.output.count("already running in process 4711 on box, according to luigid") == 1
+
+
+def test_with_overlap_leave_a_command_stays_in_line_for_a_card(
+    prepared: SmallChain, central: Luigid, tmp_path: Path
+) -> None:
+    prepared.configure(device="gpu:0")
+    (card,) = gpus.resources("gpu:0")
+    other = {"worker": "other", "task_id": "Training", "family": "Other", "resources": {card: 1}}
+    central.api("add_task", **other)
+    assert central.api("get_work", worker="other")["task_id"] == "Training"
+    file = tmp_path / "luigi.cfg"
+    file.write_text(f"[vgg]\noverlap = leave\n{STAYS}")
+    with prepared.start("TrainVGG", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
+        wait_for(lambda: f"{card} is taken by Other" in command.output, "a line about the card")
+        time.sleep(2)
+        assert command.process.poll() is None, command.output
         central.api("add_task", **other, status="DONE")
-        assert command.finish() == 0, command.output
-    assert ("done by another command" if overlap == "wait" else "already done by another process") in command.output
-    assert command.output.count("already running in process 4711") == 1
+        assert command.finish() == 30, command.output
+    assert "device: found gpu:0" in command.output  # its turn came; there is no card here

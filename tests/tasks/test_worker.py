@@ -9,15 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import luigi
 import pytest
+from luigi.scheduler import Scheduler
 from luigi_runs import CHECKOUT, SmallChain
 from luigid_process import luigid, wait_for
 
 import tasks
-from pipeline.errors import Interrupted
+from pipeline.errors import AlreadyRunning, Interrupted
 from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
-from tasks import stage
+from tasks import exit_codes, stage
+from tasks.worker import Failure, Worker, failure
 
 #: A launcher under which no training starts: as a machine that is not there.
 BROKEN = ("--vgg-launcher", "false")
@@ -25,7 +28,7 @@ BROKEN = ("--vgg-launcher", "false")
 
 @pytest.fixture
 def sample(tmp_path: Path) -> str:
-    """The path of the sample luigi.cfg, with the minutes made short, and patient with a lock."""
+    """The path of the sample luigi.cfg, with the minutes made short, and patient with a failure."""
     return _sample(tmp_path / "luigi.cfg", retry_count="1000")
 
 
@@ -69,36 +72,84 @@ def test_a_stage_that_waits_for_another_command_can_be_stopped_by_message(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_lock_that_was_met_and_waited_out_is_no_failure(prepared: SmallChain, sample: str, workers: str) -> None:
-    with contextlib.ExitStack() as other:
-        other.enter_context(_somebody_trains(prepared))
-        with prepared.start("TrainVGG", "--workers", workers, LUIGI_CONFIG_PATH=sample) as command:
-            wait_for(lambda: ": retrying in 0 s ([scheduler] retry_delay)" in command.output, "a retry")
-            other.close()
-            assert command.finish() == 0, command.output
-    assert _trainings(prepared) == 1
-
-
-def test_a_real_failure_after_a_lock_is_a_failure_and_one_that_stays_is_tried_once(
-    prepared: SmallChain, sample: str
+def test_with_overlap_leave_a_lock_is_tried_once_and_the_command_leaves_with_10(
+    prepared: SmallChain, sample: str, workers: str
 ) -> None:
-    prepared.configure(training__init_from="there-is-no-such.params")
+    with _somebody_trains(prepared):
+        result = prepared.luigi("Report", "--workers", workers, LUIGI_CONFIG_PATH=sample)
+    assert result.rc == 10, result.text
+    assert result.log.count("is already being worked on by") == 1
+    assert "retrying" not in result.log
+    assert prepared.luigi("TrainVGG", LUIGI_CONFIG_PATH=sample).rc == 0
+
+
+@pytest.mark.parametrize("ends", [0, 30])
+def test_with_overlap_wait_a_lock_is_waited_out_and_only_what_comes_then_counts(
+    prepared: SmallChain, tmp_path: Path, ends: int
+) -> None:
+    if ends:
+        prepared.configure(training__init_from="there-is-no-such.params")
+    place = {"LUIGI_CONFIG_PATH": _sample(tmp_path / "luigi.cfg", overlap="wait")}
     with contextlib.ExitStack() as other:
         other.enter_context(_somebody_trains(prepared))
-        with prepared.start("Export", LUIGI_CONFIG_PATH=sample) as command:
-            wait_for(lambda: "retrying" in command.output, "a retry")
+        with prepared.start("TrainVGG", **place) as command:
+            wait_for(lambda: "waiting for process" in command.output, "a line about waiting")
             other.close()
-            assert command.finish() == 30, command.output
+            assert command.finish() == ends, command.output
     assert _trainings(prepared) == 1
-    assert command.output.count("there-is-no-such.params") == 1
-    assert "retrying" not in command.output.partition("there-is-no-such.params")[2]
+    assert command.output.count("there-is-no-such.params") == (1 if ends else 0)
+    assert "retrying" not in command.output
 
 
-def test_a_lock_that_stays_ends_with_10(prepared: SmallChain, tmp_path: Path) -> None:
-    with _somebody_trains(prepared):
-        result = prepared.luigi("TrainVGG", LUIGI_CONFIG_PATH=_sample(tmp_path / "luigi.cfg"))
-    assert result.rc == 10, result.text
-    assert result.log.count("is already being worked on by") == 3
+class Told(luigi.Task):
+    """A task that ends in a given way."""
+
+    way = luigi.Parameter()
+
+    def complete(self) -> bool:
+        if self.way == "unknown":
+            raise ValueError
+        return False
+
+    def run(self) -> None:
+        if self.way == "refused":
+            exit_codes.exit_with(exit_codes.REFUSED)
+        else:
+            raise AlreadyRunning("busy") if self.way == "busy" else ValueError
+
+    def on_failure(self, exception: BaseException) -> Failure:
+        return failure(exception, str(exception))
+
+
+class Missing(luigi.ExternalTask):
+    way = luigi.Parameter()
+
+    def complete(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("ways", "code"),
+    [
+        ("busy", 10),
+        ("refused", 5),
+        ("busy unknown", 35),
+        ("busy missing", 20),
+        ("busy failed", 30),
+        ("refused failed", 30),
+        ("refused missing", 20),
+        ("refused busy", 5),
+    ],
+)
+def test_the_worst_that_any_task_met_decides_about_the_exit_code(
+    ways: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exit_codes, "_asked_for", bytearray(2))
+    with Worker(scheduler=Scheduler(), no_install_shutdown_handler=True) as worker:
+        for way in ways.split():
+            worker.add((Missing if way == "missing" else Told)(way=way))
+        worker.run()
+    assert exit_codes.asked_for() == code
 
 
 @pytest.mark.parametrize("task", ["Verify", "Rollback", "SetAside"])

@@ -40,7 +40,7 @@ class Promote(StageTask):
     def announce(self, chain: Chain) -> None:
         run = chain.run()
         decision = generations.decision(run) if run else None
-        if decision is None:
+        if decision is None or chain.why(self.stage):
             return
         accuracy, why, compared = (decision[key] for key in ("accuracy", "reason", "compared"))
         line = f"accuracy {accuracy:.2%} ({why})" if why == generations.FIRST_MODEL else why

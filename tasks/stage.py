@@ -60,7 +60,8 @@ class StageTask(ChainTask):
 
     def run(self) -> None:
         """Do the stage's work in its own process, unless another process has just done it."""
-        chain = self.chain
+        chain, began = self.chain, False
+        self.gave_up = self.told_to_stop = False  # of an attempt before
         try:
             with working(), self._locked(chain) as held:
                 refresh([chain], since=time.monotonic())
@@ -71,8 +72,8 @@ class StageTask(ChainTask):
                 if not reasons:
                     log.info("%s: already done by another process", self.what)
                     return
+                began = True
                 self._run_stage(chain, held, reasons)
-            self.announce(chain)
         except Interrupted as error:
             if self.gave_up:
                 lost = f"{self.what}: taken over by another host, because this one lost touch with the store"
@@ -80,6 +81,9 @@ class StageTask(ChainTask):
             if self.told_to_stop:
                 ask_for_no_more_work()  # with keep_alive Luigi would take it up again
             raise
+        finally:
+            if began:
+                self.announce(chain)
 
     @property
     def messages(self) -> tuple[str, ...]:
@@ -87,7 +91,7 @@ class StageTask(ChainTask):
         return COMMANDS if self.stage == "train" else ("stop",)
 
     def announce(self, chain: Chain) -> None:
-        """Tell the operator what came of it, where that is news. The stage is done and its locks are free."""
+        """Tell the operator what came of the work, where that is news, also after an error. The locks are free."""
 
     def options(self, chain: Chain) -> dict[str, Any]:
         """What the stage's process is told beyond the chain."""

@@ -125,6 +125,15 @@ def test_what_goes_wrong_before_and_beside_a_stage_is_mailed_in_one_line_too(
         assert "pipeline.errors" not in text
 
 
+def test_a_promotion_is_told_also_when_its_model_cannot_be_served(done: SmallChain, tmp_path: Path) -> None:
+    model = done.folder("export") / "model.onnx"
+    model.write_bytes(bytes(model.stat().st_size))
+    failed = done.luigi("Promote", "--vgg-notify", _hook(tmp_path / "told.jsonl"))
+    assert failed.rc == 30, failed.text
+    assert "model.onnx is damaged" in failed.log
+    assert [event["event"] for event in _told(tmp_path / "told.jsonl")] == ["promoted", "failed"]
+
+
 def test_a_hook_that_fails_hangs_or_says_something_stops_nothing_and_is_in_the_log(
     hooked: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

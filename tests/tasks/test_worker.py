@@ -63,6 +63,7 @@ def test_a_stage_that_waits_for_another_command_can_be_stopped_by_message(
     monkeypatch.setattr(stage, "vgg", lambda: SimpleNamespace(overlap="wait"))
     told = Mock(content="stop")
     task = tasks.TrainVGG(config=str(prepared.config), workspace=str(prepared.workspace))
+    task.gave_up = True  # an attempt before, whose lock in the store was lost
     task.scheduler_messages = queue.Queue()  # type: ignore[attr-defined]
     task.scheduler_messages.put(told)  # type: ignore[attr-defined]
     with _somebody_trains(prepared), pytest.raises(Interrupted, match="stopped while it was waiting"):

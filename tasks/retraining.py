@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import luigi
+from luigi.parameter import OptionalParameterMixin
 from luigi.util import requires
 
 from pipeline.errors import ConfigError
 from pipeline.files import human_size
 from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
+from pipeline.text import counted
 from pipeline.workspace import Run, Workspace, generation_seed, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
@@ -226,8 +228,10 @@ class Rollback(Command, ChainTask):
         line = f"{run} is current again (accuracy {new.accuracy:.2%}), in place of {before}"
         notify("rolled back", line, **self.about | registry.about(self.chain) | told)
         write_metrics(self.chain.workspace)
-        name = old.generation or before
-        tell(f"{name} will not be promoted again automatically; Rollback --to {name} undoes this")
+        pointer = registry.read(path)
+        if pointer and old.run in pointer.rolled_back:
+            name = old.generation or before
+            tell(f"{name} will not be promoted again automatically; Rollback --to {name} undoes this")
 
 
 class Retire(Command, ChainTask):
@@ -251,32 +255,34 @@ class Retire(Command, ChainTask):
             tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
             tell(f"  Restore --item current/{self.name}.json --confirm restores it")
         else:
-            tell("preview only: --name NAME --confirm retires one")
+            tell("nothing changed: add --name NAME --confirm to retire a model")
+
+
+class _OptionalTimeDelta(OptionalParameterMixin[datetime.timedelta], luigi.TimeDeltaParameter):  # type: ignore[misc]
+    expected_type = datetime.timedelta
 
 
 class Prune(Command, ChainTask):
     """Move old generations, and data sets that none of the others needs, to the trash. A preview unless --confirm.
 
-    The current generation and the one before it always stay. With --older-than also delete for good what was moved to
-    the trash, or left in work/, before that.
+    The current generation and the one before it always stay. With --older-than also permanently delete what was moved
+    to the trash, or left in work/, before that.
     """
 
-    keep = luigi.IntParameter(
-        default=0,
+    keep = luigi.OptionalIntParameter(
         description="how many promoted generations to keep, e.g. 5; default: retrain.keep of the configuration",
     )
-    older_than = luigi.TimeDeltaParameter(
-        default=datetime.timedelta(0),
-        description="also delete for good what has been in the trash, or left by trainings and downloads, for longer "
-        "than this, e.g. 30d; at least 1d; default: nothing is deleted",
+    older_than = _OptionalTimeDelta(
+        description="also permanently delete what has been in the trash, or left by trainings and downloads, for "
+        "longer than this, e.g. 30d; at least 1d; default: nothing is deleted",
     )
     confirm = luigi.BoolParameter(default=False, description="move or delete the files; default: preview")
 
     def work(self) -> None:
-        keep = self.keep or self.chain.config.retrain.keep
+        keep = self.chain.config.retrain.keep if self.keep is None else self.keep
         wrong = f"--keep: found {keep}, expected at least 1" if keep < 1 else ""
-        if datetime.timedelta(0) < self.older_than < datetime.timedelta(days=1):
-            wrong = f"--older-than: found {self.older_than}, expected at least a day, e.g. 30d"
+        if self.older_than is not None and not 1 <= self.older_than / datetime.timedelta(days=1) <= 36_500:
+            wrong = f"--older-than: found {self.older_than}, expected 1d to 36500d, e.g. 30d"
         if wrong:
             exit_with(BAD_CONFIGURATION)
             raise ConfigError(wrong)
@@ -291,9 +297,8 @@ class Prune(Command, ChainTask):
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
             tell(f"{moving} generation {item.name} ({told})")
-        keeping = f"keeping {keep} and the current one"
-        count = f"{len(expired)} generation{'s' if len(expired) > 1 else ''}"
-        tell(f"{count}, {human_size(total)} ({keeping})" if expired else f"nothing to prune ({keeping})")
+        found = f"{counted(len(expired), 'generation')}, {human_size(total)}" if expired else "nothing to prune"
+        tell(f"{found} (keeping {keep} and the current one)")
         for folder in unneeded:
             size = workspace.storage.size_of(folder)
             tell(f"{moving} data set {folder.name} ({human_size(size)}), which no run and no source needs")
@@ -303,17 +308,16 @@ class Prune(Command, ChainTask):
             if moved:
                 tell("  Restore --item NAME --confirm restores one")
         if self.older_than:
-            self._delete(workspace)
+            self._delete(workspace, self.older_than)
         if not self.confirm and (expired or unneeded or self.older_than):
             tell("preview only: add --confirm to do it")
         write_metrics(workspace)
 
-    def _delete(self, workspace: Workspace) -> None:
-        trashed = deletion.old_trash(workspace, self.older_than)
-        files = deletion.leftovers(workspace, self.older_than)
+    def _delete(self, workspace: Workspace, age: datetime.timedelta) -> None:
+        trashed, files = deletion.old_trash(workspace, age), deletion.leftovers(workspace, age)
         size = sum(map(workspace.storage.size_of, trashed)) + sum(map(_size, files))
-        what = f"what was moved to the trash {len(trashed)} times, and {len(files)} leftovers"
-        tell(f"{'deleting' if self.confirm else 'would delete'} for good {what} ({human_size(size)})")
+        what = f"{counted(len(trashed), 'trash folder')} and {counted(len(files), 'leftover')} ({human_size(size)})"
+        tell(f"{'permanently deleting' if self.confirm else 'would permanently delete'} {what}")
         if self.confirm and (trashed or files):
             deletion.delete(workspace, trashed, files)
 

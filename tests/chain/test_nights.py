@@ -6,7 +6,8 @@ import json
 import os
 import time
 
-from luigi_runs import SmallChain
+import pytest
+from luigi_runs import SmallChain, assert_fails_clearly
 from nights import age, nights
 
 from pipeline import status
@@ -38,7 +39,7 @@ def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> No
     assert before_deletion["trash"]["bytes"] > 10 * before["runs"]["bytes"]
     assert before_deletion["work"]["files"] > 30 * 6
     young = done.luigi("Prune", "--keep", "3", "--older-than", "30d", "--confirm")
-    assert "deleting for good what was moved to the trash 0 times, and 0 leftovers (0 B)" in young.output
+    assert "permanently deleting 0 trash folders and 0 leftovers (0 B)" in young.output
     age(workspace, days=40)
     run = done.chain("2026-01-30").run()
     assert run
@@ -71,7 +72,14 @@ def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> No
     assert not verify(workspace).damaged
 
 
-def test_an_age_that_would_empty_the_trash_at_once_is_refused(done: SmallChain) -> None:
-    result = done.luigi("Prune", "--older-than", "30", "--confirm")
-    assert result.rc == 2
-    assert "--older-than: found 0:00:30, expected at least a day, e.g. 30d" in result.text
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("--older-than 30", "--older-than: found 0:00:30, expected 1d to 36500d, e.g. 30d"),
+        ("--older-than 0d", "--older-than: found 0:00:00, expected 1d to 36500d"),
+        ("--older-than 999999d", "--older-than: found 999999 days, 0:00:00, expected 1d to 36500d"),
+        ("--keep 0", "--keep: found 0, expected at least 1"),
+    ],
+)
+def test_what_prune_would_never_keep_or_never_delete_is_refused(done: SmallChain, given: str, found: str) -> None:
+    assert_fails_clearly(done.luigi("Prune", *given.split(), "--confirm"), 2, found)

@@ -178,7 +178,7 @@ def test_the_crontab_line_runs_and_mails_only_failures(
     assert ("Prune failed" in pruned.output) == bool(mail), pruned.text
     if not mail:
         assert pruned.output == ""
-        assert "deleting for good what was moved to the trash 0 times" in (prepared.root / "retrain.log").read_text()
+        assert "permanently deleting 0 trash folders and 0 leftovers" in (prepared.root / "retrain.log").read_text()
 
 
 def _crontab(place: Path) -> list[str]:

@@ -132,7 +132,7 @@ def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeyp
     monkeypatch.setattr(deletion, "leftovers", lambda workspace, age: [workspace.work / "gone"])
     age = datetime.timedelta(days=30)
     tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age).run()
-    assert "1 leftovers (0 B)" in capsys.readouterr().out
+    assert "would permanently delete 0 trash folders and 1 leftover (0 B)" in capsys.readouterr().out
 
 
 class AfterVerify(luigi.Task):

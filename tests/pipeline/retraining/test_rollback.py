@@ -13,6 +13,7 @@ import pytest
 from generation_runs import current, make, pointer_of, trained_anew
 from luigi_runs import SmallChain
 
+import tasks
 from pipeline import predict
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.retraining import promotion, registry, rollback, served, trash
@@ -36,6 +37,16 @@ def test_a_roll_back_passes_over_the_very_same_weights_and_can_be_undone(done: S
     rollback.roll_back(done.chain(), "2026-W43")
     rollback.roll_back(done.chain())
     assert current(done) == "2026-W41"
+
+
+def test_only_of_a_model_that_was_withdrawn_the_task_says_that_it_does_not_come_back(
+    done: SmallChain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(done, "2026-W41")
+    make(done, "2026-W42")
+    for to, told in (("2026-W41", True), ("2026-W42", False)):
+        tasks.Rollback(config=str(done.config), workspace=str(done.workspace), to=to).run()
+        assert ("will not be promoted again automatically" in capsys.readouterr().out) == told
 
 
 def test_a_current_model_can_be_retired_and_comes_back(done: SmallChain) -> None:

@@ -22,11 +22,11 @@ _workspaces: dict[str, Workspace] = {}
 def workspace_at(address: str) -> Workspace:
     """The workspace in a folder, or in a store when `address` is a URL; raises `ConfigError` for one that cannot be."""
     if not is_url(address):
-        folder = Path(address).absolute()
-        check_path(folder, "--workspace")
         try:
+            folder = Path(address).absolute()
+            check_path(folder, "--workspace")
             folder.exists()
-        except OSError as error:  # a name that is too long, for example
+        except OSError as error:  # a name that is too long, or a working folder that is gone
             raise ConfigError(f"--workspace {address}: cannot be a folder: {error.strerror}") from None
         return Workspace(folder)
     if address not in _workspaces:

@@ -18,11 +18,17 @@ def check_meaning(config: Config, value: Any, where: str) -> None:
     _check_data(config, value, where)
     _check_network(config, where)
     _check_milestones(config.training.schedule, f"{where}: training.schedule")
-    if isinstance(config.launcher, list) and any("\0" in word or not word for word in config.launcher):
-        raise ConfigError(f"{where}: launcher: found {shown(config.launcher)}, an argument cannot be empty")
+    if isinstance(config.launcher, list):
+        check_launcher(config.launcher, f"{where}: launcher")
     devices = config.device.partition(":")[2].split(",")
     if len(set(devices)) != len(devices):
         raise ConfigError(f"{where}: device: found {config.device}, the same device twice")
+
+
+def check_launcher(words: list[str], where: str) -> None:
+    """Raise `ConfigError` for words that no program can be started with."""
+    if any("\0" in word or not word for word in words):
+        raise ConfigError(f"{where}: found {shown(words)}, an argument cannot be empty or hold a NUL")
 
 
 def _check_leaves(config: Config, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config.checks import check_classes, check_combinations, check_meaning, check_schedule
+from pipeline.config.checks import check_classes, check_combinations, check_launcher, check_meaning, check_schedule
 from pipeline.config.difference import shown
 from pipeline.config.messages import explain
 from pipeline.config.schema import OFFICIAL, RENAMED, Config, with_classes
@@ -131,12 +131,13 @@ def with_launcher(config: Config, launcher: str, where: str) -> Config:
     if launcher == "none":
         words = []
     elif launcher.endswith((".yaml", ".yml")):
-        words = load_launcher(launcher, where, Path.cwd())
+        words = load_launcher(launcher, where, Path())
     else:
         try:
             words = shlex.split(launcher)
         except ValueError as error:
             raise ConfigError(f"{where}: found {launcher!r}: {error}") from None
+    check_launcher(words, where)
     return msgspec.structs.replace(config, launcher=words)
 
 
@@ -158,4 +159,5 @@ def load_launcher(name: str, where: str, folder: Path) -> list[str]:
     words = value.get("launcher")
     if set(value) != {"launcher"} or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ConfigError(f"{name}: found {shown(value)}, expected the one key launcher with a list of arguments")
+    check_launcher(words, f"{name}: launcher")
     return words

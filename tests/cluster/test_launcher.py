@@ -165,3 +165,11 @@ def test_a_wrong_launcher_is_refused(chain: SmallChain, value: object, said: str
     chain.configure(launcher=value)
     with pytest.raises(ConfigError, match=re.escape(said)):
         config.load(chain.config)
+
+
+def test_a_launcher_that_cannot_be_started_is_refused_wherever_it_comes_from(chain: SmallChain) -> None:
+    (chain.root / "own.yaml").write_text('launcher: [ssh, "a\\0"]\n')
+    with pytest.raises(ConfigError, match=r"own\.yaml: launcher: found .*an argument cannot be empty or hold a NUL"):
+        config.load_launcher("own.yaml", "here", chain.root)
+    with pytest.raises(ConfigError, match=r"^here: found \[\"ssh\", \"\"\], an argument cannot be empty"):
+        config.with_launcher(config.load(chain.config), "ssh ''", "here")

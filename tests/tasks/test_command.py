@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -76,6 +77,14 @@ def test_a_workspace_whose_name_is_too_long_ends_with_code_2_and_one_line(fresh)
     assert result.rc == 2
     assert f"--workspace {'a' * 300}: cannot be a folder: File name too long" in result.text
     assert "Traceback" not in result.text
+
+
+def test_a_working_folder_that_was_deleted_is_told_in_one_line(tmp_path):
+    place = tmp_path / "gone"
+    place.mkdir()
+    command = shlex.join([*luigi_command(), "--module", "tasks", "Status", "--config", "config/vgg11.yaml"])
+    result = run(["sh", "-c", f"rmdir {place} && exec {command}"], place)
+    assert_one_line(result, 2, "--workspace artifacts: cannot be a folder: No such file or directory")
 
 
 def test_a_generation_that_is_no_name_is_refused(fresh):

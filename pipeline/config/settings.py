@@ -21,13 +21,17 @@ def read() -> dict[str, str]:
 
     Raises `ConfigError` for a file that cannot be understood.
     """
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser()
     for file in [*_FILES, os.environ.get("LUIGI_CONFIG_PATH", "")]:
         try:
             parser.read(file, encoding="utf-8")
         except (configparser.Error, ValueError) as error:
             raise ConfigError(f"{file}: cannot be read as Luigi's configuration: {error}") from error
-    found = dict(parser["vgg"]) if parser.has_section("vgg") else {}
+    try:
+        options = parser.items("vgg") if parser.has_section("vgg") else ()
+    except configparser.InterpolationError as error:
+        raise ConfigError(f"luigi.cfg: [vgg] {error.option}: a % must be written %%") from None
+    found = {option.replace("-", "_"): value for option, value in options}
     refuse_old_names(found)
     places = {key: expanded(found[key], f"[vgg] {key}") for key in ("workspace", "cache") if found.get(key)}
     return {**found, **places}

@@ -36,6 +36,14 @@ def test_a_file_that_cannot_be_understood_is_named(cfg: Path, content: str) -> N
         settings.read()
 
 
+def test_it_is_read_as_luigi_reads_it(cfg: Path) -> None:
+    cfg.write_text("[vgg]\nworkspace = /data/100%%\nretry-timeout = 5\n")
+    assert settings.read() == {"workspace": "/data/100%", "retry_timeout": "5"}
+    cfg.write_text("[vgg]\nworkspace = /data/100%\n")
+    with pytest.raises(ConfigError, match=r"^luigi.cfg: \[vgg\] workspace: a % must be written %%$"):
+        settings.read()
+
+
 def test_a_number_that_is_none_is_named(cfg: Path) -> None:
     cfg.write_text("[vgg]\nretry_timeout = long\n")
     with pytest.raises(ConfigError, match=r"\[vgg\] retry_timeout: found long, expected a number of seconds"):

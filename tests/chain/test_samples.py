@@ -120,6 +120,13 @@ def _command_of(unit: str) -> list[str]:
     return shlex.split(line[1].replace(INSTALLED, str(BIN)))
 
 
+@pytest.mark.parametrize(("unit", "code"), [("vgg-retrain.service", "143"), ("vgg-prune.service", "SIGTERM")])
+def test_what_systemctl_stopped_has_not_failed(unit: str, code: str) -> None:
+    line = re.search(r"^SuccessExitStatus=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
+    assert line
+    assert code in line[1].split()
+
+
 def test_whoever_starts_luigid_as_shown_keeps_it_on_loopback() -> None:
     """Its API has no login, and what it hands out is run."""
     shown = [CHECKOUT / "README.md", *UNITS.iterdir(), CONFIG / "crontab", CONFIG / "luigi.cfg"]

@@ -103,7 +103,7 @@ class Restore(Command, ChainTask):
         if not self.item:
             tell(f"{len(found)} items in {workspace.shown(workspace.trash)}; --item NAME restores one")
             if others := trash.unknown(workspace):
-                tell(f"of unknown origin, to be moved back by hand: {', '.join(others)}")
+                tell(f"not restorable automatically (move back by hand): {', '.join(others)}")
             return
         if not found:
             place = workspace.shown(workspace.trash)

@@ -84,10 +84,10 @@ def _found(value: object, parameter: Parameter[Any] | None, error: Exception) ->
 
 
 def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
-    """`: did you mean …?`, or nothing when no known word is similar."""
+    """` (did you mean …?)`, or nothing when no known word is similar."""
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), by_lower, 1, likeness)
-    return f": did you mean {by_lower[close[0]]}?" if close else ""
+    return f" (did you mean {by_lower[close[0]]}?)" if close else ""
 
 
 def _unknown_task(name: str) -> str:

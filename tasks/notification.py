@@ -64,7 +64,7 @@ def notify(event: str, line: str, **about: Any) -> None:
         problem, said = f"cannot be run ({error.strerror})", ""
     said = _clean(" ".join(said.split()))[:500]
     if problem:  # without the command, which may hold a token
-        log.warning("[vgg] notify: nobody was told of %r: the command %s%s", event, problem, said and f": {said}")
+        log.warning("[vgg] notify: %r was not delivered: the command %s%s", event, problem, said and f": {said}")
     elif said:
         log.info("[vgg] notify: %s", said)
 
@@ -99,7 +99,7 @@ def _run(command: str, content: str) -> tuple[str, str]:
         )
         try:
             process.communicate(content.encode() + b"\n", timeout=LIMIT_SECONDS)
-            problem = f"ended with status {process.returncode}" if process.returncode else ""
+            problem = f"exited with status {process.returncode}" if process.returncode else ""
         except subprocess.TimeoutExpired:
             problem = f"did not end within {LIMIT_SECONDS:.0f} s and was killed"
         finally:

@@ -163,3 +163,8 @@ def test_every_module_that_a_readme_names_is_there(path):
     for name in re.findall(r"`([\w/]+\.py)`", path.read_text()):
         places = [path.parent, CHECKOUT, CHECKOUT / "pipeline"]
         assert any((place / name).exists() for place in places), name
+
+
+def test_every_module_of_the_tasks_is_in_their_readme():
+    text = (CHECKOUT / "tasks" / "README.md").read_text()
+    assert [path.name for path in modules("tasks") if f"`{path.name}`" not in text] == ["__init__.py"]

@@ -189,7 +189,7 @@ def test_luigi_config_path_that_leads_nowhere(prepared: SmallChain) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("[scheduler]\nretry_cuont = 3\n", "did you mean retry_count?"),
+        ("[scheduler]\nretry_cuont = 3\n", "in [scheduler] (did you mean retry_count?)"),
         ("[retcode]\ntask_failed = 0\n", "task_failed is 0"),
     ],
 )

@@ -36,10 +36,10 @@ def _told(arguments: list[str]) -> str | None:
     ("arguments", "words"),
     [
         ("NoSuchTask", ["unknown task NoSuchTask; available: Compare, Doctor"]),
-        ("report", ["unknown task report: did you mean Report?"]),
+        ("report", ["unknown task report (did you mean Report?); available: Compare"]),
         (
             "SetAside --stage traain",
-            ["--stage: found 'traain'", "dataset, evaluate, export, report, train", "mean train?"],
+            ["--stage: found 'traain'", "dataset, evaluate, export, report, train (did you mean train?)"],
         ),
         ("SetAside", ["SetAside: --stage is missing", "e.g. train"]),
         ("Compare", ["Compare: --configs is missing", "e.g. config/vgg11.yaml,"]),
@@ -51,7 +51,7 @@ def _told(arguments: list[str]) -> str | None:
         ("Report --vgg-stale-seconds long", ["--vgg-stale-seconds: found 'long', expected a number"]),
         ("Report --logging-conf-file nowhere.conf", ["--logging-conf-file: found 'nowhere.conf', which is not a file"]),
         ("RangeDaily", ["RangeDaily: --of is missing"]),
-        ("RangeDaily --of Retrian", ["--of: unknown task Retrian: did you mean Retrain?"]),
+        ("RangeDaily --of Retrian", ["--of: unknown task Retrian (did you mean Retrain?)"]),
         ("RangeDaily --of Retrain --start May", ["--start: found 'May', expected a date"]),
         ("RangeDaily --of Retrain --of-params config", ["--of-params: found 'config', expected a JSON object"]),
     ],
@@ -181,10 +181,10 @@ def test_what_luigi_cannot_read_in_luigi_cfg_is_told_with_its_place(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[workers]\nkeep_alive = true\n", "unknown section [workers]: did you mean worker?"),
-        ("[Core]\nlog_level = INFO\n", "unknown section [Core]: did you mean core?"),
-        ("[report]\nworkspace = /data/vgg\n", "unknown section [report]: did you mean Report?"),
-        ("[Report]\nworkplace = /data/vgg\n", "unknown option workplace in [Report]: did you mean workspace?"),
+        ("[workers]\nkeep_alive = true\n", "unknown section [workers] (did you mean worker?)"),
+        ("[Core]\nlog_level = INFO\n", "unknown section [Core] (did you mean core?)"),
+        ("[report]\nworkspace = /data/vgg\n", "unknown section [report] (did you mean Report?)"),
+        ("[Report]\nworkplace = /data/vgg\n", "unknown option workplace in [Report] (did you mean workspace?)"),
     ],
 )
 def test_what_luigi_does_not_notice_in_luigi_cfg_is_told_by_doctor(

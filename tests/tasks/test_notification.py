@@ -150,9 +150,9 @@ def test_a_hook_that_fails_hangs_or_says_something_stops_nothing_and_is_in_the_l
     hooked(f"sleep 1000 & echo $! > {pid}; wait")
     notification.notify("failed", "x")
     lines = [record.getMessage() for record in caplog.records]
-    told = "[vgg] notify: nobody was told of 'failed': the command"
-    assert lines[0] == f"{told} ended with status 22: not found: https://host/x"
-    assert lines[1].startswith(f"{told} ended with status 127: ")
+    told = "[vgg] notify: 'failed' was not delivered: the command"
+    assert lines[0] == f"{told} exited with status 22: not found: https://host/x"
+    assert lines[1].startswith(f"{told} exited with status 127: ")
     assert lines[2] == "[vgg] notify: delivered"
     assert lines[3] == f"{told} did not end within 1 s and was killed"
     deadline = time.monotonic() + 60

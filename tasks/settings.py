@@ -45,8 +45,8 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
     )
     notify = luigi.Parameter(
         default="",
-        description="a shell command that receives notable events (promoted, refused, rolled back, failed) as JSON on its "
-        "standard input",
+        description="a shell command that receives notable events (promoted, refused, rolled back, failed) as JSON on "
+        "its standard input",
     )
     launcher = luigi.Parameter(
         default="",

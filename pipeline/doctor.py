@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Finding:
 def examine(chain: Chain) -> list[Finding]:
     """The results of all checks that do not concern Luigi."""
     return [
-        finding("python", python, sys.version_info[:2]),
+        finding("python", python),
         *machine_learning(chain.config),
         finding("threads", threads),
         finding("load", load),
@@ -69,16 +68,14 @@ def finding(name: str, check: Callable[..., str], *about: Any) -> Finding:
         return Finding(name, False, str(error))
 
 
-def python(version: tuple[int, int]) -> str:
-    """The interpreter's version, as (major, minor)."""
-    found = f"{platform.python_version()} ({sys.executable})"
-    if not (3, 10) <= version <= (3, 12):
-        raise PipelineError(f"{found} is not supported by mxnet 1.9.1: use Python 3.10, 3.11 or 3.12")
-    return found
+def python() -> str:
+    """The interpreter's version and path."""
+    runtime.check_python()
+    return f"{platform.python_version()} ({sys.executable})"
 
 
 def machine_learning(config: Config) -> list[Finding]:
-    """numpy, MXNet and the configured device, tried in a process of their own."""
+    """MXNet with numpy, and the configured device, tried in a process of their own."""
     command = parent.module_command("pipeline.doctor", config.device, config.training.precision)
     # One thread is enough, and starts quickly whatever OMP_NUM_THREADS says.
     environment = {**parent.environment(), "OMP_NUM_THREADS": "1"}
@@ -94,7 +91,7 @@ def machine_learning(config: Config) -> list[Finding]:
         # The last line of a traceback, or nothing when a signal killed it.
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         how = f"was killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "failed"
-        name = ["numpy", "mxnet", "device"][min(len(findings), 2)]
+        name = ["mxnet", "device"][min(len(findings), 1)]
         advice = "pip install --force-reinstall mxnet==1.9.1 'numpy>=1.23.5,<2'"
         findings.append(Finding(name, False, f"trying it {how}: {last}; try {advice}"))
     return findings
@@ -198,8 +195,8 @@ def _existing(path: Path) -> Path:
 
 
 def probe(device: str, precision: str) -> Iterator[Finding]:
-    """Import numpy and MXNet and compute on the device; ends with the first problem."""
-    checks = {"numpy": _numpy, "mxnet": _mxnet, "device": lambda: _device(device, precision)}
+    """Import MXNet and compute on the device; ends with the first problem."""
+    checks = {"mxnet": _mxnet, "device": lambda: _device(device, precision)}
     for name, check in checks.items():
         try:
             result = finding(name, check)
@@ -211,18 +208,12 @@ def probe(device: str, precision: str) -> Iterator[Finding]:
             return
 
 
-def _numpy() -> str:
-    import numpy
-
-    installed = metadata.version("numpy")
-    if int(installed.partition(".")[0]) >= 2:
-        raise PipelineError(f"{installed} is too new for mxnet 1.9.1: pip install 'numpy>=1.23.5,<2'")
-    return f"{numpy.__version__} ({Path(numpy.__file__).parent})"
-
-
 def _mxnet() -> str:
     mx = runtime.mxnet()
-    return f"{mx.__version__} ({Path(mx.__file__).parent})"
+    import numpy
+
+    mxnets, numpys = (Path(module.__file__).parent for module in (mx, numpy))
+    return f"{mx.__version__} ({mxnets}), numpy {numpy.__version__} ({numpys})"
 
 
 def _device(device: str, precision: str) -> str:

@@ -4,6 +4,7 @@ from pipeline.runtime.cpu import amx_in_use, cpu_flags, cpu_has_bfloat16, cpu_na
 from pipeline.runtime.device import Devices, devices, resolve_precision
 from pipeline.runtime.importing import (
     adapt_to_load,
+    check_python,
     installed_mxnets,
     mxnet,
     native_library,
@@ -15,6 +16,7 @@ __all__ = [
     "Devices",
     "adapt_to_load",
     "amx_in_use",
+    "check_python",
     "cpu_flags",
     "cpu_has_bfloat16",
     "cpu_name",

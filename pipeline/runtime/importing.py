@@ -42,7 +42,7 @@ _plain: dict[tuple[Any, str], Any] = {}
 @functools.lru_cache(maxsize=1)
 def mxnet() -> Any:
     """The imported `mxnet` module. Raises `DeviceError` when it cannot be imported, saying why and what to do."""
-    _check_python()
+    check_python()
     _check_environment()
     installed = _check_packages()
     # Set before the import: MXNet reads it once, when its library is loaded.
@@ -116,10 +116,11 @@ def installed_mxnets() -> list[str]:
     return found or (["mxnet"] if importlib.util.find_spec("mxnet") else [])
 
 
-def _check_python() -> None:
+def check_python() -> None:
+    """Raise `DeviceError` for a Python that MXNet does not support."""
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         found = ".".join(map(str, sys.version_info[:3]))
-        raise DeviceError(f"Python {found} is not supported by mxnet 1.9.1 here: use Python 3.10, 3.11 or 3.12")
+        raise DeviceError(f"Python {found} is not supported by mxnet 1.9.1: use Python 3.10, 3.11 or 3.12")
 
 
 def _check_environment() -> None:
@@ -144,7 +145,7 @@ def _check_packages() -> list[str]:
         )
     numpy_version = metadata.version("numpy")
     if int(numpy_version.split(".")[0]) >= 2:
-        raise DeviceError(f"numpy {numpy_version} is too new for mxnet 1.9.1: pip install 'numpy>=1.23,<2'")
+        raise DeviceError(f"numpy {numpy_version} is too new for mxnet 1.9.1: pip install 'numpy>=1.23.5,<2'")
     return installed
 
 

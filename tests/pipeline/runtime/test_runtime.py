@@ -39,13 +39,13 @@ def refused(call=check_and_import, *arguments):
 def test_an_unsupported_python_is_named(monkeypatch, version):
     monkeypatch.setattr(sys, "version_info", Version(*version, "final", 0))
     found = ".".join(map(str, version))
-    assert f"Python {found} is not supported by mxnet 1.9.1 here: use Python 3.10, 3.11 or 3.12" in refused()
+    assert f"Python {found} is not supported by mxnet 1.9.1: use Python 3.10, 3.11 or 3.12" in refused()
 
 
 def test_a_numpy_that_is_too_new_is_named(monkeypatch):
     version = importing.metadata.version
     monkeypatch.setattr(importing.metadata, "version", lambda name: "2.1.3" if name == "numpy" else version(name))
-    assert refused() == "numpy 2.1.3 is too new for mxnet 1.9.1: pip install 'numpy>=1.23,<2'"
+    assert refused() == "numpy 2.1.3 is too new for mxnet 1.9.1: pip install 'numpy>=1.23.5,<2'"
 
 
 def pretend_installed(folder: Path, name: str) -> None:

@@ -51,7 +51,7 @@ class Scheduler(_Client):
         super().__init__(*args, **kwargs)
         #: Whether other commands held what this command's next task needs when last asked.
         self.held_up = False
-        #: Whether that was the very work, and not a resource such as a card, which gets free for it.
+        #: Whether that was the very work, and not a card, which gets free for it, or one of several trainings to share.
         self.taken = False
         #: Whether another command has done a task of this one.
         self.overtaken = False
@@ -102,8 +102,9 @@ class Scheduler(_Client):
             if _has_work(answer) or not left or about.get("current_tasks"):
                 return answer
             if answer["n_pending_tasks"] or answer["running_tasks"]:
-                who, self.taken = self._in_the_way(left, own)
-                self.held_up = bool(who)
+                who, same = self._in_the_way(left, own)
+                trainings = [task_id for task_id in left if self._sent[task_id].get("family") == "TrainVGG"]
+                self.held_up, self.taken = bool(who), same and len(trainings) < 2
                 if not who or not self._wait_for(who):
                     return answer
             elif not self._registered_again(left, own):

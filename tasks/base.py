@@ -103,6 +103,9 @@ class ChainTask(PluginTask):
     apart in the scheduler, and are not meant to be given.
     """
 
+    #: What a task that is about no single generation takes in place of `--generation`.
+    instead = ""
+
     config = luigi.Parameter(
         default="",
         positional=False,
@@ -112,7 +115,7 @@ class ChainTask(PluginTask):
     generation = luigi.Parameter(
         default="",
         positional=False,
-        description="name for a separate training, e.g. 2026-W48; default: the unnamed run",
+        description="name for a separate training, e.g. 2026-W48; default: the unnamed run; Retrain: the period's",
     )
     architecture = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
     dataset = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
@@ -129,6 +132,8 @@ class ChainTask(PluginTask):
         """With what follows from the configuration."""
         values = super().filled_in(values)
         values["config"] = expanded(values["config"] or vgg().config, "--config")
+        if cls.instead and values["generation"]:
+            raise ConfigError(f"--generation: found {values['generation']}, but {cls.__name__} takes {cls.instead}")
         check_name("--generation", values["generation"])
         filled = describe(values)
         for name, value in filled.items():

@@ -87,6 +87,8 @@ class SetAside(Command, ChainTask):
 class Restore(Command, ChainTask):
     """Show what is in the trash, or bring one thing back from there. A preview unless --confirm."""
 
+    instead = "--item NAME"
+
     item = luigi.Parameter(
         default="",
         description="what to restore: a generation, run or data set, e.g. 2026-W47; default: nothing, the "

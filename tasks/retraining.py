@@ -214,6 +214,8 @@ def _tell_nothing_due(task: Retrain) -> None:
 class Rollback(Command, ChainTask):
     """Make the model that was current before current again; with --to any finished generation."""
 
+    instead = "--to NAME"
+
     to = luigi.Parameter(
         default="", description="the generation to make current, e.g. 2026-W47; default: the one before"
     )
@@ -239,6 +241,8 @@ class Retire(Command, ChainTask):
 
     Only the pointer goes to the trash. A preview unless --confirm.
     """
+
+    instead = "--name DATA/ARCHITECTURE"
 
     name = luigi.Parameter(
         default="", description="the model to retire, e.g. cifar10/vgg11; default: none, only list them"
@@ -268,6 +272,8 @@ class Prune(Command, ChainTask):
     The current generation and the one before it always stay. With --older-than also permanently delete what was moved
     to the trash, or left in work/, before that.
     """
+
+    instead = "none; --keep says how many stay"
 
     keep = luigi.OptionalIntParameter(
         description="how many promoted generations to keep, e.g. 5; default: retrain.keep of the configuration",

@@ -14,7 +14,7 @@ from luigi.worker import Worker
 from luigi_runs import assert_fails_clearly
 
 import tasks
-from pipeline.errors import WorkspaceError
+from pipeline.errors import ConfigError, WorkspaceError
 from pipeline.retraining import deletion
 from pipeline.storage import locks
 from pipeline.verify import verify
@@ -126,6 +126,12 @@ def test_the_end_of_a_retraining_tells_of_locks_that_cannot_be_made_as_its_stage
     (done.workspace / "work" / "locks").write_text("in the way")
     with pytest.raises(WorkspaceError, match="work/locks: cannot use the workspace: "):
         tasks.Retrain(config=str(done.config), workspace=str(done.workspace)).run()
+
+
+@pytest.mark.parametrize("task", [tasks.Rollback, tasks.Retire, tasks.Prune, tasks.Restore])
+def test_what_is_about_no_single_generation_refuses_one(done, task):
+    with pytest.raises(ConfigError, match=f"--generation: found 2026-W47, but {task.__name__} takes (--|none)"):
+        task(config=str(done.config), workspace=str(done.workspace), generation="2026-W47")
 
 
 def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeypatch, capsys):

@@ -67,11 +67,11 @@ class Result:
     files: dict[str, luigi.LocalTarget | StoredFile]
 
 
-def result_of(chain: Chain) -> Result:
+def result_of(chain: Chain, finished: bool) -> Result:
     """Read the manifests of a finished chain; raises `WorkspaceError` when it is not finished."""
     run = chain.run()
-    if run is None or not chain.complete("report"):
-        raise WorkspaceError(f"{chain.run_id} has no finished report yet: require the task Report, or run it")
+    if run is None or not finished:
+        raise WorkspaceError(f"{chain.run_id} has no finished report yet: require the task that makes it, or run it")
     manifests = {stage: chain.manifest(stage) or {} for stage in RUN_STAGES}
     files = {
         f"{stage}/{name}": target(chain.workspace, run.stage(stage) / name, Nop)

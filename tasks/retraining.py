@@ -27,7 +27,7 @@ from tasks.exit_codes import BAD_CONFIGURATION, REFUSED, exit_with
 from tasks.log import log, tell
 from tasks.maintenance import Command
 from tasks.notification import notify
-from tasks.results import Result, StoredFile
+from tasks.results import Result, StoredFile, result_of
 from tasks.stage import StageTask, checking, working
 from tasks.stages import Evaluate, Export, Report
 from tasks.workspaces import write_metrics
@@ -132,7 +132,8 @@ class Retrain(ChainTask):
 
     def result(self) -> Result:
         """The accuracy and the files of the generation, promoted or not; raises `WorkspaceError` before it is there."""
-        return self.report.result()
+        subject = self.subject
+        return result_of(subject, not generations.unfinished(subject))
 
     @property
     def page(self) -> str | None:

@@ -84,7 +84,8 @@ class Report(StageTask):
 
     def result(self) -> Result:
         """The finished chain's accuracy and files; raises `WorkspaceError` when it is not finished."""
-        return result_of(self.chain)
+        chain = self.chain
+        return result_of(chain, chain.complete("report"))
 
     def headline(self) -> str:
         """Accuracy and where to read more, from the finished report."""

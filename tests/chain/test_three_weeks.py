@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from luigi_runs import Result, SmallChain, luigi_command, run, small_archive
 
+import tasks
 from pipeline import predict
 from pipeline.files import sha256_file, write_json
 from pipeline.retraining import generations, registry, served
@@ -266,6 +267,15 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     assert damaged.ran == []
     assert "tiny.json: damaged" in damaged.log
     assert "Traceback" not in damaged.log
+
+
+def test_a_finished_generation_has_its_result_when_epochs_were_raised_since(done: SmallChain) -> None:
+    made = done.luigi("Retrain", "--generation", "by-hand")
+    assert made.rc == 0, made.text
+    done.configure(training__epochs=2)
+    task = tasks.Retrain(config=str(done.config), workspace=str(done.workspace), generation="by-hand")
+    assert task.complete()
+    assert task.result().generation == "by-hand"
 
 
 @pytest.mark.parametrize(

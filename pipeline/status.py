@@ -99,7 +99,8 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
     for kind, size in facts.get("sizes", {}).items():
         told.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {size['files']:,} files")
     if facts["checkpoint"]:
-        told.append(f"  an unfinished training left {facts['checkpoint']}; it goes on from there")
+        kept = f"  an unfinished training left {facts['checkpoint']}; the next one resumes from it"
+        told.append(f"{kept}, unless keys of `training` were changed since")
     return told
 
 

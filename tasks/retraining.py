@@ -305,7 +305,7 @@ class Prune(Command, ChainTask):
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
             tell(f"{moving} generation {item.name} ({told})")
         found = f"{counted(len(expired), 'generation')}, {human_size(total)}" if expired else "nothing to prune"
-        tell(f"{found} (keeping {keep} and the current one)")
+        tell(f"{found} (keeping the newest {keep}; the current and the previous one always stay)")
         for folder in unneeded:
             size = workspace.storage.size_of(folder)
             tell(f"{moving} data set {folder.name} ({human_size(size)}), which no run and no source needs")

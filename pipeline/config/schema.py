@@ -205,7 +205,7 @@ class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     new_seed: bool = False
     #: How much less than the current model's the accuracy of a new one may be, as a share of the test images.
     tolerance: _Fraction = 0.005
-    #: How many generations `Prune` keeps, apart from the current one.
+    #: How many of the newest promoted generations `Prune` keeps; the current and the previous one always stay.
     keep: _Count = 5
 
 

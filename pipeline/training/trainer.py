@@ -177,5 +177,6 @@ class Trainer:
         good = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written before"
         raise TrainingDiverged(
             f"the loss is no longer a finite number at epoch {counters.epoch + 1}, step {counters.step} (learning rate "
-            f"{self.session.learning_rate():.4g}); {good}; lower training.learning_rate"
+            f"{self.session.learning_rate():.4g}); {good}; lower training.learning_rate, "
+            "which starts the training anew"
         )

@@ -57,6 +57,12 @@ def test_an_interrupted_retraining_of_a_damaged_run_goes_on_from_its_checkpoint(
     assert [segment["step"] for segment in details["segments"]] == [0, 1]
 
 
+def test_fewer_validation_images_than_configured_are_told(prepared: SmallChain) -> None:
+    prepared.configure(training__validation_images=2500)
+    expected = "training.validation_images: holding out 120, half of the 240 training images at most"
+    assert expected in stop_after_a_step(prepared)
+
+
 def test_a_checkpoint_older_than_a_result_goes_only_if_that_is_whole_and_is_told(done: SmallChain) -> None:
     weights = done.folder("train") / "model.params"
     content = weights.read_bytes()

@@ -70,14 +70,14 @@ def luigid() -> list[Finding]:
 
 def _mistakes() -> Iterator[str]:
     """What is wrong in luigi.cfg although Luigi can read it (else this task would not run), in words."""
-    sections, others = mistakes.sections(), ("resources", "task_history", "email")
+    sections = mistakes.known_options()
     for section, options in mistakes.contents().items():
-        known = mistakes.parameters(sections[section]) if section in sections else {}
+        known = sections.get(section, {})
         for option in options if known else ():
             if option.replace("-", "_") not in known:
                 yield f"unknown option {option} in [{section}]{did_you_mean(option, known)}"
-        meant = did_you_mean(section, [*sections, *others], 0.8)
-        if meant and section not in (*sections, *others, *Register.task_names()):
+        meant = did_you_mean(section, [*sections, "resources"], 0.8)
+        if meant and section not in (*sections, "resources", *Register.task_names()):
             yield f"unknown section [{section}]{meant}"
     zero = [name for name in RETURN_CODES if str(get_config().get("retcode", name, "1")) == "0"]
     if zero:

@@ -16,6 +16,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import LuigiConfigParser, get_config
 from luigi.configuration.cfg_parser import InterpolationMissingEnvvarError
 from luigi.interface import core
+from luigi.notifications import email, sendgrid, smtp
 from luigi.parameter import Parameter, ParameterException
 from luigi.retcodes import retcode
 from luigi.scheduler import scheduler
@@ -32,6 +33,9 @@ _EXPECTED: dict[type[Parameter[Any]], str] = {
     luigi.DateParameter: "a date as 2026-11-25",
     luigi.DictParameter: "a JSON object",
 }
+
+#: Options of [core] that Luigi's client of luigid reads.
+_OF_THE_CLIENT = ("rpc_connect_timeout", "rpc_retry_attempts", "rpc_retry_wait", "rpc_log_retries")
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
@@ -120,28 +124,31 @@ def files() -> list[str]:
     return list(dict.fromkeys(os.path.realpath(path) for path in get_config()._config_paths if os.path.isfile(path)))
 
 
-def parameters(cls: type[luigi.Task]) -> dict[str, Parameter[Any]]:
-    """A section's options, also by the names that they had before."""
-    found = {}
-    for name, parameter in cls.get_params():
-        old = getattr(parameter, "_config_path", None) or {}
-        found[name] = found[str(old.get("name", name)).replace("-", "_")] = parameter
-    return found
+def known_options() -> dict[str, dict[str, Parameter[Any] | None]]:
+    """The options of each section that is known: a few of Luigi's, and one for each of our tasks.
 
-
-def sections() -> dict[str, type[luigi.Task]]:
-    """The sections whose options are known: a few of Luigi's, and one for each of our tasks."""
+    Also by the names, and in the sections, that they had before; without a parameter where Luigi declares none.
+    """
     package = sys.modules["tasks"]
     tasks = [getattr(package, name) for name in package.__all__]
-    return {cls.__name__: cls for cls in (core, worker, scheduler, retcode, vgg, *tasks)}
+    found: dict[str, dict[str, Parameter[Any] | None]] = {
+        "core": dict.fromkeys((*core.ignore_unconsumed, *_OF_THE_CLIENT)),
+        "task_history": {"db_connection": None},
+    }
+    for cls in (core, worker, scheduler, retcode, email, smtp, sendgrid, vgg, *tasks):
+        for name, parameter in cls.get_params():
+            old = getattr(parameter, "_config_path", None) or {"section": cls.__name__, "name": name}
+            found.setdefault(cls.__name__, {})[name] = parameter
+            found.setdefault(old["section"], {})[old["name"].replace("-", "_")] = parameter
+    return found
 
 
 def in_luigi_cfg() -> Iterator[str]:
     """What Luigi or this plugin cannot parse in luigi.cfg."""
+    sections = known_options()
     for section, options in contents().items():
-        cls = sections().get(section)
-        known = parameters(cls) if cls else {}
-        for option, value in options.items() if cls or section == "resources" else ():
+        known = sections.get(section, {})
+        for option, value in options.items() if known or section == "resources" else ():
             wrong = _wrong(section, option, value, known.get(option.replace("-", "_")))
             if wrong:
                 yield f"{_file(section, option)}: [{section}] {option}: {wrong}"

@@ -189,6 +189,8 @@ def test_luigi_config_path_that_leads_nowhere(prepared: SmallChain) -> None:
     ("text", "found"),
     [
         ("[scheduler]\nretry_cuont = 3\n", "in [scheduler] (did you mean retry_count?)"),
+        ("[smtp]\nprot = 25\n", "unknown option prot in [smtp] (did you mean port?)"),
+        ("[emial]\nreceiver = ops@example.org\n", "unknown section [emial] (did you mean email?)"),
         ("[retcode]\ntask_failed = 0\n", "task_failed is 0"),
     ],
 )
@@ -200,6 +202,14 @@ def test_a_mistake_in_luigi_cfg(prepared: SmallChain, text: str, found: str) -> 
     assert list(problems) == ["luigi config"]
     assert found in problems["luigi config"]
     assert problems["luigi config"].count(str(file)) == 1
+
+
+def test_options_that_luigi_reads_and_does_not_declare_are_no_mistake(prepared: SmallChain) -> None:
+    (prepared.cwd / "luigi.cfg").write_text(
+        "[core]\nrpc-retry-wait = 5\nno_configure_logging = false\nsmtp_host = localhost\n"
+        "[email]\nreceiver = ops@example.org\n[smtp]\nport = 25\n[task_history]\ndb_connection = sqlite://\n"
+    )
+    assert _examine(prepared) == {}
 
 
 def test_an_exit_code_that_is_no_number_is_told_by_every_command(prepared: SmallChain) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,9 @@ class Generation:
 
 def find(workspace: Workspace, config: Config) -> list[Generation]:
     """The trained generations of this data set and architecture (both by name), newest first."""
-    runs_of_both = f"runs/{config.data.name}-*/{config.architecture.name}-*"
-    workspace.storage.refresh_matching(runs_of_both, ("train", "evaluate", "promote"))
-    data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
-    pattern = re.compile(rf"{data}-[0-9a-f]{{8}}/{architecture}-[0-9a-f]{{8}}(@.+)?")
     ever_current = registry.ever_current(workspace.current(config))
     found = []
-    runs = (run for run in workspace.all_runs() if pattern.fullmatch(f"{run.dataset_id}/{run.run_id}"))
-    for run, train in _trained(runs):
+    for run, train in _trained(workspace, config):
         outcome = (decision(run) or {}).get("outcome", "")
         if not run.generation and not outcome:
             if run.place not in ever_current:
@@ -100,11 +95,18 @@ def verdict(decision: dict[str, Any]) -> str:
     return f"{outcome} ({reason})" if reason == FIRST_MODEL else f"{outcome}: {reason}"
 
 
-def _trained(runs: Iterable[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """The finished trainings among some runs, with their manifests; not those that repeat one with another seed."""
-    for run in runs:
-        train = manifest.read(run.stage("train")) if generation_seed(run.generation) is None else None
-        if train is not None:
+def _trained(workspace: Workspace, config: Config) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """The finished trainings on this data set and architecture (both by name), with their manifests.
+
+    Not those that repeat one with another seed.
+    """
+    runs_of_both = f"runs/{config.data.name}-*/{config.architecture.name}-*"
+    workspace.storage.refresh_matching(runs_of_both, ("train", "evaluate", "promote"))
+    data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
+    pattern = re.compile(rf"{data}-[0-9a-f]{{8}}/{architecture}-[0-9a-f]{{8}}(@.+)?")
+    for run in workspace.all_runs():
+        wanted = pattern.fullmatch(f"{run.dataset_id}/{run.run_id}") and generation_seed(run.generation) is None
+        if wanted and (train := manifest.read(run.stage("train"))):
             yield run, train
 
 
@@ -203,15 +205,17 @@ def _would_repeat(train: dict[str, Any], config: Config) -> bool:
 def plain_run(chain: Chain) -> Entry | None:
     """The finished run without a generation, which counts as current before the first generation.
 
-    None when it is not there as a whole, or is the chain's own.
+    That of the same images and architecture, else the newest of the same names. None when none is there as a whole, or
+    the chain is without a generation itself.
     """
     run = chain.run()
     if run is None or not run.generation:
         return None
-    plain = chain.workspace.run(run.dataset_id, run_id(chain.config.architecture))
-    chain.workspace.storage.refresh([plain.root], ("train", "evaluate"))
-    entry = registry.entry_of(plain, "")
-    return entry if entry and not registry.problems(chain.workspace, entry) else None
+    same = f"runs/{run.dataset_id}/{run_id(chain.config.architecture)}"
+    made = [each for each in _trained(chain.workspace, chain.config) if not each[0].generation]
+    made.sort(key=lambda each: (each[0].place == same, each[1]["created"]), reverse=True)
+    entries = (registry.entry_of(plain, "") for plain, _ in made)
+    return next((entry for entry in entries if entry and not registry.problems(chain.workspace, entry)), None)
 
 
 def warm_start(chain: Chain) -> tuple[Path | None, str]:

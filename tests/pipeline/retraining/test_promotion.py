@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_runs import current, expired, make, pointer_of, trained_anew
-from luigi_runs import SmallChain
+from generation_runs import current, expired, make, new_test_set, pointer_of, trained_anew
+from luigi_runs import CLASSES, SmallChain
 
+from pipeline import dataset
 from pipeline.errors import WorkspaceError
 from pipeline.evaluation.statistics import compare_paired
 from pipeline.process import child
@@ -165,6 +166,24 @@ def test_what_was_made_before_any_generation_is_compared_with_and_gone_back_to(d
     rollback.roll_back(done.chain(), "2026-W48")
     rollback.roll_back(done.chain(), plain.run_id)
     assert current(done) == ""
+
+
+def test_what_was_made_before_any_generation_counts_on_images_and_widths_of_the_same_names(done: SmallChain) -> None:
+    plain, folder = done.chain().run(), done.chain().dataset_folder()
+    assert plain
+    assert folder
+    test = dataset.load(folder)
+    grown = np.concatenate([test.test_images, 255 - test.test_images[:30]])
+    labels = np.concatenate([test.test_labels, test.test_labels[:30]])
+    week = new_test_set(done, "2026-W48", (grown, labels, CLASSES), right=np.zeros(90, bool))
+    promotion.promote(done.chain("2026-W48"), child.Reporter())
+    decision = generations.decision(week)
+    assert decision
+    assert (decision["outcome"], decision["compared"]["run"]) == ("refused", plain.place)
+    done.configure(architecture__dense=[4])
+    entry = generations.plain_run(done.chain("2026-W48"))
+    assert entry
+    assert entry.run == plain.place
 
 
 def test_a_current_model_without_a_generation_may_be_trained_further(done: SmallChain) -> None:

@@ -49,10 +49,12 @@ def digest(content: Content) -> str:
 
 
 def write(folder: Path, content: Content, details: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `content` into `folder` and return its manifest. Raises `OSError`.
+    """Write `content` into `folder` and return its manifest. Raises `OSError`, and `WorkspaceError` for a link.
 
     A kill at any moment leaves nothing that counts as a data set.
     """
+    if folder.is_symlink():
+        raise WorkspaceError(f"{folder}: it is a link, and nothing is written through one: remove it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     remove_debris(folder, "*.npy")

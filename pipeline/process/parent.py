@@ -71,6 +71,7 @@ def run_stage(
     keeps open. Raises the `PipelineError` that the child reported, `StageFailed` when it died without one, and
     `Stopped` when this process got SIGTERM or SIGINT; a second SIGINT (Ctrl-C) kills the child at once.
     """
+    _refuse_links(stage, chain, log)
     log.parent.mkdir(parents=True, exist_ok=True)
     _remove_debris(chain.folder(stage))
     if stage == "train" and (misread := misread_threads(os.environ)):
@@ -306,9 +307,18 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
             signal.signal(number, handler)
 
 
+def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
+    """Raise `WorkspaceError` where a stage would write through a link: in a shared workspace anybody may plant one."""
+    run = chain.run()
+    places = [run.root, run.stage(stage)] if run and stage != "dataset" else []  # a finished data set may be one
+    for place in [log.parent] if stage == "compare" else places:
+        if place.is_symlink():
+            raise errors.WorkspaceError(f"{place}: it is a link, and {stage} writes through none: remove it")
+
+
 def _remove_debris(folder: Path | None) -> None:
     """Remove what killed writers left in a stage's folder. Only while its lock is held."""
-    for path in folder.glob(".*.tmp") if folder else ():
+    for path in folder.glob(".*.tmp") if folder and not folder.is_symlink() else ():
         with contextlib.suppress(OSError):
             path.unlink()
 

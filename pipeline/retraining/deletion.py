@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -49,8 +50,15 @@ def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
 def _unfinished(workspace: Workspace) -> Iterator[Path]:
     """Runs and data sets here of which nothing is finished, or of which other hosts moved the manifests away."""
     for folder in (*(run.root for run in workspace.all_runs()), *workspace.datasets.glob("*-*")):
-        if not any((folder / stage / MANIFEST).exists() for stage in ("", *RUN_FOLDERS)):
+        done = any((folder / stage / MANIFEST).exists() for stage in ("", *RUN_FOLDERS))
+        if not done and _is_ours(workspace, folder):
             yield folder
+
+
+def _is_ours(workspace: Workspace, path: Path) -> bool:
+    """False for what a link in the workspace leads to; `runs/`, `datasets/` or `work/` as a whole may be one."""
+    kind, *parts = path.relative_to(workspace.root).parts
+    return os.path.realpath(path) == os.path.join(os.path.realpath(workspace.root / kind), *parts)
 
 
 def _touched(folder: Path) -> float:
@@ -88,7 +96,8 @@ def _delete_leftover(workspace: Workspace, path: Path) -> None:
         elif kind != "trash":
             run = workspace.run(*parts[:2])
             held.enter_context(trash.whole_run(run, run.run_id))
-        if _touched(path) > time.time() - LEAST_AGE.total_seconds():  # since it was listed
+        # Touched since it was listed, or replaced by a link.
+        if _touched(path) > time.time() - LEAST_AGE.total_seconds() or not _is_ours(workspace, path):
             return
         remove(path)
         above = {"work": len(parts) - 2, "trash": len(parts) - 1}.get(kind, 0)

@@ -121,6 +121,20 @@ def test_planted_links_and_pipes_are_refused_in_one_line(done: SmallChain) -> No
     assert victim.read_text() == "mine"
 
 
+@pytest.mark.parametrize("linked", ["run", "report"])
+def test_a_stage_writes_through_no_link_in_place_of_its_folder(done: SmallChain, linked: str) -> None:
+    folder = done.folder("report")
+    place, site = (folder.parent if linked == "run" else folder), done.root / "site"
+    (folder / "index.html").unlink()
+    place.rename(site)
+    place.symlink_to(site)
+    before = sorted(site.rglob("*"))
+    result = done.luigi("Report")
+    assert result.rc == 30, result.text
+    assert f"{place}: it is a link, and report writes through none: remove it" in result.text
+    assert sorted(site.rglob("*")) == before
+
+
 @pytest.fixture
 def bound() -> list[str]:
     """Put in front of a command, binds root to permissions as any other user."""

@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.retraining import deletion, registry, retention, rollback, trash
 from pipeline.storage import locks
 from pipeline.storage.local import LocalStorage
-from pipeline.workspace import RUN_FOLDERS
+from pipeline.workspace import RUN_FOLDERS, Workspace
 
 
 def test_what_was_pruned_comes_back_and_a_roll_back_says_how(done: SmallChain) -> None:
@@ -168,3 +168,26 @@ def test_a_file_that_goes_while_leftovers_are_looked_for_is_no_error(
     monkeypatch.setattr(LocalStorage, "files", files)
     assert deletion.leftovers(workspace, timedelta(days=1)) == []
     assert not partial.exists()
+
+
+def test_nothing_behind_a_link_is_a_leftover_but_a_linked_runs_folder_is_the_workspaces_own(tmp_path: Path) -> None:
+    workspace, foreign = Workspace(tmp_path / "artifacts"), tmp_path / "projects"
+    (tmp_path / "scratch").mkdir()
+    workspace.root.mkdir()
+    workspace.runs.symlink_to(tmp_path / "scratch")
+    own = workspace.runs / "mini-00000000/tiny-00000000"
+    for folder in (own, foreign / "thesis"):
+        folder.mkdir(parents=True)
+        (folder / "draft.txt").write_text("of long ago")
+    (workspace.runs / "x").symlink_to(foreign)
+    (workspace.datasets / "mini-00000000").parent.mkdir()
+    (workspace.datasets / "mini-00000000").symlink_to(foreign)
+    for folder in (own, foreign / "thesis"):
+        os.utime(folder / "draft.txt", (0, 0))
+        os.utime(folder, (0, 0))
+    planted = workspace.runs / "x/thesis"
+    found = deletion.leftovers(workspace, timedelta(days=1))
+    assert found == [own]
+    deletion.delete(workspace, [], [*found, planted])  # which became a link after it was found
+    assert not own.exists()
+    assert (foreign / "thesis/draft.txt").read_text() == "of long ago"

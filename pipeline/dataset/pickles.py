@@ -237,4 +237,6 @@ class _Machine:
 
 
 def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+    if not isinstance(value, (str, bytes)):  # to show a tuple can take for ever
+        raise TypeError("a name that is no text")
+    return value.decode("latin1") if isinstance(value, bytes) else value

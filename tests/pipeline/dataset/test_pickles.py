@@ -84,7 +84,13 @@ ENCODED_AGAIN = (
     b"](" + b"h\x00h\x01R" * 5_000 + b"e."
 )
 #: A pair of the same thing twice, of which there is a pair twice, and so on, 40 times.
-NESTED = b"".join(b"q%ch%c\x86" % (level, level) for level in range(40))
+NESTED = b"K\x00\x85" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(40))
+
+
+def of_type(dtype):
+    """A pickle of one number of numpy's, of this type."""
+    return b"\x80\x04}\x8c\x04datacnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + dtype + b"C\x01x\x86Rs."
+
 
 HOSTILE = {
     "a nested name": (b"\x80\x04\x8c\x05numpy\x8c\x0bf2py.system\x93.", "wants numpy.f2py.system"),
@@ -94,8 +100,17 @@ HOSTILE = {
     "a text encoded again and again": (ENCODED_AGAIN, "not a readable pickle .*more bytes than the pickle has"),
     "nothing but empty dicts": (b"\x80\x02" + b"}" * 500_000 + b".", "far more operations than its images need"),
     "a key that takes years to hash": (
-        b"\x80\x02}K\x00\x85" + NESTED + b"K\x00s.",
+        b"\x80\x02}" + NESTED + b"K\x00s.",
         "not a readable pickle .*key that is no text",
+    ),
+    "an encoding that takes years to show": (
+        b"\x80\x02}X\x04\x00\x00\x00datac_codecs\nencode\nX\x01\x00\x00\x00x" + NESTED + b"\x86Rs.",
+        "not a readable pickle .*name that is no text",
+    ),
+    "a type that takes years to show": (of_type(NESTED + b"\x85R"), "not a readable pickle .*name that is no text"),
+    "an order of bytes that takes years to show": (
+        of_type(b"\x8c\x02u1\x85RK\x03" + NESTED + b"\x86b"),
+        "not a readable pickle .*name that is no text",
     ),
     "a call of many arguments": (b"\x80\x02cnumpy\ndtype\n(" + b"K\x00" * 9 + b"tR.", "not a readable pickle .*a call"),
     "a huge byte array": (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "not a readable pickle"),
@@ -127,3 +142,10 @@ def test_is_refused_with_its_own_line(case, chain, archive, reporter):
         dataset.prepare(made, reporter)
     assert "\n" not in str(caught.value)
     assert "data_batch_1" in str(caught.value)
+
+
+def test_a_long_class_name_again_and_again_takes_no_memory(chain, archive, reporter):
+    meta = pickle.dumps({"label_names": [b"x" * 30_000] * 15_000}, 4)
+    made = chain(archive(tar_gz(python_files(mini_files()) | {"batches.meta": meta})))
+    with memory_below(30_000_000), pytest.raises(DataError, match="a class name is repeated, too long"):
+        dataset.prepare(made, reporter)

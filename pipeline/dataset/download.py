@@ -161,7 +161,10 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
         headers |= {"Range": f"bytes={offset}-", "If-Range": validator}
     try:
         timeouts = (CONNECT_TIMEOUT, READ_TIMEOUT)
-        response = _in_time(lambda: requests.get(url, headers=headers, stream=True, timeout=timeouts), "no answer")
+        response = _in_time(
+            lambda: requests.get(url, headers=headers, stream=True, timeout=timeouts, hooks={"response": _close}),
+            "no answer",
+        )
     except (requests.exceptions.SSLError, requests.exceptions.TooManyRedirects) as error:
         raise Refused(_reason(error)) from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
@@ -178,6 +181,12 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
     if status >= 500 or status in (408, 425, 429):
         raise _TryAgain(answer)
     raise Refused(answer)
+
+
+def _close(response: requests.Response, **about: object) -> None:
+    """Of an answer that leads elsewhere only the headers count; `requests` would read its body whole and unpack it."""
+    if response.is_redirect:
+        response.close()
 
 
 def _describe(response: requests.Response, address: str) -> _Content:

@@ -156,12 +156,20 @@ class Site:
         return self.address + path
 
 
+#: Answers that go on with a byte now and then and never end.
+DRIPPING = {
+    "/slow-headers": b"HTTP/1.0 200 OK\r\nX-Long: ",
+    "/slow-body": b"HTTP/1.0 200 OK\r\n\r\n",
+    "/moved": b"HTTP/1.0 302 Found\r\nLocation: /mini.tar.gz\r\n\r\n",
+}
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site: Site = self.server.site  # type: ignore[attr-defined]
-        if self.path in ("/slow-headers", "/slow-body"):
-            site.requests.append((self.path, self.headers.get("Range"), 200))
-            return self._drip(site, b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if self.path == "/slow-body" else b"X-Long: "))
+        if self.path in DRIPPING:
+            site.requests.append((self.path, self.headers.get("Range"), int(DRIPPING[self.path][9:12])))
+            return self._drip(site, DRIPPING[self.path])
         content = site.pages.get(self.path.partition("?")[0])
         wanted = self.headers.get("Range")
         status = site.answers.pop(0) if site.answers else 404 if content is None else 200

@@ -146,6 +146,12 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(chain, archive, sit
     assert "within 0.3 s (2 tries); trying the next mirror" in reporter.notes[2]
 
 
+def test_a_redirect_is_followed_and_its_endless_body_is_not_read(chain, site, reporter, monkeypatch):
+    monkeypatch.setattr(download, "BLOCK_TIMEOUT", 5.0)
+    dataset.prepare(chain(site.url("/moved"), sha256=SHA256), reporter)
+    assert site.requests == [("/moved", None, 302), ("/mini.tar.gz", None, 200)]
+
+
 @pytest.mark.parametrize("length", ["9" * 5000, "1" * 20])
 def test_a_length_that_no_file_has_is_refused(chain, site, reporter, length):
     site.length = length

@@ -96,4 +96,5 @@ def _sample(name: str, workspace: Workspace, value: float, **labels: str) -> tup
 
 
 def _escaped(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # a file name can hold half a character
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -54,7 +54,7 @@ def write_metrics(workspace: Workspace, retrained: Config | None = None) -> None
     if vgg().metrics:
         try:
             metrics.write(Path(expanded(vgg().metrics, "[vgg] metrics")), workspace, retrained)
-        except (OSError, PipelineError) as error:
+        except (OSError, PipelineError, ValueError, RecursionError) as error:
             log.warning("[vgg] metrics: not written: %s", error)
 
 

@@ -31,7 +31,7 @@ def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
                 return
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     value = json.loads(line)
                     if isinstance(value, dict) and "event" in value:  # a launcher may print JSON, too
                         yield value

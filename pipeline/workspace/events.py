@@ -38,7 +38,7 @@ def read(workspace: Workspace) -> list[dict[str, Any]]:
     """All events in order, those of every host; lines that a power cut left unfinished are skipped."""
     events = []
     for line in workspace.storage.read_log(workspace.events):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(line)
             if isinstance(value, dict):
                 events.append(value)

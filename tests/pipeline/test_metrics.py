@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -90,3 +91,16 @@ def test_a_workspace_of_any_name_makes_a_file_that_can_be_read(tmp_path: Path) -
         if family.name == "vgg_generations"
     ]
     assert family.samples[0].labels["workspace"] == str(workspace.root)
+
+
+def test_odd_file_names_and_lines_of_the_log_keep_no_figure_out_of_the_file(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "artifacts")
+    events.record(workspace, "refused", dataset="mini", architecture="tiny")
+    (workspace.root / os.fsdecode(b"\xff")).touch()
+    with workspace.events.open("a") as log:
+        log.write('{"event": "promoted", "dataset": "\\ud800", "architecture": "tiny"}\n' + "[" * 100_000 + "\n")
+    metrics.write(tmp_path / "vgg.prom", workspace)
+    found = _read(tmp_path / "vgg.prom")
+    assert found["generations_total", "mini", "tiny", "refused"] == 1
+    assert found["generations_total", "?", "tiny", "promoted"] == 1
+    assert found["workspace_bytes", "?"] == 0

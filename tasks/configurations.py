@@ -46,7 +46,7 @@ def describe(values: dict[str, Any]) -> dict[str, str]:
 
 def remember(path: str, config: Config) -> str:
     """Keep a loaded configuration for the tasks of this process; gives their `settings`, which stand for it."""
-    text = json.dumps(configuration.to_record(config), sort_keys=True)
+    text = json.dumps({**configuration.to_record(config), "launcher": config.launcher}, sort_keys=True)
     settings = hashlib.sha256(text.encode()).hexdigest()[:16]
     _loaded[path, settings] = config
     return settings

@@ -266,12 +266,12 @@ def to_dict(config: Struct) -> dict[str, Any]:
 
 
 def to_record(config: Config) -> dict[str, Any]:
-    """As `to_dict`, with addresses as they may be shown: what is written to files."""
+    """As `to_dict`, without secrets, for files: addresses as they may be shown, no launcher, which can hold a token."""
     data = config.data
     shown = msgspec.structs.replace(
         data, source=address.shown(data.source), mirrors=[address.shown(mirror) for mirror in data.mirrors]
     )
-    return to_dict(msgspec.structs.replace(config, data=shown))
+    return to_dict(msgspec.structs.replace(config, data=shown, launcher=[]))
 
 
 def recorded_training(value: dict[str, Any]) -> dict[str, Any]:

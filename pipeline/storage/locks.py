@@ -15,7 +15,6 @@ import math
 import os
 import random
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +81,7 @@ def hold(
     against hosts that have other files.
     """
     with _locked(path, what, at_most if wait else 0, waiting, fcntl.LOCK_EX) as descriptor:
-        record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now(), "command": sys.argv[:8]}
+        record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
         with contextlib.suppress(OSError):  # the record is only for people, and a full disk is to be made room on
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(record).encode(), 0)

@@ -101,6 +101,8 @@ def test_a_failed_training_is_mailed_with_the_reason_first_and_told_to_the_hook(
     assert letter["To"] == "ops@example.org"
     assert "hush" not in text
     assert "hush" not in failed.text
+    for path in prepared.workspace.rglob("*"):
+        assert not path.is_file() or b"hush" not in path.read_bytes(), path
 
 
 def test_what_goes_wrong_before_and_beside_a_stage_is_mailed_in_one_line_too(

@@ -189,12 +189,13 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(name):
 
 def test_what_is_written_of_a_configuration_holds_no_secret(write):
     addresses = "https://me:hush@host/x?token=hush, mirrors: ['https://me:hu/sh@host/y', z]"
-    config = load(write(changed("mini.tar.gz", addresses)))
+    config = load(write(changed("mini.tar.gz", addresses) + "launcher: [env, TOKEN=hush, srun]"))
     record = to_record(config)
     assert record["data"]["source"] == "https://host/x"
     assert record["data"]["mirrors"][0] == "https://…@host/y"
+    assert "hush" not in str(record)
     assert "hush" in str(to_dict(config)), "what runs still has it"
-    assert {**to_dict(config), "data": None} == {**record, "data": None}
+    assert {**to_dict(config), "data": None, "launcher": []} == {**record, "data": None}
 
 
 def test_yaml_anchors_and_merges_work(write):

@@ -44,6 +44,7 @@ def other(path):
 
 def test_a_lock_that_is_held_is_refused_and_names_its_holder(path, other):
     assert locks.holder(path)["pid"] == other.pid
+    assert locks.holder(path).keys() == {"host", "pid", "since"}, "no command line, which can hold a token"
     refusal = pytest.raises(AlreadyRunning, match=f"train x is already being worked on by process {other.pid} on ")
     with refusal, locks.hold(path, "train x", wait=False):
         pass

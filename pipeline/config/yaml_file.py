@@ -18,6 +18,9 @@ _REAL = re.compile(
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
 )
 
+#: Keys in a file; the ready-made ones have about twenty.
+MOST_KEYS = 10_000
+
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Safe YAML that refuses duplicate keys and reads numbers as people do.
@@ -30,6 +33,15 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT, _DATE)]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    _pairs = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Fill in what is merged (`<<`), which can make a small file a huge value."""
+        super().flatten_mapping(node)
+        self._pairs += len(node.value)
+        if self._pairs > MOST_KEYS:
+            found = f"more than {MOST_KEYS:,} keys, those that are merged included"
+            raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
 
 
 def _number(loader: Any, node: yaml.ScalarNode) -> int | float:

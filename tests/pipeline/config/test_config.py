@@ -29,6 +29,11 @@ BOMB = (
     f"[&a0 [{', '.join('x' * 10)}]" + "".join(f", &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)) + "]"
 )
 
+#: A thousand keys that are merged into mapping after mapping.
+MERGED = (
+    "a: &a {" + ", ".join(f"k{n}: 1" for n in range(1000)) + "}\n" + "".join(f"b{n}: {{<<: *a}}\n" for n in range(20))
+)
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -148,6 +153,7 @@ def test_a_mistake_is_refused_with_its_key_what_was_found_and_what_is_allowed(wr
         (b"data: \xff\n", "byte 6 is not UTF-8 text"),
         (b"#" * 1_000_001, "1000001 bytes is too large for a configuration file"),
         (TEXT.replace("cpu", "[" * 50_000).encode(), "not valid YAML"),
+        (MERGED.encode(), "more than 10,000 keys, those that are merged included"),
         (TEXT.replace("cpu", BOMB).encode(), 'device: found [["x", "x", "x", "x", "x", "x", "x", "x", "x", "x"], [['),
     ],
 )

@@ -97,10 +97,11 @@ def own_address(other: str) -> str:
 
 
 def free_port(host: str) -> int:
-    """A port that is free, also as the name of a socket of ps-lite."""
-    while True:
+    """A port that is free, also as the name of a socket of ps-lite. Raises `StageFailed` when there is none."""
+    for _ in range(1000):
         with socket.socket() as listener:
             listener.bind((host, 0))
             port = int(listener.getsockname()[1])
         if not (SOCKETS / str(port)).exists():  # another training's, on this host
             return port
+    raise StageFailed(f"{SOCKETS}: nearly every port has a file of its name there; remove those that no training made")

@@ -1,0 +1,26 @@
+"""How the processes of a distributed training find each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StageFailed
+from pipeline.training import rendezvous
+
+
+class Full:
+    """A folder in which a file of every name is."""
+
+    def __truediv__(self, name: str) -> Path:
+        return Path("/")
+
+    def __str__(self) -> str:
+        return "/tmp"
+
+
+def test_a_folder_full_of_names_of_ports_ends_the_search_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "SOCKETS", Full())
+    with pytest.raises(StageFailed, match="/tmp: nearly every port has a file of its name there; remove"):
+        rendezvous.free_port("127.0.0.1")

@@ -7,6 +7,7 @@ number of pixels limits the memory that a file can take; large pictures are deco
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 from collections import Counter
@@ -21,6 +22,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from pipeline.errors import PipelineError
+from pipeline.files import human_size
 from pipeline.process.cores import usable_cores
 from pipeline.text import counted, printable
 from pipeline.workspace.image_folder import EXTENSIONS
@@ -30,6 +32,9 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF"
 
 #: Most pixels that are decoded. A JPEG may have twice as many: most of them are skipped while it is decoded.
 MOST_PIXELS = 1 << 26
+
+#: Most bytes of a file. Some decoders read all of it first.
+MOST_BYTES = 1 << 30
 
 #: Pictures of this many pixels or more are decoded one at a time.
 LARGE = 1 << 22
@@ -106,8 +111,10 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
         if not file.is_file():
             why = "a folder that cannot be listed" if file.is_dir() else "not a file"
             return Unreadable(file, why if file.exists() else "no such file")
+        if (length := file.stat().st_size) > MOST_BYTES:
+            return Unreadable(file, f"has {human_size(length)}; the limit is {human_size(MOST_BYTES)}")
         opened = Image.open(file, formats=_formats())
-        large = opened.size[0] * opened.size[1] >= LARGE
+        large = max(math.prod(opened.size), math.prod(_tile(opened))) >= LARGE
         # It is closed before the next large one is decoded.
         with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
             return _decoded(opened, size)
@@ -127,6 +134,8 @@ class _Refused(Exception):
 def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     height, width = size
     original = opened.size
+    if math.prod(tile := _tile(opened)) > MOST_PIXELS:
+        raise _Refused(f"a TIFF with tiles of {tile[0]:,} x {tile[1]:,} pixels; save it with smaller ones")
     _check_size(original, 2 * MOST_PIXELS if opened.format in ("JPEG", "MPO") else MOST_PIXELS)
     opened.draft("RGB", (4 * width, 4 * height))  # lets JPEG skip detail that scaling would throw away
     _check_size(opened.size, MOST_PIXELS)
@@ -142,6 +151,14 @@ def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     if image.mode == "RGBA":  # transparent pixels become white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return Picture(np.array(image.convert("RGB")).transpose(2, 0, 1), original)
+
+
+def _tile(opened: Any) -> tuple[int, int]:
+    """The size of the tiles of a TIFF, each of which is decoded whole, however little of it is in the picture."""
+    width, height = (opened.tag_v2.get(tag, 0) if opened.format == "TIFF" else 0 for tag in (322, 323))
+    if not isinstance(width, int) or not isinstance(height, int):
+        raise _Refused("a TIFF whose tiles have no size")
+    return width, height
 
 
 def _check_size(size: tuple[int, int], most: int) -> None:

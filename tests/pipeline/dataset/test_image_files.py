@@ -150,6 +150,21 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: 
     )
 
 
+def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "holes.webp").write_bytes(b"RIFF\xf8\xff\xff\xffWEBPVP8 ")
+    os.truncate(tmp_path / "holes.webp", 1 << 40)
+    assert why_not(tmp_path / "holes.webp") == "has 1100 GB; the limit is 1.1 GB"
+
+
+def test_a_tile_far_larger_than_its_picture_is_refused(tmp_path: Path) -> None:
+    packed = zlib.compress(bytes(16))
+    tags = {256: 1, 257: 1, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16_384, 323: 32_768, 324: 134, 325: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    (tmp_path / "bomb.tiff").write_bytes(head + entries + bytes(4) + packed)
+    assert why_not(tmp_path / "bomb.tiff") == "a TIFF with tiles of 16,384 x 32,768 pixels; save it with smaller ones"
+
+
 def test_large_pictures_take_little_memory_however_many_threads_there_are(tmp_path: Path) -> None:
     most = image_files.MOST_PIXELS
     (tmp_path / "first.png").write_bytes(png(8192, most // 8192, 16, 0, None))  # 134 MB of zeros, 130 kB here

@@ -25,6 +25,9 @@ from pipeline.errors import ConfigError
 #: The file that a stage writes last: where it is, the stage is finished.
 MANIFEST = "manifest.json"
 
+#: Most bytes that are read as one piece: no manifest, pointer or log comes near, and a file of holes can have any size.
+READ_LIMIT = 1 << 28
+
 #: What file systems answer that do not sync folders (CIFS, FAT, some FUSE ones), or to one who may not list them.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
@@ -86,8 +89,11 @@ def check_path(path: str | os.PathLike[str], where: str) -> None:
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file. Raises `OSError`."""
+    """The content of a regular file. Raises `OSError`, also for one larger than `READ_LIMIT`."""
     with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > READ_LIMIT:
+            raise OSError(errno.EFBIG, f"it has {human_size(size)}, far too much: remove it, or restore it", str(path))
         return file.read()
 
 

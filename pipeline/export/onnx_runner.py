@@ -141,6 +141,8 @@ def _check_whole(path: Path) -> None:
     export writes neither.
     """
     try:
+        if path.stat().st_size >= 1 << 31:
+            raise PipelineError(f"{path}: has 2 GiB or more, which no ONNX model can have; export it again")
         model = onnx().ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise PipelineError(f"{path}: cannot read it: {error.strerror}") from error

@@ -122,7 +122,7 @@ def _answer(model: onnx_runner.Model, files: Sequence[Path], skipped: Sequence[P
 
 def _limit_memory(model: Path) -> None:
     """Limit this process to the memory that it can need, threads' stacks included."""
-    most = MOST_MEMORY + 8 * model.stat().st_size + CORE_MEMORY * usable_cores()
+    most = MOST_MEMORY + 8 * min(model.stat().st_size, 1 << 31) + CORE_MEMORY * usable_cores()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     allowed = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))

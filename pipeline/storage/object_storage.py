@@ -114,7 +114,7 @@ class ObjectStorage(Storage):
                 wanted |= self._outdated(folder)
         if not wanted:
             return
-        contents = self.store.read_many(wanted)
+        contents = self.store.read_many(self.store.small(wanted))
         for key, content in contents.items():
             file = self.root / key
             if not (file.is_file() and file.read_bytes() == content):
@@ -147,7 +147,7 @@ class ObjectStorage(Storage):
                     file.unlink(missing_ok=True)
             elif changed_there or read_json(file) is None:
                 wanted[key] = stored  # where both changed, what others may have built on wins
-            elif changed_here and self.store.read(key) != file.read_bytes():
+            elif changed_here and (stored.size != file.stat().st_size or self.store.read(key) != file.read_bytes()):
                 self.copies.unpublished.add(key)
         return wanted
 

@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pipeline import names
 from pipeline.address import shown
 from pipeline.errors import ConfigError, WorkspaceError
-from pipeline.files import open_regular, sha256_of
+from pipeline.files import READ_LIMIT, human_size, open_regular, sha256_of
 from pipeline.storage import backend
 
 T = TypeVar("T")
@@ -146,6 +146,14 @@ class Store:
             if key not in found and (content := self.read(key)) is not None:
                 found[key] = content
         return found
+
+    def small(self, found: Mapping[str, Stored]) -> dict[str, Stored]:
+        """Those of these objects that can be small files; the log names the others."""
+        for key, stored in found.items():
+            if stored.size > READ_LIMIT and key not in self._left_out:
+                self._left_out.add(key)
+                log.warning("%s/%s: left out, as it has %s; remove it", self, key, human_size(stored.size))
+        return {key: stored for key, stored in found.items() if stored.size <= READ_LIMIT}
 
     def write(self, key: str, content: bytes) -> None:
         """Write a small object, replacing what is there."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import each_read_once, move, read_json, sha256_file, sync_directory, write_atomically
+from pipeline.files import each_read_once, move, read_json, read_regular, sha256_file, sync_directory, write_atomically
 
 
 @pytest.fixture
@@ -109,3 +109,12 @@ def test_new_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o664
+
+
+def test_a_file_of_holes_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "pointer.json"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    assert read_json(path) is None
+    with pytest.raises(OSError, match="it has 1100 GB, far too much: remove it, or restore it"):
+        read_regular(path)

@@ -12,7 +12,7 @@ from store_hosts import Bucket
 from pipeline.storage import ObjectStorage, listing
 from pipeline.storage.copies import INDEX
 from pipeline.storage.listing import common_prefixes
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, Stored
 from pipeline.workspace import RUN_FOLDERS
 
 
@@ -80,3 +80,10 @@ def test_a_prefix_is_taken_as_it_is_written(in_reach: Proxy, bucket: Bucket, tmp
 def test_a_damaged_index_is_forgotten(bucket: Bucket, tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX).write_text(content.replace("URL", bucket.url))
     assert ObjectStorage(Store(bucket.url), tmp_path).copies._index == {}
+
+
+def test_an_object_that_no_small_file_can_be_is_left_out_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    store, found = Store("memory://b"), {"a/manifest.json": Stored(1 << 40, "1"), "b/manifest.json": Stored(2, "1")}
+    with caplog.at_level("WARNING", "vgg"):
+        assert [list(store.small(found)) for _ in range(2)] == [["b/manifest.json"]] * 2
+    assert caplog.messages == ["memory://b/a/manifest.json: left out, as it has 1100 GB; remove it"]

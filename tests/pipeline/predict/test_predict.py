@@ -277,6 +277,14 @@ def test_a_file_that_is_no_model_is_one_clear_line(
     assert line.startswith(f"vgg-predict: {path}: ")
 
 
+def test_a_file_of_holes_is_no_model(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "other.onnx"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    assert predict.main(["--model", str(path), str(folder)]) == 1
+    assert f"{path}: has 2 GiB or more, which no ONNX model can have" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

@@ -28,7 +28,10 @@ def flatten(value: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[
 
 def differences(old: Any, new: Any) -> list[str]:
     """What changed between two nested values, one `key: old -> new` for each leaf."""
-    before, after = dict(flatten(old)), dict(flatten(new))
+    try:
+        before, after = dict(flatten(old)), dict(flatten(new))
+    except RecursionError:  # of a damaged manifest
+        return ["nested too deeply to be compared"]
     lines = []
     for key in {**before, **after}:
         if key not in before or key not in after or before[key] != after[key]:

@@ -69,6 +69,7 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
             outcome = PROMOTED
         evaluate = manifest.read(run.stage("evaluate"))
         accuracy = evaluate["details"].get("accuracy") if evaluate else None
+        accuracy = accuracy if isinstance(accuracy, (int, float)) else None
         found.append(Generation(run.generation or run.run_id, run, train["created"], accuracy, outcome))
     return sorted(found, key=lambda item: (item.trained, item.name), reverse=True)
 
@@ -78,7 +79,9 @@ def decision(run: Run) -> dict[str, Any] | None:
     if manifest.read(run.stage("promote")) is None:
         return None
     value = read_json(run.stage("promote") / "decision.json")
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict) or value.get("outcome") not in (PROMOTED, REFUSED):
+        return None
+    return value if isinstance(value.get("reason", ""), str) else None
 
 
 def decided(chain: Chain) -> set[str]:
@@ -194,9 +197,10 @@ def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, li
 
 def _would_repeat(train: dict[str, Any], config: Config) -> bool:
     """True when the configuration would train the very same weights, started from scratch."""
-    first, exact = (train["details"].get("segments") or [{}])[0], train["details"].get("exact") is True
+    segments, exact = train["details"].get("segments"), train["details"].get("exact") is True
+    first = segments[0] if isinstance(segments, list) and segments else None
     same_settings = trained_epochs(train) == config.training.epochs and not config_changes(train, config)
-    return exact and first.get("how") == "started" and same_settings
+    return exact and isinstance(first, dict) and first.get("how") == "started" and same_settings
 
 
 # --- what it starts from ------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
 def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The recorded SHA-256 of every file, also of the trainer's state, which no stage but the training needs."""
     trainer = manifest["details"].get("trainer")
-    extra = {"trainer.npz": trainer["sha256"]} if trainer else {}
+    extra = {"trainer.npz": trainer["sha256"]} if isinstance(trainer, dict) and "sha256" in trainer else {}
     return {**{name: recorded["sha256"] for name, recorded in manifest["files"].items()}, **extra}
 
 

@@ -71,7 +71,8 @@ def change(data: Data, listing: Path, known: Iterable[Any]) -> str:
     `known` are the states in which it was then.
     """
     path, before = Path(data.source), image_folder.read(listing)
-    fractions = {one["test_fraction"] for one in known if isinstance(one, dict) and "test_fraction" in one}
+    found = (one.get("test_fraction") for one in known if isinstance(one, dict))
+    fractions = {fraction for fraction in found if isinstance(fraction, (int, float))}
     if fractions and data.test_fraction not in fractions:
         return f"data.test_fraction: {', '.join(map(str, fractions))} -> {data.test_fraction:g}"
     try:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 
 import pytest
 from luigi_runs import SmallChain
 
 from pipeline import status
+from pipeline.files import read_json, write_json
 from pipeline.retraining import generations, periods, registry
+from pipeline.workspace import manifest
 from pipeline.workspace.freshness import Chain
 
 
@@ -79,3 +82,32 @@ def test_a_damaged_pointer_is_told_beside_everything_else(done: SmallChain, cont
     assert facts["current"] is None
     assert f"{pointer}: damaged" in facts["current_problem"]
     assert any("the current model is not known" in line for line in status.lines(facts, "x.yaml"))
+
+
+def test_files_of_any_size_and_values_of_any_type_leave_status_its_lines(done: SmallChain) -> None:
+    chain = done.chain("2026-W48")
+    run, plain = chain.run(), done.chain().run()
+    assert run
+    assert plain
+    plain.root.rename(run.root)
+    _promoted(chain)
+    run.stage("promote").mkdir()
+    decision = run.stage("promote") / "decision.json"
+    for value in ({"outcome": 5}, {"outcome": ["promoted"]}, {"outcome": "promoted", "reason": 5}):
+        write_json(decision, value)
+        manifest.write(run.stage("promote"), "promote", ["decision.json"], {}, {})
+        (known,) = status.gather(done.chain())["generations"]
+        assert known["outcome"] is None
+    evaluate = read_json(run.stage("evaluate") / "manifest.json")
+    assert evaluate
+    evaluate["details"]["accuracy"] = ["0.5"]
+    write_json(run.stage("evaluate") / "manifest.json", evaluate)
+    assert any("2026-W48 (not decided yet, current)" in line for line in _lines(done))
+    os.truncate(chain.workspace.current(chain.config), 1 << 40)
+    assert any("the current model is not known: " in line and "far too much" in line for line in _lines(done))
+    os.truncate(chain.workspace.source_pointer(chain.config.data), 1 << 40)
+    assert any("dataset   will run  no data set from" in line for line in _lines(done))
+
+
+def _lines(small: SmallChain) -> list[str]:
+    return status.lines(status.gather(small.chain()), "x.yaml")

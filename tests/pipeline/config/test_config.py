@@ -354,6 +354,10 @@ def test_differences_name_the_leaf_and_both_values(write):
     assert differences({"a\n\x1b[31m": 1, "b": 2}, {"b": 2}) == ["a ?[31m: 1 -> (gone)"], (
         "a damaged manifest's key in a terminal"
     )
+    deep: object = 1
+    for _ in range(5000):
+        deep = [deep]
+    assert differences({"a": deep}, {"a": 1}) == ["nested too deeply to be compared"]
 
 
 def test_a_configuration_survives_the_way_to_a_stage_and_back(write):

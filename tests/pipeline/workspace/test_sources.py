@@ -73,3 +73,9 @@ def test_a_folder_inside_that_may_not_be_listed_is_passed_over(folder, monkeypat
     monkeypatch.setattr(os, "listdir", refusing)
     assert sources.batch_folders(folder) == [folder / "cifar"]
     assert "cifar/test_batch.bin" in state(folder)
+
+
+def test_a_share_of_test_images_that_is_no_number_says_nothing_about_a_change(tmp_path):
+    data = Data(name="mine", source=str(tmp_path), test_fraction=0.2)
+    assert sources.change(data, tmp_path / "none.csv", [{"test_fraction": []}, {"test_fraction": {}}, 5]) == ""
+    assert "test_fraction: 0.1 -> 0.2" in sources.change(data, tmp_path / "none.csv", [{"test_fraction": 0.1}])

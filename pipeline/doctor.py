@@ -212,7 +212,7 @@ def _mxnet() -> str:
     mx = runtime.mxnet()
     import numpy
 
-    mxnets, numpys = (Path(module.__file__).parent for module in (mx, numpy))
+    mxnets, numpys = (Path(module.__path__[0]) for module in (mx, numpy))
     return f"{mx.__version__} ({mxnets}), numpy {numpy.__version__} ({numpys})"
 
 

@@ -294,6 +294,8 @@ class Prune(Command, ChainTask):
             exit_with(BAD_CONFIGURATION)
             raise ConfigError(wrong)
         chain, workspace = self.chain, self.chain.workspace
+        if self.older_than:  # first: on a full disk it makes the room that moving takes
+            self._delete(workspace, self.older_than)
         expired = retention.expired(chain, keep)
         unneeded = retention.unneeded(workspace, expired)
         moving = "moving" if self.confirm else "would move"
@@ -314,8 +316,6 @@ class Prune(Command, ChainTask):
             tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
             if moved:
                 tell("  Restore --item NAME --confirm restores one")
-        if self.older_than:
-            self._delete(workspace, self.older_than)
         if not self.confirm and (expired or unneeded or self.older_than):
             tell("preview only: add --confirm to do it")
         write_metrics(workspace)

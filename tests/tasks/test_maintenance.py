@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from luigi_runs import assert_fails_clearly
 
 import tasks
 from pipeline.errors import ConfigError, WorkspaceError
-from pipeline.retraining import deletion
+from pipeline.retraining import deletion, retention
 from pipeline.storage import locks
 from pipeline.verify import verify
 
@@ -139,6 +140,20 @@ def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeyp
     age = datetime.timedelta(days=30)
     tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age).run()
     assert "would permanently delete 0 trash folders and 1 leftover (0 B)" in capsys.readouterr().out
+
+
+def test_prune_makes_room_before_it_needs_some(done, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "no room")
+
+    old = done.workspace / "trash/2026-01-01T000000Z/runs/d/r"
+    old.mkdir(parents=True)
+    (old / "model.params").write_text("of long ago")
+    monkeypatch.setattr(retention, "prune", no_room)
+    age = datetime.timedelta(days=30)
+    with pytest.raises(WorkspaceError, match="the disk is full"):
+        tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age, confirm=True).run()
+    assert not old.exists()
 
 
 class AfterVerify(luigi.Task):

@@ -30,9 +30,11 @@ gpu: $(INSTALLED)
 	$(PIP) install --quiet --no-deps --force-reinstall mxnet-cu117==1.9.1
 	@$(BIN)/python -m pipeline.runtime
 
+# Of two at once, or after one whose pip outlived it, the second waits: two of pip in one environment damage it.
 $(INSTALLED): pyproject.toml Makefile tasks/luigi_vgg.py
-	@rm -f $@
-	@set -e; good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; \
+	@set -e; exec 9<Makefile; if command -v flock >/dev/null 2>&1; then flock 9; fi; \
+	if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi; \
+	rm -f $@; good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; \
 	if [ -x $(BIN)/python ] && $(BIN)/python -c "$$good" 2>/dev/null; then :; else \
 	  rm -rf $(VENV); \
 	  for python in python3.11 python3.12 python3.10 python3 python; do \
@@ -41,11 +43,11 @@ $(INSTALLED): pyproject.toml Makefile tasks/luigi_vgg.py
 	  if [ -n "$$python" ]; then echo "setting up $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); \
 	  elif command -v uv >/dev/null 2>&1; then uv venv --quiet --seed --python 3.11 $(VENV); \
 	  else echo "Python 3.10, 3.11 or 3.12 with its venv module is needed: install one (Debian, Ubuntu: apt install python3 python3-venv), or uv" >&2; exit 1; fi; \
-	fi
-	@echo "installing the plugin and what it needs (a minute or two the first time)"
-	@$(PIP) uninstall --quiet --yes mxnet-cu117 2>/dev/null || true
-	@$(PIP) install --quiet --editable '.[test]'
-	@touch $@
+	fi; \
+	echo "installing the plugin and what it needs (a minute or two the first time)"; \
+	$(PIP) uninstall --quiet --yes mxnet-cu117 2>/dev/null || true; \
+	$(PIP) install --quiet --editable '.[test]'; \
+	touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

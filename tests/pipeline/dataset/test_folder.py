@@ -305,7 +305,7 @@ def test_a_command_keeps_to_what_it_found_or_read(chain, reporter, parts, monkey
         dataset.prepare(made, reporter)
 
 
-@pytest.mark.parametrize("read", [time.time() + 3 * 86400, 1e18, "tomorrow"])
+@pytest.mark.parametrize("read", [4e9, 1e18, "tomorrow"])
 def test_a_source_that_was_read_in_the_future_is_looked_at(chain, reporter, parts, monkeypatch, read):
     monkeypatch.setattr(freshness, "_command_began", time.time())
     made = chain(parts, name="parts")

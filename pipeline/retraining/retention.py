@@ -94,7 +94,8 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
         locks.hold(workspace.readers_lock(folder.name), what, wait=False),
     ):
         if folder not in unneeded(workspace):
-            raise AlreadyRunning(f"{what} is now in use, or was moved meanwhile")
+            there = workspace.storage.exists(folder)
+            raise AlreadyRunning(f"{what} is now in use" if there else f"{what} was moved meanwhile")
         size = workspace.storage.size_of(folder)
         workspace.move(folder, target)
         for room in (workspace.runs, workspace.work):  # of its runs, which are gone

@@ -80,7 +80,7 @@ def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallCha
 def test_what_is_touched_after_it_was_listed_is_not_deleted(done: SmallChain) -> None:
     workspace = done.chain().workspace
     partial = workspace.downloads / "mini-00000000.archive.part"
-    partial.parent.mkdir(parents=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text("half of it")
     os.utime(partial, (0, 0))
     assert deletion.leftovers(workspace, timedelta(days=1)) == [partial]

@@ -22,7 +22,7 @@ from pipeline import streams
 from pipeline.config import SAMPLE_LABEL
 from pipeline.dataset import image_files
 from pipeline.dataset.image_files import Picture, Unreadable
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.evaluation import softmax
 from pipeline.export import onnx_runner
 from pipeline.files import expanded
@@ -64,7 +64,7 @@ def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, 1 when anything could not be read, 130 after Ctrl-C."""
+    """The command line; returns the exit status: 0, 1 (a file unread), 2 (a mistake), 130 (Ctrl-C)."""
     if arguments is None:  # not in a program that calls this function
         streams.forgive()
     options = _parser().parse_args(arguments)
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PipelineError, OSError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         _say(str(why))
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
 
 
 def _answer(model: onnx_runner.Model, files: Sequence[Path], skipped: Sequence[Path], as_json: bool) -> int:

@@ -462,6 +462,16 @@ def test_a_model_that_cannot_be_run_on_the_images_is_one_clear_line(
     assert "larger.onnx" in line
 
 
+def test_a_mistake_in_luigi_cfg_is_status_2(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "luigi.cfg").write_text("[vgg]\nworkspace = $NO_SUCH_PLACE/artifacts\n")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", str(tmp_path / "luigi.cfg"))
+    assert predict.main([str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "[vgg] workspace: found '$NO_SUCH_PLACE/artifacts'" in line
+
+
 def test_a_missing_model_says_what_can_be_given(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import luigi
 from luigi.parameter import OptionalParameterMixin
 from luigi.util import requires
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, from_os_error
 from pipeline.files import human_size
 from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
 from pipeline.text import counted
@@ -294,8 +294,12 @@ class Prune(Command, ChainTask):
             exit_with(BAD_CONFIGURATION)
             raise ConfigError(wrong)
         chain, workspace = self.chain, self.chain.workspace
+        undeleted: OSError | None = None
         if self.older_than:  # first: on a full disk it makes the room that moving takes
-            self._delete(workspace, self.older_than)
+            try:
+                self._delete(workspace, self.older_than)
+            except OSError as error:
+                undeleted = error
         expired = retention.expired(chain, keep)
         unneeded = retention.unneeded(workspace, expired)
         moving = "moving" if self.confirm else "would move"
@@ -319,6 +323,8 @@ class Prune(Command, ChainTask):
         if not self.confirm and (expired or unneeded or self.older_than):
             tell("preview only: add --confirm to do it")
         write_metrics(workspace)
+        if undeleted:
+            raise from_os_error(undeleted, "delete it") from undeleted
 
     def _delete(self, workspace: Workspace, age: datetime.timedelta) -> None:
         trashed, files = deletion.old_trash(workspace, age), deletion.leftovers(workspace, age)

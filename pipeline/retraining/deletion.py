@@ -25,8 +25,12 @@ LEAST_AGE = timedelta(days=1)
 
 def old_trash(workspace: Workspace, age: timedelta) -> list[Path]:
     """The folders `trash/<when>` whose content was moved there longer ago than `age`."""
-    limit = (datetime.now(timezone.utc) - age).strftime(trash.WHEN)
-    return [workspace.trash / name for name in trash.moments(workspace) if name.lstrip(".") < limit]
+    return [workspace.trash / name for name in trash.moments(workspace) if name.lstrip(".") < _limit(age)]
+
+
+def _limit(age: timedelta) -> str:
+    """The name of a folder in the trash of that age."""
+    return (datetime.now(timezone.utc) - age).strftime(trash.WHEN)
 
 
 def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
@@ -38,12 +42,14 @@ def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
     limit, found = time.time() - age.total_seconds(), []
     names = [name.split("/") for name in LOCAL.files(workspace.work)]
     work = [workspace.work.joinpath(*parts) for parts in names if len(parts) > 2 or parts[0] in ("locks", "downloads")]
-    # Earlier versions noted no time in the path; of a store, `old_trash` sees only what is there.
-    trashed = workspace.trash.glob("*-step-*.npz" if workspace.storage is LOCAL else "**/*")
-    for path in [*work, *(path for path in trashed if path.is_file())]:
+    # Earlier versions noted no time in the path.
+    for path in [*work, *workspace.trash.glob("*-step-*.npz")]:
         with contextlib.suppress(FileNotFoundError):
             if path.lstat().st_mtime < limit:
                 found.append(path)
+    if workspace.storage is not LOCAL:  # of which `old_trash` sees only what is in the store
+        old = (folder for folder in workspace.trash.glob("[0-9]*T*Z") if folder.name < _limit(age))
+        found += [path for folder in old for path in folder.rglob("*") if path.is_file()]
     return sorted(found) + [folder for folder in _unfinished(workspace) if _touched(folder) < limit]
 
 
@@ -70,16 +76,22 @@ def _touched(folder: Path) -> float:
 
 
 def delete(workspace: Workspace, folders: list[Path], files: list[Path]) -> None:
-    """Delete folders of the trash, and leftovers unless somebody works on their run or data set."""
-    size = sum(map(workspace.storage.size_of, folders))
-    for folder in folders:
-        with contextlib.suppress(FileNotFoundError):
-            workspace.storage.delete(folder)
-    for path in files:
-        with contextlib.suppress(AlreadyRunning, FileNotFoundError):
-            _delete_leftover(workspace, path)
+    """Delete folders of the trash, and leftovers unless somebody works on their run or data set.
+
+    What cannot be deleted stops nothing; then raises the first such `OSError`.
+    """
+    size, problems = sum(map(workspace.storage.size_of, folders)), []
+    for path in (*folders, *files):
+        try:
+            workspace.storage.delete(path) if path in folders else _delete_leftover(workspace, path)
+        except (AlreadyRunning, FileNotFoundError):
+            continue
+        except OSError as error:
+            problems.append(error)
     events.record(workspace, "deleted", trash=len(folders), bytes=size, leftovers=len(files))
     events.publish(workspace)
+    if problems:
+        raise problems[0]
 
 
 def _delete_leftover(workspace: Workspace, path: Path) -> None:

@@ -107,7 +107,7 @@ def _trained(workspace: Workspace, config: Config) -> Iterator[tuple[Run, dict[s
     workspace.storage.refresh_matching(runs_of_both, ("train", "evaluate", "promote"))
     data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
     pattern = re.compile(rf"{data}-[0-9a-f]{{8}}/{architecture}-[0-9a-f]{{8}}(@.+)?")
-    for run in workspace.all_runs():
+    for run in workspace.all_runs(data):
         wanted = pattern.fullmatch(f"{run.dataset_id}/{run.run_id}") and generation_seed(run.generation) is None
         if wanted and (train := manifest.read(run.stage("train"))):
             yield run, train

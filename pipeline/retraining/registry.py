@@ -79,7 +79,7 @@ def read(path: Path) -> Pointer | None:
         raise from_os_error(error, "read which run is current") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WorkspaceError(
-            f"{path}: damaged ({error}); restore it, or delete it, and the next generation becomes current"
+            f"{path}: damaged ({error}); restore it, or delete it, and the next Retrain chooses anew"
         ) from error
 
 

@@ -36,9 +36,10 @@ class Item:
     path: Path
 
     def is_named(self, name: str) -> bool:
-        """True when `name` is its path, a part of that, or its generation."""
+        """True when `name` is its path, a part of that, its generation, or the path with the time before it."""
         parts = self.place.split("/")
-        return name in (self.place, *parts, Path(parts[-1]).stem) or parts[-1].endswith(f"@{name}")
+        paths = (self.place, f"{self.when}/{self.place}")
+        return name in (*paths, *parts, Path(parts[-1]).stem) or parts[-1].endswith(f"@{name}")
 
 
 def finished(chain: Chain, stage: str) -> Path:
@@ -112,7 +113,8 @@ def restore(workspace: Workspace, item: Item) -> list[str]:
 
     Raises `WorkspaceError` when something else is there now.
     """
-    moves = {part: workspace.root / item.place / part.relative_to(item.path) for part in _parts(workspace, item)}
+    moment = workspace.trash / item.when
+    moves = {part: workspace.root / part.relative_to(moment) for part in _parts(workspace, item)}
     with _locked(workspace, item):
         places = {path for goal in moves.values() for path in (goal.parent, goal)}
         workspace.storage.refresh(places, since=time.monotonic())
@@ -120,12 +122,13 @@ def restore(workspace: Workspace, item: Item) -> list[str]:
             there, first = ", ".join(workspace.shown(goal) for goal in taken), "set it aside"
             if item.place.startswith("current/"):
                 first = f"Retire --name {registry.name_of(Path(item.place))} --confirm"
-            raise WorkspaceError(f"{there}: already exists; {first} first, then restore {item.place}")
+            raise WorkspaceError(f"{there}: already exists; {first} first, then restore {item.when}/{item.place}")
         for part, goal in moves.items():
             workspace.move(part, goal)
         if item.place.startswith("current/"):
             served.try_to_serve(workspace, workspace.root / item.place)
-    _remove_empty(workspace, item.path)
+    for part in moves:
+        _remove_empty(workspace, part.parent)
     return [workspace.shown(goal) for goal in moves.values()]
 
 
@@ -175,4 +178,7 @@ def _parts(workspace: Workspace, item: Item) -> list[Path]:
     if not item.place.startswith("runs/"):
         return [item.path]
     names = {path.partition("/")[0] for path in workspace.storage.files(item.path)}
-    return [item.path / name for name in sorted(names)]
+    parts = [item.path / name for name in sorted(names)]
+    run = workspace.run(*item.place.split("/")[1:])
+    kept = workspace.trash / item.when / run.checkpoints.relative_to(workspace.root)
+    return [*parts, kept] if "train" in names and workspace.storage.exists(kept) else parts

@@ -142,6 +142,19 @@ def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeyp
     assert "would permanently delete 0 trash folders and 1 leftover (0 B)" in capsys.readouterr().out
 
 
+def test_prune_moves_what_it_can_when_something_cannot_be_deleted(done, monkeypatch, capsys):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "trash/x")
+
+    monkeypatch.setattr(deletion, "delete", refused)
+    (done.workspace / "trash/2026-01-01T000000Z/runs/d/r").mkdir(parents=True)
+    (done.workspace / "trash/2026-01-01T000000Z/runs/d/r/model.params").write_text("of long ago")
+    age = datetime.timedelta(days=30)
+    with pytest.raises(WorkspaceError, match="trash/x: cannot delete it: permission denied"):
+        tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age, confirm=True).run()
+    assert "nothing to prune" in capsys.readouterr().out
+
+
 def test_prune_makes_room_before_it_needs_some(done, monkeypatch):
     def no_room(*_):
         raise OSError(errno.ENOSPC, "no room")

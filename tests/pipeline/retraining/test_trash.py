@@ -74,7 +74,37 @@ def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallCha
     assert not run.checkpoints.exists()
     assert len(list(workspace.trash.glob("*/work/*/*/checkpoints/step-000000001.npz"))) == 1
     (item,) = trash.items(workspace)
-    assert trash.contents(workspace, item) == ["train"]
+    assert trash.contents(workspace, item) == ["train", "checkpoints"]
+    trash.restore(workspace, item)
+    assert (run.checkpoints / "step-000000001.npz").exists()
+    assert done.chain().complete("report")
+    assert list(workspace.trash.iterdir()) == []
+
+
+def test_the_older_of_two_items_from_one_place_can_be_chosen(done: SmallChain) -> None:
+    workspace, run = done.chain().workspace, done.chain().run()
+    assert run
+    for when in ("2026-11-01T000000Z", "2026-11-02T000000Z"):
+        shutil.copytree(run.stage("report"), workspace.trash / when / run.place / "report")
+    named = [item for item in trash.items(workspace) if item.is_named(f"2026-11-01T000000Z/{run.place}")]
+    assert [item.when for item in named] == ["2026-11-01T000000Z"]
+
+
+def test_what_cannot_be_deleted_stops_nothing_and_is_told(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = done.chain().workspace
+    old = [workspace.locks / "a.lock", workspace.trash / "tiny-00000000-step-000000001.npz"]
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(locks, "remove", refused)
+    with pytest.raises(PermissionError, match=r"a\.lock"):
+        deletion.delete(workspace, [], deletion.leftovers(workspace, timedelta(days=1)))
+    assert not old[1].exists()
 
 
 def test_what_is_touched_after_it_was_listed_is_not_deleted(done: SmallChain) -> None:

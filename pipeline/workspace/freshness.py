@@ -99,7 +99,7 @@ class Chain:
     def source_record(self) -> dict[str, Any] | None:
         """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
         data = self.given.data
-        pointers = (self.workspace.source_pointer(data), *self.workspace.former_pointers(data))
+        pointers = itertools.chain([self.workspace.source_pointer(data)], self.workspace.former_pointers(data))
         return self.source_in(next(filter(None, map(read_json, pointers)), None))
 
     def source_in(self, record: Any) -> dict[str, Any] | None:

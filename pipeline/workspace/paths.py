@@ -153,10 +153,10 @@ class Workspace:
         """The file that says which data set came out of this source."""
         return self.root / f"datasets/sources/{data.name}-{source_key(data)}.json"
 
-    def former_pointers(self, data: Data) -> list[Path]:
+    def former_pointers(self, data: Data) -> Iterator[Path]:
         """The same as it was called when a password or token still counted, and so did file:// before a path."""
-        keys = (_key(data, location) for location in (data.source, f"file://{data.source}"))
-        return [self.root / f"datasets/sources/{data.name}-{key}.json" for key in keys]
+        for location in (data.source, f"file://{data.source}"):
+            yield self.root / f"datasets/sources/{data.name}-{_key(data, location)}.json"
 
     def seen_source(self, data: Data) -> Path:
         """For a workspace in a store: the file that says what this host's own copy of the source was found to be."""
@@ -181,9 +181,11 @@ class Workspace:
     def run(self, dataset_id: str, run_id: str) -> Run:
         return Run(self, dataset_id, run_id)
 
-    def all_runs(self) -> list[Run]:
-        """All runs that have a folder here, whatever state they are in."""
-        return [Run(self, data.name, run.name) for data in self.listed(self.runs) for run in self.listed(data)]
+    def all_runs(self, data: str = ".+") -> list[Run]:
+        """All runs that have a folder here, whatever state they are in; `data` is a pattern of their data's name."""
+        name = re.compile(rf"(?:{data})-[0-9a-f]{{8}}")
+        datasets = [folder for folder in self.listed(self.runs) if name.fullmatch(folder.name)]
+        return [Run(self, folder.name, run.name) for folder in datasets for run in self.listed(folder)]
 
     def comparison(self, name: str) -> Path:
         """The folder of a comparison: `index.html`, its tables as CSV, `manifest.json`."""

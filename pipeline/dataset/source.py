@@ -61,8 +61,6 @@ def _download(chain: Chain, location: str, name: str, reporter: Reporter) -> Fet
         try:
             return _read_download(chain, target, reporter)
         except Refused as refused:
-            if refused.fits and location == chain.given.data.source:
-                raise
             reporter.note(f"{name}: {refused}; downloading it again")
     reporter.note(f"downloading {name}")
     download.download(

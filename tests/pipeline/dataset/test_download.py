@@ -245,14 +245,24 @@ def test_what_a_corrected_configuration_can_read_is_not_downloaded_again(chain, 
     with monkeypatch.context() as patched:
         if mistake == "memory":
             patched.setattr(dataset.source.archive, "read", out_of_memory)
-        for _ in range(2):
-            with pytest.raises(DataError, match=r"raise architecture.classes|needs more memory"):
-                dataset.prepare(wrong, reporter)
-            assert leftovers(wrong) == ["archive"]
+        with pytest.raises(DataError, match=r"raise architecture.classes|needs more memory"):
+            dataset.prepare(wrong, reporter)
+        assert leftovers(wrong) == ["archive"]
     right = chain(site.url())
     dataset.prepare(right, reporter)
     assert leftovers(right) == []
     assert len(site.requests) == 1
+
+
+def test_an_archive_that_was_mended_at_its_address_is_downloaded_again(chain, site, reporter):
+    good = site.pages["/mini.tar.gz"]
+    site.pages["/mini.tar.gz"] = tar_gz(mini_100_files())  # in another layout, and with labels up to 99
+    made = chain(site.url(), classes=10)
+    with pytest.raises(DataError, match=r"raise architecture\.classes"):
+        dataset.prepare(made, reporter)
+    site.pages["/mini.tar.gz"] = good
+    dataset.prepare(made, reporter)
+    assert leftovers(made) == []
 
 
 def test_an_archive_under_the_wrong_name_waits_under_the_right_one(chain, site, reporter):

@@ -114,10 +114,13 @@ def finished_run(session: Session) -> tuple[Snapshot, str] | None:
         snapshot.parameters = {**parameters, **snapshot.parameters}  # of several devices, own running statistics
         _check_fit(session, snapshot, folder / "trainer.npz")
     except (WorkspaceError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in checkpoint.NOT_DAMAGE:
-            raise from_os_error(error, "read it") from error
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in checkpoint.NOT_DAMAGE:
+            raise from_os_error(cause, "read it") from cause
         session.reporter.note(f"{error}; resuming from model.params with zero momentum")
         snapshot = Snapshot(parameters, {}, _meta_without_trainer(folder, finished))
+    # In batches of another size: as many as it would be by now.
+    snapshot.meta["counters"]["step"] = epochs * session.batches.steps_per_epoch
     snapshot.meta["counters"]["inexact"] += changed_since(session, finished)
     return snapshot, f"resumed from {counted(epochs, 'epoch')} of {folder.name}/model.params"
 

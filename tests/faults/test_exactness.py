@@ -162,6 +162,15 @@ def test_raised_epochs_give_the_bytes_of_one_long_run(place: Place, undisturbed:
     assert place.manifest()["details"]["exact"] is True
 
 
+def test_raised_epochs_in_batches_of_another_size_come_to_the_end_of_the_schedule(place: Place) -> None:
+    for keys in ({"epochs": 3}, {"epochs": 5, "batch_size": 8}):
+        place.configure(schedule={"kind": "triangle"}, **keys)
+        assert place.run().code == 0
+    columns, *_, last = (place.stage("train") / "history.csv").read_text().splitlines()
+    row = dict(zip(columns.split(","), last.split(","), strict=True))
+    assert (row["epoch"], float(row["learning_rate"]) < 0.001) == ("5", True), row
+
+
 def test_raised_epochs_under_a_schedule_that_stretches_over_them_are_repeatable_and_called_inexact(
     place: Place, tmp_path: Path
 ) -> None:

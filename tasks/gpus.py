@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from importlib import metadata
 from pathlib import Path
-
-from pipeline.runtime import installed_mxnets
 
 
 def resources(device: str) -> dict[str, int]:
@@ -19,11 +19,14 @@ def resources(device: str) -> dict[str, int]:
 
 
 def computes_on_a_card(device: str) -> bool:
-    """Whether a training on `device` leaves the cores to others. `auto` needs MXNet's CUDA build for it."""
+    """Whether a training on `device` leaves the cores to others. `auto` needs another MXNet than the CPU build."""
     if device != "auto":
         return device.startswith("gpu")
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        metadata.distribution("mxnet")
+        return False
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")
-    return _has_gpu() and not hidden and any(name.startswith("mxnet-cu") for name in installed_mxnets())
+    return _has_gpu() and not hidden
 
 
 def _card(number: str) -> str:

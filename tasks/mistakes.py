@@ -34,6 +34,9 @@ _EXPECTED: dict[type[Parameter[Any]], str] = {
     luigi.DictParameter: "a JSON object",
 }
 
+#: Sections for luigid or for mails: a password in them may be known to one process alone. Doctor looks at them.
+_OF_LUIGID = ("task_history", "email", "smtp", "sendgrid")
+
 #: Options of [core] that Luigi's client of luigid reads.
 _OF_THE_CLIENT = ("rpc_connect_timeout", "rpc_retry_attempts", "rpc_retry_wait", "rpc_log_retries")
 
@@ -144,9 +147,10 @@ def known_options() -> dict[str, dict[str, Parameter[Any] | None]]:
 
 
 def in_luigi_cfg() -> Iterator[str]:
-    """What Luigi or this plugin cannot parse in luigi.cfg."""
-    sections = known_options()
-    for section, options in contents().items():
+    """What Luigi or this plugin cannot parse in luigi.cfg, apart from what luigid alone may be able to fill in."""
+    written = {section: options for section, options in contents().items() if section not in _OF_LUIGID}
+    sections = known_options() if written else {}
+    for section, options in written.items():
         known = sections.get(section, {})
         for option, value in options.items() if known or section == "resources" else ():
             wrong = _wrong(section, option, value, known.get(option.replace("-", "_")))

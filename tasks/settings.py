@@ -41,7 +41,7 @@ class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
     metrics = luigi.Parameter(
         default="",
         description="a file for node_exporter's textfile collector, e.g. /var/lib/node_exporter/vgg.prom: Retrain, "
-        "Rollback, Retire, Prune and Status replace it",
+        "Rollback, Retire --confirm, Prune and Status replace it",
     )
     notify = luigi.Parameter(
         default="",

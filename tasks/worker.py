@@ -28,7 +28,7 @@ from tasks.settings import vgg
 class Failure(str):
     """What `on_failure` returns: text, as Luigi passes it on to the worker and the scheduler, and how to treat it."""
 
-    final = False  # not to be retried: it would fail in the same way, or `[vgg] overlap` says to leave
+    final = False  # not to be retried: it would fail in the same way
     blameless = False  # another command had the lock, or somebody asked it to stop
     busy = False  # another command had the lock
 
@@ -38,7 +38,6 @@ def failure(exception: BaseException, text: str, final: bool = False) -> Failure
     told = Failure(text)
     told.busy = isinstance(exception, AlreadyRunning)
     told.final = final or (isinstance(exception, PipelineError) and not exception.may_pass)
-    told.final |= told.busy and vgg().overlap == "leave"
     told.blameless = isinstance(exception, (AlreadyRunning, Interrupted))
     return told
 
@@ -74,7 +73,13 @@ class Worker(luigi.worker.Worker):
 
     def _keep_alive(self, get_work_response: Any) -> bool:
         met = any(told.busy for told in self._failures.values()) or getattr(self._scheduler, "taken", False)
-        return super()._keep_alive(get_work_response) and not (met and vgg().overlap == "leave")
+        return super()._keep_alive(get_work_response) and not (met and self._leaves)
+
+    @property
+    def _leaves(self) -> bool:
+        """Whether what another command is working on is left to it; several trainings are shared with it."""
+        trainings = [task for task in self._scheduled_tasks.values() if task.task_family == "TrainVGG"]
+        return vgg().overlap == "leave" and len(trainings) < 2
 
     def _email_task_failure(self, task: Any, formatted_traceback: Any) -> None:
         # Luigi calls it for each failure, with what `on_failure` gave as it was.
@@ -120,7 +125,7 @@ class Worker(luigi.worker.Worker):
         """After a failure: keep the scheduler from retrying in vain, or say when it retries."""
         found = self._scheduler.task_search(task_str=task["task_id"])
         disabled = task["task_id"] in found.get(DISABLED, {})
-        if told.final or (told.blameless and disabled):
+        if told.final or (told.busy and self._leaves) or (told.blameless and disabled):
             # Disabled by its worker, a task can run in the next command; disabled by the scheduler, not for hours.
             self._scheduler.add_task(**task | {"status": DISABLED})
         elif disabled and isinstance(self._scheduler, Scheduler):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +326,8 @@ def test_on_a_machine_with_a_card_a_training_waits_for_the_cores_unless_it_compu
     prepared.configure(device=device)
     monkeypatch.setattr(cores, "turn_lock", lambda: tmp_path / "ours" / "cores.lock")
     monkeypatch.setattr(gpus, "_has_gpu", lambda: True)
-    monkeypatch.setattr(gpus, "installed_mxnets", lambda: [installed])
+    if installed != "mxnet":
+        monkeypatch.setattr(gpus.metadata, "distribution", lambda name: Distribution.from_name("no-such-package"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:

@@ -178,6 +178,11 @@ def test_what_luigi_cannot_read_in_luigi_cfg_is_told_with_its_place(
     assert all(word in told for word in words), told
 
 
+def test_a_password_that_luigid_alone_knows_stops_no_command(luigi_cfg: Callable[[str], Path]) -> None:
+    luigi_cfg("[task_history]\ndb_connection = mysql://luigi:${NO_SUCH}@db/x\n[smtp]\npassword = 100%\n")
+    assert list(mistakes.in_luigi_cfg()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -8,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+# Of two at once, or after one whose pip outlived it, the second waits: two of pip in one environment damage it.
+ALONE := exec 9<Makefile; if command -v flock >/dev/null 2>&1; then flock 9 || true; fi
 
 .PHONY: report test lint gpu clean
 
@@ -25,14 +27,14 @@ lint: $(INSTALLED)
 
 # pip cannot express "in place of": both packages own the folder `mxnet`, so the one must go before the other comes.
 gpu: $(INSTALLED)
-	$(PIP) install --quiet --editable '.[gpu]'
-	$(PIP) uninstall --quiet --yes mxnet
+	@set -e; $(ALONE); \
+	$(PIP) install --quiet --editable '.[gpu]'; \
+	$(PIP) uninstall --quiet --yes mxnet; \
 	$(PIP) install --quiet --no-deps --force-reinstall mxnet-cu117==1.9.1
 	@$(BIN)/python -m pipeline.runtime
 
-# Of two at once, or after one whose pip outlived it, the second waits: two of pip in one environment damage it.
 $(INSTALLED): pyproject.toml Makefile tasks/luigi_vgg.py
-	@set -e; exec 9<Makefile; if command -v flock >/dev/null 2>&1; then flock 9; fi; \
+	@set -e; $(ALONE); \
 	if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi; \
 	rm -f $@; good='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; \
 	if [ -x $(BIN)/python ] && $(BIN)/python -c "$$good" 2>/dev/null; then :; else \

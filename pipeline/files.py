@@ -93,7 +93,7 @@ def read_regular(path: Path) -> bytes:
     with os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > READ_LIMIT:
-            raise OSError(errno.EFBIG, f"it has {human_size(size)}, far too much: remove it, or restore it", str(path))
+            raise OSError(errno.EFBIG, f"{human_size(size)}, far too large for what it should be", str(path))
         return file.read()
 
 

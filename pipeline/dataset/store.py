@@ -54,7 +54,7 @@ def write(folder: Path, content: Content, details: Mapping[str, Any]) -> dict[st
     A kill at any moment leaves nothing that counts as a data set.
     """
     if folder.is_symlink():
-        raise WorkspaceError(f"{folder}: it is a link, and nothing is written through one: remove it")
+        raise WorkspaceError(f"{folder}: a symbolic link; nothing is written through it: put the folder itself there")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     remove_debris(folder, "*.npy")

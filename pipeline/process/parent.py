@@ -310,10 +310,12 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
 def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
     """Raise `WorkspaceError` where a stage would write through a link: in a shared workspace anybody may plant one."""
     run = chain.run()
-    places = [run.root, run.stage(stage)] if run and stage != "dataset" else []  # a finished data set may be one
+    # A finished data set may be one.
+    places = [run.root.parent, run.root, run.stage(stage)] if run and stage != "dataset" else []
     for place in [log.parent] if stage == "compare" else places:
         if place.is_symlink():
-            raise errors.WorkspaceError(f"{place}: it is a link, and {stage} writes through none: remove it")
+            what = f"a symbolic link; {stage} writes through none"
+            raise errors.WorkspaceError(f"{place}: {what}: put the folder itself there")
 
 
 def _remove_debris(folder: Path | None) -> None:

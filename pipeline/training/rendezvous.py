@@ -104,4 +104,4 @@ def free_port(host: str) -> int:
             port = int(listener.getsockname()[1])
         if not (SOCKETS / str(port)).exists():  # another training's, on this host
             return port
-    raise StageFailed(f"{SOCKETS}: nearly every port has a file of its name there; remove those that no training made")
+    raise StageFailed(f"{SOCKETS}: no free port; remove the files named after one, but those of running trainings")

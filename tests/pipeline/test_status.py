@@ -104,7 +104,7 @@ def test_files_of_any_size_and_values_of_any_type_leave_status_its_lines(done: S
     write_json(run.stage("evaluate") / "manifest.json", evaluate)
     assert any("2026-W48 (not decided yet, current)" in line for line in _lines(done))
     os.truncate(chain.workspace.current(chain.config), 1 << 40)
-    assert any("the current model is not known: " in line and "far too much" in line for line in _lines(done))
+    assert any("the current model is not known: " in line and "far too large" in line for line in _lines(done))
     os.truncate(chain.workspace.source_pointer(chain.config.data), 1 << 40)
     assert any("dataset   will run  no data set from" in line for line in _lines(done))
 

@@ -22,5 +22,5 @@ class Full:
 
 def test_a_folder_full_of_names_of_ports_ends_the_search_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "SOCKETS", Full())
-    with pytest.raises(StageFailed, match="/tmp: nearly every port has a file of its name there; remove"):
+    with pytest.raises(StageFailed, match="/tmp: no free port; remove the files named after one"):
         rendezvous.free_port("127.0.0.1")

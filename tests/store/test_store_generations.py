@@ -187,9 +187,11 @@ def test_what_a_training_here_moved_to_the_trash_is_deleted_by_age(shared: Works
     target = shared.in_trash(shared.run("d", "r").checkpoints / "step-000000001.npz")
     target.parent.mkdir(parents=True)
     target.touch()
+    os.utime(target, (time.time() - 2 * 86400,) * 2)  # written two days ago, moved to the trash now
     assert deletion.leftovers(shared, timedelta(days=1)) == []
-    os.utime(target, (time.time() - 2 * 86400,) * 2)
+    (moment,) = shared.trash.iterdir()
+    long_ago = moment.rename(shared.trash / "2026-01-01T000000Z")
     files = deletion.leftovers(shared, timedelta(days=1))
-    assert files == [target]
+    assert files == [long_ago / target.relative_to(moment)]
     deletion.delete(shared, deletion.old_trash(shared, timedelta(days=1)), files)
     assert list(shared.trash.iterdir()) == []

@@ -219,7 +219,7 @@ def test_a_data_set_of_an_earlier_version_is_still_known_under_its_full_address(
     plain, made = chain(site.url()), chain(site.url("/mini.tar.gz?token=secret"))
     dataset.prepare(plain, reporter)
     pointers = made.workspace
-    pointers.source_pointer(plain.config.data).rename(pointers.former_pointers(made.config.data)[0])
+    pointers.source_pointer(plain.config.data).rename(next(pointers.former_pointers(made.config.data)))
     assert made.why("dataset") == []
 
 

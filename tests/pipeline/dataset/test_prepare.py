@@ -89,7 +89,7 @@ def test_the_same_for_a_file_address_also_with_a_record_of_an_earlier_version(ch
     made = chain(path.as_uri())
     dataset.prepare(made, reporter)
     pointers, data = made.workspace, made.given.data
-    former = pointers.source_pointer(data).rename(pointers.former_pointers(data)[1])
+    former = pointers.source_pointer(data).rename(list(pointers.former_pointers(data))[1])
     write_json(former, {**read_json(former), "stat": None})
     assert "has changed" in made.why("dataset")[0], "its state was not known then: it is read once"
     content = path.read_bytes()

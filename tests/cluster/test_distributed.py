@@ -136,6 +136,7 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
 def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("CLUSTER_TEST", str(pair.workspace))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pair.configure(training__epochs=1000)  # which never ends before the role is frozen
     chain, frozen = pair.chain(), []
     run = chain.run()
     assert run is not None

@@ -80,7 +80,7 @@ def _read_download(chain: Chain, target: Path, reporter: Reporter) -> Fetched:
         if refused.fits:
             kept = downloaded(chain, refused.fits)
             os.replace(target, kept)
-            raise Refused(f"{refused} (kept as {kept})", refused.advice, fits=refused.fits) from None
+            raise Refused(f"{refused} (kept as {kept})", refused.advice) from None
         download.remove(target)
         raise
 

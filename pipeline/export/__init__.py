@@ -72,7 +72,7 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in FILES:
                 with open(staging / name, "rb") as file:
-                    os.fsync(file.fileno())  # as it was not written by us
+                    os.fsync(file.fileno())  # which MXNet and onnx do not
                 os.replace(staging / name, folder / name)
         versions = runtime.versions() | {
             module.__name__: module.__version__ for module in (onnx, onnx_runner.onnxruntime())

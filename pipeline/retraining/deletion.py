@@ -6,6 +6,7 @@ Everything else in a workspace is only ever moved to the trash.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -81,9 +82,11 @@ def delete(workspace: Workspace, folders: list[Path], files: list[Path]) -> None
     What cannot be deleted stops nothing; then raises the first such `OSError`.
     """
     size, problems = sum(map(workspace.storage.size_of, folders)), []
-    for path in (*folders, *files):
+    leftover = functools.partial(_delete_leftover, workspace)
+    work = [(workspace.storage.delete, path) for path in folders] + [(leftover, path) for path in files]
+    for remove_one, path in work:
         try:
-            workspace.storage.delete(path) if path in folders else _delete_leftover(workspace, path)
+            remove_one(path)
         except (AlreadyRunning, FileNotFoundError):
             continue
         except OSError as error:

@@ -64,18 +64,18 @@ def set_aside(chain: Chain, stage: str, target: Path) -> None:
                 held.enter_context(workspace.hold(run.lock(each), what))
             if stage == "train":
                 held.enter_context(locks.hold(run.job_lock, what, wait=False))
-                _set_checkpoints_aside(run)
+                _set_checkpoints_aside(run, workspace.trash / target.relative_to(workspace.trash).parts[0])
         workspace.move(folder, target)
     events.record(workspace, "set aside", stage=stage, run=chain.run_id, to=workspace.shown(target))
     events.publish(workspace)
 
 
-def _set_checkpoints_aside(run: Run) -> None:
-    """Or the next training would resume from them."""
+def _set_checkpoints_aside(run: Run, moment: Path) -> None:
+    """Move them to the same folder `trash/<when>` as the training, or the next one would resume from them."""
+    target = moment / run.checkpoints.relative_to(run.workspace.root)
     for storage in (run.workspace.storage, LOCAL):
         storage.refresh([run.checkpoints])
         if storage.exists(run.checkpoints):
-            target = run.workspace.in_trash(run.checkpoints)
             target.parent.mkdir(parents=True, exist_ok=True)
             storage.move(run.checkpoints, target)
 

@@ -114,18 +114,23 @@ def test_verify_of_a_workspace_that_is_not_there_is_no_all_clear(fresh):
     assert fresh.luigi("Verify").rc == 0
 
 
+@pytest.fixture
+def in_the_way(done):
+    """A file where the folder of the locks has to be."""
+    folder = done.chain().workspace.locks
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    return folder
+
+
 @pytest.mark.parametrize("task", ["Rollback", "Prune"])
-def test_locks_that_cannot_be_made_are_told_in_one_line(done, task):
-    shutil.rmtree(done.workspace / "work" / "locks")
-    (done.workspace / "work" / "locks").write_text("in the way")
+def test_locks_that_cannot_be_made_are_told_in_one_line(done, in_the_way, task):
     more = ["--confirm"] if task == "Prune" else []
-    assert_fails_clearly(done.luigi(task, *more), 30, f"{done.workspace}/work/locks: cannot use the workspace: ")
+    assert_fails_clearly(done.luigi(task, *more), 30, f"{in_the_way}: cannot use the workspace: ")
 
 
-def test_the_end_of_a_retraining_tells_of_locks_that_cannot_be_made_as_its_stages_do(done):
-    shutil.rmtree(done.workspace / "work" / "locks")
-    (done.workspace / "work" / "locks").write_text("in the way")
-    with pytest.raises(WorkspaceError, match="work/locks: cannot use the workspace: "):
+def test_the_end_of_a_retraining_tells_of_locks_that_cannot_be_made_as_its_stages_do(done, in_the_way):
+    with pytest.raises(WorkspaceError, match=f"{in_the_way}: cannot use the workspace: "):
         tasks.Retrain(config=str(done.config), workspace=str(done.workspace)).run()
 
 

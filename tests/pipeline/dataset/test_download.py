@@ -34,12 +34,22 @@ def test_a_download_becomes_a_data_set_and_leaves_no_archive(chain, site, report
     assert leftovers(made) == []
 
 
-def test_a_link_in_place_of_a_partial_download_is_not_written_through(chain, site, reporter, monkeypatch, tmp_path):
-    monkeypatch.setattr(download, "TRIES", 1)
+@pytest.fixture
+def cut_off(site, reporter, monkeypatch):
+    """Has a chain download 150,000 bytes, after which the server is out of order."""
+
+    def cut_off(made):
+        monkeypatch.setattr(download, "TRIES", 1)
+        site.cuts, site.answers = [150_000], [200, 503]
+        with pytest.raises(DataError, match="answered 503"):
+            dataset.prepare(made, reporter)
+
+    return cut_off
+
+
+def test_a_link_in_place_of_a_partial_download_is_not_written_through(chain, site, reporter, cut_off, tmp_path):
     made, victim = chain(site.url(), sha256=SHA256), tmp_path / "victim"
-    site.cuts, site.answers = [150_000], [200, 503]
-    with pytest.raises(DataError, match="answered 503"):
-        dataset.prepare(made, reporter)
+    cut_off(made)
     partial = source.downloaded(made).with_suffix(".archive.part")
     partial.rename(victim)
     partial.symlink_to(victim)
@@ -58,24 +68,18 @@ def test_a_cut_download_continues_where_it_broke_off(chain, site, reporter):
     assert any("cut off" in note and "retrying" in note for note in reporter.notes)
 
 
-def test_an_interrupted_run_is_continued_by_the_next_one(chain, site, reporter, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
+def test_an_interrupted_run_is_continued_by_the_next_one(chain, site, reporter, cut_off):
     made = chain(site.url(), sha256=SHA256)
-    site.cuts, site.answers = [150_000], [200, 503]
-    with pytest.raises(DataError, match="answered 503"):
-        dataset.prepare(made, reporter)
+    cut_off(made)
     assert leftovers(made) == ["archive.part", "archive.part.json"]
     site.requests.clear()
     dataset.prepare(made, reporter)
     assert [status for _, _, status in site.requests] == [206]
 
 
-def test_content_that_changed_meanwhile_is_not_glued_to_the_old(chain, site, reporter, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
+def test_content_that_changed_meanwhile_is_not_glued_to_the_old(chain, site, reporter, cut_off):
     made = chain(site.url())
-    site.cuts, site.answers = [150_000], [200, 503]
-    with pytest.raises(DataError):
-        dataset.prepare(made, reporter)
+    cut_off(made)
     site.pages["/mini.tar.gz"] = tar_gz(mini_files(batches=3))
     assert dataset.prepare(made, reporter)["details"]["train_images"] == 36
     assert site.requests[-1][1].startswith("bytes=")
@@ -192,22 +196,16 @@ def test_what_is_no_address_is_told_in_one_line(chain, reporter, address):
     assert "\n" not in str(caught.value)
 
 
-def test_no_password_is_left_in_the_workspace(chain, site, reporter, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
+def test_no_password_is_left_in_the_workspace(chain, site, reporter, cut_off):
     made = chain(site.url("/mini.tar.gz?token=secret").replace("//", "//me:secret@"))
-    site.cuts, site.answers = [150_000], [200, 503]
-    with pytest.raises(DataError):
-        dataset.prepare(made, reporter)
+    cut_off(made)
     dataset.prepare(made, reporter)
     for path in made.workspace.root.rglob("*.json"):
         assert "secret" not in path.read_text()
 
 
-def test_another_token_is_the_same_source_also_for_half_a_download(chain, site, reporter, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
-    site.cuts, site.answers = [150_000], [200, 503]
-    with pytest.raises(DataError, match="answered 503"):
-        dataset.prepare(chain(site.url("/mini.tar.gz?token=old")), reporter)
+def test_another_token_is_the_same_source_also_for_half_a_download(chain, site, reporter, cut_off):
+    cut_off(chain(site.url("/mini.tar.gz?token=old")))
     dataset.prepare(chain(site.url("/mini.tar.gz?token=new")), reporter)
     assert site.requests[-1][2] == 206
     made = chain(site.url().replace("//", "//me:secret@"))
@@ -329,12 +327,9 @@ def test_a_disk_too_full_for_the_download_is_one_clear_line(chain, site, reporte
         dataset.prepare(chain(site.url()), reporter)
 
 
-def test_a_disk_has_room_for_what_takes_the_place_of_a_partial_download(chain, site, reporter, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
+def test_a_disk_has_room_for_what_takes_the_place_of_a_partial_download(chain, site, reporter, monkeypatch, cut_off):
     made = chain(site.url())
-    site.cuts, site.answers = [150_000], [200, 503]
-    with pytest.raises(DataError):
-        dataset.prepare(made, reporter)
+    cut_off(made)
     partial = source.downloaded(made).with_suffix(".archive.part").stat().st_size
     site.pages["/mini.tar.gz"] = content = tar_gz(mini_files(images=50))
     for missing in (1, 0):

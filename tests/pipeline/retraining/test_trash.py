@@ -70,9 +70,10 @@ def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallCha
     assert run
     run.checkpoints.mkdir(parents=True)
     (run.checkpoints / "step-000000001.npz").write_text("of which the next run would resume")
-    trash.set_aside(done.chain(), "train", workspace.in_trash(run.stage("train")))
+    # A target of some seconds ago, when the command began.
+    trash.set_aside(done.chain(), "train", workspace.trash / "2026-11-01T000000Z" / run.place / "train")
     assert not run.checkpoints.exists()
-    assert len(list(workspace.trash.glob("*/work/*/*/checkpoints/step-000000001.npz"))) == 1
+    assert len(list(workspace.trash.rglob("checkpoints/step-000000001.npz"))) == 1
     (item,) = trash.items(workspace)
     assert trash.contents(workspace, item) == ["train", "checkpoints"]
     trash.restore(workspace, item)

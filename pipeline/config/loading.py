@@ -109,8 +109,10 @@ def _absolute(location: str, folder: Path, where: str) -> str:
 def find(path: str | os.PathLike[str]) -> Path:
     """The file that `path` means: itself, or the ready-made file of that name. Raises `ConfigError`."""
     given = Path(path)
-    if os.path.exists(given):  # not pathlib's, which raises for a name that is too long
+    if os.path.isfile(given):  # not pathlib's, which raises for a name that is too long
         return given.resolve()
+    if os.path.exists(given):  # it is read more than once, and a device may never end
+        raise ConfigError(f"{path}: found a folder, a pipe or a device; give the path of a YAML file")
     if not given.is_absolute() and given.parent.as_posix() in (".", "config"):
         ready_made = ready_made_folder() / given.name
         if os.path.isfile(ready_made):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -161,6 +164,12 @@ def test_what_is_no_configuration_at_all_is_refused(tmp_path, content, message):
     path = tmp_path / "run.yaml"
     path.write_bytes(content)
     assert message in refused(path)
+
+
+def test_only_a_file_is_read_as_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path, tmp_path / "pipe.yaml", Path("/dev/zero")):
+        assert "found a folder, a pipe or a device; give the path of a YAML file" in refused(path)
 
 
 def test_a_missing_file_names_the_ready_made_ones():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.parse
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def workspace_at(address: str) -> Workspace:
         try:
             folder = Path(address).absolute()
             check_path(folder, "--workspace")
-            folder.exists()
+            if not folder.is_dir() and os.path.lexists(folder):
+                raise ConfigError(f"--workspace {address}: is a file, or a link to nothing; give the path of a folder")
         except OSError as error:  # a name that is too long, or a working folder that is gone
             raise ConfigError(f"--workspace {address}: cannot be a folder: {error.strerror}") from None
         return Workspace(folder)

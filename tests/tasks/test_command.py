@@ -79,6 +79,16 @@ def test_a_workspace_whose_name_is_too_long_ends_with_code_2_and_one_line(fresh)
     assert "Traceback" not in result.text
 
 
+def test_a_workspace_that_is_no_folder_ends_with_code_2_and_one_line(fresh):
+    fresh.workspace.symlink_to("nothing")
+    words = f"--workspace {fresh.workspace}: is a file, or a link to nothing"
+    assert_one_line(fresh.luigi("Status"), 2, words)
+    fresh.workspace.unlink()
+    fresh.workspace.write_text("in the way")
+    assert_one_line(fresh.luigi("Report"), 2, words)
+    assert fresh.workspace.read_text() == "in the way"
+
+
 def test_a_working_folder_that_was_deleted_is_told_in_one_line(tmp_path):
     place = tmp_path / "gone"
     place.mkdir()
@@ -106,12 +116,6 @@ def test_a_broken_archive_fails_the_chain_with_one_clear_line(fresh):
 def test_a_source_that_is_not_there_fails_the_chain_with_one_clear_line(fresh):
     fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
     assert_fails_clearly(fresh.luigi("Report"), 30, str(fresh.root / "nowhere.tar.gz"))
-
-
-def test_a_workspace_that_is_a_file_fails_with_one_clear_line(fresh):
-    fresh.workspace.write_text("in the way")
-    assert_fails_clearly(fresh.luigi("Report"), 30, str(fresh.workspace))
-    assert fresh.workspace.read_text() == "in the way"
 
 
 @contextlib.contextmanager

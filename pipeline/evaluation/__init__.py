@@ -52,6 +52,8 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     seconds = time.monotonic() - started
     folder = run.stage("evaluate")
     try:
+        # From here until the new manifest is there the stage is not complete.
+        (folder / manifest.MANIFEST).unlink(missing_ok=True)
         write_json(folder / "metrics.json", {**result, "run": run.run_id, "dataset": trained_on})
         write_atomically(folder / "predictions.npz", _predictions(logits, labels))
         details = {

@@ -122,6 +122,17 @@ def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
     assert f"averaged with that of the mirror image; one view {alone['accuracy']:.2%}" in log.getvalue()
 
 
+def test_an_evaluation_that_is_cut_off_leaves_nothing_that_counts_as_the_one_before(done, monkeypatch):
+    chain = done.chain()
+    assert chain.complete("evaluate")
+    done.configure(evaluation__tta=2)
+    monkeypatch.setattr(evaluation, "write_json", lambda *arguments: None)  # as if the metrics had the same size
+    monkeypatch.setattr(evaluation.manifest, "write", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluation.evaluate(done.chain(), child.Reporter(log=io.StringIO()))
+    assert chain.why("evaluate") == ["unfinished"]
+
+
 def test_without_a_trained_model_it_says_what_to_run_first(prepared):
     with pytest.raises(PipelineError, match="run the TrainVGG task first"):
         evaluation.evaluate(prepared.chain(), child.Reporter(log=io.StringIO()))

@@ -189,6 +189,15 @@ def test_when_all_fail_one_line_names_each_address_without_its_password(chain, s
     assert "secret" not in line + "".join(reporter.notes)
 
 
+def test_certificates_that_are_not_there_are_named_and_mirrors_are_tried(chain, archive, reporter, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/there/is/none.pem")
+    address = "https://127.0.0.1:9/mini.tar.gz"
+    dataset.prepare(chain(address, mirrors=[str(archive(CONTENT))]), reporter)
+    assert any("/there/is/none.pem; trying the next mirror" in note for note in reporter.notes)
+    with pytest.raises(DataError, match=r"/there/is/none\.pem; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"):
+        dataset.prepare(chain(address), reporter)
+
+
 @pytest.mark.parametrize("address", ["http://[host/x", "http://", "http://host:99999/x", "x://host/y"])
 def test_what_is_no_address_is_told_in_one_line(chain, reporter, address):
     with pytest.raises(DataError, match="is not an address that can be downloaded") as caught:

@@ -88,7 +88,7 @@ class Collector:
         """Whether the file `name` belongs to the data set. Raises `Refused` when it cannot have `size` bytes."""
         layout = FILES.get(name)
         if layout is None:
-            self._others.append(name)
+            self._others.append(name[:100])  # a name in an archive can have 262,144 characters
             return False
         if name in self._contents:
             raise Refused(f"holds {name} twice")

@@ -168,6 +168,12 @@ def test_a_size_that_is_only_declared_takes_no_memory(chain, archive, reporter):
                 dataset.prepare(chain(archive(written)), reporter)
 
 
+def test_names_of_what_is_skipped_take_no_memory(chain, archive, reporter):
+    path = archive(tar([plain(f"{'x' * 200_000}{number}", b"") for number in range(100)]))
+    with memory_below(10_000_000), pytest.raises(DataError, match=r"found x+\.\.\., x"):
+        dataset.prepare(chain(path), reporter)
+
+
 def test_what_unpacks_to_far_more_than_images_do_is_stopped_early(chain, archive, reporter, monkeypatch):
     monkeypatch.setattr(reading, "_UNCHECKED", 1_000_000)
     monkeypatch.setattr(reading, "RATIO_LIMIT", 20)

@@ -114,12 +114,15 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
         if (length := file.stat().st_size) > MOST_BYTES:
             return Unreadable(file, f"has {human_size(length)}; the limit is {human_size(MOST_BYTES)}")
         opened = Image.open(file, formats=_formats())
-        large = max(math.prod(opened.size), math.prod(_tile(opened))) >= LARGE
+        # What is in an AVIF file can be larger than it says.
+        large = opened.format == "AVIF" or max(math.prod(opened.size), math.prod(_tile(opened))) >= LARGE
         # It is closed before the next large one is decoded.
         with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
             return _decoded(opened, size)
     except PIL.UnidentifiedImageError:
         return Unreadable(file, f"not an image, or an unsupported format (supported: {', '.join(_formats())})")
+    except Image.DecompressionBombError:
+        return Unreadable(file, f"far more pixels than the limit, {MOST_PIXELS / 1e6:.0f} million: scale it down first")
     except _Refused as refused:
         return Unreadable(file, str(refused))
     except Exception as error:  # each decoder of Pillow has errors of its own for damaged files

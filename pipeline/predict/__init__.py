@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipeline import streams
 from pipeline.config import SAMPLE_LABEL
@@ -76,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _limit_memory(path)
         model = onnx_runner.open_model(path)
         _introduce(path, model, named)
-        # The limit on pixels replaces Pillow's warning.
-        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        # Of damaged metadata, say; and the limit on pixels replaces the one that Pillow warns of.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         files, skipped = image_files.find(options.paths)
         return _answer(model, files, skipped, options.json)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 import pytest
 from luigi_runs import clean_environment
-from PIL import Image
+from PIL import Image, features
 
 from pipeline.dataset import image_files
 from pipeline.dataset.image_files import Picture, Unreadable
@@ -144,10 +144,26 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Image size")
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(png(13_000, 13_000, 8, 2, None))
-    assert why_not(tmp_path / "bomb.png") == (
-        "13,000 x 13,000 pixels, 169 million; the limit is 67 million: scale it down first"
+    for side, why in (
+        (13_000, "13,000 x 13,000 pixels, 169 million; the limit is 67 million: scale it down first"),
+        (14_000, "far more pixels than the limit, 67 million: scale it down first"),
+    ):
+        (tmp_path / "bomb.png").write_bytes(png(side, side, 8, 2, None))
+        assert why_not(tmp_path / "bomb.png") == why
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_an_avif_file_is_decoded_by_itself_whatever_size_it_declares(
+    pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, alone = image_files._decoded, []
+    monkeypatch.setattr(
+        image_files, "_decoded", lambda *given: alone.append(image_files._large.locked()) or decoded(*given)
     )
+    for kind in ("avif", "png"):
+        Image.fromarray(pixels).save(tmp_path / f"image.{kind}")
+        pixels_of(tmp_path / f"image.{kind}")
+    assert alone == [True, False]
 
 
 def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:

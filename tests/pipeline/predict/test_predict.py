@@ -126,6 +126,16 @@ def test_what_is_no_image_is_named_and_the_rest_is_classified(
     assert "Traceback" not in said
 
 
+def test_damaged_metadata_are_no_matter(run: Path, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.jpg", exif=turned.tobytes()[:-4])
+    command = [sys.executable, "-m", "pipeline.predict", "--model", str(run / "export/model.onnx"), "photo.jpg"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=clean_environment())
+    assert done.stderr == ""
+    assert "photo.jpg" in done.stdout
+
+
 def test_in_a_folder_only_image_files_count(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "labels.csv").write_text("a,b")
     (folder / ".hidden.png").write_text("x")

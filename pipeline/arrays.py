@@ -64,18 +64,13 @@ _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _TYPES = ("f4", "f8", "f2", "u1", "i4", "i1", "i8", "b1", "i2", "u2", "u4", "u8", "u2")
 _BFLOAT16 = 12
 
-_SPARSE = {1: "row_sparse", 2: "csr"}
 _MOST_DIMENSIONS = 32
-
-
-class Sparse(ValueError):
-    """A `.params` file holds an array that is not stored densely; the message says which kind."""
 
 
 def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
     """The arrays of a `.params` file and their names, of which there may be none.
 
-    Raises `ValueError`, `Sparse` for arrays that are not dense, or `OSError` when it cannot be read.
+    Raises `ValueError`, or `OSError` when it cannot be read.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         reader = _Reader(file)
@@ -83,7 +78,7 @@ def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
             raise ValueError("it does not begin as a .params file")
         reader.numbers("Q")
         (count,) = reader.numbers("Q")
-        arrays = [_array(reader, number) for number in range(count)]
+        arrays = [_array(reader) for _ in range(count)]
         (count,) = reader.numbers("Q")
         names = [reader.bytes(*reader.numbers("Q")).decode() for _ in range(count)]
     if names and len(names) != len(arrays):
@@ -110,14 +105,10 @@ class _Reader:
         return struct.unpack(f"<{kinds}", self.bytes(struct.calcsize(f"<{kinds}")))
 
 
-def _array(reader: _Reader, number: int) -> np.ndarray:
+def _array(reader: _Reader) -> np.ndarray:
     (kind,) = reader.numbers("I")
-    if kind in (_V2, _V3):
-        (storage,) = reader.numbers("i")
-        if storage in _SPARSE:
-            raise Sparse(f"its array {number} is {_SPARSE[storage]}")
-        if storage != 0:
-            raise ValueError(f"an array is stored in the unknown way {storage}")
+    if kind in (_V2, _V3) and reader.numbers("i") != (0,):
+        raise ValueError("an array is sparse (MXNet's tostype('default') makes it dense), or none at all")
     # Before MXNet 1.0 an array began with its number of dimensions, and these had 32 bits.
     (dimensions,) = reader.numbers("i") if kind in (_V1, _V2, _V3) else (kind,)
     if not 0 <= dimensions <= _MOST_DIMENSIONS or (dimensions == 0 and kind != _V3):

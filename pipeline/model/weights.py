@@ -92,8 +92,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(
             f"{path}: cannot read it: {error.strerror}; give the path of a Gluon .params file"
         ) from error
-    except arrays.Sparse as error:
-        raise WeightsError(f"{path}: {error}, expected dense arrays; save it after tostype('default')") from None
     except (ValueError, MemoryError) as error:
         raise WeightsError(f"{path}: damaged or truncated ({size} bytes): {error}; copy it again") from error
     if values and not names:

@@ -231,5 +231,5 @@ def test_weights_that_are_not_finite_or_not_dense_are_refused_before_they_are_us
         weights.load(model.build(architecture), path, [mx.cpu()])
     arrays["5.weight"] = arrays["5.weight"].tostype("row_sparse")
     mx.nd.save(str(path), arrays)
-    with pytest.raises(WeightsError, match=r"its array \d+ is row_sparse, expected dense arrays"):
+    with pytest.raises(WeightsError, match="an array is sparse"):
         weights.load(model.build(architecture), path, [mx.cpu()])

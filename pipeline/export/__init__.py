@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 
 from pipeline import dataset, evaluation, runtime
 from pipeline.config import IMAGE_SIZE
@@ -48,12 +50,11 @@ _CHECKED = 500
 def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Export the run's weights, check the result on test images and publish it; returns the manifest.
 
-    Raises `WeightsError` when the weights do not have the digest that the training recorded, `PipelineError` when a
-    library is missing or the exported model does not agree with the trained one.
+    Raises `WeightsError` when the weights do not have the digest that the training recorded, `PipelineError` when the
+    exported model does not agree with the trained one.
     """
     run, train = evaluation.trained_run(chain)
     inputs = chain.inputs("export")
-    onnx = onnx_runner.onnx()
     data = dataset.load(run.workspace.dataset(run.dataset_id))
     context = runtime.devices("cpu").contexts[0]
     runtime.adapt_to_load(reporter.write)
@@ -65,7 +66,7 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     try:
         with _staging(folder) as staging:
             _write_mxnet(net, norm, staging)
-            _write_onnx(onnx, staging, facts)
+            _write_onnx(staging, facts)
             reporter.note(f"written in {time.monotonic() - started:.1f} s; checking against MXNet on the test images")
             check = _check(staging, net, norm, context, data, reporter)
             # From here until the new manifest is there the stage is not complete.
@@ -74,9 +75,7 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
                 with open(staging / name, "rb") as file:
                     os.fsync(file.fileno())  # which MXNet and onnx do not
                 os.replace(staging / name, folder / name)
-        versions = runtime.versions() | {
-            module.__name__: module.__version__ for module in (onnx, onnx_runner.onnxruntime())
-        }
+        versions = runtime.versions() | {module.__name__: module.__version__ for module in (onnx, onnxruntime)}
         details = {"run": run.run_id, **facts, "check": check, "versions": versions}
         value = manifest.write(folder, "export", FILES, inputs, details)  # type: ignore[arg-type]
     except OSError as error:
@@ -88,13 +87,12 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     return value
 
 
-def imports() -> None:
-    """Load what the export needs."""
+def converter() -> Any:
+    """MXNet's converter to ONNX."""
     runtime.mxnet()
-    import mxnet.onnx  # noqa: F401
+    import mxnet.onnx
 
-    onnx_runner.onnx()
-    onnx_runner.onnxruntime()
+    return mxnet.onnx
 
 
 def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
@@ -133,16 +131,13 @@ def _write_mxnet(net: Any, norm: Normalisation, folder: Path) -> None:
     mx.model.save_checkpoint(str(folder / "model"), 0, symbol, learned, running)
 
 
-def _write_onnx(onnx: Any, folder: Path, facts: dict[str, Any]) -> None:
+def _write_onnx(folder: Path, facts: dict[str, Any]) -> None:
     """Convert the MXNet files in `folder` to `model.onnx` there: named dimensions, no operators that do nothing."""
-    mx = runtime.mxnet()
-    import mxnet.onnx  # noqa: F401  (registers the converters)
-
     path, shape, helper = folder / "model.onnx", (3, IMAGE_SIZE, IMAGE_SIZE), onnx.helper
     symbol, weights = str(folder / "model-symbol.json"), str(folder / "model-0000.params")
     named = {"dynamic": True, "dynamic_input_shapes": [("N", *shape)]}
     try:
-        mx.onnx.export_model(symbol, weights, [(1, *shape)], np.float32, str(path), **named)
+        converter().export_model(symbol, weights, [(1, *shape)], np.float32, str(path), **named)
         converted = onnx.load(str(path)).graph
     except ValueError as error:  # protocol buffers end at 2 GiB
         raise PipelineError(f"the network is too large for one ONNX file: {error}") from error
@@ -166,7 +161,7 @@ def _write_onnx(onnx: Any, folder: Path, facts: dict[str, Any]) -> None:
         ir_version=_IR_VERSION,
         opset_imports=[helper.make_opsetid("", _OPSET)],
         producer_name="mxnet",
-        producer_version=mx.__version__,
+        producer_version=runtime.mxnet().__version__,
         doc_string=f"{name}, trained on {facts['trained_on']}. Input: {LAYOUT}.",
     )
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}

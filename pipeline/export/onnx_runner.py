@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 from google.protobuf.message import DecodeError, Message
 
 from pipeline.errors import PipelineError
@@ -80,7 +82,7 @@ class Model:
 def open_model(path: Path) -> Model:
     """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
 
-    Raises `PipelineError` when onnxruntime or the file is missing, or the file is not an intact export.
+    Raises `PipelineError` when the file is missing or not an intact export.
     """
     session = _session(path)
     try:
@@ -116,24 +118,6 @@ def _classes(text: str) -> list[str]:
     return names
 
 
-def onnxruntime() -> Any:
-    """The imported `onnxruntime` module; raises `PipelineError` when it is not installed or not usable."""
-    try:
-        import onnxruntime as module
-    except ImportError as error:
-        raise PipelineError(f"onnxruntime cannot be imported ({error}): pip install onnxruntime") from error
-    return module
-
-
-def onnx() -> Any:
-    """The imported `onnx` module; raises `PipelineError` when it is not installed or not usable."""
-    try:
-        import onnx as module
-    except ImportError as error:
-        raise PipelineError(f"onnx cannot be imported ({error}): pip install 'onnx>=1.17,<1.18'") from error
-    return module
-
-
 def _check_whole(path: Path) -> None:
     """Raise `PipelineError` unless the file is an ONNX model that is complete in itself and computes each node once.
 
@@ -143,7 +127,7 @@ def _check_whole(path: Path) -> None:
     try:
         if path.stat().st_size >= 1 << 31:
             raise PipelineError(f"{path}: has 2 GiB or more, which no ONNX model can have; export it again")
-        model = onnx().ModelProto.FromString(path.read_bytes())
+        model = onnx.ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise PipelineError(f"{path}: cannot read it: {error.strerror}") from error
     except (ValueError, DecodeError):
@@ -167,11 +151,10 @@ def _parts(message: Any) -> Iterator[Any]:
 
 
 def _session(path: Path) -> Any:
-    ort = onnxruntime()
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; expected an .onnx file or a run's folder")
     _check_whole(path)
-    options = ort.SessionOptions()
+    options = onnxruntime.SessionOptions()
     # By default onnxruntime pins one thread to each core of the machine, even in a container with fewer.
     options.intra_op_num_threads = usable_cores()
     options.inter_op_num_threads = 1
@@ -180,6 +163,6 @@ def _session(path: Path) -> Any:
     try:
         # Before its own second try it prints parts of the file to standard output, among the predictions.
         with contextlib.redirect_stdout(io.StringIO()):
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base of their own
         raise PipelineError(f"{path}: not a usable ONNX model ({cause(error)}); export it again") from error

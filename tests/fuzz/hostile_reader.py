@@ -118,8 +118,6 @@ def onnx(sandbox: Path) -> Callable[[bytes], None]:
 
     from pipeline.export import onnx_runner
 
-    onnx_runner.onnx()
-    onnx_runner.onnxruntime()
     path = sandbox / "model.onnx"
 
     def read(content: bytes) -> None:
@@ -138,8 +136,6 @@ def image(sandbox: Path) -> Callable[[bytes], None]:
     from pipeline import predict
     from pipeline.export import onnx_runner
 
-    onnx_runner.onnx()
-    onnx_runner.onnxruntime()
     Image.init()  # every fork would import all formats for itself
     path = sandbox / "in.png"
 

@@ -186,8 +186,8 @@ def test_a_model_that_does_not_agree_is_not_published(done: SmallChain, monkeypa
     before = done.manifest("export")
     convert = export._write_onnx
 
-    def broken(module: Any, folder: Path, facts: dict[str, Any]) -> None:
-        convert(module, folder, facts)
+    def broken(folder: Path, facts: dict[str, Any]) -> None:
+        convert(folder, facts)
         model = onnx.load(str(folder / "model.onnx"))
         weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4 and tensor.dims[0] == 4)
         values = onnx.numpy_helper.to_array(weight) * 1.01

@@ -1,7 +1,7 @@
-"""Downloading one archive: resumed where it was cut, checked before it counts.
+"""Downloading one archive, resumed where it was cut.
 
-Leaves `<target>` once the whole content is there and has the expected SHA-256; until then `<target>.part` with
-`<target>.part.json` (which content it is a part of).
+Leaves `<target>` once the whole content is there; until then `<target>.part` with `<target>.part.json` (which content
+it is a part of).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pipeline import address
 from pipeline.dataset.archive import looks_like_html
 from pipeline.dataset.refusal import Refused, Tell, shown
-from pipeline.files import human_size, open_regular, read_json, remove_debris, sha256_file, write_json
+from pipeline.files import human_size, open_regular, read_json, remove_debris, write_json
 
 if TYPE_CHECKING:
     import requests
@@ -92,18 +92,18 @@ class _Partial:
         write_json(self.record, asdict(content))
 
 
-def download(url: str, target: Path, expected: str | None, tell: Tell, note: Callable[[str], None]) -> None:
-    """Bring the content of `url` to `target`. `expected` is its SHA-256 in hex digits, or None when not known.
+def download(url: str, target: Path, tell: Tell, note: Callable[[str], None]) -> bool:
+    """Bring the content of `url` to `target`; True when it came in one piece, so that nothing was joined wrongly.
 
     Raises `Refused` when the address does not give the archive, `OSError` when it cannot be stored.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _Partial(target, url)
-    resumed, restarted = partial.offset() > 0, False
-    futile = furthest = 0
+    resumed, futile, furthest = partial.offset() > 0, 0, 0
     while True:
         try:
             _receive(url, partial, tell)
+            break
         except _TryAgain as reason:
             offset = partial.offset()
             resumed = resumed or offset > 0
@@ -116,22 +116,14 @@ def download(url: str, target: Path, expected: str | None, tell: Tell, note: Cal
             pause = BACKOFF * 2 ** max(futile - 1, 0)
             note(f"{reason}; at {human_size(offset)}, retrying in {pause:g} s")
             time.sleep(pause)
-            continue
-        found = sha256_file(partial.file)
-        if not expected or found == expected.lower():
-            os.replace(partial.file, target)
-            partial.record.unlink(missing_ok=True)
-            return
-        remove(target)
-        if restarted or not resumed:
-            raise Refused(f"SHA-256 is {found}, expected {expected.lower()}")
-        note("the resumed download has the wrong SHA-256; downloading it once more from the start")
-        resumed, restarted, furthest = False, True, 0
+    os.replace(partial.file, target)
+    partial.record.unlink(missing_ok=True)
+    return not resumed
 
 
 def remove(target: Path) -> None:
     """Remove a download and everything that belongs to it."""
-    for end in ("", ".part", ".part.json", ".bad"):  # earlier versions kept a wrong download as .bad
+    for end in ("", ".part", ".part.json"):
         target.with_name(target.name + end).unlink(missing_ok=True)
     remove_debris(target.parent, target.name + ".part.json")
 
@@ -279,12 +271,10 @@ def _reason(error: BaseException) -> str:
     """A few words about a failed connection. The libraries' own messages can hold a password or token."""
     text = repr(error)
     for sign, words in {
-        "NameResolution": "the host name cannot be resolved",
-        "Name or service not known": "the host name cannot be resolved",
+        "[Errno -": "the host name cannot be resolved",
         "Connection refused": "the connection was refused",
         "ConnectTimeout": f"no connection within {CONNECT_TIMEOUT:g} s",
         "ReadTimeout": f"no answer for {READ_TIMEOUT:g} s",
-        "Read timed out": f"no answer for {READ_TIMEOUT:g} s",
         "SSL": "the secure connection failed (certificate?)",
         "Proxy": "the proxy failed",
         "TooManyRedirects": "redirects in a circle",

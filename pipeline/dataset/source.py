@@ -57,19 +57,25 @@ def downloaded(chain: Chain, name: str = "") -> Path:
 
 def _download(chain: Chain, location: str, name: str, reporter: Reporter) -> Fetched:
     target = downloaded(chain)
-    if target.exists():  # of a run that was killed before it was unpacked, or was configured wrongly
-        try:
-            return _read_download(chain, target, reporter)
-        except Refused as refused:
-            reporter.note(f"{name}: {refused}; downloading it again")
-    reporter.note(f"downloading {name}")
-    download.download(
-        location,
-        target,
-        chain.given.data.sha256,
-        lambda fraction, message: reporter.progress(0.7 * fraction, f"{message} from {name}"),
-        lambda message: reporter.note(f"{name}: {message}"),
-    )
+
+    def download_it() -> bool:
+        reporter.note(f"downloading {name}")
+        return download.download(
+            location,
+            target,
+            lambda fraction, message: reporter.progress(0.7 * fraction, f"{message} from {name}"),
+            lambda message: reporter.note(f"{name}: {message}"),
+        )
+
+    # It is there after a run that was killed before it was unpacked, or was configured wrongly.
+    in_one_piece = not target.exists() and download_it()
+    try:
+        return _read_download(chain, target, reporter)
+    except Refused as refused:
+        if in_one_piece:
+            raise
+        reporter.note(f"{name}: {refused}; downloading it again")
+    download_it()
     return _read_download(chain, target, reporter)
 
 

@@ -261,7 +261,7 @@ def http(sandbox: Path) -> Callable[[bytes], None]:
 
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mini.tar.gz"
-        download.download(url, sandbox / "downloads" / "in", None, lambda fraction, message: plain(message), plain)
+        download.download(url, sandbox / "downloads" / "in", lambda fraction, message: plain(message), plain)
 
     return read
 

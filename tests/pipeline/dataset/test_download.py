@@ -98,8 +98,9 @@ def test_without_etag_and_date_a_cut_download_starts_over(chain, site, reporter)
     assert [wanted for _, wanted, _ in site.requests] == [None, None]
 
 
-def test_a_wrongly_continued_download_is_got_once_more_from_the_start(chain, site, reporter, monkeypatch):
-    made = chain(site.url(), sha256=SHA256)
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_a_wrongly_continued_download_is_got_once_more_from_the_start(chain, site, reporter, sha256):
+    made = chain(site.url(), sha256=sha256)
     target = dataset.source.downloaded(made)
     target.parent.mkdir(parents=True)
     target.with_name(target.name + ".part").write_bytes(bytes(100_000))

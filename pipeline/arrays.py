@@ -110,10 +110,11 @@ def _array(reader: _Reader) -> np.ndarray:
     if kind in (_V2, _V3) and reader.numbers("i") != (0,):
         raise ValueError("an array is sparse (MXNet's tostype('default') makes it dense), or none at all")
     # Before MXNet 1.0 an array began with its number of dimensions, and these had 32 bits.
-    (dimensions,) = reader.numbers("i") if kind in (_V1, _V2, _V3) else (kind,)
+    old = kind not in (_V1, _V2, _V3)
+    (dimensions,) = (kind,) if old else reader.numbers("i")
     if not 0 <= dimensions <= _MOST_DIMENSIONS or (dimensions == 0 and kind != _V3):
         raise ValueError(f"an array is declared to have {dimensions} dimensions")
-    shape = reader.numbers(("q" if kind in (_V1, _V2, _V3) else "I") * dimensions)
+    shape = reader.numbers(("I" if old else "q") * dimensions)
     _, _, flag = reader.numbers("iii")  # the device's type and number
     if not 0 <= flag < len(_TYPES) or min(shape, default=0) < 0:
         raise ValueError(f"an array is declared as {shape} of type {flag}")

@@ -20,6 +20,12 @@ def printable(text: str, lines: bool = False) -> str:
     return "".join(_printable(letter, lines) for letter in text)
 
 
+def shown(name: str) -> str:
+    """A name as it may be shown: in one line, at most 80 characters."""
+    text = printable(name)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def cause(error: BaseException) -> str:
     """The line of a library's message that says what is wrong: MXNet's are tracebacks, with the cause at the end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

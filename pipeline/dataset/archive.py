@@ -16,7 +16,6 @@ import hashlib
 import os
 import stat
 import tarfile
-import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,8 +23,9 @@ from isal.igzip import IGzipFile
 from isal.isal_zlib import error as IsalError
 
 from pipeline.dataset.layouts import Collector
-from pipeline.dataset.refusal import ADVICE, Refused, Tell, shown
+from pipeline.dataset.refusal import ADVICE, Refused, Tell
 from pipeline.files import human_size
+from pipeline.text import shown
 from pipeline.workspace.sources import batch_folders, counted_files
 
 #: Bytes that an archive may unpack to; CIFAR-10 and CIFAR-100 have 184 MB.
@@ -77,15 +77,11 @@ def _read_archive(file: BinaryIO, collector: Collector, tell: Tell) -> str:
     if size > TOTAL_LIMIT + TOTAL_LIMIT // 64:  # gzip itself adds less
         raise Refused(f"has {human_size(size)}, far more than CIFAR-10 or CIFAR-100: not unpacked")
     stream = _Stream(file, size, compressed, tell)
-    ended = threading.Event()
     # hashlib and zlib release the interpreter's lock: the checksum costs nothing on a second core.
     with concurrent.futures.ThreadPoolExecutor(1) as second_core:
-        digest = second_core.submit(_sha256, file.fileno(), ended)
-        try:
-            _read_tar(stream, collector)
-            return digest.result()
-        finally:
-            ended.set()  # a refusal does not wait for the checksum
+        digest = second_core.submit(_sha256, file.fileno())
+        _read_tar(stream, collector)
+        return digest.result()
 
 
 def _is_compressed(head: bytes) -> bool:
@@ -99,10 +95,10 @@ def _is_compressed(head: bytes) -> bool:
         return False
     if looks_like_html(head):
         raise Refused("is an HTML page (an error or login page?), not an archive")
-    kind = f"of another kind (it begins with {shown(head[:24].decode('latin1'))})"
-    if head[257:262] == b"ustar":
-        kind = "a tar archive with a damaged first header"
-    raise Refused(f"is {kind}; expected a .tar.gz or .tar in the binary or python layout of CIFAR-10 or CIFAR-100")
+    raise Refused(
+        f"is no archive, or its first header is damaged (it begins with {head[:24]!r}); "
+        "expected a .tar.gz or .tar in the binary or python layout of CIFAR-10 or CIFAR-100"
+    )
 
 
 def _read_tar(stream: _Stream, collector: Collector) -> None:
@@ -121,24 +117,19 @@ def _read_tar(stream: _Stream, collector: Collector) -> None:
 
 
 def _next_member(stream: _Stream) -> tarfile.TarInfo | None:
-    """The header of the next member, with the names that the headers before it give it; None at the archive's end."""
+    """The header of the next member, with the name that the headers before it give it; None at the archive's end."""
     limit = stream.position + HEADER_LIMIT
-    told: dict[str, str] = {}
+    name = ""
     while (member := _next_header(stream)) is not None and member.type in _EXTENSIONS:
         if stream.position + member.size > limit:
             raise Refused(f"a member's header is larger than {HEADER_LIMIT} bytes")
         content = bytes(stream.read(member.size, "a header"))
         if member.type == tarfile.GNUTYPE_LONGNAME:
-            told["path"] = _text(content.split(b"\0")[0])
+            name = _text(content.split(b"\0")[0])
         elif member.type == tarfile.XHDTYPE:
-            told |= _pax_records(content)
-    if member is None:
-        return None
-    member.name = told.get("path", member.name)
-    if any(key.startswith("GNU.sparse.") for key in told):
-        member.type = tarfile.GNUTYPE_SPARSE
-    if told.get("size", str(member.size)) != str(member.size):
-        raise Refused(f"member {shown(member.name)} has two sizes, {member.size} and {shown(told['size'])} bytes")
+            name = _pax_records(content).get("path", name)
+    if member is not None and name:
+        member.name = name
     return member
 
 
@@ -253,10 +244,10 @@ class _Stream:
         return block
 
 
-def _sha256(descriptor: int, ended: threading.Event) -> str:
-    """SHA-256 of an open file, read beside whoever else reads it; stops early once `ended` is set."""
+def _sha256(descriptor: int) -> str:
+    """SHA-256 of an open file, read beside whoever else reads it."""
     digest, offset = hashlib.sha256(), 0
-    while not ended.is_set() and (block := os.pread(descriptor, _BLOCK, offset)):
+    while block := os.pread(descriptor, _BLOCK, offset):
         digest.update(block)
         offset += len(block)
     return digest.hexdigest()

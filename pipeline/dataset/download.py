@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline import address
 from pipeline.dataset.archive import looks_like_html
-from pipeline.dataset.refusal import Refused, Tell, shown
+from pipeline.dataset.refusal import Refused, Tell
 from pipeline.files import human_size, open_regular, read_json, remove_debris, write_json
+from pipeline.text import shown
 
 if TYPE_CHECKING:
     import requests

@@ -23,9 +23,9 @@ from pipeline.dataset.layouts import PIXELS, Batch, Bytes, Content
 from pipeline.dataset.refusal import Refused, Tell
 from pipeline.files import sha256_file
 from pipeline.process.cores import usable_cores
-from pipeline.text import counted
+from pipeline.text import counted, shown
 from pipeline.workspace import image_folder
-from pipeline.workspace.image_folder import examples, shown
+from pipeline.workspace.image_folder import examples
 
 #: More unreadable images than this share of all are a mistake of the whole folder.
 UNREADABLE = 0.1

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import OFFICIAL
 from pipeline.dataset import pickles
-from pipeline.dataset.refusal import ADVICE, Refused, shown
+from pipeline.dataset.refusal import ADVICE, Refused
+from pipeline.text import shown
 from pipeline.workspace.image_folder import Images
 from pipeline.workspace.sources import FILES, TRAINING_FILES, Layout
 

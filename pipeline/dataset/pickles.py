@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.refusal import Refused, shown
+from pipeline.dataset.refusal import Refused
 from pipeline.errors import PipelineError
+from pipeline.text import shown
 
 #: Operations that a pickle may have: so many, and one more for so many of its bytes. A batch, which has
 #: 3,072 bytes of each image, needs 2 to 13 operations for it.
 _OPERATIONS, _BYTES_EACH = 20_000, 200
 
-_NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
-_TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-_BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+#: What has its value as the argument: numbers, texts and bytes.
+_VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 _PYTHON_2_STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING"}
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -127,7 +131,7 @@ class _Machine:
                 pass
             case "MARK":
                 self._marks.append(len(stack))
-            case _ if operation in _NUMBERS or operation in _TEXTS or operation in _BYTES:
+            case _ if operation in _VALUES:
                 stack.append(argument)
             case _ if operation in _PYTHON_2_STRINGS:
                 stack.append(argument.encode("latin1"))

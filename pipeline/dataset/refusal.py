@@ -24,9 +24,3 @@ class Refused(DataError):
     def __init__(self, found: str, advice: str = ADVICE, may_pass: bool = False, fits: str = "") -> None:
         super().__init__(found)
         self.advice, self.may_pass, self.fits = advice, may_pass, fits
-
-
-def shown(name: str) -> str:
-    """A name out of an archive as it may be printed: ASCII, in one line, at most 80 characters."""
-    text = ascii(name)[1:-1]
-    return text if len(text) <= 80 else f"{text[:77]}..."

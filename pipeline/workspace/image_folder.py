@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import DataError
 from pipeline.files import read_regular, write_atomically
-from pipeline.text import counted, printable
+from pipeline.text import counted, shown
 
 LABELS = "labels.csv"
 PARTS = ("train", "test")
@@ -139,12 +139,6 @@ def labelled(seen: Look) -> tuple[Images, list[str]]:
         (len(seen.others), "other file", "of kinds that are not read", examples(kinds)),
     ]
     return images, [f"left out: {counted(n, what)} {why} ({which})" for n, what, why, which in left_out if n]
-
-
-def shown(name: str) -> str:
-    """A name as it may be shown: in one line, at most 80 characters."""
-    text = printable(name)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def examples(names: Iterable[str]) -> str:

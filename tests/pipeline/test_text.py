@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import BY_NAME
-from pipeline.text import cause, counted, printable
+from pipeline.text import cause, counted, printable, shown
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,12 @@ def test_what_would_command_a_terminal_is_shown_harmlessly(text: str, shown: str
     assert printable(text) == shown
     for error in BY_NAME.values():
         assert str(error(text)) == shown
+
+
+def test_a_name_is_shown_in_one_line_of_at_most_80_characters() -> None:
+    assert shown("a\nb") == "a b"
+    assert shown("x" * 80) == "x" * 80
+    assert shown("x" * 5000) == "x" * 77 + "..."
 
 
 def test_lines_stay_where_they_may() -> None:

@@ -66,8 +66,8 @@ BROKEN_CHECKSUM = WHOLE[:-8] + bytes([WHOLE[-8] ^ 1]) + WHOLE[-7:]
 CASES = {
     "an empty file": (b"", "is empty"),
     "an HTML page": (b"  <!DOCTYPE html><title>404</title>", "is an HTML page"),
-    "a zip file": (b"PK\x03\x04" + bytes(600), r"it begins with PK\\x03\\x04.*; expected a .tar.gz"),
-    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "it begins with version https://git-lfs"),
+    "a zip file": (b"PK\x03\x04" + bytes(600), r"it begins with b'PK\\x03\\x04.*; expected a .tar.gz"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "it begins with b'version https://git-lfs"),
     "gzip of something else": (gzip.compress(b"hello" * 1000), "is not a readable tar archive"),
     "an archive without batches": (
         tar_gz({"images.bin": b"x"}),
@@ -81,26 +81,18 @@ CASES = {
     "a plain tar cut between members": (PLAIN[:MIDDLE], "truncated: it ends inside its headers"),
     "a gzipped tar cut between members": (gzip.compress(PLAIN[:MIDDLE]), "truncated: it ends inside its headers"),
     "a flipped bit in a header": (flipped(PLAIN, MIDDLE + 3), rf"at byte {MIDDLE:,} of it: bad checksum"),
-    "a flipped bit in the first header": (flipped(PLAIN, 3), "is a tar archive with a damaged first header"),
+    "a flipped bit in the first header": (flipped(PLAIN, 3), "is no archive, or its first header is damaged"),
     "a header that was wiped out": (
         PLAIN[:MIDDLE] + bytes(512) + PLAIN[MIDDLE + 512 :],
         "data follows its end-of-archive mark",
     ),
     "a pax header of digits": (tar_gz({}, pax(b"1" * 250_000)), "holds a damaged pax header"),
     "a pax header without an end": (tar_gz({}, pax(b"30 path=x\n")), "holds a damaged pax header"),
-    "a pax size of 5,000 digits": (
-        tar_gz({}, pax(b"5012 size=" + b"9" * 5001 + b"\n"), plain("a", b"")),
-        "two sizes, 0 and 99",
-    ),
     "a pax size for all members": (
         tar_gz({}, pax(b"11 size=99\n", tarfile.XGLTYPE), *[plain("a", b"x" * 99)] * 2),
         "no CIFAR-10 or CIFAR-100 batches",
     ),
     "a pax name that climbs": (tar_gz({}, pax(b"16 path=../../x\n"), plain("a", b"")), r"\.\./\.\./x points outside"),
-    "a sparse file in pax": (
-        tar_gz({}, pax(b"22 GNU.sparse.major=1\n"), plain("a", b"x")),
-        "member a is of a special type",
-    ),
     "a missing test batch": (tar_gz(without("test_batch.bin")), "test_batch.bin missing; found data_batch_1.bin"),
     "a gap in the batches": (tar_gz(without("data_batch_1.bin")), "data_batch_1.bin missing"),
     "a wrong batch size": (tar_gz(mini_files() | {"data_batch_2.bin": records(3, 1)[:-1]}), "expected a multiple of"),
@@ -120,7 +112,7 @@ CASES = {
     "a device": (tar_gz(mini_files(), special("sda", tarfile.BLKTYPE)), "member sda is a device or pipe"),
     "a pipe": (tar_gz(mini_files(), special("data_batch_3.bin", tarfile.FIFOTYPE)), "is a device or pipe"),
     "a sparse file": (tar_gz(mini_files(), sparse("hole")), "member hole is of a special type"),
-    "a name of two lines": (tar_gz(mini_files(), special("a\nb", tarfile.SYMTYPE, "c")), r"member a\\nb is a link"),
+    "a name of two lines": (tar_gz(mini_files(), special("a\nb", tarfile.SYMTYPE, "c")), r"member a b is a link"),
     "a huge header": (tar_gz(mini_files(), plain("x" * 300_000, b"")), "header is larger"),
     "too many members": (tar_gz({f"{n}": b"" for n in range(1001)}), "more than 1000 members"),
 }
@@ -182,15 +174,8 @@ def test_what_unpacks_to_far_more_than_images_do_is_stopped_early(chain, archive
         dataset.prepare(chain(archive(bomb)), reporter)
 
 
-def test_a_refusal_does_not_wait_for_the_checksum_of_a_huge_file(chain, archive, reporter, monkeypatch):
-    read = os.pread
-    blocks = []
-    monkeypatch.setattr(os, "pread", lambda *arguments: blocks.append(1) or read(*arguments))
-    path = archive(flipped(PLAIN, MIDDLE + 3))
-    os.truncate(path, 1 << 30)
-    with pytest.raises(DataError, match="bad checksum"):
-        dataset.prepare(chain(path), reporter)
-    assert len(blocks) < 1000
+def test_a_file_far_larger_than_an_archive_is_refused_unread(chain, archive, reporter):
+    path = archive(PLAIN)
     os.truncate(path, 20 << 30)
     with pytest.raises(DataError, match=r"has 21\.5 GB, far more than CIFAR-10"):
         dataset.prepare(chain(path), reporter)

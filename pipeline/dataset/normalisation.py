@@ -39,15 +39,10 @@ class Normalisation:
         value = details["normalisation"]
         return cls(tuple(value["mean"]), tuple(value["std"]))
 
-    def factors(self) -> tuple[np.ndarray, np.ndarray]:
-        """(1, 3, 1, 1) float32 scale and shift: `value * scale + shift` normalises."""
-        scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, 3, 1, 1)
-        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, 3, 1, 1)
-        return scale, shift
-
     def apply(self, images: np.ndarray) -> np.ndarray:
         """(N, 3, H, W) uint8 to float32 of the same shape."""
-        scale, shift = self.factors()
+        scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, 3, 1, 1)
+        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, 3, 1, 1)
         values = images.astype(np.float32)
         values *= scale
         values += shift

@@ -16,10 +16,9 @@ import numpy as np
 
 from pipeline import dataset, runtime
 from pipeline.arrays import read_npz
-from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError, from_os_error
 from pipeline.evaluation import metrics, tta
-from pipeline.evaluation.inference import load_network, training_padding, view_logits
+from pipeline.evaluation.inference import TrainedNetwork
 from pipeline.evaluation.metrics import softmax
 from pipeline.files import write_atomically, write_json
 from pipeline.process import child
@@ -39,10 +38,8 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     devices = runtime.devices(chain.config.device)
     runtime.adapt_to_load(reporter.write)
     started = time.monotonic()
-    net = load_network(run, train, devices.contexts[:1])
-    norm = Normalisation.from_manifest(train["details"])
-    count, padding = chain.config.evaluation.tta, training_padding(train)
-    outputs = view_logits(net, data.test_images, norm, devices.contexts[0], count, padding, reporter)
+    network = TrainedNetwork.load(run, train, devices.contexts[0])
+    outputs = network.logits(data.test_images, chain.config.evaluation.tta, reporter)
     logits, labels = tta.average(outputs), np.asarray(data.test_labels)
     result = {
         **metrics.compute(logits, labels, data.classes),

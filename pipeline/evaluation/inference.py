@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
 
@@ -21,44 +22,47 @@ from pipeline.workspace import Run
 BATCH_SIZE = 125
 
 
-def training_padding(train: dict[str, Any]) -> str:
-    """What this training put beyond the border of shifted images: `zero` or `reflect`."""
-    return str(train["details"]["config"]["training"].get("augmentation", {}).get("padding", "zero"))
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The network of a finished training on one device: hybridised, with the normalisation that it was trained with.
 
+    `padding` is what its training put beyond the border of shifted images: `zero` or `reflect`.
+    """
 
-def load_network(run: Run, train: dict[str, Any], contexts: list[Any]) -> Any:
-    """The trained network, hybridised, its weights checked against the recorded digest."""
-    net = model.build(from_record(train["details"]["config"]).architecture)
-    sha256 = train["files"]["model.params"]["sha256"]
-    weights.load_trusted(net, run.stage("train") / "model.params", sha256, contexts)
-    net.hybridize(static_alloc=True, static_shape=True)
-    return net
+    net: Any
+    norm: Normalisation
+    padding: str
+    context: Any
 
+    @classmethod
+    def load(cls, run: Run, train: dict[str, Any], context: Any) -> TrainedNetwork:
+        """The network that a training's manifest describes. Raises `WeightsError` for weights of another digest."""
+        details = train["details"]
+        net = model.build(from_record(details["config"]).architecture)
+        sha256 = train["files"]["model.params"]["sha256"]
+        weights.load_trusted(net, run.stage("train") / "model.params", sha256, [context])
+        net.hybridize(static_alloc=True, static_shape=True)
+        padding = details["config"]["training"].get("augmentation", {}).get("padding", "zero")
+        return cls(net, Normalisation.from_manifest(details), str(padding), context)
 
-def view_logits(
-    net: Any,
-    images: np.ndarray,
-    norm: Normalisation,
-    context: Any,
-    count: int = 1,
-    padding: str = "zero",
-    reporter: child.Reporter | None = None,
-) -> list[np.ndarray]:
-    """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
-    mx = runtime.mxnet()
-    batch_size = min(BATCH_SIZE, len(images))
-    parts: list[list[np.ndarray]] = [[] for _ in range(count)]
+    def logits(self, images: np.ndarray, count: int = 1, reporter: child.Reporter | None = None) -> list[np.ndarray]:
+        """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
+        parts: list[list[np.ndarray]] = [[] for _ in range(count)]
+        # In pairs, so that a batch is read while the next one computes.
+        for (view, output, size), _ in pairwise(chain(self._outputs(images, count, reporter), [(0, None, 0)])):
+            parts[view].append(output.asnumpy()[:size])
+        return [np.concatenate(part) for part in parts]
 
-    def outputs() -> Iterator[tuple[int, Any, int]]:
+    def _outputs(
+        self, images: np.ndarray, count: int, reporter: child.Reporter | None
+    ) -> Iterator[tuple[int, Any, int]]:
+        """The view, the output on the device and the number of images of each batch."""
+        mx = runtime.mxnet()
+        batch_size = min(BATCH_SIZE, len(images))
         for start in range(0, len(images), batch_size):
-            for view, pixels in enumerate(tta.views(images[start : start + batch_size], count, padding)):
-                ((values, size),) = loader.padded_batches(pixels, batch_size, norm)
-                yield view, net(mx.nd.array(values, ctx=context)), size
+            for view, pixels in enumerate(tta.views(images[start : start + batch_size], count, self.padding)):
+                ((values, size),) = loader.padded_batches(pixels, batch_size, self.norm)
+                yield view, self.net(mx.nd.array(values, ctx=self.context)), size
             if reporter:
                 done = min(start + batch_size, len(images))
                 reporter.progress(done / len(images), f"{done:,} of {len(images):,} images")
-
-    # In pairs, so that a batch is read while the next one computes.
-    for (view, output, size), _ in pairwise(chain(outputs(), [(0, None, 0)])):
-        parts[view].append(output.asnumpy()[:size])
-    return [np.concatenate(part) for part in parts]

@@ -23,7 +23,6 @@ import onnxruntime
 
 from pipeline import dataset, evaluation, runtime
 from pipeline.config import IMAGE_SIZE
-from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, from_os_error
 from pipeline.export import onnx_runner
 from pipeline.model import CHANNELS
@@ -56,19 +55,17 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
     run, train = evaluation.trained_run(chain)
     inputs = chain.inputs("export")
     data = dataset.load(run.workspace.dataset(run.dataset_id))
-    context = runtime.devices("cpu").contexts[0]
     runtime.adapt_to_load(reporter.write)
-    net = evaluation.load_network(run, train, [context])
-    norm = Normalisation.from_manifest(train["details"])
-    facts = _facts(train, chain.config.evaluation.tta)
+    network = evaluation.TrainedNetwork.load(run, train, runtime.devices("cpu").contexts[0])
+    facts = _facts(train, network, chain.config.evaluation.tta)
     folder = run.stage("export")
     started = time.monotonic()
     try:
         with _staging(folder) as staging:
-            _write_mxnet(net, norm, staging)
+            _write_mxnet(network, staging)
             _write_onnx(staging, facts)
             reporter.note(f"written in {time.monotonic() - started:.1f} s; checking against MXNet on the test images")
-            check = _check(staging, net, norm, context, data, reporter)
+            check = _check(staging, network, data, reporter)
             # From here until the new manifest is there the stage is not complete.
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in FILES:
@@ -95,7 +92,7 @@ def converter() -> Any:
     return mxnet.onnx
 
 
-def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
+def _facts(train: dict[str, Any], network: evaluation.TrainedNetwork, views: int) -> dict[str, Any]:
     """What users of the exported model need to know: for the manifest and the metadata of the ONNX file."""
     details = train["details"]
     architecture = details["config"]["architecture"]
@@ -105,24 +102,24 @@ def _facts(train: dict[str, Any], views: int) -> dict[str, Any]:
         "outputs": list(OUTPUTS),
         "normalisation": {**details["normalisation"], "where": "inside the graph: (images - mean) / std"},
         "views": views,
-        "padding": evaluation.training_padding(train),
+        "padding": network.padding,
         "trained_on": details["dataset"]["label"],
         "architecture": architecture,
         "weights_sha256": train["files"]["model.params"]["sha256"],
     }
 
 
-def _write_mxnet(net: Any, norm: Normalisation, folder: Path) -> None:
+def _write_mxnet(network: evaluation.TrainedNetwork, folder: Path) -> None:
     """Write `model-symbol.json` and `model-0000.params`: the network with the normalisation in front of it."""
     mx = runtime.mxnet()
     images = mx.sym.var(INPUT)
     # Their shapes cannot be inferred from that of the images, which is all that `Module.bind` gets.
     scale, shift = (mx.sym.var(f"normalisation_{name}", shape=(1, CHANNELS, 1, 1)) for name in ("scale", "shift"))
     values = mx.sym.broadcast_add(mx.sym.broadcast_mul(images, scale, name="scaled"), shift, name="normalised")
-    logits = mx.sym.identity(net(values), name=OUTPUTS[0])
+    logits = mx.sym.identity(network.net(values), name=OUTPUTS[0])
     symbol = mx.sym.Group([logits, mx.sym.softmax(logits, axis=-1, name=OUTPUTS[1])])
-    arrays = {name: parameter.data().as_in_context(mx.cpu()) for name, parameter in net.collect_params().items()}
-    mean, std = (np.array(value, np.float64).reshape(1, 3, 1, 1) for value in (norm.mean, norm.std))
+    arrays = {name: parameter.data() for name, parameter in network.net.collect_params().items()}
+    mean, std = (np.array(value).reshape(1, 3, 1, 1) for value in (network.norm.mean, network.norm.std))
     # (x - mean) / std, with the same rounding as in training: one multiplication, one addition.
     arrays["normalisation_scale"] = mx.nd.array(1 / std)
     arrays["normalisation_shift"] = mx.nd.array(-mean / std)
@@ -190,12 +187,12 @@ def _without_identities(nodes: Iterable[Any]) -> list[Any]:
 
 
 def _check(
-    folder: Path, net: Any, norm: Normalisation, context: Any, data: dataset.Dataset, reporter: child.Reporter
+    folder: Path, network: evaluation.TrainedNetwork, data: dataset.Dataset, reporter: child.Reporter
 ) -> dict[str, Any]:
     """Compare what was written with the trained network on test images; raises `PipelineError` if they differ."""
     every = -(-len(data.test_labels) // _CHECKED)
     images, labels = data.test_images[::every], np.asarray(data.test_labels)[::every]
-    (expected,) = evaluation.view_logits(net, images, norm, context)
+    (expected,) = network.logits(images)
     model = dataclasses.replace(onnx_runner.open_model(folder / "model.onnx"), views=1)
     started = time.monotonic()
     found = model.logits(
@@ -208,7 +205,7 @@ def _check(
         "largest_logit": float(np.abs(expected).max()),
         "top1_identical": int((found.argmax(1) == expected.argmax(1)).sum()),
         "accuracy": float((found.argmax(1) == labels).mean()),
-        "mxnet_max_difference": _check_mxnet(folder, images[:250], expected[:250], context),
+        "mxnet_max_difference": _check_mxnet(folder, images[:250], expected[:250]),
         "onnxruntime_images_per_second": round(len(labels) / seconds, 1),
     }
     tolerance = _TOLERANCE * max(1.0, check["largest_logit"])
@@ -221,14 +218,13 @@ def _check(
     return check
 
 
-def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray, context: Any) -> float:
+def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference of a logit between the exported MXNet files and the trained network."""
     mx = runtime.mxnet()
-    values = mx.nd.array(np.asarray(images).astype(np.float32) / np.float32(255), ctx=context)
+    values = mx.nd.array(np.asarray(images).astype(np.float32) / np.float32(255))
     try:
-        block = mx.gluon.SymbolBlock.imports(
-            str(folder / "model-symbol.json"), [INPUT], str(folder / "model-0000.params"), ctx=context
-        )
+        symbol, parameters = str(folder / "model-symbol.json"), str(folder / "model-0000.params")
+        block = mx.gluon.SymbolBlock.imports(symbol, [INPUT], parameters)
         logits = block(values)[0].asnumpy()
     except RuntimeError as error:
         raise PipelineError(f"model-symbol.json: MXNet cannot load the exported model: {cause(error)}") from error

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from pipeline import dataset, evaluation, runtime
-from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.evaluation import tta
 from pipeline.evaluation.statistics import compare_paired
@@ -179,12 +178,9 @@ def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Rep
     assert train is not None
     devices = runtime.devices(chain.config.device)
     runtime.adapt_to_load(reporter.write)
-    net = evaluation.load_network(other, train, devices.contexts[:1])
-    norm = Normalisation.from_manifest(train["details"])
+    network = evaluation.TrainedNetwork.load(other, train, devices.contexts[0])
     data = dataset.load(run.workspace.dataset(run.dataset_id))
-    views, padding = chain.config.evaluation.tta, evaluation.training_padding(train)
-    images, context = data.test_images[rows], devices.contexts[0]
-    logits = tta.average(evaluation.view_logits(net, images, norm, context, views, padding, reporter))
+    logits = tta.average(network.logits(data.test_images[rows], chain.config.evaluation.tta, reporter))
     names = np.array(evaluation.metrics.output_names(_classes(other), logits.shape[1]))
     return names[logits.argmax(1)] == np.array(data.classes)[data.test_labels[rows]]
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline import dataset, evaluation, model, runtime
-from pipeline.dataset.normalisation import Normalisation
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_file
 from pipeline.model import weights
@@ -109,11 +108,9 @@ def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
     metrics = read_json(done.folder("evaluate") / "metrics.json")
     assert (metrics["views"], metrics["single_view_accuracy"]) == (2, alone["accuracy"])
     run, train = evaluation.trained_run(chain)
-    context = runtime.devices("cpu").contexts[0]
-    net = evaluation.load_network(run, train, [context])
-    norm = Normalisation.from_manifest(train["details"])
+    network = evaluation.TrainedNetwork.load(run, train, runtime.devices("cpu").contexts[0])
     images = np.asarray(dataset.load(done.folder("dataset")).test_images)
-    logits = [evaluation.view_logits(net, each, norm, context)[0] for each in (images, images[..., ::-1])]
+    logits = [network.logits(each)[0] for each in (images, images[..., ::-1])]
     assert np.abs(logits[0] - logits[1]).max() > 0.01
     predictions = np.load(done.folder("evaluate") / "predictions.npz")
     expected = evaluation.softmax((logits[0] + logits[1]) / 2)

@@ -53,19 +53,24 @@ def plain(message: str) -> None:
 # --- what reads each kind ---------------------------------------------------------------------------------------------
 
 
-def archive(sandbox: Path) -> Callable[[bytes], None]:
-    from pipeline import dataset
+def small_chain(sandbox: Path, name: str, source: Path) -> Any:
     from pipeline.config import from_dict
     from pipeline.workspace import Workspace
     from pipeline.workspace.freshness import Chain
 
-    path = sandbox / "in.archive"
     value = {
-        "data": {"name": "mini", "source": str(path)},
+        "data": {"name": name, "source": str(source)},
         "architecture": {"name": "tiny", "conv_arch": [[1, 4]]},
         "training": {"epochs": 1},
     }
-    chain = Chain(Workspace(sandbox / "artifacts"), from_dict(value))
+    return Chain(Workspace(sandbox / "artifacts"), from_dict(value))
+
+
+def archive(sandbox: Path) -> Callable[[bytes], None]:
+    from pipeline import dataset
+
+    path = sandbox / "in.archive"
+    chain = small_chain(sandbox, "mini", path)
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
@@ -153,21 +158,13 @@ def labels(sandbox: Path) -> Callable[[bytes], None]:
     from PIL import Image
 
     from pipeline import dataset
-    from pipeline.config import from_dict
-    from pipeline.workspace import Workspace
-    from pipeline.workspace.freshness import Chain
 
     folder = sandbox / "parts"
     folder.mkdir()
     for number in range(4):
         pixels = np.random.RandomState(number).randint(0, 256, (32, 32, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    value = {
-        "data": {"name": "parts", "source": str(folder)},
-        "architecture": {"name": "tiny", "conv_arch": [[1, 4]]},
-        "training": {"epochs": 1},
-    }
-    chain = Chain(Workspace(sandbox / "artifacts"), from_dict(value))
+    chain = small_chain(sandbox, "parts", folder)
 
     def read(content: bytes) -> None:
         (folder / "labels.csv").write_bytes(content)

@@ -93,11 +93,6 @@ def try_out(reader: Reader, inputs: st.SearchStrategy[bytes]) -> None:
     hostile()
 
 
-@pytest.fixture(scope="module")
-def made(finished: SmallChain) -> SmallChain:
-    return finished
-
-
 def reader(kind: str, *errors: str) -> Any:
     """A fixture: the reader of one kind, in a sandbox of its own."""
 
@@ -174,22 +169,22 @@ def test_pickles(pickles: Reader) -> None:
     try_out(pickles, st.sampled_from(goods).flatmap(mutated))
 
 
-def test_weights(params: Reader, made: SmallChain) -> None:
-    good = (made.folder("train") / "model.params").read_bytes()
+def test_weights(params: Reader, finished: SmallChain) -> None:
+    good = (finished.folder("train") / "model.params").read_bytes()
     assert params.read(good)["end"] == "success"
 
     try_out(params, mutated(good))
 
 
-def test_checkpoints(checkpoints: Reader, made: SmallChain) -> None:
-    good = (made.folder("train") / "trainer.npz").read_bytes()
+def test_checkpoints(checkpoints: Reader, finished: SmallChain) -> None:
+    good = (finished.folder("train") / "trainer.npz").read_bytes()
     assert checkpoints.read(good)["end"] == "success"
 
     try_out(checkpoints, mutated(good))
 
 
-def test_onnx_models(models: Reader, made: SmallChain) -> None:
-    good = (made.folder("export") / "model.onnx").read_bytes()
+def test_onnx_models(models: Reader, finished: SmallChain) -> None:
+    good = (finished.folder("export") / "model.onnx").read_bytes()
     assert models.read(good)["end"] == "success"
 
     try_out(models, mutated(good))
@@ -213,15 +208,16 @@ def test_labels_of_a_folder_of_images(labels: Reader) -> None:
     try_out(labels, mutated(good))
 
 
-def test_configurations(configurations: Reader, made: SmallChain) -> None:
-    goods = [path.read_bytes() for path in sorted((CHECKOUT / "config").glob("*.yaml"))] + [made.config.read_bytes()]
+def test_configurations(configurations: Reader, finished: SmallChain) -> None:
+    paths = [*sorted((CHECKOUT / "config").glob("*.yaml")), finished.config]
+    goods = [path.read_bytes() for path in paths]
 
     try_out(configurations, st.sampled_from(goods).flatmap(mutated))
 
 
-def test_manifests_and_pointers(workspaces: Reader, made: SmallChain) -> None:
-    root = made.workspace
-    run = made.folder("train").parent
+def test_manifests_and_pointers(workspaces: Reader, finished: SmallChain) -> None:
+    root = finished.workspace
+    run = finished.folder("train").parent
     names = [path.relative_to(root) for path in (*root.glob("datasets/**/*.json"), *run.glob("*/manifest.json"))]
 
     try_out(

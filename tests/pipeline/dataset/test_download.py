@@ -86,22 +86,19 @@ def test_content_that_changed_meanwhile_is_not_glued_to_the_old(chain, site, rep
     assert site.requests[-1][2] == 200
 
 
-def test_a_server_without_ranges_starts_over_cleanly(chain, site, reporter):
-    site.ranges, site.cuts = False, [150_000]
+@pytest.mark.parametrize(("lacking", "asked"), [("ranges", [False, True]), ("etag", [False, False])])
+def test_a_server_that_cannot_resume_starts_over_cleanly(chain, site, reporter, lacking, asked):
+    setattr(site, lacking, False)
+    site.cuts = [150_000]
     dataset.prepare(chain(site.url(), sha256=SHA256), reporter)
     assert [status for _, _, status in site.requests] == [200, 200]
-
-
-def test_without_etag_and_date_a_cut_download_starts_over(chain, site, reporter):
-    site.etag, site.cuts = False, [150_000]
-    dataset.prepare(chain(site.url(), sha256=SHA256), reporter)
-    assert [wanted for _, wanted, _ in site.requests] == [None, None]
+    assert [bool(wanted) for _, wanted, _ in site.requests] == asked
 
 
 @pytest.mark.parametrize("sha256", [SHA256, None])
 def test_a_wrongly_continued_download_is_got_once_more_from_the_start(chain, site, reporter, sha256):
     made = chain(site.url(), sha256=sha256)
-    target = dataset.source.downloaded(made)
+    target = source.downloaded(made)
     target.parent.mkdir(parents=True)
     target.with_name(target.name + ".part").write_bytes(bytes(100_000))
     address = hashlib.sha256(site.url().encode()).hexdigest()
@@ -168,11 +165,6 @@ def test_a_length_that_no_file_has_is_refused(chain, site, reporter, length):
 def test_a_length_that_is_no_number_is_unknown(chain, site, reporter, length):
     site.length = length
     assert dataset.prepare(chain(site.url()), reporter)["details"]["train_images"] == 120
-
-
-def test_a_mirror_may_be_a_local_file(chain, archive, site, reporter):
-    made = chain(site.url("/gone"), mirrors=[str(archive(CONTENT))])
-    assert dataset.prepare(made, reporter)["details"]["train_images"] == 120
 
 
 def test_when_all_fail_one_line_names_each_address_without_its_password(chain, site, reporter, monkeypatch):
@@ -281,16 +273,12 @@ def test_an_archive_under_the_wrong_name_waits_under_the_right_one(chain, site, 
     assert kept.read_bytes() == site.pages["/mini.tar.gz"]
 
 
-def test_a_wrong_checksum_names_both_and_leaves_no_download(chain, site, reporter):
+def test_what_is_not_the_archive_is_told_and_not_kept(chain, site, reporter):
     made = chain(site.url(), sha256="b" * 64)
     with pytest.raises(DataError, match=rf"SHA-256 is {SHA256}, expected b{{64}}"):
         dataset.prepare(made, reporter)
     assert leftovers(made) == []
-
-
-def test_an_html_page_instead_of_an_archive_is_recognised(chain, site, reporter):
     site.pages["/mini.tar.gz"] = b"\n<!doctype html><h1>Sign in</h1>"
-    made = chain(site.url())
     with pytest.raises(DataError, match="answered with an HTML page instead of an archive"):
         dataset.prepare(made, reporter)
     assert leftovers(made) == []
@@ -306,28 +294,22 @@ def test_a_broken_archive_without_a_checksum_is_not_used_twice(chain, site, repo
     assert made.why("dataset") == []
 
 
-def test_a_finished_download_of_a_killed_run_is_used(chain, site, reporter):
+@pytest.mark.parametrize(("content", "requests"), [(CONTENT, 0), (CONTENT[:-1], 1)], ids=["whole", "cut"])
+def test_a_finished_download_of_a_killed_run_is_used_if_it_is_whole(chain, site, reporter, content, requests):
     made = chain(site.url(), sha256=SHA256)
-    target = dataset.source.downloaded(made)
+    target = source.downloaded(made)
     target.parent.mkdir(parents=True)
-    target.write_bytes(CONTENT)
+    target.write_bytes(content)
     dataset.prepare(made, reporter)
-    assert site.requests == []
+    assert len(site.requests) == requests
     assert leftovers(made) == []
 
 
-def test_a_wrong_download_of_a_killed_run_is_replaced(chain, site, reporter):
-    made = chain(site.url(), sha256=SHA256)
-    target = dataset.source.downloaded(made)
-    target.parent.mkdir(parents=True)
-    target.write_bytes(CONTENT[:-1])
-    dataset.prepare(made, reporter)
-    assert [status for _, _, status in site.requests] == [200]
-
-
-def test_something_far_larger_than_cifar10_is_not_downloaded(chain, site, reporter, monkeypatch):
+@pytest.mark.parametrize("length", [None, "x"])
+def test_something_far_larger_than_cifar10_is_not_downloaded(chain, site, reporter, monkeypatch, length):
     monkeypatch.setattr(download, "DOWNLOAD_LIMIT", 100_000)
-    with pytest.raises(DataError, match="far more than CIFAR-10"):
+    site.length = length
+    with pytest.raises(DataError, match="far more than CIFAR-10" if length is None else "is larger than 100 kB"):
         dataset.prepare(chain(site.url()), reporter)
 
 

@@ -40,16 +40,18 @@ def test_an_archive_becomes_arrays_labels_and_class_names(chain, archive, report
     assert data.classes == list(NAMES)
 
 
-def test_the_images_are_a_read_only_memory_map(chain, archive, reporter):
+def test_a_data_set_cannot_be_changed_by_accident(chain, archive, reporter):
     made = chain(archive(tar_gz(mini_files())))
     dataset.prepare(made, reporter)
     data = dataset.load(made.dataset_folder())
     assert isinstance(data.train_images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         data.train_images[0] = 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        data.classes = []
 
 
-def test_the_manifest_names_digest_counts_and_origin(chain, archive, reporter):
+def test_the_manifest_names_digest_counts_and_origin_and_the_pointer_the_data_set(chain, archive, reporter):
     files = mini_files()
     path = archive(tar_gz(files))
     made = chain(path)
@@ -71,6 +73,10 @@ def test_the_manifest_names_digest_counts_and_origin(chain, archive, reporter):
         "label": "mini, not the official archive",
     }
     assert any("not the official archive" in note for note in reporter.notes)
+    pointer = read_json(made.workspace.source_pointer(made.config.data))
+    assert (pointer["dataset"], pointer["digest"]) == (f"mini-{details['digest'][:8]}", details["digest"])
+    assert pointer["official"] is False
+    assert list(pointer["stat"]) == ["mini.tar.gz"]
 
 
 def test_the_chain_counts_the_stage_as_done_until_the_archive_changes(chain, archive, reporter):
@@ -164,16 +170,6 @@ def test_every_way_to_the_same_images_gives_the_same_data_set(chain, archive, re
     ]
     digests = {dataset.prepare(chain(source), reporter)["details"]["digest"] for source in sources}
     assert len(digests) == 1
-
-
-def test_the_pointer_says_what_the_source_turned_out_to_be(chain, archive, reporter):
-    made = chain(archive(tar_gz(mini_files())))
-    digest = dataset.prepare(made, reporter)["details"]["digest"]
-    pointer = read_json(made.workspace.source_pointer(made.config.data))
-    assert pointer["dataset"] == f"mini-{digest[:8]}"
-    assert pointer["digest"] == digest
-    assert pointer["official"] is False
-    assert list(pointer["stat"]) == ["mini.tar.gz"]
 
 
 def test_the_official_checksum_makes_it_the_official_archive(chain, archive, reporter, monkeypatch):
@@ -318,10 +314,3 @@ def test_progress_runs_from_0_to_1_and_never_back(chain, archive, reporter):
     dataset.prepare(chain(archive(tar_gz(mini_files()))), reporter)
     assert reporter.fractions == sorted(reporter.fractions)
     assert reporter.fractions[-1] == 1.0
-
-
-def test_a_data_set_cannot_be_changed_by_accident(chain, archive, reporter):
-    made = chain(archive(tar_gz(mini_files())))
-    dataset.prepare(made, reporter)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        dataset.load(made.dataset_folder()).classes = []

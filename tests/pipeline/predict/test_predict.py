@@ -54,6 +54,16 @@ def answered(capsys: pytest.CaptureFixture[str], *arguments: Any, expected: int 
     return json.loads(captured.out), captured.err
 
 
+def refused(capfd: pytest.CaptureFixture[str], model: Path, *arguments: Any) -> str:
+    """The one line on standard error with which the command refuses a model or image; its answer is empty."""
+    assert predict.main(["--model", str(model), *map(str, arguments)]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("vgg-predict: ")
+    return line.removeprefix("vgg-predict: ")
+
+
 # --- images -------------------------------------------------------------------------------------------------------
 
 
@@ -194,13 +204,10 @@ def test_a_name_that_would_command_the_terminal_is_printed_harmlessly(
 
 @pytest.mark.parametrize("path", ["nowhere", "empty"])
 def test_a_path_without_images_is_one_clear_line(
-    run: Path, tmp_path: Path, path: str, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, path: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert predict.main(["--model", str(run), str(tmp_path / path)]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines()[-1].startswith(f"vgg-predict: {tmp_path / path}: no ")
+    assert refused(capfd, run / "export/model.onnx", tmp_path / path).startswith(f"{tmp_path / path}: no ")
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -247,52 +254,48 @@ def test_the_current_model_of_a_workspace_goes_before_the_newest(
 
 
 def test_an_export_of_other_weights_than_the_promoted_ones_is_refused(
-    done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
+    done: SmallChain, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     promote(done, "0" * 64)
-    assert predict.main(["--model", str(done.workspace), str(folder)]) == 1
-    assert "exported from other weights" in capsys.readouterr().err
+    assert "exported from other weights" in refused(capfd, done.workspace, folder)
 
 
 def test_several_current_models_have_to_be_chosen_from(
-    done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
+    done: SmallChain, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     weights = done.manifest("train")["files"]["model.params"]["sha256"]
     promote(done, weights)
     chosen = promote(done, weights, "other")
-    assert predict.main(["--model", str(done.workspace), str(folder)]) == 1
-    said = capsys.readouterr().err
+    said = refused(capfd, done.workspace, folder)
     assert "several models are current" in said
     assert str(chosen) in said
     assert predict.main(["--model", str(chosen), str(folder)]) == 0
 
 
-def test_a_damaged_model_is_refused(done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_model_is_refused(done: SmallChain, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = done.folder("export") / "model.onnx"
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
-    assert predict.main(["--model", str(model.parent.parent), str(folder)]) == 1
-    assert "model.onnx: damaged" in capsys.readouterr().err
+    assert "model.onnx: damaged" in refused(capfd, model.parent.parent, folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"no model at all"])
+@pytest.mark.parametrize(
+    ("content", "size", "words"),
+    [
+        (b"", 0, "not a usable ONNX model"),
+        (b"no model at all", 15, "not a usable ONNX model"),
+        (b"", 1 << 40, "has 2 GiB or more, which no ONNX model can have"),
+    ],
+    ids=["empty", "text", "holes"],
+)
 def test_a_file_that_is_no_model_is_one_clear_line(
-    tmp_path: Path, folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, content: bytes, size: int, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "other.onnx"
     path.write_bytes(content)
-    assert predict.main(["--model", str(path), str(folder)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"vgg-predict: {path}: ")
-
-
-def test_a_file_of_holes_is_no_model(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "other.onnx"
-    path.touch()
-    os.truncate(path, 1 << 40)
-    assert predict.main(["--model", str(path), str(folder)]) == 1
-    assert f"{path}: has 2 GiB or more, which no ONNX model can have" in capsys.readouterr().err
+    os.truncate(path, size)
+    assert refused(capfd, path, folder).startswith(f"{path}: {words}")
 
 
 @pytest.mark.parametrize(
@@ -308,12 +311,11 @@ def test_a_file_of_holes_is_no_model(tmp_path: Path, folder: Path, capsys: pytes
     ],
 )
 def test_metadata_that_do_not_fit_the_model_are_one_clear_line(
-    run: Path, folder: Path, tmp_path: Path, key: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
+    run: Path, folder: Path, tmp_path: Path, key: str, value: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = edited(run, tmp_path, **{key: value})
-    assert predict.main(["--model", str(path), str(folder)]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"vgg-predict: {path}: ")
+    line = refused(capfd, path, folder)
+    assert line.startswith(f"{path}: ")
     assert words in line
 
 
@@ -354,43 +356,34 @@ def test_a_model_that_gives_no_numbers_is_one_clear_line(
         if tensor.data_type == onnx.TensorProto.FLOAT:
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.nan, tensor.name))
     onnx.save(model, tmp_path / "nan.onnx")
-    assert predict.main(["--model", str(tmp_path / "nan.onnx"), str(folder), "--json"]) == 1
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert "gives logits that are not finite" in line
+    assert "gives logits that are not finite" in refused(capfd, tmp_path / "nan.onnx", folder, "--json")
 
 
 def test_a_name_that_is_no_text_is_one_clear_line(
     run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bytes.onnx").write_bytes((run / "export" / "model.onnx").read_bytes().replace(b"Conv", b"Con\xff"))
-    assert predict.main(["--model", str(tmp_path / "bytes.onnx"), str(folder), "--json"]) == 1
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith(f"vgg-predict: {tmp_path / 'bytes.onnx'}: ")
+    path = tmp_path / "bytes.onnx"
+    path.write_bytes((run / "export" / "model.onnx").read_bytes().replace(b"Conv", b"Con\xff"))
+    assert refused(capfd, path, folder, "--json").startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("location", ["/etc/passwd", "../secret", "inside.bin"])
 @pytest.mark.parametrize("where", ["initializer", "attribute"])
 def test_a_model_cannot_read_other_files(
-    folder: Path, tmp_path: Path, location: str, where: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, location: str, where: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "inside.bin").write_bytes(bytes(40))
     tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[10])
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     path = small_model(tmp_path, tensor, where)
-    assert predict.main(["--model", str(path), str(folder)]) == 1
-    assert capsys.readouterr().err == (
-        f"vgg-predict: {path}: stores values in other files, which are not read; save the model as one file\n"
-    )
+    told = f"{path}: stores values in other files, which are not read; save the model as one file"
+    assert refused(capfd, path, folder) == told
 
 
 @pytest.mark.parametrize("what", ["loop", "branch", "function"])
 def test_a_model_that_could_run_for_ever_is_not_run(
-    folder: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     helper, numbers = onnx.helper, onnx.TensorProto
     round_of = helper.make_graph(
@@ -413,10 +406,8 @@ def test_a_model_that_could_run_for_ever_is_not_run(
         model = onnx.load(path)
         model.functions.add(name="f", domain="d")
         onnx.save(model, path)
-    assert predict.main(["--model", str(path), str(folder)]) == 1
-    assert capsys.readouterr().err == (
-        f"vgg-predict: {path}: has loops, branches or functions, which are not run; export it again\n"
-    )
+    told = f"{path}: has loops, branches or functions, which are not run; export it again"
+    assert refused(capfd, path, folder) == told
 
 
 def test_a_model_that_declares_more_than_it_holds_ends_in_one_line_within_its_memory(
@@ -460,16 +451,12 @@ def small_model(folder: Path, tensor: onnx.TensorProto, where: str, *nodes: onnx
 
 
 def test_a_model_that_cannot_be_run_on_the_images_is_one_clear_line(
-    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = onnx.load(run / "export" / "model.onnx")
-    for dimension in model.graph.input[0].type.tensor_type.shape.dim[2:]:
-        dimension.dim_value = 40  # its dense layers take 32x32 pixels
-    path = tmp_path / "larger.onnx"
-    onnx.save(model, path)
-    assert predict.main(["--model", str(path), str(folder)]) == 1
-    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("vgg-predict")]
-    assert "larger.onnx" in line
+    shape = onnx.numpy_helper.from_array(np.array([7, 7], np.int64), "w")
+    reshape = onnx.helper.make_node("Reshape", ["images", "w"], ["logits"])
+    path = small_model(tmp_path, shape, "initializer", reshape)
+    assert refused(capfd, path, folder).startswith(f"{path}: cannot be run on these images (")
 
 
 def test_a_mistake_in_luigi_cfg_is_status_2(
@@ -483,12 +470,10 @@ def test_a_mistake_in_luigi_cfg_is_status_2(
 
 
 def test_a_missing_model_says_what_can_be_given(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert predict.main(["--model", str(tmp_path / "nowhere"), str(folder)]) == 1
-    assert "a run's folder, a workspace, or an .onnx file" in capsys.readouterr().err
-    assert predict.main(["--model", str(folder), str(folder)]) == 1
-    assert "no exported model here" in capsys.readouterr().err
+    assert "a run's folder, a workspace, or an .onnx file" in refused(capfd, tmp_path / "nowhere", folder)
+    assert "no exported model here" in refused(capfd, folder, folder)
 
 
 def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:

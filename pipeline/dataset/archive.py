@@ -189,20 +189,16 @@ class _Stream:
 
     def read(self, count: int, what: str) -> bytearray:
         """The next `count` bytes, which belong to `what`. They take no more memory than there are bytes."""
-        self._check(count)
         content = bytearray()
         while len(content) < count:
             content += self._take(count - len(content), what)
             self._tell(min(self._file.tell() / self._size, 1.0), f"reading {shown(what)}")
-        self._pass(-count % tarfile.BLOCKSIZE, what)
+        self.skip(0, what)
         return content
 
     def skip(self, count: int, what: str) -> None:
         """Pass over the next `count` bytes. Like `read`, on to the end of their last block."""
-        self._check(count)
-        self._pass(count + -count % tarfile.BLOCKSIZE, what)
-
-    def _pass(self, count: int, what: str) -> None:
+        count += -(self.position + count) % tarfile.BLOCKSIZE
         while count:
             count -= len(self._take(count, what))
 
@@ -214,14 +210,9 @@ class _Stream:
         """
         left = tarfile.RECORDSIZE
         while block := self._next(_BLOCK):
-            self._check(0)
             if block[left:].strip(b"\0"):
                 raise Refused("is damaged: data follows its end-of-archive mark")
             left = max(left - len(block), 0)
-
-    def _check(self, count: int) -> None:
-        if self.position + count > TOTAL_LIMIT:
-            raise Refused(f"unpacks to more than {human_size(TOTAL_LIMIT)} (CIFAR-10 and CIFAR-100: 184 MB)")
 
     def _take(self, count: int, what: str) -> bytes:
         """At most `count` of the next bytes, at least one."""
@@ -239,6 +230,8 @@ class _Stream:
         except (gzip.BadGzipFile, IsalError, OverflowError) as error:  # type: ignore[misc]
             raise Refused(f"its gzip data is damaged ({shown(str(error))})") from None
         self.position += len(block)
+        if self.position > TOTAL_LIMIT:
+            raise Refused(f"unpacks to more than {human_size(TOTAL_LIMIT)} (CIFAR-10 and CIFAR-100: 184 MB)")
         if self.position > max(_UNCHECKED, RATIO_LIMIT * self._file.tell()):
             raise Refused(f"unpacks to more than {RATIO_LIMIT} times its size, which images never do")
         return block

@@ -136,13 +136,11 @@ def _receive(url: str, partial: _Partial, tell: Tell) -> None:
         return  # killed between the last byte and the rename
     response = _get(url, offset, before.validator)
     content = _describe(response, partial.address)
-    if response.status_code == 416:
-        partial.file.unlink(missing_ok=True)
-        raise _TryAgain("cannot resume the download, starting over")
-    if response.status_code == 206 and not _fits(response, content, before, offset):
+    resumes = response.status_code == 206
+    if response.status_code == 416 or (resumes and not _fits(response, content, before, offset)):
         partial.file.unlink(missing_ok=True)
         raise _TryAgain("the content changed, starting over")
-    _store(response, content, offset if response.status_code == 206 else 0, partial, tell)
+    _store(response, content, offset if resumes else 0, partial, tell)
 
 
 def _get(url: str, offset: int, validator: str | None) -> requests.Response:

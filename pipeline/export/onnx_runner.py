@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from pipeline.process.cores import usable_cores
 from pipeline.text import cause
 
 BATCH_SIZE = 250
+
+#: Seconds that a batch may take. Ours take a few, but a file of 2 kB can ask for hours of large products.
+BATCH_SECONDS = 1800.0
 
 #: Largest side of a model's input images, in pixels.
 MOST_PIXELS = 1024
@@ -60,10 +64,17 @@ class Model:
         return np.concatenate(parts)
 
     def _run(self, name: str, batch: np.ndarray) -> np.ndarray:
+        options = onnxruntime.RunOptions()
+        limit = threading.Timer(BATCH_SECONDS, setattr, (options, "terminate", True))
+        limit.daemon = True
+        limit.start()
         try:
-            logits = self.session.run(["logits"], {name: batch})[0]
+            logits = self.session.run(["logits"], {name: batch}, options)[0]
         except Exception as error:  # onnxruntime's errors have no common base of their own
-            raise PipelineError(f"{self.path}: cannot be run on these images ({cause(error)})") from error
+            why = f"it takes more than {BATCH_SECONDS:g} s" if options.terminate else cause(error)
+            raise PipelineError(f"{self.path}: cannot be run on these images ({why})") from error
+        finally:
+            limit.cancel()
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
             found = getattr(logits, "dtype", type(logits).__name__)
             raise PipelineError(f"{self.path}: gives logits of type {found}, expected float32; export it again")
@@ -163,6 +174,9 @@ def _session(path: Path) -> Any:
     try:
         # Before its own second try it prints parts of the file to standard output, among the predictions.
         with contextlib.redirect_stdout(io.StringIO()):
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            # What is constant would be computed here, where nothing can stop it.
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
+            )
     except Exception as error:  # onnxruntime's errors have no common base of their own
         raise PipelineError(f"{path}: not a usable ONNX model ({cause(error)}); export it again") from error

@@ -410,6 +410,28 @@ def test_a_model_that_could_run_for_ever_is_not_run(
     assert refused(capfd, path, folder) == told
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_small_model_of_many_large_products_is_stopped(
+    folder: Path, tmp_path: Path, constant: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict.onnx_runner, "BATCH_SECONDS", 0.5)
+    node = onnx.helper.make_node
+    shape = onnx.numpy_helper.from_array(np.array([2048, 2048] if constant else [-1, 2048], np.int64), "w")
+    start = [
+        node("Reshape", ["images", "w"], ["x"]),
+        node("Transpose", ["x"], ["y"]),
+        node("MatMul", ["y", "x"], ["m0"]),
+    ]
+    products = [node("MatMul", [f"m{number}"] * 2, [f"m{number + 1}"]) for number in range(1000)]
+    end = node("Identity", ["m1000"], ["logits"])
+    nodes = [node("ConstantOfShape", ["w"], ["m0"])] if constant else start
+    path = small_model(tmp_path, shape, "initializer", *nodes, *products, end)
+    for number in range(4, 60):
+        (folder / f"{number:03}.png").unlink()
+    told = f"{path}: cannot be run on these images (it takes more than 0.5 s)"
+    assert refused(capfd, path, folder) == told
+
+
 def test_a_model_that_declares_more_than_it_holds_ends_in_one_line_within_its_memory(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ MOST_PIXELS = 1 << 26
 
 #: Most bytes of a file. Some decoders read all of it first.
 MOST_BYTES = 1 << 30
+
+#: Most scans of a JPEG. Progressive ones have ten; each can take a second, however few bytes it has.
+MOST_SCANS = 100
 
 #: Pictures of this many pixels or more are decoded one at a time.
 LARGE = 1 << 22
@@ -137,6 +141,8 @@ class _Refused(Exception):
 def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     height, width = size
     original = opened.size
+    if opened.format in ("JPEG", "MPO") and _scans(opened.filename) > MOST_SCANS:
+        raise _Refused(f"a JPEG of more than {MOST_SCANS} scans; save it anew")
     if math.prod(tile := _tile(opened)) > MOST_PIXELS:
         raise _Refused(f"a TIFF with tiles of {tile[0]:,} x {tile[1]:,} pixels; save it with smaller ones")
     _check_size(original, 2 * MOST_PIXELS if opened.format in ("JPEG", "MPO") else MOST_PIXELS)
@@ -154,6 +160,12 @@ def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     if image.mode == "RGBA":  # transparent pixels become white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return Picture(np.array(image.convert("RGB")).transpose(2, 0, 1), original)
+
+
+def _scans(file: str) -> int:
+    """How often a scan begins in a JPEG file, where nothing else has these two bytes but by chance."""
+    with open(file, "rb") as opened:
+        return sum(block.count(b"\xff\xda") for block in iter(partial(opened.read, 1 << 20), b""))
 
 
 def _tile(opened: Any) -> tuple[int, int]:

@@ -181,6 +181,16 @@ def test_a_tile_far_larger_than_its_picture_is_refused(tmp_path: Path) -> None:
     assert why_not(tmp_path / "bomb.tiff") == "a TIFF with tiles of 16,384 x 32,768 pixels; save it with smaller ones"
 
 
+def test_a_jpeg_of_far_more_scans_than_it_needs_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
+    file = tmp_path / "scans.jpg"
+    Image.fromarray(pixels).save(file, progressive=True)
+    assert pixels_of(file).max() > 200
+    content = file.read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    file.write_bytes(content[:-2] + 100 * last + content[-2:])
+    assert why_not(file) == "a JPEG of more than 100 scans; save it anew"
+
+
 def test_large_pictures_take_little_memory_however_many_threads_there_are(tmp_path: Path) -> None:
     most = image_files.MOST_PIXELS
     (tmp_path / "first.png").write_bytes(png(8192, most // 8192, 16, 0, None))  # 134 MB of zeros, 130 kB here

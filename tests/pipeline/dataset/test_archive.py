@@ -26,11 +26,6 @@ def labelled(label):
     return rows.tobytes()
 
 
-def sparse(name):
-    info, content = special(name, tarfile.GNUTYPE_SPARSE)
-    return info, content
-
-
 def pax(records, kind=tarfile.XHDTYPE):
     """A pax header with exactly this content, whatever it is."""
     info = tarfile.TarInfo("PaxHeaders/1")
@@ -111,7 +106,7 @@ CASES = {
     "a hard link": (tar_gz(mini_files(), special("a", tarfile.LNKTYPE, "../b")), r"member a is a link to \.\./b"),
     "a device": (tar_gz(mini_files(), special("sda", tarfile.BLKTYPE)), "member sda is a device or pipe"),
     "a pipe": (tar_gz(mini_files(), special("data_batch_3.bin", tarfile.FIFOTYPE)), "is a device or pipe"),
-    "a sparse file": (tar_gz(mini_files(), sparse("hole")), "member hole is of a special type"),
+    "a sparse file": (tar_gz(mini_files(), special("a", tarfile.GNUTYPE_SPARSE)), "member a is of a special type"),
     "a name of two lines": (tar_gz(mini_files(), special("a\nb", tarfile.SYMTYPE, "c")), r"member a b is a link"),
     "a huge header": (tar_gz(mini_files(), plain("x" * 300_000, b"")), "header is larger"),
     "too many members": (tar_gz({f"{n}": b"" for n in range(1001)}), "more than 1000 members"),
@@ -133,20 +128,13 @@ def test_is_refused_with_its_own_line(case, chain, archive, reporter):
     assert not made.workspace.root.exists()
 
 
-@pytest.mark.parametrize("size", [2_000_000, 2_000_000_000])
-def test_a_bomb_is_stopped_at_the_limit(chain, archive, reporter, monkeypatch, size):
+@pytest.mark.parametrize("size", [0, 2_000_000, 2_000_000_000])
+def test_a_bomb_is_stopped_at_the_limit_also_behind_the_end_of_the_tar(chain, archive, reporter, monkeypatch, size):
     monkeypatch.setattr(reading, "TOTAL_LIMIT", 1_000_000)
     info = tarfile.TarInfo("zeros")
     info.size = size
     bomb = gzip.compress(info.tobuf() + bytes(2_000_000))
     with pytest.raises(DataError, match=r"unpacks to more than 1.0 MB \(CIFAR-10"):
-        dataset.prepare(chain(archive(bomb)), reporter)
-
-
-def test_a_bomb_behind_the_end_of_the_tar_is_stopped_too(chain, archive, reporter, monkeypatch):
-    monkeypatch.setattr(reading, "TOTAL_LIMIT", 1_000_000)
-    bomb = gzip.compress(tar([plain("a", b"")]) + bytes(2_000_000))
-    with pytest.raises(DataError, match="unpacks to more than"):
         dataset.prepare(chain(archive(bomb)), reporter)
 
 
@@ -222,12 +210,9 @@ def test_a_wrong_checksum_of_a_local_archive_names_both(chain, archive, reporter
         dataset.prepare(chain(archive(WHOLE), sha256="a" * 64), reporter)
 
 
-def test_a_source_that_is_not_there_says_so(chain, reporter, tmp_path):
+def test_a_source_that_is_not_there_or_a_pipe_says_so(chain, reporter, tmp_path):
     with pytest.raises(DataError, match=r"nowhere.tar.gz: no such file or folder; get a good copy"):
         dataset.prepare(chain(tmp_path / "nowhere.tar.gz"), reporter)
-
-
-def test_a_source_that_is_a_pipe_does_not_hang(chain, reporter, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="neither a file nor a folder"):
         dataset.prepare(chain(tmp_path / "pipe"), reporter)

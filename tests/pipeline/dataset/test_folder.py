@@ -54,6 +54,14 @@ def loose(tmp_path: Path) -> Path:
     return tmp_path / "loose"
 
 
+@pytest.fixture
+def made(chain, reporter, parts: Path):
+    """A chain whose data set is made from `parts`."""
+    done = chain(parts, name="parts")
+    dataset.prepare(done, reporter)
+    return done
+
+
 def prepared(chain, reporter, source: Path, **data: object) -> dataset.Dataset:
     made = chain(source, name="parts", **data)
     dataset.prepare(made, reporter)
@@ -230,9 +238,7 @@ def test_a_folder_in_a_store_is_refused_in_one_line(chain, reporter):
         prepared(chain, reporter, "s3://bucket/parts")
 
 
-def test_a_change_is_told_before_it_is_read_and_after(chain, reporter, parts):
-    made = chain(parts, name="parts")
-    dataset.prepare(made, reporter)
+def test_a_change_is_told_before_it_is_read_and_after(made, chain, reporter, parts):
     first = made.source_record()["dataset"]
     for n in range(20, 23):
         picture(parts / "train/good" / f"{n}.png", n)
@@ -249,9 +255,7 @@ def test_a_change_is_told_before_it_is_read_and_after(chain, reporter, parts):
 
 
 @pytest.mark.parametrize("change", ["x", {}, {"since": 5, "what": ""}, {"since": "a\x1b[2J", "what": "\x07"}])
-def test_a_damaged_change_is_no_trouble(chain, reporter, parts, change):
-    made = chain(parts, name="parts")
-    dataset.prepare(made, reporter)
+def test_a_damaged_change_is_no_trouble(made, reporter, change):
     pointer = made.workspace.source_pointer(made.given.data)
     write_json(pointer, {**read_json(pointer), "change": change})
     lines = status.lines(status.gather(made), "config.yaml")
@@ -260,9 +264,7 @@ def test_a_damaged_change_is_no_trouble(chain, reporter, parts, change):
     assert made.why("dataset") == []
 
 
-def test_without_a_listing_a_change_is_still_noticed(chain, reporter, parts):
-    made = chain(parts, name="parts")
-    dataset.prepare(made, reporter)
+def test_without_a_listing_a_change_is_still_noticed(made, parts):
     made.workspace.source_listing(made.given.data).unlink()
     picture(parts / "train/good/new.png", 99)
     assert made.why("dataset") == [f"{parts} has changed"]
@@ -306,10 +308,8 @@ def test_a_command_keeps_to_what_it_found_or_read(chain, reporter, parts, monkey
 
 
 @pytest.mark.parametrize("read", [4e9, 1e18, "tomorrow"])
-def test_a_source_that_was_read_in_the_future_is_looked_at(chain, reporter, parts, monkeypatch, read):
+def test_a_source_that_was_read_in_the_future_is_looked_at(made, parts, monkeypatch, read):
     monkeypatch.setattr(freshness, "_command_began", time.time())
-    made = chain(parts, name="parts")
-    dataset.prepare(made, reporter)
     here = made.workspace.seen_source(made.given.data)
     write_json(here, {**{key: made.source_record()[key] for key in ("digest", "stat")}, "read": read})
     if read != "tomorrow":  # which the record itself cannot say
@@ -320,9 +320,7 @@ def test_a_source_that_was_read_in_the_future_is_looked_at(chain, reporter, part
     assert made.why("dataset")[0].endswith("has changed: 1 image more in class good")
 
 
-def test_an_unchanged_folder_is_looked_at_and_not_read(chain, reporter, parts, monkeypatch):
-    made = chain(parts, name="parts")
-    dataset.prepare(made, reporter)
+def test_an_unchanged_folder_is_looked_at_and_not_read(made, parts, monkeypatch):
     for path in parts.rglob("*.png"):
         path.chmod(0)
     monkeypatch.setattr(image_folder, "open", None, raising=False)

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:  # not in a program that calls this function
         streams.forgive()
     options = _parser().parse_args(arguments)
-    path = Path(options.model or DEFAULT_MODEL)
+    named = options.model or DEFAULT_MODEL
     try:
         named = expanded(options.model, "--model") if options.model else default_model()
         path = resolve_model(in_store(named) if is_url(named) else Path(named))
@@ -83,12 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except MemoryError:
         advice = "; classify fewer images at a time" if options.json else ""
-        _say(f"{models.shown(path)}: needs more memory than this command may use{advice}")
+        _say(f"{named}: needs more memory than this command may use{advice}")
         return 1
-    except (PipelineError, OSError) as error:
-        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        _say(str(why))
+    except PipelineError as error:
+        _say(str(error))
         return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:  # without a file's name: a store that cannot be reached
+        _say(f"{error.filename or named}: {error.strerror or error}")
+        return 1
 
 
 def _answer(model: onnx_runner.Model, files: Sequence[Path], skipped: Sequence[Path], as_json: bool) -> int:

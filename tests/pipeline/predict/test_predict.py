@@ -498,6 +498,11 @@ def test_a_missing_model_says_what_can_be_given(
     assert "no exported model here" in refused(capfd, folder, folder)
 
 
+def test_a_store_that_is_not_there_is_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert predict.main(["--model", "ftp://host.invalid/models", str(folder)]) == 1
+    assert "vgg-predict: ftp://host.invalid/models: " in capfd.readouterr().err
+
+
 def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:
     code = (
         "import sys\n"

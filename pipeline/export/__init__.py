@@ -211,10 +211,8 @@ def _check(
     tolerance = _TOLERANCE * max(1.0, check["largest_logit"])
     for name, key in (("model.onnx", "max_difference"), ("model-symbol.json", "mxnet_max_difference")):
         if not check[key] <= tolerance:
-            raise PipelineError(
-                f"{name}: its logits differ from the trained network's by up to {check[key]:.3g}, "
-                f"allowed {tolerance:.3g}"
-            )
+            differs = f"its logits differ from the trained network's by up to {check[key]:.3g}"
+            raise PipelineError(f"{name}: {differs}, allowed {tolerance:.3g}")
     return check
 
 
@@ -234,9 +232,8 @@ def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray) -> floa
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
     """A folder inside `folder` for unfinished files; removed at the end, as are those of killed exports."""
-    prefix = ".export-"
     folder.mkdir(parents=True, exist_ok=True)
-    for debris in folder.glob(f"{prefix}*"):
+    for debris in folder.glob(".export-*"):
         shutil.rmtree(debris, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as name:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
         yield Path(name)

@@ -31,14 +31,6 @@ def test_no_test_picture_is_a_training_picture(drawn):
     assert not any(row.tobytes() in train for row in drawn.test[0].images)
 
 
-def test_colour_alone_tells_nothing(drawn):
-    """The mean colours of the classes lie closer together than a tenth of the pictures' own spread."""
-    pictures, labels = drawn.train[0].images, drawn.train[0].labels
-    colours = pictures.reshape(-1, 3, 1024).mean(axis=2)
-    means = np.stack([colours[labels == label].mean(axis=0) for label in range(10)])
-    assert means.std(axis=0).max() < 0.1 * colours.std(axis=0).min()
-
-
 def test_a_linear_model_stays_far_below_60_percent(drawn):
     """Softmax regression by mini-batch gradient descent; its best test accuracy in 10 epochs."""
     labels, test_labels = drawn.train[0].labels, drawn.test[0].labels

@@ -22,13 +22,11 @@ class Plan:
     #: (2, n): first row and first column of each image's blank square; may lie outside.
     holes: np.ndarray | None = None
 
-    def split(self, parts: int) -> list[Plan]:
-        """`parts` plans of consecutive images, the first ones longer if need be, as Gluon's `split_data` has it."""
-        pieces = []
-        for places in np.array_split(np.arange(len(self.rows)), parts):
-            several = (None if value is None else value[..., places] for value in (self.flips, self.shifts, self.holes))
-            pieces.append(Plan(self.rows[places], *several))
-        return pieces
+    def part(self, number: int, parts: int) -> Plan:
+        """One of `parts` plans of consecutive images; the first ones are longer if need be, as in `split_data`."""
+        places = np.array_split(np.arange(len(self.rows)), parts)[number]
+        several = (None if value is None else value[..., places] for value in (self.flips, self.shifts, self.holes))
+        return Plan(self.rows[places], *several)
 
 
 def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.ndarray:

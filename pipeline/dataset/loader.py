@@ -110,9 +110,7 @@ class TrainingLoader:
         if cutout:
             middle = (generator.integers(0, height, count), generator.integers(0, width, count))
             holes = np.stack(middle) - cutout // 2
-        whole = Plan(rows, flips, shifts, holes)
-        rank, workers = self.share
-        return whole.split(workers)[rank] if workers > 1 else whole
+        return Plan(rows, flips, shifts, holes).part(*self.share)
 
 
 def padded_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:

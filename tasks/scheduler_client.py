@@ -44,7 +44,7 @@ _NEEDED = {"add_task", "add_worker", "count_pending", "get_work", "task_search",
 _Client: Any = RemoteScheduler
 
 
-class Scheduler(_Client):
+class LuigidClient(_Client):
     """Luigi's client of luigid; a few methods do more, the rest is Luigi's own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ class Scheduler(_Client):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled with a message to a task in a forked process, which answers through it."""
-        return (Scheduler, (self._url,))
+        return (LuigidClient, (self._url,))
 
     def add_worker(self, worker: str, info: Any, **kwargs: Any) -> Any:
         """Tell luigid who works here."""
@@ -75,10 +75,8 @@ class Scheduler(_Client):
         return super().add_worker(**self._worker)
 
     def add_task(self, **task: Any) -> Any:
-        """Tell luigid of a task or its new status; before the first time, deal with other commands that run it."""
+        """Tell luigid of a task or its new status."""
         task_id, status = task["task_id"], task.get("status")
-        if task_id not in self._sent and status == "PENDING":
-            self._deal_with_others(task_id, task["worker"])
         with self._telling:
             if status in ("PENDING", "DONE", "FAILED", "DISABLED"):
                 known = self._sent.get(task_id, {})
@@ -102,10 +100,7 @@ class Scheduler(_Client):
             if _has_work(answer) or not left or about.get("current_tasks"):
                 return answer
             if answer["n_pending_tasks"] or answer["running_tasks"]:
-                who, same = self._in_the_way(left, own)
-                trainings = [task_id for task_id in left if self._sent[task_id].get("family") == "TrainVGG"]
-                self.held_up, self.taken = bool(who), same and len(trainings) < 2
-                if not who or not self._wait_for(who):
+                if not self._way_is_cleared(left, own):
                     return answer
             elif not self._registered_again(left, own):
                 return answer
@@ -169,8 +164,32 @@ class Scheduler(_Client):
 
     # --- no work although there is something to do ----------------------------------------------------------------
 
-    def _in_the_way(self, left: list[str], own: str) -> tuple[str, bool]:
-        """Who runs one of this command's next tasks, or has a resource that it needs; and whether it does its work."""
+    def _way_is_cleared(self, left: list[str], own: str) -> bool:
+        """Report what a dead command ran as failed, or wait for a live one that is in the way; False when not."""
+        found = self._in_the_way(left, own)
+        if found is None:
+            return False
+        other, running, line, same = found
+        # A container's next command can have the very process number of the one before.
+        if other.get("host") == socket.gethostname() and (other.get("pid") == os.getpid() or is_gone(other.get("pid"))):
+            log.info("%s: luigid listed it as running in %s, which no longer exists", short_name(running), _who(other))
+            lost = json.dumps(f"{_who(other)} is gone")
+            super().add_task(worker=other["name"], task_id=running, status="FAILED", expl=lost)
+            self._announce()  # while it ran, luigid did not take it from this command
+            return True
+        trainings = [task_id for task_id in left if self._sent[task_id].get("family") == "TrainVGG"]
+        self.held_up, self.taken = True, same and len(trainings) < 2
+        waits = vgg().overlap == "wait"
+        self._say_once(line, "; waiting for it" if waits else "")
+        if waits:
+            time.sleep(POLL_SECONDS)
+        return waits
+
+    def _in_the_way(self, left: list[str], own: str) -> tuple[dict[str, Any], str, str, bool] | None:
+        """The command that runs one of this command's next tasks, or has a resource that it needs; what it runs.
+
+        Also a line about it, and whether it does this command's work.
+        """
         ready = [
             task_id
             for task_id in left
@@ -184,11 +203,12 @@ class Scheduler(_Client):
                 for task_id in ready:
                     shared = sorted(set(held) & set(self._sent[task_id].get("resources") or ()))
                     if running == task_id:
-                        return _running_in(worker, task_id), True
+                        line = f"{short_name(task_id)}: already running in {_who(worker)}, according to luigid"
+                        return worker, running, f"{line}, which notices within about a minute if that is gone", True
                     if shared:
                         line = f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
-                        return line, shared[0].startswith("data set ")
-        return "", False
+                        return worker, running, line, shared[0].startswith("data set ")
+        return None
 
     def _registered_again(self, left: list[str], own: str) -> bool:
         """Register again what luigid forgot or just saw done; False when asking again is of no use."""
@@ -235,36 +255,6 @@ class Scheduler(_Client):
         found = self.task_search(task_str=task_id)
         return next((tasks[task_id] for tasks in found.values() if task_id in tasks), {})
 
-    def _deal_with_others(self, task_id: str, own: str) -> None:
-        """Report a dead command's task as failed; wait for a live one, or name it."""
-        while other := self._runner(task_id, own):
-            # A container's next command can have the very process number of the one before.
-            if other.get("host") == socket.gethostname() and (
-                other.get("pid") == os.getpid() or is_gone(other.get("pid"))
-            ):
-                log.info(
-                    "%s: luigid listed it as running in %s, which no longer exists", short_name(task_id), _who(other)
-                )
-                lost = json.dumps(f"{_who(other)} is gone")
-                super().add_task(worker=other["name"], task_id=task_id, status="FAILED", expl=lost)
-                return
-            gone = "; if that process is gone, luigid notices within about a minute (worker_disconnect_delay)"
-            if not self._wait_for(_running_in(other, task_id), gone):
-                return
-
-    def _runner(self, task_id: str, own: str) -> dict[str, Any] | None:
-        """The other command that runs the task according to luigid."""
-        workers = self.worker_list()
-        return next((w for w in workers if w["name"] != own and task_id in w.get("running", ())), None)
-
-    def _wait_for(self, line: str, otherwise: str = "") -> bool:
-        """Say what is in the way and wait for a moment, if `[vgg] overlap` says so; False when not."""
-        waits = vgg().overlap == "wait"
-        self._say_once(line, "; waiting for it" if waits else otherwise)
-        if waits:
-            time.sleep(POLL_SECONDS)
-        return waits
-
     def _say_once(self, line: str, more: str = "") -> None:
         if line not in self._told:
             self._told.add(line)
@@ -309,17 +299,13 @@ def short_name(task_id: str) -> str:
     return re.sub(r"__.*", "", task_id)
 
 
-def _running_in(worker: dict[str, Any], task_id: str) -> str:
-    return f"{short_name(task_id)}: already running in {_who(worker)}, according to luigid"
-
-
 def _who(worker: dict[str, Any]) -> str:
     return f"process {worker.get('pid')} on {worker.get('host')}"
 
 
-def create_remote_scheduler(self: object, url: str) -> Scheduler:
+def create_remote_scheduler(self: object, url: str) -> LuigidClient:
     """In place of Luigi's own factory method; raises `SystemExit` when no luigid answers."""
-    client = Scheduler(url)
+    client = LuigidClient(url)
     if wrong := scheduler.problem(client):
         log.error("%s", wrong)
         raise SystemExit(return_code("scheduling_error"))

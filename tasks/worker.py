@@ -21,7 +21,7 @@ from pipeline.errors import AlreadyRunning, Interrupted, PipelineError
 from tasks import notification
 from tasks.exit_codes import MILD, asked_for, exit_with, return_code
 from tasks.log import log
-from tasks.scheduler_client import Scheduler, short_name
+from tasks.scheduler_client import LuigidClient, short_name
 from tasks.settings import vgg
 
 
@@ -48,14 +48,15 @@ class Worker(luigi.worker.Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._failures: dict[str, Failure] = {}  # of tasks whose last attempt failed
-        if isinstance(self._scheduler, Scheduler):
-            self._scheduler.is_complete = lambda task_id: self._is_complete(self._scheduled_tasks[task_id])
+        self._luigid = self._scheduler if isinstance(self._scheduler, LuigidClient) else None
+        if self._luigid:
+            self._luigid.is_complete = lambda task_id: self._is_complete(self._scheduled_tasks[task_id])
 
     def run(self) -> bool:
         done = super().run()
         self._forgive()
         busy = {task_id for task_id, told in self._failures.items() if told.busy}
-        held_up = isinstance(self._scheduler, Scheduler) and self._scheduler.held_up
+        held_up = self._luigid and self._luigid.held_up
         mild = asked_for() in MILD
         if busy or held_up or mild:
             met = execution_summary._summary_dict(self)
@@ -72,8 +73,12 @@ class Worker(luigi.worker.Worker):
         return done
 
     def _keep_alive(self, get_work_response: Any) -> bool:
-        met = any(told.busy for told in self._failures.values()) or getattr(self._scheduler, "taken", False)
+        met = self._met_a_lock or (self._luigid and self._luigid.taken)
         return super()._keep_alive(get_work_response) and not (met and self._leaves)
+
+    @property
+    def _met_a_lock(self) -> bool:
+        return any(told.busy for told in self._failures.values())
 
     @property
     def _leaves(self) -> bool:
@@ -115,11 +120,10 @@ class Worker(luigi.worker.Worker):
     def _result(self, task_id: str) -> tuple[str, str | None]:
         """What a finished task has to show, and the address of its page."""
         task: Any = self._scheduled_tasks.get(task_id)
-        with contextlib.suppress(
-            AttributeError, OSError, PipelineError
-        ):  # a task of another plugin, a store that is gone
+        try:
             return task.headline(), task.page
-        return "", None
+        except (AttributeError, OSError, PipelineError):  # a task of another plugin, a store that is gone
+            return "", None
 
     def _settle(self, told: Failure, task: dict[str, Any]) -> None:
         """After a failure: keep the scheduler from retrying in vain, or say when it retries."""
@@ -128,23 +132,22 @@ class Worker(luigi.worker.Worker):
         if told.final or (told.busy and self._leaves) or (told.blameless and disabled):
             # Disabled by its worker, a task can run in the next command; disabled by the scheduler, not for hours.
             self._scheduler.add_task(**task | {"status": DISABLED})
-        elif disabled and isinstance(self._scheduler, Scheduler):
-            self._scheduler.explain_disabled(task["task_id"])
+        elif disabled and self._luigid:
+            self._luigid.explain_disabled(task["task_id"])
         elif disabled:
             log.info("%s: failed too often ([scheduler] retry_count): giving up", short_name(task["task_id"]))
         elif self._config.keep_alive and not self._stop_requesting_work:
             log.info("%s: retrying %s", short_name(task["task_id"]), self._when())
 
     def _when(self) -> str:
-        remote = isinstance(self._scheduler, Scheduler)
-        if remote and not get_config().has_option("scheduler", "retry_delay"):
+        if self._luigid and not get_config().has_option("scheduler", "retry_delay"):
             return "when luigid allows it ([scheduler] retry_delay of its luigi.cfg)"
-        soon = " or up to a minute later" if remote else ""
+        soon = " or up to a minute later" if self._luigid else ""
         return f"in {scheduler_section().retry_delay:.0f} s{soon} ([scheduler] retry_delay)"
 
     def _forgive(self) -> None:
         """A task that another command was running, and has finished meanwhile, is no failure."""
-        met = any(told.busy for told in self._failures.values()) or getattr(self._scheduler, "overtaken", False)
+        met = self._met_a_lock or (self._luigid and self._luigid.overtaken)
         if not met and not any(answer["running_tasks"] for answer in self._get_work_response_history):
             return  # the store that may have failed is not asked again
         done = {task for task, status, _ in self._add_task_history if status == DONE}

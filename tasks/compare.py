@@ -16,6 +16,7 @@ from pipeline.comparison import Comparison
 from pipeline.errors import ConfigError
 from pipeline.files import expanded, read_json
 from pipeline.process import parent
+from pipeline.text import counted
 from pipeline.workspace import MANIFEST
 from pipeline.workspace.freshness import Chain, refresh
 from tasks.base import PluginTask, tell_results
@@ -27,9 +28,8 @@ from tasks.stage import StageTask, checking, recorded, working
 from tasks.stages import Evaluate, Report
 from tasks.workspaces import looked_again, page_url, workspace_at
 
-#: Plans by the parameters of their task, with what the files were like then: Luigi asks twice for each task, and a plan
-#: of many runs takes a while.
-_planned: dict[tuple[Any, ...], tuple[list[Any], Comparison]] = {}
+#: What the tasks of this process compare, by the values of their parameters; the files as they were read last.
+_planned: dict[tuple[Any, ...], Comparison] = {}
 
 
 class Compare(PluginTask):
@@ -44,27 +44,22 @@ class Compare(PluginTask):
     )
     name = luigi.Parameter(default="", description="the page's folder, e.g. depth; default: made from what is compared")
     reports = luigi.BoolParameter(default=False, description="also export each run and write its report; default: no")
-    accepts_messages = False
-    disable_hard_timeout = None
 
     @classmethod
     def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """With patterns expanded and the name filled in."""
         values = super().filled_in(values)
-        values["configs"] = json.dumps(comparison.expand(_listed(values["configs"])))
-        values["seeds"] = ",".join(map(str, _seeds(values["seeds"])))
+        files, seeds = comparison.expand(_listed(values["configs"])), _seeds(values["seeds"])
         check_name("--name", values["name"])
-        files = [_state(path) for path in json.loads(values["configs"])]
-        given = tuple(values.values())
-        known = _planned.get(given)
-        planned = known[1] if known and known[0] == files else _plan(values)
-        values["name"] = planned.name
-        _planned[given] = _planned[tuple(values.values())] = (files, planned)
+        workspace = workspace_at(values["workspace"])
+        planned = comparison.plan(files, seeds, workspace, values["name"], values["reports"])
+        values |= {"configs": json.dumps(files), "seeds": ",".join(map(str, seeds)), "name": planned.name}
+        _planned[tuple(values.values())] = planned
         return values
 
     @property
     def comparison(self) -> Comparison:
-        return _planned[tuple(self.param_kwargs[name] for name, _ in self.get_params())][1]
+        return _planned[tuple(self.param_kwargs[name] for name, _ in self.get_params())]
 
     def requires(self) -> list[StageTask]:
         task = Report if self.reports else Evaluate
@@ -139,47 +134,33 @@ class Compare(PluginTask):
             return f"the page is in {shown(folder)}"
         page = self.page or shown(folder / "index.html")
         try:
-            best, count, data = facts["ranking"][0], len(facts["ranking"]), facts["dataset"]["label"]
+            best, data = facts["ranking"][0], facts["dataset"]["label"]
+            ranked = counted(len(facts["ranking"]), "configuration")
             name, accuracy = best["architecture"]["name"], f"{best['accuracy']:.2%}"
         except (KeyError, IndexError, TypeError, ValueError):  # of the right size, so nobody looked into it
             return f"ranking.json is damaged (luigi --module tasks Verify); ranking: {page}"
-        ranked = f"{count} configuration{'s' if count > 1 else ''} ranked"
-        return f"{ranked}; best: {name}, {accuracy} ({data}); ranking: {page}"
+        return f"{ranked} ranked; best: {name}, {accuracy} ({data}); ranking: {page}"
 
 
 tell_results(Compare, lambda task: f"comparison {task.name}")
 
 
-def _plan(values: dict[str, Any]) -> Comparison:
-    seeds = [int(seed) for seed in values["seeds"].split(",") if seed]
-    workspace = workspace_at(values["workspace"])
-    return comparison.plan(json.loads(values["configs"]), seeds, workspace, values["name"], values["reports"])
-
-
-def _state(path: str) -> tuple[int, int] | None:
-    """What changes when a configuration file does; None for one of the ready-made files."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 def _listed(configs: str | Sequence[str]) -> list[str]:
     """Paths and patterns between commas, or as a JSON list, with `~` and `$NAME` filled in."""
-    paths = [expanded(path, "--configs") for path in _split(configs)]
+    if not isinstance(configs, str):
+        paths = [str(path) for path in configs]
+    elif os.path.exists(configs):  # whatever characters are in its name
+        paths = [configs]
+    elif configs.lstrip().startswith("["):
+        paths = _json_list(configs)
+    else:
+        paths = [path.strip() for path in configs.split(",") if path.strip()]
     if not paths:
         raise ConfigError(f"--configs: found {configs!r}, expected at least one path")
-    return paths
+    return [expanded(path, "--configs") for path in paths]
 
 
-def _split(configs: str | Sequence[str]) -> list[str]:
-    if not isinstance(configs, str):
-        return [str(path) for path in configs]
-    if os.path.exists(configs):  # whatever characters are in its name
-        return [configs]
-    if not configs.lstrip().startswith("["):
-        return [path.strip() for path in configs.split(",") if path.strip()]
+def _json_list(configs: str) -> list[str]:
     try:
         value = json.loads(configs)
     except ValueError as error:

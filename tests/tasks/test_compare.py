@@ -164,7 +164,6 @@ def test_an_edited_file_is_planned_anew_in_the_same_process(tmp_path: Path) -> N
         "def plan(): return tasks.Compare(configs='*.yaml').comparison\n"
         "def epochs(): return sorted(entry.chain.config.training.epochs for entry in plan().entries)\n"
         "before = epochs()\n"
-        "assert plan() is plan()\n"
         "file = pathlib.Path('wide.yaml')\n"
         "file.write_text(file.read_text().replace('epochs: 1', 'epochs: 25'))\n"
         "print([before, epochs()])"

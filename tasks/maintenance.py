@@ -12,6 +12,7 @@ from pipeline import status
 from pipeline.errors import WorkspaceError
 from pipeline.files import human_size
 from pipeline.retraining import trash
+from pipeline.text import counted
 from pipeline.verify import verify
 from pipeline.workspace import events
 from pipeline.workspace.freshness import STAGES, all_upstream
@@ -103,7 +104,7 @@ class Restore(Command, ChainTask):
         for entry in found:
             tell(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
         if not self.item:
-            tell(f"{len(found)} items in {workspace.shown(workspace.trash)}; --item NAME restores one")
+            tell(f"{counted(len(found), 'item')} in {workspace.shown(workspace.trash)}; --item NAME restores one")
             if others := trash.unknown(workspace):
                 tell(f"not restorable automatically (move back by hand): {', '.join(others)}")
             return
@@ -136,7 +137,7 @@ class Verify(Command):
             tell(f"unfinished: {line}")
         result = f"{len(found.damaged)} damaged" if found.damaged else "no damage"
         result += f"; {len(found.unfinished)} unfinished" if found.unfinished else ""
-        tell(f"{found.files} files checked in {place}: {result}")
+        tell(f"{counted(found.files, 'file')} checked in {place}: {result}")
         if found.damaged:
             exit_with(DAMAGED)
             advice = "restore the files, or set the stage aside with SetAside"

@@ -15,7 +15,7 @@ import luigi
 from luigi.parameter import OptionalParameterMixin
 from luigi.util import requires
 
-from pipeline.errors import ConfigError, from_os_error
+from pipeline.errors import ConfigError, WorkspaceError, from_os_error
 from pipeline.files import human_size
 from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
 from pipeline.text import counted
@@ -23,7 +23,7 @@ from pipeline.workspace import Run, Workspace, generation_seed, with_generation_
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
 from tasks.configurations import configuration_of, remember
-from tasks.exit_codes import BAD_CONFIGURATION, REFUSED, exit_with
+from tasks.exit_codes import REFUSED, exit_with
 from tasks.log import log, tell
 from tasks.maintenance import Command
 from tasks.notification import notify
@@ -252,15 +252,20 @@ class Retire(Command, ChainTask):
 
     def work(self) -> None:
         workspace = self.chain.workspace
-        for path in registry.pointers(workspace):
-            tell(f"{registry.name_of(path)}: {workspace.shown(path)}")
+        current = {registry.name_of(path): path for path in registry.pointers(workspace)}
+        for name, path in current.items():
+            tell(f"{name}: {workspace.shown(path)}")
         if self.name and self.confirm:
             target = rollback.retire(workspace, self.name)
             write_metrics(workspace)
             tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
             tell(f"  Restore --item current/{self.name}.json --confirm restores it")
+        elif self.name in current:
+            tell(f"would retire {self.name}; preview only: add --confirm to do it")
+        elif self.name:
+            raise WorkspaceError(f"--name {self.name}: no model is current under this name")
         else:
-            tell("nothing changed: add --name NAME --confirm to retire a model")
+            tell("nothing changed: --name NAME --confirm retires a model")
 
 
 class _OptionalTimeDelta(OptionalParameterMixin[datetime.timedelta], luigi.TimeDeltaParameter):  # type: ignore[misc]
@@ -285,15 +290,19 @@ class Prune(Command, ChainTask):
     )
     confirm = luigi.BoolParameter(default=False, description="move or delete the files; default: preview")
 
+    @classmethod
+    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuses what would keep nothing, and an age that is none."""
+        keep, age = values["keep"], values["older_than"]
+        if keep is not None and keep < 1:
+            raise ConfigError(f"--keep: found {keep}, expected at least 1")
+        if age is not None and not 1 <= age / datetime.timedelta(days=1) <= 36_500:
+            raise ConfigError(f"--older-than: found {age}, expected 1d to 36500d, e.g. 30d")
+        return super().filled_in(values)
+
     def work(self) -> None:
-        keep = self.chain.config.retrain.keep if self.keep is None else self.keep
-        wrong = f"--keep: found {keep}, expected at least 1" if keep < 1 else ""
-        if self.older_than is not None and not 1 <= self.older_than / datetime.timedelta(days=1) <= 36_500:
-            wrong = f"--older-than: found {self.older_than}, expected 1d to 36500d, e.g. 30d"
-        if wrong:
-            exit_with(BAD_CONFIGURATION)
-            raise ConfigError(wrong)
         chain, workspace = self.chain, self.chain.workspace
+        keep = chain.config.retrain.keep if self.keep is None else self.keep
         undeleted: OSError | None = None
         if self.older_than:  # first: on a full disk it makes the room that moving takes
             try:

@@ -35,7 +35,6 @@ class StageTask(ChainTask):
 
     stage = ""
     accepts_messages = True
-    disable_hard_timeout = None
     #: The stages that this command runs after this one, and whose processes can be started early.
     next_stages = frozenset[str]()
     gave_up = False

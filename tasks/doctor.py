@@ -24,9 +24,6 @@ from tasks.maintenance import Command
 from tasks.mistakes import did_you_mean
 from tasks.settings import vgg
 
-#: Seconds that luigid has for an answer.
-TIMEOUT = 2.0
-
 
 class Doctor(Command, ChainTask):
     """Check everything that a run needs, one line each; exit code 6 when something is wrong."""
@@ -51,7 +48,7 @@ def luigi_configuration() -> list[Finding]:
     if wanted is not None and not Path(wanted).is_file():
         text = f"LUIGI_CONFIG_PATH is {wanted}, which is not a file, so Luigi ignores it: correct or unset it"
         return [Finding("luigi config", False, text)]
-    read = ", ".join(mistakes.files())
+    read = mistakes.files()
     found = [Finding("luigi config", False, f"{mistake} (read: {read})") for mistake in _mistakes()]
     if found:
         return found
@@ -64,7 +61,7 @@ def luigid() -> list[Finding]:
     address = scheduler.address()
     if address is None:
         return [Finding("luigid", True, "not used (--local-scheduler)")]
-    wrong = scheduler.problem(RemoteScheduler(address), (TIMEOUT, TIMEOUT))
+    wrong = scheduler.problem(RemoteScheduler(address))
     return [Finding("luigid", not wrong, wrong or f"{scheduler.shown(address)} answers")]
 
 

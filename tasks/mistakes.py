@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from configparser import RawConfigParser
 from typing import Any
 
 import luigi
@@ -122,9 +121,10 @@ def contents() -> dict[str, dict[str, Any]]:
     return {section: dict(options) for section, options in config.data.items()}
 
 
-def files() -> list[str]:
-    """The files that Luigi read, the later one before the earlier."""
-    return list(dict.fromkeys(os.path.realpath(path) for path in get_config()._config_paths if os.path.isfile(path)))
+def files() -> str:
+    """The files that Luigi read; the last one wins."""
+    there = filter(os.path.isfile, get_config()._config_paths)
+    return ", ".join(dict.fromkeys(map(os.path.realpath, there)))
 
 
 def known_options() -> dict[str, dict[str, Parameter[Any] | None]]:
@@ -148,14 +148,11 @@ def known_options() -> dict[str, dict[str, Parameter[Any] | None]]:
 
 def in_luigi_cfg() -> Iterator[str]:
     """What Luigi or this plugin cannot parse in luigi.cfg, apart from what luigid alone may be able to fill in."""
-    written = {section: options for section, options in contents().items() if section not in _OF_LUIGID}
-    sections = known_options() if written else {}
-    for section, options in written.items():
-        known = sections.get(section, {})
-        for option, value in options.items() if known or section == "resources" else ():
-            wrong = _wrong(section, option, value, known.get(option.replace("-", "_")))
-            if wrong:
-                yield f"{_file(section, option)}: [{section}] {option}: {wrong}"
+    sections = {**known_options(), "resources": {}}
+    for section, options in contents().items():
+        for option, value in options.items() if section in sections and section not in _OF_LUIGID else ():
+            if wrong := _wrong(section, option, value, sections[section].get(option.replace("-", "_"))):
+                yield f"{files()}: [{section}] {option}: {wrong}"
 
 
 def _wrong(section: str, option: str, written: object, parameter: Parameter[Any] | None) -> str | None:
@@ -180,16 +177,3 @@ def _wrong(section: str, option: str, written: object, parameter: Parameter[Any]
 
 def _no_file(path: str | None) -> str | None:
     return f"found {path!r}, which is not a file" if path and not os.path.isfile(path) else None
-
-
-def _file(section: str, option: str) -> str:
-    """The file whose value of an option wins."""
-    for path in reversed(files()):
-        if path.endswith(".toml"):
-            return path
-        parser = RawConfigParser(strict=False)
-        parser.optionxform = str  # type: ignore[assignment,method-assign]
-        parser.read(path)
-        if parser.has_option(section, option):
-            return path
-    return "luigi.cfg"

@@ -21,11 +21,11 @@ TIMEOUTS = (5.0, 20.0)
 _local: bool | None = None
 
 
-def problem(client: RemoteScheduler, timeouts: tuple[float, float] = TIMEOUTS) -> str | None:
+def problem(client: RemoteScheduler) -> str | None:
     """Why this client cannot talk to a luigid, in one line; None when it can."""
     url = client._url
     try:
-        page = client._fetcher.fetch(f"{url}/api/is_pause_enabled", {"data": "{}"}, timeouts)
+        page = client._fetcher.fetch(f"{url}/api/is_pause_enabled", {"data": "{}"}, TIMEOUTS)
         json.loads(page)["response"]["enabled"]
     except requests.exceptions.InvalidSchema as error:
         if "SOCKS" in str(error):

@@ -77,12 +77,13 @@ def test_what_answers_but_is_no_luigid_is_told_as_such(
         ("http://127.0.0.1:{mute}", "no luigid is running at http://127.0.0.1:"),
     ],
 )
-def test_what_does_not_answer_is_told_as_such(url: str, expected: str) -> None:
+def test_what_does_not_answer_is_told_as_such(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "TIMEOUTS", (1.0, 0.2))
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         client = RemoteScheduler(url.format(port=free_port(), mute=mute.getsockname()[1]))
-        assert expected in (scheduler.problem(client, timeouts=(1.0, 0.2)) or "")
+        assert expected in (scheduler.problem(client) or "")
 
 
 def test_a_missing_file_of_certificates_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

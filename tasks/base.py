@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import luigi
@@ -90,10 +89,10 @@ class PluginTask(luigi.Task):
         return told
 
 
-def tell_results(kind: type[PluginTask], name: Callable[[Any], str]) -> None:
-    """Log what came of each task of a kind, whether this command did it or found it done; `name` is for the log."""
+def tell_results(kind: type[PluginTask]) -> None:
+    """Log what came of each task of a kind, whether this command did it or found it done."""
     for event, how in (("event.core.success", ""), ("event.core.dependency.present", "up to date; ")):
-        kind.event_handler(event)(lambda task, how=how: log.info("%s: %s%s", name(task), how, task.headline()))
+        kind.event_handler(event)(lambda task, how=how: log.info("%s: %s%s", task.what, how, task.headline()))
 
 
 class ChainTask(PluginTask):

@@ -59,18 +59,6 @@ class _Formatter(logging.Formatter):
         return printable(super().formatException(ei), lines=True)
 
 
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself."""
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        pass
-
-
 def set_up() -> None:
     # Only a message of ours is a message for people; Luigi's stay a --log-level away.
     if not _wants_luigi_messages():
@@ -78,7 +66,8 @@ def set_up() -> None:
             logging.getLogger(name).addFilter(_quiet)
     # Luigi warns of the very keys that its documentation names: default-scheduler-url, -host, -port.
     warnings.filterwarnings("ignore", ".*'default_scheduler_.*not consumed by the task 'core'")
-    handler = _Stderr()
+    # It writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself.
+    handler = logging._StderrHandler()  # type: ignore[attr-defined]
     formatter = _Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)

@@ -58,6 +58,10 @@ class Compare(PluginTask):
         return values
 
     @property
+    def what(self) -> str:
+        return f"comparison {self.name}"
+
+    @property
     def comparison(self) -> Comparison:
         return _planned[tuple(self.param_kwargs[name] for name, _ in self.get_params())]
 
@@ -88,10 +92,7 @@ class Compare(PluginTask):
         compared = self.comparison
         lock = compared.workspace.lock(f"comparison.{compared.name}")
         wait = vgg().overlap == "wait"
-        with (
-            working(),
-            compared.workspace.hold(lock, f"comparison {compared.name}", wait, functools.cache(log.info)) as descriptor,
-        ):
+        with working(), compared.workspace.hold(lock, self.what, wait, functools.cache(log.info)) as descriptor:
             self._refresh(since=time.monotonic())
             reasons = compared.why()
             if reasons:
@@ -102,7 +103,7 @@ class Compare(PluginTask):
         with recorded(compared.workspace, reasons, stage="compare", run=compared.name):
             if data is not None:
                 compared.workspace.fetch(data)
-            tell = functools.partial(log.info, "comparison %s: %s", compared.name)
+            tell = functools.partial(log.info, "%s: %s", self.what)
             parent.run_stage(
                 "compare",
                 compared.entries[0].chain,
@@ -142,7 +143,7 @@ class Compare(PluginTask):
         return f"{ranked} ranked; best: {name}, {accuracy} ({data}); ranking: {page}"
 
 
-tell_results(Compare, lambda task: f"comparison {task.name}")
+tell_results(Compare)
 
 
 def _listed(configs: str | Sequence[str]) -> list[str]:

@@ -108,7 +108,7 @@ class Report(StageTask):
         return page_url(chain.workspace, folder / "index.html") if folder else None
 
 
-tell_results(Report, lambda task: task.what)
+tell_results(Report)
 
 #: The runs whose changed configuration this command has told of.
 _told: set[str] = set()

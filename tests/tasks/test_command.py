@@ -104,18 +104,15 @@ def test_a_generation_that_is_no_name_is_refused(fresh):
 # --- failures of the world --------------------------------------------------------------------------------------------
 
 
-def test_a_broken_archive_fails_the_chain_with_one_clear_line(fresh):
+@pytest.mark.parametrize(("size", "words"), [(100_000, "is truncated"), (0, "")])
+def test_an_archive_that_is_broken_or_not_there_fails_the_chain_with_one_clear_line(fresh, size, words):
     broken = fresh.root / "broken.tar.gz"
-    broken.write_bytes(fresh.archive.read_bytes()[:100_000])
+    if size:
+        broken.write_bytes(fresh.archive.read_bytes()[:size])
     fresh.configure(data__source=str(broken))
     result = fresh.luigi("Report")
-    assert_fails_clearly(result, 30, str(broken), "is truncated")
+    assert_fails_clearly(result, 30, str(broken), words)
     assert result.ran == ["dataset"]
-
-
-def test_a_source_that_is_not_there_fails_the_chain_with_one_clear_line(fresh):
-    fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
-    assert_fails_clearly(fresh.luigi("Report"), 30, str(fresh.root / "nowhere.tar.gz"))
 
 
 @contextlib.contextmanager
@@ -210,17 +207,6 @@ def test_an_environment_that_would_stop_mxnet_does_not_reach_it(prepared):
     assert prepared.manifest("train")["details"]["threads"] == 1
 
 
-def test_two_workers_run_the_chain(prepared):
-    result = prepared.report("--workers", "2")
-    assert result.ran == ["train", "evaluate", "export", "report"]
-    assert prepared.report("--workers", "2").ran == []
-
-
-def test_two_workers_fail_with_the_same_code_and_line(fresh):
-    fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
-    assert_fails_clearly(fresh.luigi("Report", "--workers", "2"), 30, str(fresh.root / "nowhere.tar.gz"))
-
-
 def test_the_users_own_return_codes_win(fresh):
     fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
     (fresh.cwd / "luigi.cfg").write_text("[retcode]\ntask_failed = 77\nscheduling_error = 78\n")
@@ -228,63 +214,28 @@ def test_the_users_own_return_codes_win(fresh):
     assert fresh.luigi("Report", scheduler=("--scheduler-port", str(free_port()))).rc == 78
 
 
-def test_a_program_that_uses_the_tasks_keeps_its_own_exit_code(done):
-    program = f"""
-import luigi, tasks
-print(luigi.build([tasks.Report(config={str(done.config)!r}, workspace={str(done.workspace)!r})], local_scheduler=True))
-try:
-    tasks.Report(config="nowhere.yaml")
-except Exception as error:
-    print(type(error).__name__)
-"""
-    result = run([sys.executable, "-c", program], done.cwd)
-    assert result.rc == 0, result.text
-    assert result.output.split() == ["True", "ConfigError"]
-
-
 # --- the scheduler ----------------------------------------------------------------------------------------------------
 
 
-def test_it_works_with_a_central_scheduler(done, central):
-    (done.folder("report") / "report.json").unlink()
-    place = ("--scheduler-host", "127.0.0.1", "--scheduler-port", str(central.port))
-    result = done.luigi("Report", scheduler=place)
-    assert result.rc == 0, result.text
-    assert result.ran == ["report"]
-    again = done.luigi("Report", scheduler=central.scheduler)
-    assert again.rc == 0, again.text
-    assert again.ran == []
-
-
-def test_a_scheduler_that_is_named_in_luigi_cfg_is_the_one_that_is_asked(done, central):
-    (done.cwd / "luigi.cfg").write_text(
-        f"[core]\ndefault-scheduler-host = 127.0.0.1\ndefault-scheduler-port = {central.port}\n"
-    )
-    result = done.luigi("Report", scheduler=())
-    assert result.rc == 0, result.text
-    assert "up to date" in result.log
-
-
 @pytest.mark.parametrize("way", ["port", "url", "luigi.cfg"])
-def test_no_scheduler_is_told_in_one_line_without_waiting(done, way):
-    url = f"http://127.0.0.1:{free_port()}"
-    port = url.rpartition(":")[2]
-    scheduler = {"port": ("--scheduler-host", "127.0.0.1", "--scheduler-port", port), "url": ("--scheduler-url", url)}
-    if way == "luigi.cfg":
-        (done.cwd / "luigi.cfg").write_text(f"[core]\ndefault-scheduler-url = {url}\n")
-    result = done.luigi("Report", scheduler=scheduler.get(way, ()))
-    assert_one_line(result, 35, f"no luigid is running at {url}: start one with luigid, or add --local-scheduler")
-    assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
-
-
-def test_no_scheduler_is_told_as_soon_when_a_task_of_luigi_itself_asks_for_ours(tmp_path):
-    (tmp_path / "config.yaml").write_text(CONFIG)
-    url = f"http://127.0.0.1:{free_port()}"
-    task = ["RangeDaily", "--of", "Retrain", "--start", "2026-11-01", "--of-params", '{"config": "config.yaml"}']
-    command = [*luigi_command(), "--module", "tasks", *task, "--scheduler-url", url]
-    result = run(command, tmp_path, clean_environment())
-    assert_fails_clearly(result, 35, f"no luigid is running at {url}: start one with luigid, or add --local-scheduler")
-    assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
+def test_the_central_scheduler_that_is_named_is_used_and_told_of_at_once_when_it_is_not_there(done, central, way):
+    (done.folder("report") / "report.json").unlink()
+    for port in (free_port(), central.port):
+        url = f"http://127.0.0.1:{port}"
+        if way == "luigi.cfg":
+            text = f"[core]\ndefault-scheduler-host = 127.0.0.1\ndefault-scheduler-port = {port}\n"
+            (done.cwd / "luigi.cfg").write_text(text)
+        named = {
+            "port": ("--scheduler-host", "127.0.0.1", "--scheduler-port", str(port)),
+            "url": ("--scheduler-url", url),
+        }
+        result = done.luigi("Report", scheduler=named.get(way, ()))
+        if port == central.port:
+            assert (result.rc, result.ran) == (0, ["report"]), result.text
+        else:
+            told = f"no luigid is running at {url}: start one with luigid, or add --local-scheduler"
+            assert_one_line(result, 35, told)
+            assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
 
 
 def test_help_and_maintenance_need_no_scheduler(done):

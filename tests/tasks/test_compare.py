@@ -16,6 +16,7 @@ import yaml
 from luigi_runs import Result, clean_environment, luigi_command, run, small_archive
 from luigid_process import Luigid
 
+import tasks
 from pipeline import comparison
 from pipeline.errors import ConfigError
 from pipeline.workspace import Workspace, events
@@ -250,13 +251,18 @@ def test_other_images_are_refused(bench: Bench) -> None:
         comparison.plan([str(bench.root / "wide.yaml"), "config/quickstart.yaml"], [], bench.workspace)
 
 
-def test_a_pattern_without_files_and_a_bad_seed_are_named(bench: Bench) -> None:
-    result = bench.compare("nothing-*.yaml")
-    assert (result.rc, "no file matches nothing-*.yaml" in result.log) == (2, True)
-    result = bench.compare("*.yaml", "--seeds", "one")
-    assert (result.rc, "--seeds: found 'one'" in result.log) == (2, True)
-    result = bench.compare('["wide.yaml"')
-    assert (result.rc, "not a JSON list" in result.log) == (2, True)
+@pytest.mark.parametrize(
+    ("configs", "seeds", "words"),
+    [
+        ("nothing-*.yaml", "", r"no file matches nothing-\*\.yaml"),
+        ("config/quickstart.yaml", "one", "--seeds: found 'one'"),
+        ('["wide.yaml"', "", "not a JSON list"),
+        ("[1]", "", "expected a list of paths"),
+    ],
+)
+def test_a_pattern_without_files_and_a_bad_seed_are_named(configs: str, seeds: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tasks.Compare(configs=configs, seeds=seeds)
 
 
 def test_the_configurations_own_seed_is_the_plain_run(bench: Bench) -> None:

@@ -181,18 +181,6 @@ def _shows(page: Any, text: str, place: str) -> None:
     wait_for(lambda: text in page.evaluate(shown), f"{text} in {place}")
 
 
-def test_stop_after_epoch_ends_at_the_end_of_an_epoch(prepared: SmallChain, central: Luigid) -> None:
-    _endless(prepared)
-    with prepared.start("TrainVGG", scheduler=central.scheduler) as command:
-        task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
-        wait_for(lambda: central.message(task["task_id"]), "its first message")
-        assert central.tell(task, "stop-after-epoch") == "ok"
-        code, output = command.finish(), command.output
-    assert code == 30, output
-    assert "stopped after an epoch as asked" in output
-    assert "step 0 of 5" in output
-
-
 def test_a_training_that_waits_for_the_cores_says_for_whom_and_can_be_stopped(
     prepared: SmallChain, central: Luigid, only_one_core: None
 ) -> None:

@@ -123,12 +123,6 @@ def test_help_gives_default_and_example_and_only_what_is_meant_to_be_given(famil
             assert "default: " in text or "no default" in text, name
 
 
-def test_help_can_be_printed(tmp_path: Path) -> None:
-    result = run([*luigi_command(), "--module", "tasks", "Compare", "--help"], tmp_path)
-    assert result.rc == 0, result.text
-    assert "config/vgg1*-bn.yaml" in result.output
-
-
 # --- luigi.cfg --------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +187,9 @@ def test_a_password_that_luigid_alone_knows_stops_no_command(luigi_cfg: Callable
         ("[Core]\nlog_level = INFO\n", "unknown section [Core] (did you mean core?)"),
         ("[report]\nworkspace = /data/vgg\n", "unknown section [report] (did you mean Report?)"),
         ("[Report]\nworkplace = /data/vgg\n", "unknown option workplace in [Report] (did you mean workspace?)"),
+        ("[smtp]\nprot = 25\n", "unknown option prot in [smtp] (did you mean port?)"),
+        ("[emial]\nreceiver = ops@example.org\n", "unknown section [emial] (did you mean email?)"),
+        ("[retcode]\ntask_failed = 0\n", "[retcode] task_failed is 0"),
     ],
 )
 def test_what_luigi_does_not_notice_in_luigi_cfg_is_told_by_doctor(

@@ -46,7 +46,7 @@ def luigi_configuration() -> list[Finding]:
     """Which files Luigi really read, and whether it understands what is in them."""
     wanted = os.environ.get("LUIGI_CONFIG_PATH")
     if wanted is not None and not Path(wanted).is_file():
-        text = f"LUIGI_CONFIG_PATH is {wanted}, which is not a file, so Luigi ignores it: correct or unset it"
+        text = f"LUIGI_CONFIG_PATH is {wanted!r}, which is not a file, so Luigi ignores it: correct or unset it"
         return [Finding("luigi config", False, text)]
     read = mistakes.files()
     found = [Finding("luigi config", False, f"{mistake} (read: {read})") for mistake in _mistakes()]

@@ -186,15 +186,13 @@ class Retrain(ChainTask):
         if not reasons:
             return
         log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
-        twin = subject if subject.generation != self.generation else None
-        if twin or (same := generations.same_weights(self.chain)):
-            what = "reusing it" if twin else "training anyway, as it was named by hand"
-            log.info("generation %s: %s", self.generation, f"{_same_as(twin.run() if twin else same)}; {what}")
+        if same := generations.same_weights(self.chain):
+            what = "reusing it" if self.by_date else "training anyway, as it was named by hand"
+            log.info("generation %s: %s; %s", self.generation, _same_as(same), what)
 
 
-def _same_as(run: Run | None) -> str:
-    name = (run.generation or run.run_id) if run else ""
-    return f"same images, settings and seed, so the same weights as {name}"
+def _same_as(run: Run) -> str:
+    return f"same images, settings and seed, so the same weights as {run.generation or run.run_id}"
 
 
 @Retrain.event_handler("event.core.dependency.present")
@@ -202,9 +200,10 @@ def _tell_nothing_due(task: Retrain) -> None:
     write_metrics(task.chain.workspace, task.chain.given)
     every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
     then = f"; next is due {periods.next_start(every, task.date)}" if task.by_date else ""
-    if subject.generation != task.generation:
+    run = subject.run()
+    if run and subject.generation != task.generation:
         ways = "retrain.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
-        log.info("up to date: %s: %s; %s", task.generation, f"{_same_as(subject.run())} ({outcome}){then}", ways)
+        log.info("up to date: %s: %s; %s", task.generation, f"{_same_as(run)} ({outcome}){then}", ways)
         return
     refused = " (refused)" if outcome == generations.REFUSED else ""
     log.info("up to date: %s exists%s%s", task.generation, refused, then)

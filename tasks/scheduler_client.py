@@ -70,8 +70,8 @@ class LuigidClient(_Client):
         return (LuigidClient, (self._url,))
 
     def add_worker(self, worker: str, info: Any, **kwargs: Any) -> Any:
-        """Tell luigid who works here."""
-        self._worker = {"worker": worker, "info": info, **kwargs}
+        """Tell luigid who works here, or with how many processes now, when its page has asked for other ones."""
+        self._worker = {"worker": worker, "info": {**self._worker.get("info", {}), **dict(info)}, **kwargs}
         return super().add_worker(**self._worker)
 
     def add_task(self, **task: Any) -> Any:

@@ -42,11 +42,6 @@ def chromium() -> Any:
     return found
 
 
-def _endless(chain: SmallChain) -> None:
-    """A training that goes on until somebody stops it."""
-    chain.configure(training__epochs=100_000)
-
-
 def test_a_training_is_watched_told_things_stopped_and_finished(
     prepared: SmallChain, central: Luigid, tmp_path: Path, chromium: Any
 ) -> None:
@@ -207,11 +202,10 @@ def only_one_core() -> Iterator[None]:
 
 
 def test_two_configurations_stay_two_lines(prepared: SmallChain, central: Luigid, tmp_path: Path) -> None:
-    _endless(prepared)
+    prepared.configure(training__epochs=100_000)
     other = SmallChain(tmp_path / "other", prepared.archive)
     other.workspace = prepared.workspace
-    other.values["architecture"]["conv_arch"] = [[1, 4]]
-    _endless(other)
+    other.configure(architecture__conv_arch=[[1, 4]], training__epochs=100_000)
     with (
         prepared.start("TrainVGG", scheduler=central.scheduler) as command,
         other.start("TrainVGG", scheduler=central.scheduler) as other_command,

@@ -140,38 +140,44 @@ def test_what_is_about_no_single_generation_refuses_one(done, task):
         task(config=str(done.config), workspace=str(done.workspace), generation="2026-W47")
 
 
+def prune(chain, **more):
+    age = datetime.timedelta(days=30)
+    tasks.Prune(config=str(chain.config), workspace=str(chain.workspace), older_than=age, **more).run()
+
+
+@pytest.fixture
+def of_long_ago(done):
+    """Something in the trash that can be deleted."""
+    folder = done.workspace / "trash/2026-01-01T000000Z/runs/d/r"
+    folder.mkdir(parents=True)
+    (folder / "model.params").write_text("of long ago")
+    return folder
+
+
 def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeypatch, capsys):
     monkeypatch.setattr(deletion, "leftovers", lambda workspace, age: [workspace.work / "gone"])
-    age = datetime.timedelta(days=30)
-    tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age).run()
+    prune(done)
     assert "would permanently delete 0 trash folders and 1 leftover (0 B)" in capsys.readouterr().out
 
 
-def test_prune_moves_what_it_can_when_something_cannot_be_deleted(done, monkeypatch, capsys):
+def test_prune_moves_what_it_can_when_something_cannot_be_deleted(done, of_long_ago, monkeypatch, capsys):
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied", "trash/x")
 
     monkeypatch.setattr(deletion, "delete", refused)
-    (done.workspace / "trash/2026-01-01T000000Z/runs/d/r").mkdir(parents=True)
-    (done.workspace / "trash/2026-01-01T000000Z/runs/d/r/model.params").write_text("of long ago")
-    age = datetime.timedelta(days=30)
     with pytest.raises(WorkspaceError, match="trash/x: cannot delete it: permission denied"):
-        tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age, confirm=True).run()
+        prune(done, confirm=True)
     assert "nothing to prune" in capsys.readouterr().out
 
 
-def test_prune_makes_room_before_it_needs_some(done, monkeypatch):
+def test_prune_makes_room_before_it_needs_some(done, of_long_ago, monkeypatch):
     def no_room(*_):
         raise OSError(errno.ENOSPC, "no room")
 
-    old = done.workspace / "trash/2026-01-01T000000Z/runs/d/r"
-    old.mkdir(parents=True)
-    (old / "model.params").write_text("of long ago")
     monkeypatch.setattr(retention, "prune", no_room)
-    age = datetime.timedelta(days=30)
     with pytest.raises(WorkspaceError, match="the disk is full"):
-        tasks.Prune(config=str(done.config), workspace=str(done.workspace), older_than=age, confirm=True).run()
-    assert not old.exists()
+        prune(done, confirm=True)
+    assert not of_long_ago.exists()
 
 
 class AfterVerify(luigi.Task):

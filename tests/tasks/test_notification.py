@@ -21,9 +21,9 @@ from aiosmtpd.controller import Controller
 from luigi.configuration import get_config
 from luigi_runs import SmallChain, free_port
 
+import tasks
 from pipeline.errors import AlreadyRunning, StageFailed, WorkspaceError
 from tasks import notification
-from tasks.settings import vgg
 from tasks.worker import Worker
 
 SECRET = "https://me:hush@host/x?token=hush"
@@ -182,8 +182,6 @@ def test_no_secret_of_an_address_reaches_the_hook(hooked: Any, tmp_path: Path) -
 def test_a_program_of_its_own_has_the_hook_too_and_nobody_is_told_of_a_lock(
     done: SmallChain, hooked: Any, tmp_path: Path
 ) -> None:
-    import tasks
-
     hooked(_hook(tmp_path / "told.jsonl"))
     task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
     task.on_failure(AlreadyRunning("somebody else does it"))
@@ -213,8 +211,6 @@ def _settings(**sections: dict[str, Any]) -> Iterator[None]:
 
 
 def test_the_emails_that_luigid_collects_give_the_reason_too(done: SmallChain, mailbox: SimpleNamespace) -> None:
-    import tasks
-
     task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
     with _settings(email={"receiver": "ops@example.org"}, smtp={"host": "127.0.0.1", "port": mailbox.port}):
         luigid = luigi.scheduler.Scheduler(batch_emails=True)
@@ -233,8 +229,6 @@ def test_the_emails_that_luigid_collects_give_the_reason_too(done: SmallChain, m
 def test_an_email_that_cannot_be_sent_is_a_line_of_the_log(
     done: SmallChain, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tasks
-
     task = tasks.Evaluate(config=str(done.config), workspace=str(done.workspace))
     monkeypatch.setattr(notification.log, "propagate", True)
     for option, value, said in (
@@ -247,9 +241,3 @@ def test_an_email_that_cannot_be_sent_is_a_line_of_the_log(
         with _settings(email={"receiver": "ops@example.org", option: value}, smtp=gone):
             notification.mail(task, "evaluate: its process died")
         assert said in caplog.text
-
-
-def test_without_the_option_nothing_is_run() -> None:
-    assert vgg().notify == ""
-    assert isinstance(vgg(), luigi.Config)
-    notification.notify("failed", "x")

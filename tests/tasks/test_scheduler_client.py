@@ -7,7 +7,9 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +19,7 @@ from luigid_process import Luigid, luigid, wait_for
 import tasks
 from pipeline.workspace import Workspace
 from tasks import gpus
-from tasks.scheduler_client import short_name
+from tasks.scheduler_client import LuigidClient, short_name
 
 #: As in the sample luigi.cfg, which has minutes.
 STAYS = "[worker]\nkeep_alive = true\nwait_interval = 0.2\nwait_jitter = 0\n"
@@ -72,6 +74,16 @@ def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared
     assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
 
 
+def test_a_luigid_that_was_restarted_learns_who_works_here_whatever_its_page_asked_for(central: Luigid) -> None:
+    client = LuigidClient(central.url)
+    client.add_worker("w", [("pid", 4711), ("host", "box"), ("workers", 1)])
+    client.add_worker("w", {"workers": 3})  # as Luigi's worker tells of "set workers" on the page
+    central.restart()
+    client._announce()
+    (worker,) = central.api("worker_list")
+    assert (worker["pid"], worker["host"], worker["workers"]) == (4711, "box", 3)
+
+
 def test_a_command_that_luigid_took_for_dead_goes_on_to_its_end(prepared: SmallChain, tmp_path: Path) -> None:
     """A laptop that was suspended, say."""
     prepared.configure(training__epochs=50)
@@ -107,6 +119,16 @@ def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: S
     assert "Traceback" not in command.output
 
 
+def another_runs(central: Luigid, task_id: str, **about: Any) -> Callable[[], None]:
+    """Another command's running task, according to luigid; gives what reports it as done."""
+    info = {"host": "box", "pid": 4711, **about.pop("info", {})}
+    other = {"worker": "other", "task_id": task_id, **about}
+    central.api("add_task", **other)
+    central.api("add_worker", worker="other", info=list(info.items()))
+    assert central.api("get_work", worker="other")["task_id"] == task_id
+    return lambda: central.api("add_task", **other, status="DONE")
+
+
 @pytest.mark.parametrize(("overlap", "host"), [("wait", "box"), ("leave", "box"), ("leave", socket.gethostname())])
 def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken_unless_that_is_dead(
     fresh: SmallChain, central: Luigid, tmp_path: Path, overlap: str, host: str
@@ -114,18 +136,16 @@ def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken
     file = tmp_path / "luigi.cfg"
     file.write_text(f"[vgg]\noverlap = {overlap}\n{STAYS}")
     pointer = Workspace(fresh.workspace).source_pointer(fresh.chain().config.data)
-    other = {"worker": "other", "task_id": "Making", "family": "DownloadCifar", "resources": {f"data set {pointer}": 1}}
-    central.api("add_task", **other)
     pid, dead = (4711, False) if host == "box" else (2**22 + 1, True)  # above the kernel's highest number
-    central.api("add_worker", worker="other", info=[["pid", pid], ["host", host]])
-    assert central.api("get_work", worker="other")["task_id"] == "Making"
+    about = {"family": "DownloadCifar", "resources": {f"data set {pointer}": 1}, "info": {"host": host, "pid": pid}}
+    end = another_runs(central, "Making", **about)
     name = short_name(tasks.DownloadCifar(config=str(fresh.config), workspace=str(fresh.workspace)).task_id)
     line = f"{name}: data set {pointer} is taken by DownloadCifar of process 4711 on box"
     gone = f"Making: luigid listed it as running in process {pid} on {host}, which no longer exists"
     with fresh.start("DownloadCifar", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
         if overlap == "wait":
             wait_for(lambda: f"{line}; waiting for it" in command.output, "a line about waiting")
-            central.api("add_task", **other, status="DONE")
+            end()
         assert command.finish() == (0 if overlap == "wait" or dead else 10), command.output
     assert (command.output.count(line), command.output.count(gone)) == ((0, 1) if dead else (1, 0))
 
@@ -142,16 +162,13 @@ def test_a_task_that_another_command_runs_is_waited_for_or_left_at_once(
     away.mkdir()
     for stage in {"report", task.stage}:
         shutil.move(run / stage, away)
-    other = {"worker": "other", "task_id": name, "family": task.__name__}
-    central.api("add_task", **other)
-    central.api("add_worker", worker="other", info=[["pid", 4711], ["host", "box"]])
-    assert central.api("get_work", worker="other")["task_id"] == name
+    end = another_runs(central, name, family=task.__name__)
     with done.start("Report", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
         if overlap == "wait":
             wait_for(lambda: "already running in process 4711 on box" in command.output, "a line about the other")
             for folder in away.iterdir():
                 shutil.move(folder, run)
-            central.api("add_task", **other, status="DONE")
+            end()
         assert command.finish() == (0 if overlap == "wait" else 10), command.output
     assert ("done by another command" in command.output) == (overlap == "wait")
     assert command.output.count("already running in process 4711 on box, according to luigid") == 1
@@ -162,15 +179,13 @@ def test_with_overlap_leave_a_command_stays_in_line_for_a_card(
 ) -> None:
     prepared.configure(device="gpu:0")
     (card,) = gpus.resources("gpu:0")
-    other = {"worker": "other", "task_id": "Training", "family": "Other", "resources": {card: 1}}
-    central.api("add_task", **other)
-    assert central.api("get_work", worker="other")["task_id"] == "Training"
+    end = another_runs(central, "Training", family="Other", resources={card: 1})
     file = tmp_path / "luigi.cfg"
     file.write_text(f"[vgg]\noverlap = leave\n{STAYS}")
     with prepared.start("TrainVGG", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
         wait_for(lambda: f"{card} is taken by Other" in command.output, "a line about the card")
         time.sleep(2)
         assert command.process.poll() is None, command.output
-        central.api("add_task", **other, status="DONE")
+        end()
         assert command.finish() == 30, command.output
     assert "device: found gpu:0" in command.output  # its turn came; there is no card here

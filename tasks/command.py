@@ -90,13 +90,14 @@ def _create_local_scheduler(factory: Any) -> Scheduler:
 
 
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
-    """Replaces Luigi's own; ends the command with one line when the machine lacks what a worker needs."""
+    """Replaces Luigi's own; ends the command with one line when the machine or luigi.cfg does not allow a worker."""
     try:
         semaphores()
-    except PipelineError as error:
+        return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
+    except (PipelineError, AssertionError) as error:  # Luigi asserts that [worker] wait_interval is positive
         log.error("%s", error)
-        raise SystemExit(return_code("scheduling_error")) from None
-    return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
+        wrong = isinstance(error, AssertionError)
+        raise SystemExit(BAD_CONFIGURATION if wrong else return_code("scheduling_error")) from None
 
 
 # --- the end of the command -----------------------------------------------------------------------------------------

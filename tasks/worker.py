@@ -12,7 +12,6 @@ from typing import Any
 
 import luigi.worker
 from luigi import execution_summary
-from luigi.configuration import get_config
 from luigi.rpc import RPCError
 from luigi.scheduler import DISABLED, DONE, FAILED, PENDING
 from luigi.scheduler import scheduler as scheduler_section
@@ -137,13 +136,8 @@ class Worker(luigi.worker.Worker):
         elif disabled:
             log.info("%s: failed too often ([scheduler] retry_count): giving up", short_name(task["task_id"]))
         elif self._config.keep_alive and not self._stop_requesting_work:
-            log.info("%s: retrying %s", short_name(task["task_id"]), self._when())
-
-    def _when(self) -> str:
-        if self._luigid and not get_config().has_option("scheduler", "retry_delay"):
-            return "when luigid allows it ([scheduler] retry_delay of its luigi.cfg)"
-        soon = " or up to a minute later" if self._luigid else ""
-        return f"in {scheduler_section().retry_delay:.0f} s{soon} ([scheduler] retry_delay)"
+            when = "when luigid allows it" if self._luigid else f"in {scheduler_section().retry_delay:.0f} s"
+            log.info("%s: retrying %s ([scheduler] retry_delay)", short_name(task["task_id"]), when)
 
     def _forgive(self) -> None:
         """A task that another command was running, and has finished meanwhile, is no failure."""

@@ -181,7 +181,7 @@ def test_a_retry_takes_messages_too_and_a_stop_by_message_ends_the_command(
             assert central.tell(task, "stop") == "ok"
             assert command.finish() == 30, command.output
         assert _trainings(prepared) == 2
-        assert command.output.count(": retrying in 0 s or up to a minute later") == 1
+        assert command.output.count(": retrying when luigid allows it ([scheduler] retry_delay)") == 1
         # Stopped, it is open for the next command, however often it failed before.
         assert prepared.luigi("Status").rc in (0, 3)
         assert central.api("task_list", status="DISABLED", upstream_status="") == {}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import luigi
+import msgspec
 
 from pipeline import comparison, stage_sync
 from pipeline.comparison import Comparison
@@ -153,22 +154,15 @@ def _listed(configs: str | Sequence[str]) -> list[str]:
     elif os.path.exists(configs):  # whatever characters are in its name
         paths = [configs]
     elif configs.lstrip().startswith("["):
-        paths = _json_list(configs)
+        try:
+            paths = msgspec.json.decode(configs, type=list[str])
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"--configs: not a JSON list of paths ({error}); paths between commas will do") from None
     else:
         paths = [path.strip() for path in configs.split(",") if path.strip()]
     if not paths:
         raise ConfigError(f"--configs: found {configs!r}, expected at least one path")
     return [expanded(path, "--configs") for path in paths]
-
-
-def _json_list(configs: str) -> list[str]:
-    try:
-        value = json.loads(configs)
-    except ValueError as error:
-        raise ConfigError(f"--configs: not a JSON list ({error}); paths between commas will do") from None
-    if not all(isinstance(path, str) for path in value):
-        raise ConfigError(f"--configs: found {configs}, expected a list of paths")
-    return value
 
 
 def _seeds(seeds: str | Sequence[int]) -> list[int]:

@@ -8,11 +8,46 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.text import printable
 from tasks.exit_codes import is_command
+from tasks.settings import vgg
 from tasks.signals import forked_for_a_task
+
+
+class Progress:
+    """What a running stage shows, in both places; at the end of a `with` block the last note is its result."""
+
+    def __init__(self, task: Any, log_path: Path, messages: Sequence[str]) -> None:
+        self._scheduler, self._bar = SchedulerProgress(task, vgg().report_seconds), TerminalBar(task.what)
+        self._places = [f"log: {log_path}", f"messages: {', '.join(messages)}"]
+        self._fraction, self._facts, self.note = 0.0, "", ""
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Take what the stage's process reports: its progress, or a note of what it does."""
+        if event["event"] == "progress":
+            self._fraction, self._facts = event["fraction"], event["message"]
+        else:
+            self.note = event["message"]
+        self._bar.show(event)
+        self._say(self._places)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        if kind is None:
+            self._fraction, self._facts = 1.0, ""
+        self._say(self._places[:1])  # it takes no messages any more
+        self._scheduler.close()
+        self._bar.close()
+
+    def _say(self, places: list[str]) -> None:
+        lines = [*self._facts.split(", "), self.note, *places]  # the dashboard's box is narrow: one fact a line
+        self._scheduler.say(self._fraction, "\n".join(line for line in lines if line))
 
 
 class SchedulerProgress:
@@ -74,8 +109,8 @@ class TerminalBar:
         if is_command() and not forked_for_a_task() and sys.stderr.isatty():
             self._start()
 
-    def say(self, event: dict[str, Any]) -> None:
-        """Take what the stage's process reports: its progress, or before that a note of what it does."""
+    def show(self, event: dict[str, Any]) -> None:
+        """Take the progress, or before that a note."""
         message = event["message"]
         if event["event"] == "progress":
             self._fraction, self._seconds_left = event["fraction"], event.get("seconds_left")

@@ -23,7 +23,7 @@ from pipeline.workspace.freshness import Chain, refresh
 from tasks.base import ChainTask
 from tasks.exit_codes import exit_with, is_command
 from tasks.log import log
-from tasks.progress import SchedulerProgress, TerminalBar
+from tasks.progress import Progress
 from tasks.results import StoredFile, target
 from tasks.settings import vgg
 from tasks.signals import ask_for_no_more_work, forked_for_a_task, take_signals
@@ -105,28 +105,16 @@ class StageTask(ChainTask):
         return contextlib.nullcontext([])
 
     def _run_stage(self, chain: Chain, held: list[int], reasons: list[str]) -> None:
-        voice, bar = SchedulerProgress(self, vgg().report_seconds), TerminalBar(self.what)
         path = _log_path(chain, self.stage)
-
-        fraction, progress, note = 0.0, "", ""
-
-        def show(*more: str) -> None:
-            # The dashboard's box is narrow: one fact a line.
-            lines = [*progress.split(", "), note, f"log: {path}", *more]
-            voice.say(fraction, "\n".join(line for line in lines if line))
+        about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
 
         def on_event(event: dict[str, Any]) -> None:
-            nonlocal fraction, progress, note
             if event["event"] == "finishing":
                 self._start_next_early(chain)
                 return
-            if event["event"] == "progress":
-                fraction, progress = event["fraction"], event["message"]
-            else:
-                note = event["message"]
-                log.info("%s: %s", self.what, note)
-            bar.say(event)
-            show(f"messages: {', '.join(self.messages)}")
+            if event["event"] != "progress":
+                log.info("%s: %s", self.what, event["message"])
+            progress.show(event)
 
         def wait(line: str) -> None:
             message = f"{line}, which trains on all cores; a lower OMP_NUM_THREADS lets trainings share them"
@@ -134,13 +122,12 @@ class StageTask(ChainTask):
             if is_command() and chain.config.distributed.workers == 1:
                 parent.start_early(self.stage, chain)  # with its imports done, it begins as soon as its turn comes
 
-        about = {"stage": self.stage, "run": chain.run_id, "generation": chain.generation}
-        try:
+        with Progress(self, path, self.messages) as progress:
             options = self.options(chain)
             if self.stage != "train":  # which has no core to spare until it is finishing
                 self._start_next_early(chain)
             with self.turn(chain, self._waiting(wait)) as turn:
-                note = ""
+                progress.note = ""
                 log.info("%s: running: %s", self.what, "; ".join(reasons))
                 with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
                     parent.run_stage(
@@ -153,11 +140,6 @@ class StageTask(ChainTask):
                         inherit=[*held, *turn],
                         options=options,
                     )
-            fraction, progress = 1.0, ""  # the last note is the result
-        finally:
-            show()
-            voice.close()
-            bar.close()
 
     def _start_next_early(self, chain: Chain) -> None:
         if is_command() and not forked_for_a_task():

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from luigi_runs import SmallChain, clean_environment
-from luigid_process import Luigid, luigid, wait_for
+from luigi_runs import SmallChain
+from luigid_process import Luigid, wait_for
 
 import tasks
 from pipeline.process import cores
@@ -317,25 +316,3 @@ def test_on_a_machine_with_a_card_a_training_waits_for_the_cores_unless_it_compu
     task = tasks.TrainVGG(config=str(prepared.config), workspace=str(prepared.workspace))
     with task.turn(task.chain, print) as inherited:
         assert bool(inherited) == waits
-
-
-def test_two_trainings_share_a_card_only_when_luigi_cfg_says_so(prepared: SmallChain, tmp_path: Path) -> None:
-    """Asked of luigid itself, with the very resources that the training asks for."""
-    prepared.configure(device="gpu")
-    task = "tasks.TrainVGG(config=sys.argv[1])"
-    code = f"import json, sys, tasks; print(json.dumps({task}.process_resources()))"
-    asked = subprocess.run(
-        [sys.executable, "-c", code, str(prepared.config)], env=clean_environment(), stdout=subprocess.PIPE, check=True
-    )
-    wanted = json.loads(asked.stdout)
-    assert list(wanted.values()) == [1]
-    for allowed, expected in ((None, 1), (2, 2)):
-        folder = tmp_path / f"luigid-{allowed}"
-        folder.mkdir()
-        lines = "" if allowed is None else f"[resources]\n{next(iter(wanted))} = {allowed}\n"
-        (folder / "luigi.cfg").write_text(f"[scheduler]\nstate_path = {folder}/state.pickle\n{lines}")
-        with luigid(folder, LUIGI_CONFIG_PATH=str(folder / "luigi.cfg")) as central:
-            for name in ("a", "b"):
-                central.api("add_task", worker=name, task_id=name, status="PENDING", resources=wanted)
-            given = [central.api("get_work", worker=name)["task_id"] for name in ("a", "b")]
-        assert len([task for task in given if task]) == expected

@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import pytest
 from luigi_runs import (
@@ -113,40 +112,6 @@ def test_an_archive_that_is_broken_or_not_there_fails_the_chain_with_one_clear_l
     result = fresh.luigi("Report")
     assert_fails_clearly(result, 30, str(broken), words)
     assert result.ran == ["dataset"]
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, options: str):
-    """A small file system in memory at `folder`; skips the test where mounting is not permitted."""
-    folder.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting a file system is not permitted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_read_only_workspace_fails_with_one_clear_line(fresh):
-    with mounted(fresh.workspace, "ro"):
-        assert_fails_clearly(fresh.luigi("Report"), 30, str(fresh.workspace), "read-only")
-
-
-def test_a_full_disk_fails_with_one_clear_line_and_leaves_nothing_that_looks_done(fresh):
-    with mounted(fresh.workspace, "size=400k"):
-        result = fresh.luigi("DownloadCifar")
-        assert_fails_clearly(result, 30, str(fresh.workspace), "disk is full")
-        assert fresh.chain().why("dataset")
-
-
-def test_a_disk_that_fills_up_during_the_training_fails_with_one_clear_line(fresh, finished):
-    with mounted(fresh.workspace, "size=2m"):
-        shutil.copytree(finished.workspace / "datasets", fresh.workspace / "datasets")
-        fresh.configure(architecture__conv_arch=[[1, 64], [1, 128]])
-        result = fresh.luigi("TrainVGG")
-        assert_fails_clearly(result, 30, str(fresh.workspace), "disk is full")
-        assert fresh.chain().why("train")
 
 
 # --- where and how it is called ---------------------------------------------------------------------------------------

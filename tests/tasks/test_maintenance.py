@@ -27,18 +27,9 @@ def test_status_of_a_fresh_workspace_says_what_would_run_and_makes_nothing(fresh
     assert "no data set from" in lines[1]
     assert [line.split()[0] for line in lines[1:]] == ["dataset", "train", "evaluate", "export", "report"]
     assert not any(" done " in line for line in lines)
+    told = fresh.luigi("Status", "--json")
+    assert (told.rc, json.loads(told.output)["done"]) == (3, False)
     assert not fresh.workspace.exists()
-
-
-def test_status_tells_a_script_what_it_tells_people(done):
-    complete = done.luigi("Status", "--json")
-    assert complete.rc == 0
-    assert json.loads(complete.output)["done"] is True
-    shutil.rmtree(done.folder("report"))
-    result = done.luigi("Status", "--json")
-    assert result.rc == 3, result.text
-    states = {stage["stage"]: stage["state"] for stage in json.loads(result.output)["stages"]}
-    assert states == {"dataset": "done", "train": "done", "evaluate": "done", "export": "done", "report": "will run"}
 
 
 def test_set_aside_shows_first_and_moves_on_confirmation(done):
@@ -63,29 +54,14 @@ def test_what_is_not_there_cannot_be_set_aside(fresh):
     )
 
 
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def test_verify_finds_a_flipped_bit_and_the_next_stage_refuses_it(done):
-    assert done.luigi("Verify").rc == 0
-    flip_a_bit(done.folder("train") / "model.params")
-    result = done.luigi("Verify")
-    assert_fails_clearly(result, 4, "train/model.params is damaged")
-    shutil.rmtree(done.folder("evaluate"))
-    evaluated = done.luigi("Evaluate")
-    assert_fails_clearly(evaluated, 30, "model.params", "damaged", "SetAside --stage train")
-
-
 def test_verify_calls_nothing_damaged_that_is_unfinished_or_being_made(done):
     workspace, run = done.chain().workspace, done.chain().run()
     for path in done.folder("report").iterdir():  # as an interrupted stage leaves it
         if path.name != "report.log":
             path.unlink()
     (done.folder("report") / "report.log").touch()
-    flip_a_bit(done.folder("export") / "model.onnx")
+    model = done.folder("export") / "model.onnx"
+    model.write_bytes(bytes(model.stat().st_size))
     with locks.hold(run.lock("export"), "export", wait=False):
         found = verify(workspace)
     assert found.damaged == []

@@ -169,16 +169,16 @@ class LuigidClient(_Client):
         found = self._in_the_way(left, own)
         if found is None:
             return False
-        other, running, line, same = found
-        # A container's next command can have the very process number of the one before.
-        if other.get("host") == socket.gethostname() and (other.get("pid") == os.getpid() or is_gone(other.get("pid"))):
+        other, running, line, same_work = found
+        # It may live in another container of this host, so a card stays taken until luigid notices; work has a lock.
+        if same_work and _is_dead(other):
             log.info("%s: luigid listed it as running in %s, which no longer exists", short_name(running), _who(other))
             lost = json.dumps(f"{_who(other)} is gone")
             super().add_task(worker=other["name"], task_id=running, status="FAILED", expl=lost)
             self._announce()  # while it ran, luigid did not take it from this command
             return True
         trainings = [task_id for task_id in left if self._sent[task_id].get("family") == "TrainVGG"]
-        self.held_up, self.taken = True, same and len(trainings) < 2
+        self.held_up, self.taken = True, same_work and len(trainings) < 2
         waits = vgg().overlap == "wait"
         self._say_once(line, "; waiting for it" if waits else "")
         if waits:
@@ -297,6 +297,12 @@ def _has_work(answer: dict[str, Any]) -> bool:
 def short_name(task_id: str) -> str:
     """A task's family and first parameters, out of its name at the scheduler."""
     return re.sub(r"__.*", "", task_id)
+
+
+def _is_dead(worker: dict[str, Any]) -> bool:
+    # A container's next command can have the very process number of the one before.
+    number = worker.get("pid")
+    return worker.get("host") == socket.gethostname() and (number == os.getpid() or is_gone(number))
 
 
 def _who(worker: dict[str, Any]) -> str:

@@ -179,7 +179,8 @@ def test_with_overlap_leave_a_command_stays_in_line_for_a_card(
 ) -> None:
     prepared.configure(device="gpu:0")
     (card,) = gpus.resources("gpu:0")
-    end = another_runs(central, "Training", family="Other", resources={card: 1})
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 1}  # as a live one in another container seems to be
+    end = another_runs(central, "Training", family="Other", resources={card: 1}, info=dead)
     file = tmp_path / "luigi.cfg"
     file.write_text(f"[vgg]\noverlap = leave\n{STAYS}")
     with prepared.start("TrainVGG", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:

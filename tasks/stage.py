@@ -231,9 +231,9 @@ def recorded(workspace: Workspace, reasons: list[str], **about: str) -> Iterator
         if not (isinstance(error, parent.Stopped) and error.finished):
             outcome = "stopped" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "failed"
         if isinstance(error, parent.Stopped):
-            exit_with(128 + error.signal)
-            if forked_for_a_task():  # it ends like any other failure
+            if forked_for_a_task():  # it ends like any other failure; the command has its own signal, if it was stopped
                 raise Interrupted(str(error)) from None
+            exit_with(128 + error.signal)
         raise
     finally:
         events.record(workspace, outcome, **about, seconds=round(time.monotonic() - started, 3), **message)

@@ -39,3 +39,12 @@ def test_a_worker_that_is_killed_fails_its_task_and_leaves_nothing_running(prepa
     # What it had done is not lost.
     prepared.configure(training__epochs=1)
     assert prepared.luigi("TrainVGG").rc == 0
+
+
+def test_a_training_that_luigi_ends_after_worker_timeout_has_failed_and_keeps_its_checkpoint(
+    prepared: SmallChain,
+) -> None:
+    prepared.configure(training__epochs=100_000)
+    result = prepared.luigi("TrainVGG", "--worker-timeout", "10")
+    assert result.rc == 30, result.text
+    assert "stopped on request" in result.log

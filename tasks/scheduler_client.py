@@ -204,7 +204,7 @@ class LuigidClient(_Client):
                     shared = sorted(set(held) & set(self._sent[task_id].get("resources") or ()))
                     if running == task_id:
                         line = f"{short_name(task_id)}: already running in {_who(worker)}, according to luigid"
-                        return worker, running, f"{line}, which notices within about a minute if that is gone", True
+                        return worker, running, f"{line}, which sees within a minute when that process is gone", True
                     if shared:
                         line = f"{short_name(task_id)}: {shared[0]} is taken by {task['name']} of {_who(worker)}"
                         return worker, running, line, shared[0].startswith("data set ")

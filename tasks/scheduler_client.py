@@ -51,7 +51,7 @@ class LuigidClient(_Client):
         super().__init__(*args, **kwargs)
         #: Whether other commands held what this command's next task needs when last asked.
         self.held_up = False
-        #: Whether that was the very work, and not a card, which gets free for it, or one of several trainings to share.
+        #: Whether that was the very work, and not a card, which gets free for it.
         self.taken = False
         #: Whether another command has done a task of this one.
         self.overtaken = False
@@ -177,8 +177,7 @@ class LuigidClient(_Client):
             super().add_task(worker=other["name"], task_id=running, status="FAILED", expl=lost)
             self._announce()  # while it ran, luigid did not take it from this command
             return True
-        trainings = [task_id for task_id in left if self._sent[task_id].get("family") == "TrainVGG"]
-        self.held_up, self.taken = True, same_work and len(trainings) < 2
+        self.held_up, self.taken = True, same_work
         waits = vgg().overlap == "wait"
         self._say_once(line, "; waiting for it" if waits else "")
         if waits:

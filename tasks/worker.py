@@ -159,6 +159,6 @@ class Worker(luigi.worker.Worker):
             answer["running_tasks"] = [task for task in running if task["task_id"] not in names]
 
     def _is_complete(self, task: Any) -> bool:
-        with contextlib.suppress(PipelineError):
+        with contextlib.suppress(Exception):  # whatever a task of another plugin raises
             return bool(task.complete())
         return False

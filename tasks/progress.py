@@ -19,65 +19,52 @@ from tasks.signals import forked_for_a_task
 
 
 class Progress:
-    """What a running stage shows, in both places; at the end of a `with` block the last note is its result."""
+    """What a running stage shows; at the end of a `with` block the last note is its result.
+
+    A thread sends it to the scheduler, a few times a minute at most: when that is gone, Luigi's calls block for minutes
+    and then raise.
+    """
 
     def __init__(self, task: Any, log_path: Path, messages: Sequence[str]) -> None:
-        self._scheduler, self._bar = SchedulerProgress(task, vgg().report_seconds), TerminalBar(task.what)
+        self._bar = TerminalBar(task.what)
         self._places = [f"log: {log_path}", f"messages: {', '.join(messages)}"]
         self._fraction, self._facts, self.note = 0.0, "", ""
+        # Luigi sets these while run() runs and to None otherwise; they are taken now, for the thread.
+        self._message, self._percentage = task.set_status_message, task.set_progress_percentage
+        self._seconds = vgg().report_seconds
+        self._latest: tuple[float, str] | None = None
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="scheduler-voice")
+        if self._message is not None:
+            self._thread.start()
 
     def show(self, event: dict[str, Any]) -> None:
-        """Take what the stage's process reports: its progress, or a note of what it does."""
+        """Take what the stage's process reports: its progress, or a note of what it does. Never blocks nor raises."""
         if event["event"] == "progress":
             self._fraction, self._facts = event["fraction"], event["message"]
         else:
             self.note = event["message"]
         self._bar.show(event)
-        self._say(self._places)
+        self._say(*self._places)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        """Send what is left, for a moment at most."""
         if kind is None:
             self._fraction, self._facts = 1.0, ""
-        self._say(self._places[:1])  # it takes no messages any more
-        self._scheduler.close()
-        self._bar.close()
-
-    def _say(self, places: list[str]) -> None:
-        lines = [*self._facts.split(", "), self.note, *places]  # the dashboard's box is narrow: one fact a line
-        self._scheduler.say(self._fraction, "\n".join(line for line in lines if line))
-
-
-class SchedulerProgress:
-    """Sends the latest progress of a task to the scheduler from a thread, a few times a minute at most.
-
-    When the scheduler is gone, Luigi's calls block for minutes and then raise.
-    """
-
-    def __init__(self, task: Any, seconds: float) -> None:
-        # Luigi sets these while run() runs and to None otherwise; they are taken now, for the thread.
-        self._message, self._percentage = task.set_status_message, task.set_progress_percentage
-        self._seconds = seconds
-        self._latest: tuple[float, str] | None = None
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="scheduler-voice")
-        if self._message is not None:
-            self._thread.start()
-
-    def say(self, fraction: float, message: str) -> None:
-        """The latest state; never blocks and never raises."""
-        self._latest = (fraction, message)
-        self._wake.set()
-
-    def close(self) -> None:
-        """Send what is left, for a moment at most."""
+        self._say(self._places[0])  # it takes no messages any more
         self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=1)
+        self._bar.close()
+
+    def _say(self, *places: str) -> None:
+        lines = [*self._facts.split(", "), self.note, *places]  # the dashboard's box is narrow: one fact a line
+        self._latest = (self._fraction, "\n".join(line for line in lines if line))
+        self._wake.set()
 
     def _run(self) -> None:
         while True:
@@ -86,7 +73,7 @@ class SchedulerProgress:
             latest, self._latest = self._latest, None
             if latest is not None:
                 self._send(*latest)
-            if self._closing.is_set():
+            if self._closing.is_set() and self._latest is None:
                 return
             self._closing.wait(self._seconds)  # a stage that ends must not wait for the next turn
 

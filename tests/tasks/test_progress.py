@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import tasks
 from pipeline.errors import StageFailed
-from tasks import command_log
-from tasks.progress import SchedulerProgress, line
+from tasks import command_log, progress
 
 
 class Task:
     """What Luigi gives a running task."""
+
+    what = "train tiny"
 
     def __init__(self) -> None:
         self.said: list[tuple[str, str]] = []
@@ -29,15 +34,34 @@ class Task:
         self.first.set()
 
 
-def test_the_end_of_a_stage_sends_the_last_word_at_once_whatever_the_turn() -> None:
+def told(task: Any, message: str) -> progress.Progress:
+    """What a stage tells from its beginning to its end."""
+    with progress.Progress(task, Path("train.log"), ["stop"]) as shown:
+        shown.show({"event": "progress", "fraction": 0.0, "message": message})
+        assert task.first.wait(60)
+        shown.show({"event": "note", "message": "done"})
+    return shown
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_end_of_a_stage_sends_the_last_word_at_once_whatever_the_turn(
+    busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "vgg", lambda: SimpleNamespace(report_seconds=3600))
     task = Task()
-    voice = SchedulerProgress(task, seconds=3600)
-    voice.say(0.0, "half <way>")
-    assert task.first.wait(60)
-    voice.say(1.0, "done")
-    voice.close()
-    assert not voice._thread.is_alive()
-    assert [message for _, message in task.said] == ["half &lt;way&gt;", "done"]
+    if busy:  # the scheduler has not answered to the first word yet
+
+        def set_progress_percentage(share: int) -> None:
+            Task.set_progress_percentage(task, share)
+            time.sleep(0.3)
+
+        task.set_progress_percentage = set_progress_percentage  # type: ignore[method-assign]
+    shown = told(task, "half <way>, 1 s left")
+    assert not shown._thread.is_alive()
+    assert [message for _, message in task.said] == [
+        "half &lt;way&gt;\n1 s left\nlog: train.log\nmessages: stop",
+        "done\nlog: train.log",
+    ]
     assert {name for name, _ in task.said} == {"scheduler-voice"}
     assert task.shares == [1, 100]
 
@@ -47,7 +71,7 @@ def test_the_end_of_a_stage_sends_the_last_word_at_once_whatever_the_turn() -> N
 )
 def test_a_bar_begins_with_per_cent_and_time(left: float | None, time_shown: str) -> None:
     text = "epoch 12/20, step 34/200, loss 1.234, validation accuracy 78.9%, 1,234 images/s"
-    assert line(0.456, 61.0, left, text) == f"{'━' * 9}{'─' * 11}  45 % {time_shown:>12}  {text}"
+    assert progress.line(0.456, 61.0, left, text) == f"{'━' * 9}{'─' * 11}  45 % {time_shown:>12}  {text}"
 
 
 def test_the_log_of_two_trainings_tells_them_apart() -> None:
@@ -62,7 +86,5 @@ def test_the_log_of_two_trainings_tells_them_apart() -> None:
 def test_a_scheduler_that_is_gone_breaks_nothing() -> None:
     task = Task()
     task.set_status_message = task.set_progress_percentage = lambda value: 1 / 0  # type: ignore[method-assign,assignment]
-    voice = SchedulerProgress(task, seconds=0)
-    voice.say(0.5, "anything")
-    voice.close()
-    assert not voice._thread.is_alive()
+    task.first.set()
+    assert not told(task, "anything")._thread.is_alive()

@@ -38,7 +38,7 @@ COOLDOWN_SECONDS = 30.0
 LOOK_SECONDS = 5.0
 
 #: Requests that a command cannot do without.
-_NEEDED = {"add_task", "add_worker", "count_pending", "get_work", "task_search", "worker_list"}
+_NEEDED = {"add_task", "add_worker", "count_pending", "get_work", "is_paused", "task_search", "worker_list"}
 
 #: Luigi adds the methods at import time, where type checkers cannot see them.
 _Client: Any = RemoteScheduler
@@ -132,9 +132,12 @@ class LuigidClient(_Client):
             until = datetime.datetime.fromtimestamp(found["last_updated"] + seconds, datetime.timezone.utc)
             self._say_once(
                 f"{short_name(task_id)}: disabled by luigid after too many failures until {until:%Y-%m-%dT%H:%M:%SZ} "
-                "([scheduler] disable_persist); once fixed, click Re-enable on luigid's page "
-                f"({scheduler.shown(self._url)}/static/visualiser/index.html)"
+                f"([scheduler] disable_persist); once fixed, click Re-enable on luigid's page ({self._page})"
             )
+
+    @property
+    def _page(self) -> str:
+        return f"{scheduler.shown(self._url)}/static/visualiser/index.html"
 
     # --- work from luigid ---------------------------------------------------------------------------------------
 
@@ -168,6 +171,8 @@ class LuigidClient(_Client):
         """Report what a dead command ran as failed, or wait for a live one that is in the way; False when not."""
         found = self._in_the_way(left, own)
         if found is None:
+            if self.is_paused()["paused"]:
+                self._say_once(f"luigid is paused: continue on its page ({self._page})")
             return False
         other, running, line, same_work = found
         # It may live in another container of this host, so a card stays taken until luigid notices; work has a lock.

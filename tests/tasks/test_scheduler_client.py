@@ -174,6 +174,13 @@ def test_a_task_that_another_command_runs_is_waited_for_or_left_at_once(
     assert command.output.count("already running in process 4711 on box, according to luigid") == 1
 
 
+def test_a_luigid_that_is_paused_is_told_as_the_reason_for_doing_nothing(fresh: SmallChain, central: Luigid) -> None:
+    central.api("pause")
+    result = fresh.luigi("DownloadCifar", scheduler=central.scheduler)
+    assert (result.rc, result.ran) == (25, []), result.text
+    assert f"luigid is paused: continue on its page ({central.url}/" in result.log
+
+
 def test_with_overlap_leave_a_command_stays_in_line_for_a_card(
     prepared: SmallChain, central: Luigid, tmp_path: Path
 ) -> None:

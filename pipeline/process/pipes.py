@@ -10,6 +10,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+#: What a stage's process says; a launcher may print JSON, too.
+EVENTS = ("hello", "heartbeat", "progress", "note", "broadcast", "finishing", "result", "error")
+
 
 def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
     """The child's events as they come, and None a few times a second in between, until its output ends."""
@@ -33,7 +36,7 @@ def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
             for line in lines:
                 with contextlib.suppress(ValueError, RecursionError):
                     value = json.loads(line)
-                    if isinstance(value, dict) and "event" in value:  # a launcher may print JSON, too
+                    if isinstance(value, dict) and value.get("event") in EVENTS:
                         yield value
 
 

@@ -65,6 +65,7 @@ for number in range(3):
     say(event="progress", fraction=number / 3, message=str(number))
     print("library chatter", [1], flush=True)
     say(level="info", message="of a launcher")
+    say(level="info", event="of a launcher with structlog")
     sys.stdout.write('{"half": ')
     sys.stdout.flush()
     print(flush=True)

@@ -13,7 +13,7 @@ import errno
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -23,19 +23,22 @@ from msgspec import Struct
 
 from pipeline.arrays import read_npz
 from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.files import atomic_writer, remove_debris
+from pipeline.files import atomic_writer, remove_debris, sha256_file
 
 SCHEMA = 1
 KEEP = 2
 
 #: What reading answers about a file that may be whole: what is in it must not be trained anew for that.
-NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Damaged(WorkspaceError):
     """A checkpoint that cannot be read back as it was written."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"{path}: damaged checkpoint ({why})")
 
 
 class Row(TypedDict):
@@ -49,6 +52,17 @@ class Row(TypedDict):
     learning_rate: float
     images_per_second: float
     seconds: float
+
+
+class Segment(TypedDict):
+    """What one process found when it began to train; beside this the conditions that it trained under."""
+
+    how: str
+    step: int
+    epoch: int
+    epochs: int
+    schedule: str
+    started: str
 
 
 class Counters(Struct, forbid_unknown_fields=True):
@@ -66,8 +80,8 @@ class Counters(Struct, forbid_unknown_fields=True):
     input_seconds: float = 0.0
     resumed: _Count = 0
     history: list[Row] = []
-    #: One entry per process that trained: from which step, how, with what.
-    segments: list[dict[str, Any]] = []
+    #: One entry per process that trained.
+    segments: list[Segment] = []
     #: Why the weights may differ in bits from those of an uninterrupted run; empty when they do not.
     inexact: list[str] = []
 
@@ -79,11 +93,15 @@ class Counters(Struct, forbid_unknown_fields=True):
         self.step_in_epoch, self.epoch_seconds, self.sums = 0, 0.0, []
 
 
+class _Identity(Struct):
+    training: dict[str, Any]
+
+
 class _Meta(Struct):
     """The types that `meta` must have. A checkpoint with others counts as damaged, whoever wrote it."""
 
     step: _Count
-    identity: dict[str, Any]
+    identity: _Identity
     counters: Counters
     versions: dict[str, str]
 
@@ -98,7 +116,7 @@ class Snapshot:
 
     parameters: dict[str, np.ndarray]
     optimizer_state: dict[str, np.ndarray]
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any]
 
     def finite(self) -> bool:
         """True when no number is NaN or infinite: either would show in the sum."""
@@ -121,21 +139,23 @@ def save(path: Path, snapshot: Snapshot) -> None:
         raise from_os_error(error, f"write {path.name}") from error
 
 
-def load(path: Path) -> Snapshot:
-    """Read a checkpoint and check it.
+def load(path: Path, sha256: str | None = None) -> Snapshot:
+    """Read a checkpoint and check it, also against its recorded SHA-256 if there is one.
 
     Raises `Damaged`, or `WorkspaceError` when it is of another schema or cannot be read now.
     """
     try:
+        if sha256 is not None and sha256_file(path) != sha256:
+            raise Damaged(path, "its content is not what the manifest recorded")
         arrays = read_npz(path)
         meta = json.loads(arrays.pop("meta").tobytes())
         schema = msgspec.convert(meta["schema"], int)
-    except MemoryError:
+    except (Damaged, MemoryError):
         raise
     except Exception as error:  # whatever else than arrays and JSON is in there
-        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
             raise from_os_error(error, "read it") from error
-        raise Damaged(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
+        raise Damaged(path, f"{type(error).__name__}: {error}") from error
     if schema != SCHEMA:
         raise WorkspaceError(
             f"{path}: checkpoint of schema {schema}, this version reads {SCHEMA}: resume with the version that "
@@ -145,21 +165,17 @@ def load(path: Path) -> Snapshot:
     for name, value in arrays.items():
         group, _, structural_name = name.partition(":")
         if group not in groups or value.dtype.kind != "f":
-            raise Damaged(f"{path}: damaged checkpoint (it holds {name} of type {value.dtype})")
+            raise Damaged(path, f"it holds {name} of type {value.dtype}")
         groups[group][structural_name] = value
-    _check_meta(meta, path)
-    return Snapshot(groups["parameter"], groups["momentum"], meta)
-
-
-def _check_meta(meta: Any, path: Path) -> None:
     try:
         counters = msgspec.convert(meta, _Meta).counters
     except msgspec.ValidationError as error:
-        raise Damaged(f"{path}: damaged checkpoint ({error})") from None
+        raise Damaged(path, error) from None
     if [row["epoch"] for row in counters.history] != list(range(1, counters.epoch + 1)):
-        raise Damaged(f"{path}: damaged checkpoint (its history is not that of {counters.epoch} epochs)")
+        raise Damaged(path, f"its history is not that of {counters.epoch} epochs")
     if not all(math.isfinite(value) for values in counters.sums for value in values):
-        raise Damaged(f"{path}: damaged checkpoint (its sums are not finite)")
+        raise Damaged(path, "its sums are not finite")
+    return Snapshot(groups["parameter"], groups["momentum"], meta)
 
 
 def paths(folder: Path) -> list[Path]:

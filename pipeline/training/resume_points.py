@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import differences, recorded_training, to_dict
-from pipeline.errors import WorkspaceError, from_os_error
-from pipeline.files import move, sha256_file
+from pipeline.errors import WorkspaceError
+from pipeline.files import move
 from pipeline.model import weights
 from pipeline.tables import read_numbers
 from pipeline.text import counted
@@ -33,7 +33,7 @@ def _deciding(training: dict[str, Any]) -> dict[str, Any]:
 
 def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
     """The newest checkpoint that is whole and belongs to this training, and what to call resuming from it."""
-    finished = _result_epochs(session)
+    finished = trained_epochs(_finished(session))
     note = session.reporter.note
     for path in checkpoint.paths(session.run.checkpoints):
         try:
@@ -52,21 +52,19 @@ def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
             move(path, target)
             note(f"ignoring checkpoint {path.name}: {why_not}; moved to {target}")
         elif snapshot.meta["counters"]["epoch"] < finished:
-            note(f"removed {path.name}: the finished training of {counted(finished, 'epoch')} is newer")
-            path.unlink()
+            note(f"ignoring checkpoint {path.name}: the finished training of {counted(finished, 'epoch')} is newer")
         else:
             return snapshot, f"resumed from {path.name}"
     return None
 
 
-def _result_epochs(session: Session) -> int:
-    """Epochs of the published result, 0 when there is none that is whole."""
+def _finished(session: Session) -> dict[str, Any] | None:
+    """The manifest of the finished run; None when it is missing, damaged, or that of another training."""
     folder = session.run.stage("train")
     finished = manifest.read(folder)
-    if finished is None or not checkpoint.paths(session.run.checkpoints):
-        return 0
-    whole = not manifest.problems(folder, "train", session.chain.inputs("train"))
-    return trained_epochs(finished) if whole and not manifest.damage(folder, finished) else 0
+    if finished is None or manifest.problems(folder, "train", session.chain.inputs("train")):
+        return None
+    return finished
 
 
 def _why_not(session: Session, snapshot: Snapshot) -> str:
@@ -90,33 +88,24 @@ def _check_fit(session: Session, snapshot: Snapshot, path: Path) -> None:
         step = snapshot.meta["counters"]["step_in_epoch"]
         why = f"its step {step} does not exist: an epoch has {counted(session.batches.steps_per_epoch, 'step')}"
     if why:
-        raise Damaged(f"{path}: damaged checkpoint ({why})")
+        raise Damaged(path, why)
 
 
 def finished_run(session: Session) -> tuple[Snapshot, str] | None:
     """The state of the finished run, when more epochs are configured than it has."""
-    folder = session.run.stage("train")
-    finished = manifest.read(folder)
-    # Only from a result that lacks nothing but epochs, not from a damaged or foreign one.
-    if finished is None or manifest.problems(folder, "train", session.chain.inputs("train")):
-        return None
+    finished, folder = _finished(session), session.run.stage("train")
     epochs = trained_epochs(finished)
-    if epochs >= session.training.epochs:
+    if finished is None or epochs >= session.training.epochs:
         return None
     sha256 = finished["files"]["model.params"]["sha256"]
     weights.load_trusted(session.network.net, folder / "model.params", sha256, session.devices.contexts)
     parameters = session.network.state()[0]
+    trainer = folder / "trainer.npz"
     try:
-        recorded = manifest.digests(finished).get("trainer.npz", "none")
-        if sha256_file(folder / "trainer.npz") != recorded:
-            raise WorkspaceError(f"{folder / 'trainer.npz'}: its content is not what the manifest recorded")
-        snapshot = checkpoint.load(folder / "trainer.npz")
+        snapshot = checkpoint.load(trainer, manifest.digests(finished).get(trainer.name, "none"))
         snapshot.parameters = {**parameters, **snapshot.parameters}  # of several devices, own running statistics
-        _check_fit(session, snapshot, folder / "trainer.npz")
-    except (WorkspaceError, OSError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno in checkpoint.NOT_DAMAGE:
-            raise from_os_error(cause, "read it") from cause
+        _check_fit(session, snapshot, trainer)
+    except Damaged as error:
         session.reporter.note(f"{error}; resuming from model.params with zero momentum")
         snapshot = Snapshot(parameters, {}, _meta_without_trainer(folder, finished))
     # In batches of another size: as many as it would be by now.

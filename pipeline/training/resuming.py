@@ -69,7 +69,7 @@ def start(session: Session, init_from: str | None) -> None:
             "epochs": session.training.epochs,
             "schedule": session.training.schedule.kind,
             "started": now(),
-            **session.conditions(),
+            **session.conditions(),  # type: ignore[typeddict-item]
         }
     )
 

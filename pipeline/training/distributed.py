@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors
-from pipeline.errors import PipelineError, StageFailed
+from pipeline.errors import StageFailed
 from pipeline.process import child, liveness
 from pipeline.process.cores import thread_environment, usable_cores
 from pipeline.process.launcher import own_environment
@@ -251,7 +251,8 @@ class Supervisor:
             if failure is None:
                 continue
             if role.error is not None:
-                raise _error_of(role)
+                message = role.error["message"] if role.rank == 0 else f"{role.name}: {role.error['message']}"
+                raise errors.BY_NAME.get(role.error["type"], StageFailed)(message)
             raise StageFailed(
                 f"distributed training: {failure}; the other processes were ended; run the same command again to "
                 "resume from the last checkpoint"
@@ -272,11 +273,3 @@ class Supervisor:
             role.process.kill()
             role.process.wait()
         self._remove_sockets()
-
-
-def _error_of(role: Role) -> PipelineError:
-    assert role.error is not None
-    kind, message = role.error["type"], role.error["message"]
-    if role.rank != 0:
-        message = f"{role.name}: {message}"
-    return errors.BY_NAME.get(kind, StageFailed)(message)

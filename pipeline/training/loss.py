@@ -19,24 +19,20 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     return log_sum - values[rows, labels.astype(int)], logits.argmax(1) == labels
 
 
-class Loss:
-    """Summed cross-entropy (optionally with label smoothing) and the number of correct predictions of a batch."""
+def loss_block(mx: Any, smoothing: float, classes: int) -> Any:
+    """A block: summed cross-entropy (optionally with label smoothing) and number of correct predictions of a batch."""
 
-    def __init__(self, mx: Any, smoothing: float, classes: int) -> None:
-        class Block(mx.gluon.HybridBlock):
-            def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:
-                log_probability = F.log_softmax(F.cast(logits, dtype="float32"), axis=-1)
-                loss = -F.sum(F.pick(log_probability, labels, axis=-1))
-                if smoothing:
-                    # Szegedy et al. 2015, arXiv:1512.00567: the label gets 1 - smoothing, the rest is uniform.
-                    loss = (1 - smoothing) * loss - smoothing / classes * F.sum(log_probability)
-                correct = F.broadcast_equal(F.argmax(log_probability, axis=-1), labels)
-                return loss, F.sum(F.BlockGrad(correct))
+    class Loss(mx.gluon.HybridBlock):
+        def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:
+            log_probability = F.log_softmax(F.cast(logits, dtype="float32"), axis=-1)
+            loss = -F.sum(F.pick(log_probability, labels, axis=-1))
+            if smoothing:
+                # Szegedy et al. 2015, arXiv:1512.00567: the label gets 1 - smoothing, the rest is uniform.
+                loss = (1 - smoothing) * loss - smoothing / classes * F.sum(log_probability)
+            correct = F.broadcast_equal(F.argmax(log_probability, axis=-1), labels)
+            return loss, F.sum(F.BlockGrad(correct))
 
-        self.block = Block(prefix="loss_")
-
-    def __call__(self, logits: Any, labels: Any) -> Any:
-        return self.block(logits, labels)
+    return Loss(prefix="loss_")
 
 
 class LossScaler:

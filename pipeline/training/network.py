@@ -19,7 +19,7 @@ from pipeline.dataset.normalisation import Normalisation
 from pipeline.runtime import Devices, mxnet
 from pipeline.training import muon
 from pipeline.training.gradient_sync import ProcessGroup, Worker
-from pipeline.training.loss import Loss, LossScaler, cross_entropy
+from pipeline.training.loss import LossScaler, cross_entropy, loss_block
 
 #: Weights that one operator updates at once. MXNet's kernel takes at most 60.
 _AGGREGATE = 32
@@ -48,8 +48,8 @@ class Network:
         self.training, self.devices, self.precision = training, devices, precision
         self.net = model.build(architecture, precision)
         self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
-        self.loss = Loss(mx, training.label_smoothing, architecture.outputs)
-        for block in (self.net, self.loss.block):
+        self.loss = loss_block(mx, training.label_smoothing, architecture.outputs)
+        for block in (self.net, self.loss):
             block.hybridize(static_alloc=True, static_shape=True)
         self.parameters = model.parameters(self.net)
         self.learned = {name: p for name, p in self.parameters.items() if p.grad_req != "null"}
@@ -61,7 +61,6 @@ class Network:
         self._architecture = architecture
         self._shadow: Any = None
         self._recent: Any = None
-        self._previous: Any = None
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -155,11 +154,6 @@ class Network:
             for values, context in zip(sums, self.devices.contexts, strict=False)
         ]
 
-    def _inputs(self, images: np.ndarray, parts: int) -> list[Any]:
-        whole = self.mx.nd.array(images)
-        several = self.mx.gluon.utils.split_data(whole, parts, even_split=False)
-        return [x.as_in_context(context) for x, context in zip(several, self.devices.contexts, strict=False)]
-
     def step(
         self,
         images: np.ndarray,
@@ -176,24 +170,25 @@ class Network:
         mx, worker = self.mx, self.group.worker
         if self.has_dropout:
             mx.random.seed(_step_seed(self.training.seed, step * worker.world_size + worker.rank))
-        parts = min(len(self.devices.contexts), len(labels))
-        contexts = self.devices.contexts[:parts]
-        inputs = self._inputs(images, parts) if parts else []
-        targets = mx.gluon.utils.split_data(mx.nd.array(labels), parts, even_split=False) if parts else []
+        contexts = self.devices.contexts[: len(labels)]  # a batch smaller than the number of devices
+        inputs, targets = (
+            mx.gluon.utils.split_and_load(values, contexts, even_split=False) if contexts else []
+            for values in (images, labels)
+        )
         losses, tallies = [], []
         with mx.autograd.record():
-            for x, y, context in zip(inputs, targets, contexts, strict=True):
-                logits = self.net(x)
-                loss, correct = self.loss(logits, y.as_in_context(context))
+            for x, y in zip(inputs, targets, strict=True):
+                loss, correct = self.loss(self.net(x), y)
                 losses.append(loss * self.scaler.scale if self.scaler else loss)
                 tallies.append((loss.detach(), correct.detach()))
         if losses:
             mx.autograd.backward(losses)
         self._add_up(tallies)
-        self._update(count or len(labels), learning_rate, parts)
+        self._update(count or len(labels), learning_rate, len(contexts))
         if losses:
-            self._recent = (losses[0], len(inputs[0]), self.scaler.scale if self.scaler else 1.0)
-            self._throttle()
+            previous, self._recent = self._recent, (losses[0], len(inputs[0]), self.scaler.scale if self.scaler else 1)
+            if previous:  # waiting for the step before bounds the queue, and so the memory, without draining it
+                previous[0].wait_to_read()
 
     def _add_up(self, tallies: list[tuple[Any, Any]]) -> None:
         """Add loss and correct predictions of a step to the epoch's sums."""
@@ -248,29 +243,16 @@ class Network:
     ) -> tuple[float | None, float | None]:
         """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, without augmentation or smoothing; None for none.
 
-        `between` is called between two batches; it may raise.
+        Computed on the first device. `between` is called between two batches; it may raise.
         """
         if not len(labels):
             return None, None
-        logits = self.logits(images, norm, min(batch_size, len(labels)), between)
-        loss, correct = cross_entropy(logits, labels)
-        return float(loss.mean()), float(correct.mean())
-
-    def logits(
-        self,
-        images: np.ndarray,
-        norm: Normalisation,
-        batch_size: int,
-        between: Callable[[], None] = lambda: None,
-    ) -> np.ndarray:
-        """(n, classes) float32 logits of (n, 3, 32, 32) uint8 images, computed on the first device."""
-        mx, context = self.mx, self.devices.contexts[0]
-        net = self._inference_copy()
-        parts = []
-        for values, count in loader.padded_batches(images, batch_size, norm):
-            parts.append(net(mx.nd.array(values, ctx=context)).astype("float32").asnumpy()[:count])
+        net, context, logits = self._inference_copy(), self.devices.contexts[0], []
+        for values, count in loader.padded_batches(images, min(batch_size, len(labels)), norm):
+            logits.append(net(self.mx.nd.array(values, ctx=context)).astype("float32").asnumpy()[:count])
             between()
-        return np.concatenate(parts)
+        loss, correct = cross_entropy(np.concatenate(logits), labels)
+        return float(loss.mean()), float(correct.mean())
 
     def _inference_copy(self) -> Any:
         """A second network with the present weights, for prediction.
@@ -295,12 +277,6 @@ class Network:
         after the backward pass, which is what updates them: read at once, they are those of an earlier step.
         """
         self.mx.nd.waitall()
-
-    def _throttle(self) -> None:
-        # Waiting for the step before bounds the queue, and so the memory, without draining it.
-        previous, self._previous = self._previous, self._recent[0]
-        if previous is not None:
-            previous.wait_to_read()
 
 
 def _optimizer(mx: Any, training: Training, shapes: Mapping[str, tuple[int, ...]]) -> Any:

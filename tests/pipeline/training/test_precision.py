@@ -106,7 +106,7 @@ def test_the_measurement_can_be_started_before_it_is_known_what_for(monkeypatch)
     precision.start_early()
     (process,) = precision._early
     assert "float32" in precision._speeds(TINY, 8)
-    assert process.returncode == 0
+    assert process.returncode is not None
     assert not precision._early
 
 

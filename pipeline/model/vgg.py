@@ -33,6 +33,7 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
     """
     mx = mxnet()
     nn, norm = mx.gluon.nn, architecture.norm
+    merged = "relu" if architecture.activation == "relu" else None  # ReLU can be part of the layer before it
     in_float32 = precision == "bfloat16" and norm and not architecture.stem
     convolution = _plain_convolution(mx) if in_float32 else nn.Conv2D
 
@@ -61,17 +62,14 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
             side = architecture.sides[index + (number > 0 and architecture.pool == "first")]
             if side == 2 and precision == "bfloat16":
                 convolution = _dense_convolution(mx)
-            if not norm and architecture.activation == "relu":
-                block.add(convolution(channels, 3, activation="relu", **fixed))
-            else:
-                block.add(convolution(channels, 3, **fixed))
+            block.add(convolution(channels, 3, activation=None if norm else merged, **fixed))
             inputs, convolution = channels, nn.Conv2D
             if number == 0 and architecture.pool == "first":
                 block.add(pool)
             if norm:
                 options = {"scale": norm.scale, "momentum": norm.momentum, "in_channels": channels}
                 block.add(nn.BatchNorm(prefix=prefix.format("norm"), **options))
-            if norm or architecture.activation != "relu":
+            if norm or not merged:
                 block.add(activation(prefix.format("relu")))
         if architecture.pool == "last":
             block.add(pool)
@@ -80,10 +78,9 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
         net.add(nn.GlobalMaxPool2D(prefix="vgg_pool_"))
     units = _flat_size(architecture)
     for index, width in enumerate(architecture.dense):
-        if architecture.activation == "relu":
-            net.add(nn.Dense(width, activation="relu", in_units=units, prefix=f"vgg_dense{index}_"))
-        else:
-            net.add(nn.Dense(width, in_units=units, prefix=f"vgg_dense{index}_"), activation(f"vgg_dense{index}_relu_"))
+        net.add(nn.Dense(width, activation=merged, in_units=units, prefix=f"vgg_dense{index}_"))
+        if not merged:
+            net.add(activation(f"vgg_dense{index}_relu_"))
         net.add(nn.Dropout(architecture.dropout, prefix=f"vgg_dropout{index}_"))
         units = width
     net.add(nn.Dense(architecture.outputs, in_units=units, prefix="vgg_output_"))

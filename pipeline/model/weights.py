@@ -17,12 +17,11 @@ from pipeline.files import atomic_writer, open_regular, remove_debris, sha256_fi
 from pipeline.model import vgg
 from pipeline.runtime import mxnet
 
+#: What else people take for a `.params` file, by its first bytes.
 _FOREIGN = (
     (b"PK", "a ZIP archive (an .npz or a PyTorch file?)"),
     (b"{", "JSON (the network's -symbol.json?)"),
     (b"\x80", "a Python pickle"),
-    (b"\x89HDF", "an HDF5 file (Keras?)"),
-    (b"\x1f\x8b", "a gzip archive"),
     (b"<", "an HTML or XML page"),
     (b"\x08", "a protocol buffer (an ONNX model?)"),
 )
@@ -40,6 +39,7 @@ def save(net: Any, path: Path) -> None:
 
 def load(net: Any, path: Path, contexts: list[Any]) -> None:
     """Load a `.params` file into `net` on `contexts`; raises `WeightsError` when it is damaged or does not fit."""
+    mx = mxnet()
     found = {name: value.astype(np.float32) for name, value in read(path).items()}
     expected = vgg.parameters(net)
     check_fit({name: value.shape for name, value in found.items()}, {n: p.shape for n, p in expected.items()}, path)
@@ -49,16 +49,10 @@ def load(net: Any, path: Path, contexts: list[Any]) -> None:
                 f"{path}: {wrong} of the {value.size} numbers of {name} are not finite (NaN or infinite): "
                 "use the file of a training that did not diverge"
             )
-    set_parameters(net, found, contexts)
-
-
-def set_parameters(net: Any, values: Mapping[str, np.ndarray], contexts: list[Any]) -> None:
-    """Put float32 arrays (by structural name) into `net` on `contexts`."""
-    mx = mxnet()
-    for name, parameter in vgg.parameters(net).items():
+    for name, parameter in expected.items():
         if parameter._data is None:
             parameter.initialize(mx.init.Zero(), ctx=contexts, force_reinit=True)
-        parameter.set_data(mx.nd.array(values[name], dtype="float32"))
+        parameter.set_data(mx.nd.array(found[name], dtype="float32"))
 
 
 def load_trusted(net: Any, path: Path, sha256: str, contexts: list[Any]) -> None:

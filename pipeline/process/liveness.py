@@ -80,10 +80,6 @@ class Monitor:
         self._ending: float | None = None
         self._offset = log.stat().st_size if log.exists() else 0
 
-    def request(self) -> dict[str, float]:
-        """What the child has to be told."""
-        return {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": PARENT_TIMEOUT}
-
     def attend(self, event: dict[str, Any] | None, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
         """Take the heartbeats out of the child's events; gives the event to pass on, or None."""
         moment = time.monotonic()

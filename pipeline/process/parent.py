@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors
-from pipeline.files import open_regular
+from pipeline.files import open_regular, remove_debris
 from pipeline.process import liveness, pipes
 from pipeline.process.child import EARLY, EXIT_INTERRUPTED, GRACE_SECONDS, chain_of, request
 from pipeline.process.cores import misread_threads, thread_environment
@@ -73,12 +73,16 @@ def run_stage(
     """
     _refuse_links(stage, chain, log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    _remove_debris(chain.folder(stage))
+    folder = chain.folder(stage)
+    if folder and not folder.is_symlink():  # its lock is held: whoever wrote there is gone
+        remove_debris(folder, "*")
     if stage == "train" and (misread := misread_threads(os.environ)):
         on_event({"event": "note", "message": misread})
     several = stage == "train" and chain.config.distributed.workers > 1
     monitor = Monitor(launcher, log) if launcher or several else None
     about = request(chain, stage, **(options or {}), **({"launched": True} if launcher else {}))
+    if monitor:
+        about |= {"heartbeat_seconds": liveness.HEARTBEAT_SECONDS, "watchdog_seconds": liveness.PARENT_TIMEOUT}
     words = module_command(MODULES[stage])
     if launcher:
         words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
@@ -108,16 +112,17 @@ def start_early(stage: str, chain: Chain) -> None:
     """
     if stage in _early:
         return
-    ours, theirs = socket.socketpair()
-    with theirs, contextlib.suppress(OSError):  # then it starts when it is needed
-        process = subprocess.Popen(
-            module_command(MODULES[stage], EARLY, chain.config.training.precision),
-            stdin=theirs.fileno(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # until it is given its log
-            env=environment(),
-            start_new_session=True,
-        )
+    with contextlib.suppress(OSError):  # then it starts when it is needed
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                module_command(MODULES[stage], EARLY, chain.config.training.precision),
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # until it is given its log
+                env=environment(),
+                start_new_session=True,
+            )
         _early[stage] = process, ours
 
 
@@ -179,7 +184,7 @@ class _Child:
         """Pass commands down and events up until the process ends; gives its result."""
         monitor = self.monitor
         pipe = pipes.Input(self.process)
-        pipe.send(json.dumps({**self.request, **(monitor.request() if monitor else {})}))
+        pipe.send(json.dumps(self.request))
         asked_at: float | None = None
         for event in pipes.events(self.process):
             pipe.flush()
@@ -316,13 +321,6 @@ def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
         if place.is_symlink():
             what = f"a symbolic link; {stage} writes through none"
             raise errors.WorkspaceError(f"{place}: {what}: put the folder itself there")
-
-
-def _remove_debris(folder: Path | None) -> None:
-    """Remove what killed writers left in a stage's folder. Only while its lock is held."""
-    for path in folder.glob(".*.tmp") if folder and not folder.is_symlink() else ():
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def end_with_parent() -> None:

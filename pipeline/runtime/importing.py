@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -44,11 +44,8 @@ def mxnet() -> Any:
     """The imported `mxnet` module. Raises `DeviceError` when it cannot be imported, saying why and what to do."""
     check_python()
     _check_environment()
-    installed = _check_packages()
-    # Set before the import: MXNet reads it once, when its library is loaded.
-    os.environ.update(thread_environment(os.environ))
+    _prepare()
     enable_amx()
-    _preload_cuda_libraries(installed)
     import numpy
 
     if "bool" not in vars(numpy):
@@ -56,7 +53,9 @@ def mxnet() -> Any:
     try:
         with warnings.catch_warnings(), quick_import():
             warnings.simplefilter("ignore")
-            _provide_distutils()
+            if sys.version_info >= (3, 12):  # distutils, which MXNet needs, comes with the import of setuptools
+                os.environ.pop("SETUPTOOLS_USE_DISTUTILS", None)
+                importlib.import_module("setuptools")
             import mxnet as mx
     except OSError as error:
         raise DeviceError(_explain_library(str(error))) from error
@@ -84,14 +83,12 @@ def plain_operator(operators: Any, name: str) -> Any:
 
 def native_library() -> Any:
     """MXNet's shared library alone, enough for a parameter server and loaded 20 times as fast; raises `DeviceError`."""
-    installed = _check_packages()
-    os.environ.update(thread_environment(os.environ))
-    _preload_cuda_libraries(installed)
+    _prepare()
     package = importlib.util.find_spec("mxnet")
     assert package is not None
-    assert package.origin is not None
+    assert package.submodule_search_locations is not None
     try:
-        return ctypes.CDLL(os.path.join(os.path.dirname(package.origin), "libmxnet.so"), mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(f"{package.submodule_search_locations[0]}/libmxnet.so", mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise DeviceError(_explain_library(str(error))) from error
 
@@ -132,8 +129,8 @@ def _check_environment() -> None:
             raise DeviceError(f"{name}: found {value!r}, expected a number of threads, at least 1: unset it")
 
 
-def _check_packages() -> list[str]:
-    """The names of the installed distributions of MXNet, which is one."""
+def _prepare() -> None:
+    """All that MXNet's library needs before it is loaded; it reads the number of threads once, then."""
     installed = installed_mxnets()
     if not installed:
         raise DeviceError("mxnet is not installed: pip install mxnet==1.9.1")
@@ -146,23 +143,13 @@ def _check_packages() -> list[str]:
     numpy_version = metadata.version("numpy")
     if int(numpy_version.split(".")[0]) >= 2:
         raise DeviceError(f"numpy {numpy_version} is too new for mxnet 1.9.1: pip install 'numpy>=1.23.5,<2'")
-    return installed
+    os.environ.update(thread_environment(os.environ))
+    if installed[0].startswith("mxnet-cu11"):
+        _preload_cuda_libraries()
 
 
-def _provide_distutils() -> None:
-    """What MXNet takes from `distutils`, which Python 3.12 no longer has, comes with the import of setuptools.
-
-    Without that, only where a .pth file of setuptools is heeded; and neither with SETUPTOOLS_USE_DISTUTILS=stdlib.
-    """
-    if sys.version_info >= (3, 12):
-        os.environ.pop("SETUPTOOLS_USE_DISTUTILS", None)
-        importlib.import_module("setuptools")
-
-
-def _preload_cuda_libraries(installed: Sequence[str]) -> None:
+def _preload_cuda_libraries() -> None:
     """Load the pip-installed CUDA 11 libraries so that mxnet-cu11x finds them without LD_LIBRARY_PATH."""
-    if not any(name.startswith("mxnet-cu11") for name in installed):
-        return
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec else []
     for package, path in CUDA_LIBRARIES:

@@ -107,11 +107,10 @@ class Trainer:
         """Stop, or write a checkpoint, when asked or when it is time. Only the leader is asked."""
         self._stop_if_asked()
         self.writer.check()
-        due = moment - self.last_checkpoint >= self.session.training.checkpoint_seconds and not self.writer.busy
         if self.session.reporter.take("checkpoint"):
             path = self.checkpoint(wait=True)
             self.session.reporter.note(f"checkpoint written as asked: {path.name}, {self._place()}")
-        elif due:
+        elif moment - self.last_checkpoint >= self.session.training.checkpoint_seconds and not self.writer.busy:
             self.checkpoint()
 
     def _stop_if_asked(self) -> None:

@@ -28,6 +28,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
+                file.seek(-12, os.SEEK_END)  # where it says how many there are: a flipped bit can hide some of them
+                if int.from_bytes(file.read(2), "little") != len(members):
+                    raise ValueError(f"only {len(members)} of its arrays are found")
                 if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     raise ValueError("its arrays are compressed")
                 if any(member.compress_size != member.file_size for member in members):

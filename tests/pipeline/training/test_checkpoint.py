@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
@@ -43,54 +42,51 @@ def same(one: Snapshot, other: Snapshot) -> bool:
     ) and other.meta == {**one.meta, "schema": checkpoint.SCHEMA}
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
-    path = tmp_path / "step-000000001.npz"
-    checkpoint.save(path, snapshot())
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A checkpoint."""
+    checkpoint.save(tmp_path / "step-000000001.npz", snapshot())
+    return tmp_path / "step-000000001.npz"
+
+
+def test_what_is_loaded_is_what_was_saved_as_plain_arrays_without_pickle(path: Path, tmp_path: Path) -> None:
     assert same(snapshot(), checkpoint.load(path))
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
-
-
-def test_it_is_plain_arrays_and_no_pickle(tmp_path: Path) -> None:
-    path = tmp_path / "step-000000001.npz"
-    checkpoint.save(path, snapshot())
     with np.load(path, allow_pickle=False) as file:
-        assert sorted(file.files) == [
-            "meta",
-            "momentum:0.0.weight",
-            "parameter:0.0.weight",
-            "parameter:0.1.running_mean@1",
-        ]
+        names = ["meta", "momentum:0.0.weight", "parameter:0.0.weight", "parameter:0.1.running_mean@1"]
+        assert sorted(file.files) == names
 
 
-def test_no_flipped_bit_ever_changes_what_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "step-000000001.npz"
-    checkpoint.save(path, snapshot())
-    content = path.read_bytes()
-    chance, refused = random.Random(0), []
-    for position in (chance.randrange(len(content)) for _ in range(400)):
+def test_no_flipped_bit_changes_what_is_loaded_or_makes_more_be_allocated_than_the_file_is_large(path: Path) -> None:
+    content, chance, refused = path.read_bytes(), random.Random(0), []
+    heads = [content.index(b"PK\x03\x04"), content.index(b"\x93NUMPY"), content.index(b"PK\x01\x02")]
+    places = [8 * start + bit for start in heads for bit in range(0, 8 * 128, 3)]
+    places += range(8 * (len(content) - 22), 8 * len(content), 3)
+    places += [chance.randrange(8 * len(content)) for _ in range(400)]
+    for place in places:
         damaged = bytearray(content)
-        damaged[position] ^= 1 << chance.randrange(8)
+        damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
+        tracemalloc.start()
         try:
-            assert same(snapshot(), checkpoint.load(path)), position
+            assert same(snapshot(), checkpoint.load(path)), place
         except Damaged as error:
             refused.append(str(error))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1_000_000, place
     assert not any("\n" in line for line in refused)
-    assert len(refused) > 200  # the rest hit what ZIP does not need: dates, flags
+    assert len(refused) > len(places) / 2  # the rest hit what ZIP does not need: dates, flags
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -1])
-def test_a_cut_checkpoint_is_damaged(tmp_path: Path, length: int) -> None:
-    path = tmp_path / "step-000000001.npz"
-    checkpoint.save(path, snapshot())
+def test_a_cut_checkpoint_is_damaged(path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(Damaged, match=r"step-000000001\.npz: damaged checkpoint"):
         checkpoint.load(path)
 
 
-def test_one_that_cannot_be_opened_now_is_not_called_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "step-000000001.npz"
-    checkpoint.save(path, snapshot())
+def test_one_that_cannot_be_opened_now_is_not_called_damaged(path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
@@ -101,33 +97,16 @@ def test_one_that_cannot_be_opened_now_is_not_called_damaged(tmp_path: Path) -> 
     assert not isinstance(caught.value, Damaged)
 
 
-def test_another_schema_is_refused_and_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "step-000000001.npz"
-    checkpoint.save(path, snapshot())
-    monkeypatch.setattr(checkpoint, "SCHEMA", checkpoint.SCHEMA + 1)
-    with pytest.raises(WorkspaceError, match="checkpoint of schema 1, this version reads 2") as refusal:
-        checkpoint.load(path)
-    assert not isinstance(refusal.value, Damaged)
-
-
-def test_the_last_two_are_kept_and_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_the_last_two_are_kept_beside_damaged_ones_and_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-000000007.npz.abc.tmp").write_bytes(b"half")
     writer = checkpoint.Writer(tmp_path)
+    for step in (98, 99):
+        checkpoint.set_damaged_aside(writer.write(snapshot(step), wait=True))
     for step in (1, 2, 10):
         writer.write(snapshot(step), wait=True)
     assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-000000010.npz", "step-000000002.npz"]
+    assert len(list(tmp_path.glob("damaged-*"))) == 2
     assert not list(tmp_path.glob(".*"))
-
-
-def test_damaged_ones_set_aside_do_not_count_as_kept(tmp_path: Path) -> None:
-    writer = checkpoint.Writer(tmp_path)
-    for step in (8, 9):
-        writer.write(snapshot(step), wait=True)
-    for path in checkpoint.paths(tmp_path):
-        checkpoint.set_damaged_aside(path)
-    for step in (1, 2, 3):
-        writer.write(snapshot(step), wait=True)
-    assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-000000003.npz", "step-000000002.npz"]
 
 
 def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_is_too(
@@ -162,7 +141,7 @@ def test_a_write_that_failed_is_told_by_the_next_look_and_leaves_the_old_ones(
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.npz"]
 
 
-def test_numbers_that_are_not_finite_are_seen_anywhere(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_seen_anywhere() -> None:
     good = snapshot()
     assert good.finite()
     good.optimizer_state["0.0.weight"][1, 2, 0, 1] = np.inf
@@ -170,25 +149,6 @@ def test_numbers_that_are_not_finite_are_seen_anywhere(tmp_path: Path) -> None:
     good = snapshot()
     good.parameters["0.0.weight"][3, 2, 2, 2] = np.nan
     assert not good.finite()
-
-
-def test_no_flipped_bit_makes_more_be_allocated_than_the_file_is_large(tmp_path: Path) -> None:
-    path = tmp_path / "step-000000001.npz"
-    checkpoint.save(path, snapshot())
-    content = path.read_bytes()
-    heads = [content.index(b"PK\x03\x04"), content.index(b"\x93NUMPY"), content.index(b"PK\x01\x02")]
-    places = [8 * start + bit for start in heads for bit in range(0, 8 * 128, 3)]
-    places += range(8 * (len(content) - 22), 8 * len(content), 3)
-    for place in places:
-        damaged = bytearray(content)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
-        tracemalloc.start()
-        with contextlib.suppress(Damaged):
-            checkpoint.load(path)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert peak < 1_000_000, place
 
 
 def test_an_array_that_declares_more_than_there_is_is_damaged_and_costs_nothing(tmp_path: Path) -> None:

@@ -10,63 +10,38 @@ import pytest
 from pipeline.process import cores
 
 
-@pytest.fixture
-def cgroup(tmp_path):
-    """Writes files of a made-up cgroup tree and gives the quota that is found in it."""
-
-    def quota(process, **files):
-        root = tmp_path / "cgroup"
-        for name, content in files.items():
-            path = root / name.replace("__", "/").replace("cpu_max", "cpu.max").replace("cfs_", "cpu.cfs_")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        (tmp_path / "process").write_text(process)
-        return cores.cgroup_quota(root, tmp_path / "process")
-
-    return quota
-
-
-def test_no_limit_is_none(cgroup):
-    assert cgroup("0::/\n") is None
-    assert cgroup("0::/\n", cpu_max="max 100000\n") is None
-
-
-def test_the_second_version_of_cgroups(cgroup):
-    assert cgroup("0::/\n", cpu_max="150000 100000\n") == 1.5
-
-
-def test_the_tightest_limit_on_the_way_to_the_root_holds(cgroup):
-    files = {"cpu_max": "max 100000", "a__cpu_max": "50000 100000", "a__b__cpu_max": "400000 100000"}
-    assert cgroup("0::/a/b\n", **files) == 0.5
+@pytest.mark.parametrize(
+    ("process", "files", "expected"),
+    [
+        ("0::/", {}, None),
+        ("0::/", {"cpu.max": "max 100000\n"}, None),
+        ("0::/", {"cpu.max": "lots\n"}, None),
+        ("0::/", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b", {"cpu.max": "max 100", "a/cpu.max": "50 100", "a/b/cpu.max": "400 100"}, 0.5),
+        (  # the first version of cgroups
+            "4:cpu,cpuacct:/docker\n3:memory:/other",
+            {"cpu/docker/cpu.cfs_quota_us": "250000", "cpu/docker/cpu.cfs_period_us": "100000"},
+            2.5,
+        ),
+        ("4:cpu:/docker", {"cpu/docker/cpu.cfs_quota_us": "-1"}, None),
+    ],
+)
+def test_of_the_cgroups_quotas_on_the_way_to_the_root_the_tightest_holds(tmp_path, process, files, expected):
+    for name, content in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "process").write_text(f"{process}\n")
+    assert cores.cgroup_quota(tmp_path / "cgroup", tmp_path / "process") == expected
 
 
-def test_the_first_version_of_cgroups(cgroup):
-    files = {"cpu__docker__cfs_quota_us": "250000", "cpu__docker__cfs_period_us": "100000"}
-    assert cgroup("4:cpu,cpuacct:/docker\n3:memory:/other\n", **files) == 2.5
-    assert cgroup("4:cpu:/docker\n", cpu__docker__cfs_quota_us="-1") is None
-
-
-def test_nonsense_is_no_limit(cgroup):
-    assert cgroup("0::/\n", cpu_max="lots\n") is None
-
-
-def test_a_broken_quota_counts_up_and_never_below_one(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    for quota, expected in ((None, 8), (0.2, 1), (1.5, 2), (4.0, 4), (64.0, 8)):
-        monkeypatch.setattr(cores, "cgroup_quota", lambda quota=quota: quota)
-        assert cores.usable_cores() == expected
-
-
-def test_the_affinity_mask_counts_not_the_machine(monkeypatch):
-    monkeypatch.setattr(cores, "cgroup_quota", lambda: None)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
-    assert cores.usable_cores() == 1
-
-
-def test_the_users_own_number_of_threads_wins(monkeypatch):
-    monkeypatch.setattr(cores, "usable_cores", lambda: 6)
-    for given, threads in ({}, "6"), ({"OMP_NUM_THREADS": ""}, "6"), ({"OMP_NUM_THREADS": "3"}, "3"):
-        assert cores.thread_environment(given)["OMP_NUM_THREADS"] == threads
+@pytest.mark.parametrize(
+    ("mask", "quota", "expected"), [(8, None, 8), (8, 0.2, 1), (8, 1.5, 2), (8, 4.0, 4), (8, 64.0, 8), (1, None, 1)]
+)
+def test_the_affinity_mask_and_the_quota_count_not_the_machine(monkeypatch, mask, quota, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(mask)))
+    monkeypatch.setattr(cores, "cgroup_quota", lambda: quota)
+    assert cores.usable_cores() == expected
 
 
 def test_in_a_slurm_job_the_granted_cores_count():
@@ -77,17 +52,19 @@ def test_in_a_slurm_job_the_granted_cores_count():
     assert cores.slurm_grant({"SLURM_CPUS_ON_NODE": "4"}) is None
 
 
+def test_the_users_own_number_of_threads_wins_of_a_list_the_first(monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 6)
+    assert cores.thread_environment({})["OMP_NUM_THREADS"] == "6"
+    for given, threads in ("", "6"), ("2,1", "2"), (" 3 ", "3"), ("128", "128"):
+        assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == threads
+        assert cores.misread_threads({"OMP_NUM_THREADS": given}) is None
+
+
 @pytest.mark.parametrize("given", ["auto", "1.0", "0", "-1", "99999", "0x2", "9" * 5000, ","])
 def test_a_number_of_threads_that_cannot_be_meant_is_not_obeyed_and_told(given, monkeypatch):
     monkeypatch.setattr(cores, "usable_cores", lambda: 6)
     assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == "6"
     assert "unset it; using 6" in cores.misread_threads({"OMP_NUM_THREADS": given})
-
-
-def test_of_a_list_for_nested_threads_the_first_number_counts():
-    for given, threads in ("2,1", "2"), (" 3 ", "3"), ("128", "128"):
-        assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == threads
-        assert cores.misread_threads({"OMP_NUM_THREADS": given}) is None
 
 
 # --- trainings take turns ---------------------------------------------------------------------------------------------
@@ -127,13 +104,11 @@ def test_trainings_that_leave_cores_free_run_side_by_side(machine, monkeypatch):
         assert len(inherited) == 1
 
 
-def test_where_there_can_be_no_lock_nobody_waits(machine):
+def test_where_there_can_be_no_lock_or_the_folder_is_somebody_elses_nobody_waits(machine, monkeypatch):
     (machine / "ours").write_text("a file")
     with cores.turn("train a", 1, print) as inherited:
         assert inherited == []
-
-
-def test_a_folder_of_somebody_else_makes_nobody_wait(machine, monkeypatch):
+    (machine / "ours").unlink()
     (machine / "ours").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: (machine / "ours").stat().st_uid + 1)
     with cores.turn("train a", 1, print) as inherited:

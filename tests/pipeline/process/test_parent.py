@@ -75,14 +75,13 @@ say(event="result", value={})
     assert [event["message"] for event in events] == ["0", "1", "2"]
 
 
-def test_an_expected_error_comes_back_as_what_it_was(run_child):
-    with pytest.raises(DataError, match=r"^no such thing$"):
-        run_child("say(event='error', type='DataError', message='no such thing'); sys.exit(1)")
-
-
-def test_an_unexpected_error_names_the_log(run_child, tmp_path):
-    with pytest.raises(StageFailed, match=r"train failed: KeyError: 'x' \(details in .*train\.log\)"):
-        run_child('say(event="error", type="Unexpected", message="KeyError: \'x\'"); sys.exit(1)')
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [("DataError", DataError, r"^no$"), ("Unexpected", StageFailed, r"train failed: no \(details in .*train\.log\)")],
+)
+def test_an_expected_error_comes_back_as_what_it_was_and_another_one_names_the_log(run_child, name, kind, message):
+    with pytest.raises(kind, match=message):
+        run_child(f"say(event='error', type='{name}', message='no'); sys.exit(1)")
 
 
 @pytest.mark.parametrize(
@@ -129,11 +128,8 @@ STOPPED = "say(event='note')\nassert sys.stdin.readline() == 'stop\\n'\n"
     ],
 )
 def test_a_signal_ends_a_stage_and_hides_no_result(run_child, stage, lines, message):
-    def signalled(event):
-        os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(parent.Stopped) as stopped:
-        run_child(STOPPED + lines, stage=stage, on_event=signalled)
+        run_child(STOPPED + lines, stage=stage, on_event=lambda event: os.kill(os.getpid(), signal.SIGTERM))
     assert (str(stopped.value), stopped.value.signal) == (message, signal.SIGTERM)
     assert stopped.value.finished == ("result" in lines)
 
@@ -151,18 +147,11 @@ def test_a_result_that_is_there_counts_whatever_its_process_had_time_to_say(fini
         assert stopped.value.finished
 
 
-def test_words_reach_the_child(run_child):
+def test_words_reach_the_child_also_through_a_launcher(run_child):
     words = iter([["checkpoint"], ["stop-after-epoch"]])
-    result = run_child(
-        "say(event='result', value={'words': [sys.stdin.readline().strip() for _ in range(2)]})",
-        take_commands=lambda: next(words, []),
-    )
-    assert result == {"words": ["checkpoint", "stop-after-epoch"]}
-
-
-def test_a_launcher_goes_in_front_of_the_command(run_child):
-    result = run_child("say(event='result', value={'by': os.environ['BY']})", launcher=("env", "BY=launcher"))
-    assert result == {"by": "launcher"}
+    lines = "say(event='result', value=[os.environ['BY'], *(sys.stdin.readline().strip() for _ in range(2))])"
+    result = run_child(lines, launcher=("env", "BY=launcher"), take_commands=lambda: next(words, []))
+    assert result == ["launcher", "checkpoint", "stop-after-epoch"]
 
 
 def test_an_inherited_descriptor_stays_open_in_the_child(run_child, tmp_path):

@@ -34,9 +34,8 @@ class FakeTeam:
 
 @pytest.fixture
 def watcher():
-    said: list[str] = []
-    watcher = spinning.Watcher(FakeLoad(), FakeTeam(), 4, said.append)
-    watcher.said = said
+    watcher = spinning.Watcher(FakeLoad(), FakeTeam(), 4, lambda line: watcher.said.append(line))
+    watcher.said = []
     return watcher
 
 
@@ -136,18 +135,21 @@ def test_libgomp_spins_briefly_while_a_team_sleeps(tmp_path):
     assert max(short, short_again) < min(long, long_again) / 3
 
 
-EXACT = """
-import hashlib, sys
+NETWORK = """
+import hashlib, os, sys
 import numpy as np
 from pipeline import runtime
 from pipeline.process import spinning
 from pipeline.config import Architecture, Training
 from pipeline.training.network import Network
 mx = runtime.mxnet()
-architecture = Architecture(name="tiny", conv_arch=[[1, 16], [1, 32]], classes=10)
+architecture = Architecture(name="tiny", conv_arch=[[1, 16], [1, 32]], dense=[], classes=10)
 network = Network(architecture, Training(epochs=1), runtime.devices("cpu"), "float32")
 network.initialize(3)
 network.start_epoch([])
+"""
+
+EXACT = """
 team = spinning.SleepingTeam(mx.base._LIB, 2, 2)
 random = np.random.RandomState(0)
 for step in range(6):
@@ -162,22 +164,12 @@ print(hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(para
 
 def test_changing_over_changes_no_bit_of_the_weights(tmp_path):
     environment = clean_environment(OMP_NUM_THREADS="2", GOMP_SPINCOUNT="20000", OMP_WAIT_POLICY="ACTIVE")
-    hashes = [run([sys.executable, "-c", EXACT, how], tmp_path, environment) for how in ("stay", "change")]
+    hashes = [run([sys.executable, "-c", NETWORK + EXACT, how], tmp_path, environment) for how in ("stay", "change")]
     assert all(done.rc == 0 for done in hashes), hashes
     assert hashes[0].output == hashes[1].output != ""
 
 
 ONE_TEAM = """
-import os
-import numpy as np
-from pipeline import runtime
-from pipeline.config import Architecture, Training
-from pipeline.training.network import Network
-mx = runtime.mxnet()
-architecture = Architecture(name="tiny", conv_arch=[[1, 16]], dense=[], classes=10)
-network = Network(architecture, Training(epochs=1), runtime.devices("cpu"), "float32")
-network.initialize(3)
-network.start_epoch([])
 for count in (16, 256):
     for step in range(2):
         network.step(np.ones((count, 3, 32, 32), np.float32), np.zeros(count, np.float32), 0.05, step, count)
@@ -187,7 +179,7 @@ for count in (16, 256):
 
 
 def test_a_large_batch_starts_no_second_team_of_threads_in_mxnet(tmp_path):
-    done = run([sys.executable, "-c", ONE_TEAM], tmp_path, clean_environment(OMP_NUM_THREADS="2"))
+    done = run([sys.executable, "-c", NETWORK + ONE_TEAM], tmp_path, clean_environment(OMP_NUM_THREADS="2"))
     assert done.rc == 0, done.text
     small, large = done.output.split()
     assert small == large

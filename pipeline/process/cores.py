@@ -96,19 +96,14 @@ def turn(what: str, processes: int, waiting: Callable[[str], None]) -> Iterator[
         yield descriptors
 
 
-def _cgroup_folders(root: Path, process: Path) -> list[Path]:
-    folders = [root, root / "cpu"]
-    try:
-        lines = process.read_text().splitlines()
-    except OSError:
-        return folders
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "cpu" if controllers else root
-        parts = Path(path.lstrip("/")).parts
-        folders += [base.joinpath(*parts[: depth + 1]) for depth in range(len(parts))]
+def _cgroup_folders(root: Path, process: Path) -> set[Path]:
+    folders = {root, root / "cpu"}
+    with contextlib.suppress(OSError):
+        for line in process.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "cpu" in controllers.split(","):
+                own = (root / "cpu" if controllers else root) / path.lstrip("/")
+                folders |= {own, *own.parents}
     return folders
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline import errors
 from pipeline.errors import StageFailed
-from pipeline.process import child, liveness
+from pipeline.process import child, liveness, pipes
 from pipeline.process.cores import thread_environment, usable_cores
 from pipeline.process.launcher import own_environment
 from pipeline.process.parent import module_command
@@ -77,8 +77,10 @@ class Role:
     """One process of the training: a scheduler, server or worker."""
 
     name: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     heartbeat_timeout: float
+    #: Of a worker: its standard input.
+    input: pipes.Input | None = None
     rank: int | None = None
     last_heartbeat: float = field(default_factory=time.monotonic)
     activity: int = 0
@@ -87,18 +89,17 @@ class Role:
     longest_step: float = 0.0
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
-    #: When it was first seen ended, and whether all its output has been read.
-    ended: float | None = None
+    #: Whether all its output has been read.
     closed: bool = False
 
     def receive(self, event: dict[str, Any]) -> None:
         """Take note of one event."""
         self.last_heartbeat = time.monotonic()
-        if event.get("event") == "result":
+        if event["event"] == "result":
             self.result = event["value"]
-        elif event.get("event") == "error":
+        elif event["event"] == "error":
             self.error = event
-        elif event.get("event") == "heartbeat" and event["activity"] != self.activity:
+        elif event["event"] == "heartbeat" and event["activity"] != self.activity:
             if self.activity:
                 self.longest_step = max(self.longest_step, self.last_heartbeat - self.last_progress)
             self.activity, self.last_progress = event["activity"], self.last_heartbeat
@@ -109,8 +110,7 @@ class Role:
         about = f"{self.name} (process {self.process.pid} on {liveness.host_name()})"
         moment = time.monotonic()
         if status is not None:
-            self.ended = self.ended or moment
-            if not self.closed and moment - self.ended < 5:
+            if not self.closed:
                 return None  # its last output may say why
             how = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             return f"{about} {how}"
@@ -124,13 +124,6 @@ class Role:
                 "network hangs"
             )
         return None
-
-    def send(self, line: str) -> None:
-        """One line to its standard input."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it may have ended in the meantime
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
 
 
 class Supervisor:
@@ -162,7 +155,9 @@ class Supervisor:
         for rank in self.where.ranks:
             work = child.request(self.chain, "train", **{**options, "rank": rank, "supervisor": os.getpid()})
             work |= {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": self.heartbeat_timeout}
-            self._start("worker", environment, rank).send(json.dumps(work))
+            worker = self._start("worker", environment, rank)
+            worker.input = pipes.Input(worker.process)
+            worker.input.send(json.dumps(work))
 
     def _environment(self, address: tuple[str, int]) -> dict[str, str]:
         host, port = address
@@ -191,18 +186,16 @@ class Supervisor:
             env={**environment, "DMLC_ROLE": kind, **({} if rank is None else {"DMLC_WORKER_ID": str(rank)})},
             stdin=subprocess.PIPE if rank is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            text=True,
         )
-        role = Role(kind if rank is None else f"worker {rank}", process, self.heartbeat_timeout, rank)
+        role = Role(kind if rank is None else f"worker {rank}", process, self.heartbeat_timeout, rank=rank)
         self.roles.append(role)
         threading.Thread(target=self._read, args=(role,), daemon=True).start()
         return role
 
     def _read(self, role: Role) -> None:
-        assert role.process.stdout is not None
-        for line in role.process.stdout:
-            with contextlib.suppress(ValueError):
-                self.events.put((role, json.loads(line)))
+        for event in pipes.events(role.process):
+            if event is not None:
+                self.events.put((role, event))
         self.events.put((role, None))
 
     def follow(self) -> dict[str, Any]:
@@ -227,7 +220,7 @@ class Supervisor:
                 continue
             role.receive(event)
             self.reporter.activity += 1
-            if role.rank == 0 and event.get("event") in ("progress", "note"):
+            if role.rank == 0 and event["event"] in ("progress", "note"):
                 self.reporter.send(**event)
                 if event["event"] == "progress":
                     self._remove_sockets()  # from the first step on all are connected, and nobody else is to be
@@ -235,14 +228,17 @@ class Supervisor:
 
     def _send(self) -> None:
         """Pass commands on to the leader, and heartbeats to all workers."""
-        leader = next((role for role in self.roles if role.rank == 0), None)
-        for command in COMMANDS:
-            if leader and self.reporter.take(command):
-                leader.send(command)
-        if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
+        due = time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS
+        if due:
             self._last_heartbeat = time.monotonic()
-            for worker in self.workers:
-                worker.send("")
+        for worker in self.workers:
+            assert worker.input is not None
+            worker.input.flush()
+            if due:
+                worker.input.heartbeat()
+            if worker.rank == 0:
+                for command in filter(self.reporter.take, COMMANDS):
+                    worker.input.send(command)
 
     def _check(self) -> None:
         """Raise when a process has failed; one that has done its work may end."""

@@ -191,7 +191,3 @@ def test_a_first_task_that_finds_the_work_done_tells_the_others(
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert training.train(chain.chain(), follower, {"launched": True}) == {}
     assert follower.events is None, "the result is for the first task to tell"
-
-
-def test_the_others_wait_longer_than_the_first_task_may_wait_for_its_lock() -> None:
-    assert rendezvous.RENDEZVOUS_SECONDS > child.LOCK_SECONDS

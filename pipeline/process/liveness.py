@@ -37,6 +37,11 @@ def host_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
+def signal_name(number: int) -> str:
+    """SIGSEGV for 11; real-time signals have no names."""
+    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+
+
 def start_heartbeats(reporter: Reporter, seconds: float) -> None:
     """Introduce this process to its parent, then send a heartbeat every so many seconds from a thread."""
 

@@ -265,7 +265,7 @@ class _Child:
         if status == -signal.SIGKILL:
             how = "was killed (SIGKILL: by the out-of-memory killer or by hand)"
         elif status < 0:
-            how = f"died of {signal.Signals(-status).name}"
+            how = f"died of {liveness.signal_name(-status)}"
         else:
             how = f"ended with status {status} and no result"
         last = liveness.last_line(self.log, self.offset) or "(none)"

@@ -112,7 +112,7 @@ class Role:
         if status is not None:
             if not self.closed:
                 return None  # its last output may say why
-            how = f"died of {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            how = f"died of {liveness.signal_name(-status)}" if status < 0 else f"ended with status {status}"
             return f"{about} {how}"
         if moment - self.last_heartbeat > self.heartbeat_timeout:
             return f"{about} hangs: no heartbeat for {moment - self.last_heartbeat:.0f} s"

@@ -86,7 +86,8 @@ def own_address(other: str) -> str:
     """The address of this host by which `other` reaches it; DMLC_NODE_HOST, where it is set, wins."""
     if "DMLC_NODE_HOST" in os.environ:
         return os.environ["DMLC_NODE_HOST"]
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    address = "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):  # no way there
         probe.connect((other, 9))  # sends nothing
         address = probe.getsockname()[0]
     if not address.startswith("127.") or int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) == 1:

@@ -89,6 +89,7 @@ def test_an_expected_error_comes_back_as_what_it_was_and_another_one_names_the_l
     [
         ("os.kill(os.getpid(), 9)", "was killed (SIGKILL: by the out-of-memory killer or by hand)"),
         ("os.kill(os.getpid(), 11)", "died of SIGSEGV"),
+        ("os.kill(os.getpid(), 40)", "died of signal 40"),
         ("sys.exit(7)", "ended with status 7 and no result"),
         ("pass", "ended with status 0 and no result"),
         ("say(event='result', value={}); sys.exit(7)", "ended with status 7 and no result"),

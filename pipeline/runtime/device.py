@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import DeviceError
 from pipeline.runtime.cpu import cpu_flags, cpu_has_bfloat16
 from pipeline.runtime.importing import installed_mxnets, mxnet
+from pipeline.text import cause
 
 #: Compute capabilities for which the mxnet-cu112 … cu117 wheels carry machine code. They carry no PTX.
 CUDA_CAPABILITIES = ((5, 0), (8, 9))
@@ -77,10 +78,9 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
     try:
         count = int(mx.context.num_gpus())
     except Exception as error:
-        text, advice = str(error).splitlines()[0], "is the NVIDIA driver loaded?"
-        if "insufficient" in text:
-            advice = "the NVIDIA driver is too old for CUDA 11"
-        raise DeviceError(f"device: found {device}, but CUDA says: {text}; {advice}") from error
+        old = "insufficient" in str(error)
+        advice = "the NVIDIA driver is too old for CUDA 11" if old else "is the NVIDIA driver loaded?"
+        raise DeviceError(f"device: found {device}, but CUDA says: {cause(error)}; {advice}") from error
     if count == 0:
         raise DeviceError(
             f"device: found {device}, but no NVIDIA GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES"
@@ -93,7 +93,8 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
         try:
             (mx.nd.ones((2, 2), ctx=mx.gpu(number)) + 1).asnumpy()
         except Exception as error:
-            raise DeviceError(f"device: gpu:{number} does not compute: {_first_line(error)}") from error
+            hint = "; this mxnet has no code for this card" if "no kernel image" in str(error) else ""
+            raise DeviceError(f"device: gpu:{number} does not compute: {cause(error)}{hint}") from error
     return Devices([mx.gpu(number) for number in ids], "gpu:" + ",".join(map(str, ids)))
 
 
@@ -121,9 +122,3 @@ def gpu_capability(number: int) -> tuple[int, int]:
     cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, handle)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, handle)
     return (major.value, minor.value)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    line = next((line for line in text if "no kernel image" in line), text[0] if text else type(error).__name__)
-    return line.strip() + ("; this mxnet has no code for this card" if "no kernel image" in line else "")

@@ -158,10 +158,35 @@ def test_a_card_that_the_wheels_have_no_code_for_is_refused_before_it_fails(monk
         device._check_capability(0)
 
 
-def test_the_kernel_that_is_not_there_is_found_in_the_noise():
-    noise = RuntimeError("Traceback\n  at src/x.cc:12\nCUDA: no kernel image is available for execution\nmore")
-    found = device._first_line(noise)
-    assert found == "CUDA: no kernel image is available for execution; this mxnet has no code for this card"
+@pytest.mark.parametrize(
+    ("where", "error", "said"),
+    [
+        (
+            "context.num_gpus",
+            "CUDA driver version is insufficient",
+            "device: found gpu, but CUDA says: MXNetError: CUDA driver version is insufficient; the NVIDIA driver "
+            "is too old for CUDA 11",
+        ),
+        (
+            "nd.ones",
+            "no kernel image is available for execution",
+            "device: gpu:0 does not compute: MXNetError: no kernel image is available for execution; this mxnet has no "
+            "code for this card",
+        ),
+    ],
+)
+def test_what_cuda_says_is_found_in_the_traceback_that_mxnet_makes_of_it(monkeypatch, where, error, said):
+    def fails(*arguments, **options):
+        raise mx.base.MXNetError(
+            f'Traceback (most recent call last):\n  File "../src/x.cc", line 81\nMXNetError: {error}'
+        )
+
+    mx = runtime.mxnet()
+    monkeypatch.setattr(device, "installed_mxnets", lambda: ["mxnet-cu117"])
+    monkeypatch.setattr(device, "gpu_capability", lambda number: (8, 0))
+    monkeypatch.setattr(mx.context, "num_gpus", lambda: 1)
+    monkeypatch.setattr(f"mxnet.{where}", fails)
+    assert refused(runtime.devices, "gpu") == said
 
 
 def test_several_cpu_contexts_are_several_devices():

@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if size == 0:
             raise WeightsError(f"{path}: an empty file, expected a Gluon .params file; copy it again from its source")
         if head != arrays.PARAMS_MAGIC:
-            kind = next((kind for mark, kind in _FOREIGN if head.startswith(mark)), "not an MXNet file")
+            kind = next((kind for mark, kind in _FOREIGN if head.startswith(mark)), "an unknown kind of file")
             raise WeightsError(f"{path}: found {kind}, expected a .params file written by Gluon's save_parameters")
         values, names = arrays.read_params(path)
     except OSError as error:

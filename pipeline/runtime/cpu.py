@@ -7,6 +7,7 @@ but uses them only on request, and leaves it to the program to ask Linux for the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -46,9 +47,6 @@ def cpu_name() -> str:
 
 
 def _cpu_line(key: str) -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            line = next((line for line in file if line.startswith(key)), "")
-    except OSError:
-        line = ""
-    return line.partition(":")[2].strip()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        return next((line.partition(":")[2].strip() for line in file if line.startswith(key)), "")
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -97,10 +98,8 @@ def versions() -> dict[str, str]:
     """The versions that decide about a result: this package, Python, numpy, Luigi and MXNet."""
     found = {"luigi-vgg": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in ("numpy", "luigi", *installed_mxnets()):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

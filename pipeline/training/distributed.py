@@ -78,7 +78,6 @@ class Role:
 
     name: str
     process: subprocess.Popen[bytes]
-    heartbeat_timeout: float
     #: Of a worker: its standard input.
     input: pipes.Input | None = None
     rank: int | None = None
@@ -114,7 +113,7 @@ class Role:
                 return None  # its last output may say why
             how = f"died of {liveness.signal_name(-status)}" if status < 0 else f"ended with status {status}"
             return f"{about} {how}"
-        if moment - self.last_heartbeat > self.heartbeat_timeout:
+        if moment - self.last_heartbeat > HEARTBEAT_TIMEOUT:
             return f"{about} hangs: no heartbeat for {moment - self.last_heartbeat:.0f} s"
         limit = max(STALLED_SECONDS, 10 * self.longest_step) if self.activity else STARTUP_SECONDS
         stepping = self.rank is not None and self.activity != FINISHING
@@ -133,7 +132,6 @@ class Supervisor:
         self.chain, self.reporter, self.where = chain, reporter, where
         self.roles: list[Role] = []
         self.events: queue.SimpleQueue[tuple[Role, dict[str, Any] | None]] = queue.SimpleQueue()
-        self.heartbeat_timeout = HEARTBEAT_TIMEOUT
         #: Where the processes of one host listen.
         self.sockets: list[Path] = []
         self._last_heartbeat = 0.0
@@ -143,18 +141,14 @@ class Supervisor:
         return [role for role in self.roles if role.rank is not None]
 
     def start(self, options: dict[str, Any], address: tuple[str, int]) -> None:
-        """Start scheduler (beside the leader), server and workers; `address` is the scheduler's.
-
-        `options["heartbeat_timeout"]` may set another timeout.
-        """
-        self.heartbeat_timeout = float(options.get("heartbeat_timeout", HEARTBEAT_TIMEOUT))
+        """Start scheduler (beside the leader), server and workers; `address` is the scheduler's."""
         environment = self._environment(address)
         if self.where.is_leader:
             self._start("scheduler", environment)
         self._start("server", environment)
         for rank in self.where.ranks:
             work = child.request(self.chain, "train", **{**options, "rank": rank, "supervisor": os.getpid()})
-            work |= {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": self.heartbeat_timeout}
+            work |= {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": HEARTBEAT_TIMEOUT}
             worker = self._start("worker", environment, rank)
             worker.input = pipes.Input(worker.process)
             worker.input.send(json.dumps(work))
@@ -187,7 +181,7 @@ class Supervisor:
             stdin=subprocess.PIPE if rank is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
-        role = Role(kind if rank is None else f"worker {rank}", process, self.heartbeat_timeout, rank=rank)
+        role = Role(kind if rank is None else f"worker {rank}", process, rank=rank)
         self.roles.append(role)
         threading.Thread(target=self._read, args=(role,), daemon=True).start()
         return role

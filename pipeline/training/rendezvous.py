@@ -105,4 +105,4 @@ def free_port(host: str) -> int:
             port = int(listener.getsockname()[1])
         if not (SOCKETS / str(port)).exists():  # another training's, on this host
             return port
-    raise StageFailed(f"{SOCKETS}: no free port; remove the files named after one, but those of running trainings")
+    raise StageFailed(f"{SOCKETS}: no free port; remove the files named after ports, except those of running trainings")

@@ -86,8 +86,8 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
         )
     held_out = min(training.validation_images, len(data.train_labels) // 2)
     if held_out < training.validation_images:
-        limit = f"half of the {len(data.train_labels):,} training images at most"
-        reporter.note(f"training.validation_images: holding out {held_out:,}, {limit}")
+        images = f"{held_out:,} of the {len(data.train_labels):,} training images"
+        reporter.note(f"training.validation_images: holding out {images}, at most half of them")
     train_indices, validation_indices = loader.split(data.train_labels, held_out, training.seed)
     # Nothing is learned from damaged images. Hashing leaves the interpreter's lock to what is measured meanwhile.
     with ThreadPoolExecutor(1) as second_core:

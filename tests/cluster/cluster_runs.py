@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from luigi_runs import Running, SmallChain, clean_environment, luigi_command
 
 from pipeline.training import checkpoint
@@ -63,20 +64,12 @@ def start(chain: SmallChain) -> Luigi:
 def roles(chain: SmallChain) -> dict[str, int]:
     """The processes of the training: `supervisor`, `scheduler`, `server`, `worker 0` …"""
     found: dict[str, int] = {}
-    workspace = str(chain.workspace).encode()
-    for folder in Path("/proc").iterdir():
-        try:
-            command = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
-            if not {b"pipeline.training", b"pipeline.training.parameter_server"} & set(command):
-                continue
-            environment = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if item)
-        except OSError:
-            continue
-        if environment.get(b"CLUSTER_TEST") != workspace:
-            continue
-        role = environment.get(b"DMLC_ROLE", b"supervisor").decode()
-        name = f"worker {environment[b'DMLC_WORKER_ID'].decode()}" if role == "worker" else role
-        found[name] = int(folder.name)
+    modules = {"pipeline.training", "pipeline.training.parameter_server"}
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        environment = process.info["environ"] or {}
+        if environment.get("CLUSTER_TEST") == str(chain.workspace) and modules & set(process.info["cmdline"] or ()):
+            role = environment.get("DMLC_ROLE", "supervisor")
+            found[f"worker {environment['DMLC_WORKER_ID']}" if role == "worker" else role] = process.pid
     return found
 
 
@@ -140,16 +133,16 @@ class Slurm:
 
     def kill_node(self, name: str) -> None:
         """What happens when a node loses its power: no process of it is left, and none says goodbye."""
-        tasks = [process for process in _processes() if self._is_on(process, name)]
-        steps = {parent for parent in map(_parent, tasks) if b"slurmstepd" in _read(parent, "cmdline")}
-        for process in [self._slurmd(name), *steps, *tasks]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-
-    def _is_on(self, process: int, name: str) -> bool:
-        environment = _read(process, "environ").split(b"\0")
-        wanted = (f"SLURMD_NODENAME={name}", f"SLURM_CONF={os.environ['SLURM_CONF']}")
-        return all(item.encode() in environment for item in wanted)
+        wanted = {"SLURMD_NODENAME": name, "SLURM_CONF": os.environ["SLURM_CONF"]}.items()
+        tasks = [task for task in psutil.process_iter(["environ"]) if wanted <= (task.info["environ"] or {}).items()]
+        os.kill(self._slurmd(name), signal.SIGKILL)
+        for task in tasks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                step = task.parent()
+                if step and "slurmstepd" in " ".join(step.cmdline()):
+                    step.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                task.kill()
 
     def start_node(self, name: str) -> None:
         """The node comes back."""
@@ -173,22 +166,6 @@ class Slurm:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def _parent(process: int) -> int:
-    fields = _read(process, "stat").rpartition(b")")[2].split()
-    return int(fields[1]) if fields else 0
-
-
-def _read(process: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{process}/{name}").read_bytes()
-    except OSError:  # it has ended
-        return b""
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.Monkey
             os.kill(frozen[0], signal.SIGSTOP)
 
     with pytest.raises(StageFailed, match=f"distributed training: {name} .* hangs: no heartbeat"):
-        parent.run_stage("train", chain, log=run.log("train"), on_event=freeze, options={"heartbeat_timeout": 10})
+        parent.run_stage("train", chain, log=run.log("train"), on_event=freeze)
     assert not roles(pair)
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,35 +21,10 @@ import bench
 from pipeline import config, model
 from pipeline.files import human_size
 from pipeline.process import parent
-from pipeline.workspace import Run, Workspace
+from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
 
 NEVER = 1e9
-
-
-@dataclasses.dataclass
-class Watch:
-    """Watches the checkpoint folder during a training: when each file is begun and when it gets its final name."""
-
-    folder: Path
-    begun: float | None = None
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    names: set[str] = dataclasses.field(default_factory=set)
-    size: int = 0
-    done: bool = False
-
-    def run(self) -> None:
-        while not self.done:
-            found = {path.name: path for path in self.folder.glob("step-*.npz")} if self.folder.exists() else {}
-            if self.begun is None and any(self.folder.glob(".step-*.tmp")):
-                self.begun = time.monotonic()
-            for name in found.keys() - self.names:
-                self.names.add(name)
-                self.size = max(self.size, found[name].stat().st_size if found[name].exists() else 0)
-                if self.begun is not None:
-                    self.seconds.append(time.monotonic() - self.begun)
-                self.begun = None
-            time.sleep(0.01)
 
 
 def main() -> None:
@@ -67,30 +40,23 @@ def main() -> None:
         chain = chain_of(options, folder, "data", NEVER)
         parent.run_stage("dataset", chain, log=folder / "dataset.log")
         seconds: dict[float, list[float]] = {NEVER: [], options.every: []}
-        watches = []
+        sizes: list[int] = []
         for number in range(options.rounds):
             # Each goes first in every other round, so that a machine that slows down favours neither.
             for every in (NEVER, options.every)[:: -1 if number % 2 else 1]:
-                chain = chain_of(options, folder, f"round{number}-{every:g}", every)
-                watch = Watch(run_of(chain).checkpoints)
-                seconds[every].append(train(chain, folder, watch))
-                if every != NEVER:
-                    watches.append(watch)
+                found, written = train(chain_of(options, folder, f"round{number}-{every:g}", every), folder)
+                seconds[every].append(found)
+                sizes += written
         restart = [restart_seconds(options, folder, number) for number in range(2)]
-    without, with_ = seconds.values()
-    # The last one is the one that publishing writes, when the steps are over.
-    count = sum(len(watch.names) - 1 for watch in watches)
-    if count < 1:
+    if not sizes:
         sys.exit("no checkpoint was due while training: more --epochs, or a smaller --every")
-    each = (bench.median(with_) - bench.median(without)) * options.rounds / count
-    writing = [each for watch in watches for each in watch.seconds]
-    size = max(watch.size for watch in watches)
+    without, with_ = seconds.values()
+    each = (bench.median(with_) - bench.median(without)) * options.rounds / len(sizes)
     rows = [
         ("parameters", f"{model.count_parameters(chain.config.architecture):,}"),
-        ("one checkpoint on disk", human_size(size)),
-        ("at most on disk (two, and one being written)", human_size(3 * size)),
-        ("time to write one, during training", f"{bench.median(writing):.2f} s (median of {len(writing)})"),
-        ("cost of one in training time", f"{each:.2f} s ({count} of them)"),
+        ("one checkpoint on disk", human_size(max(sizes))),
+        ("at most on disk (two, and one being written)", human_size(3 * max(sizes))),
+        ("cost of one in training time", f"{each:.2f} s ({len(sizes)} of them)"),
         (
             "trainings without and with them",
             " and ".join(f"{bench.median(s):.1f} s ({bench.spread(s, 1)})" for s in (without, with_)),
@@ -99,19 +65,8 @@ def main() -> None:
         ("from restart to the first new step", f"{bench.median(restart):.1f} s (median of {len(restart)})"),
     ]
     bench.table(f"checkpoints of {chain.config.architecture.name}, data: {options.data}", ("what", "measured"), rows)
-    value = {
-        "rows": dict(rows),
-        "seconds_without": without,
-        "seconds_with": with_,
-        "every": options.every,
-        "checkpoints": count,
-        "cost_seconds": each,
-        "share_at_60": each / 60,
-        "size": size,
-        "write_seconds": writing,
-        "restart_seconds": restart,
-    }
-    bench.finish("checkpoint_cost", value)
+    value = {"rows": dict(rows), "seconds_without": without, "seconds_with": with_, "restart_seconds": restart}
+    bench.finish("checkpoint_cost", {**value, "every": options.every, "sizes": sizes})
 
 
 def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: float) -> Chain:
@@ -124,22 +79,24 @@ def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: 
     return Chain(Workspace(folder / "artifacts"), config.from_dict(value), generation)
 
 
-def run_of(chain: Chain) -> Run:
+def train(chain: Chain, folder: Path) -> tuple[float, list[int]]:
+    """The seconds of all epochs (without start, validation and publishing), and the checkpoints' sizes in bytes."""
+    sizes: dict[str, int] = {}
+
+    def look(event: dict[str, Any]) -> None:
+        """Two checkpoints are kept, so each is there for longer than it takes until the next event."""
+        with contextlib.suppress(FileNotFoundError):
+            sizes.update((path.name, path.stat().st_size) for path in checkpoints(chain))
+
+    details = parent.run_stage("train", chain, log=folder / "train.log", on_event=look)["details"]
+    # That of the last step is the one that publishing writes, when the epochs are over.
+    return details["seconds"], [size for name, size in sizes.items() if int(name[5:-4]) < details["steps"]]
+
+
+def checkpoints(chain: Chain) -> list[Path]:
     run = chain.run()
     assert run is not None
-    return run
-
-
-def train(chain: Chain, folder: Path, watch: Watch) -> float:
-    """Train to the end; returns the seconds of all epochs (without start, validation and publishing)."""
-    thread = threading.Thread(target=watch.run)
-    thread.start()
-    try:
-        result = parent.run_stage("train", chain, log=folder / "train.log")
-    finally:
-        watch.done = True
-        thread.join()
-    return result["details"]["seconds"]
+    return list(run.checkpoints.glob("step-*.npz"))
 
 
 class _Enough(Exception):
@@ -148,28 +105,25 @@ class _Enough(Exception):
 
 def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> float:
     """Kill a training after its first checkpoint and start it again; returns the seconds to its first new step."""
-    chain = chain_of(options, folder, f"restart{number}", 1.0)
-    run = run_of(chain)
+    chain, log = chain_of(options, folder, f"restart{number}", 1.0), folder / f"restart{number}.log"
 
     def until(enough: Callable[[], object]) -> float:
         """Seconds from the start of the process to the first progress event for which `enough` is true."""
         started = time.monotonic()
-        moment = 0.0
 
         def on_event(event: dict[str, Any]) -> None:
-            nonlocal moment
             if event["event"] == "progress" and enough():
-                moment = time.monotonic()
-                raise _Enough
+                raise _Enough(time.monotonic())
 
-        with contextlib.suppress(_Enough):
-            parent.run_stage("train", chain, log=folder / f"restart{number}.log", on_event=on_event)
-        assert moment, "the training ended too early"
-        return moment - started
+        try:
+            parent.run_stage("train", chain, log=log, on_event=on_event)
+        except _Enough as reached:
+            return reached.args[0] - started
+        sys.exit("the training ended too early: more --epochs")
 
-    until(lambda: list(run.checkpoints.glob("step-*.npz")))
+    until(lambda: checkpoints(chain))
     seconds = until(lambda: True)  # the first progress event comes after the first step
-    assert "resumed from" in (folder / f"restart{number}.log").read_text()
+    assert "resumed from" in log.read_text()
     return seconds
 
 

@@ -6,7 +6,6 @@ Makes JPEG images of one size (train/ and test/, ten classes) in a temporary fol
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import tempfile
 import time
@@ -74,12 +73,9 @@ def chain_of(folder: Path, workspace: Path) -> Chain:
 
 def measure(chain: Chain, root: Path, rounds: int) -> dict[str, Any]:
     """Seconds of the dataset stage in its own process, once, and of `complete`, as often as asked for."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.monotonic()
+    cpu, started = bench.cpu_seconds(), time.monotonic()
     result = parent.run_stage("dataset", chain, log=root / "dataset.log")
-    seconds = time.monotonic() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds, cpu = time.monotonic() - started, bench.cpu_seconds() - cpu
     unchanged = []
     for _ in range(rounds):
         started = time.monotonic()
@@ -87,12 +83,8 @@ def measure(chain: Chain, root: Path, rounds: int) -> dict[str, Any]:
         unchanged.append(time.monotonic() - started)
     shutil.rmtree(chain.workspace.root)
     details = result["details"]
-    return {
-        "images": details["train_images"] + details["test_images"],
-        "seconds": seconds,
-        "cpu": used,
-        "unchanged": unchanged,
-    }
+    images = details["train_images"] + details["test_images"]
+    return {"images": images, "seconds": seconds, "cpu": cpu, "unchanged": unchanged}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ otherwise, and ends this program where something is wrong.
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 import time
@@ -36,7 +35,7 @@ MONTH = [
 
 
 def main() -> None:
-    started = time.monotonic()
+    started, processor = time.monotonic(), bench.cpu_seconds()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, luigid(Path(name) / "luigid") as central:
         job, told = NightlyJob(Path(name) / "job", central, len(MONTH)), []
         for night in job.month(MONTH):
@@ -44,8 +43,7 @@ def main() -> None:
             print(f"{night.generation}: {night.outcome}", flush=True)
         assert job.service
         loaded = [model["generation"] for model in job.service.loaded()]
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds, processor = time.monotonic() - started, used.ru_utime + used.ru_stime
+    seconds, processor = time.monotonic() - started, bench.cpu_seconds() - processor
     rows = [
         (
             night.generation,
@@ -63,8 +61,8 @@ def main() -> None:
     columns = ("generation", "images", "", "in all", "outcome", "accuracy", "then current", "MB", "seconds")
     read = f"the model read {job.reads:,} times, {len(loaded)} of them in turn, without a fault"
     bench.table(f"{len(told)} nights in {seconds:.0f} s ({processor:.0f} processor seconds); {read}", columns, rows)
-    bench.finish("month", {"seconds": seconds, "processor_seconds": processor, "reads": job.reads, "loaded": loaded,
-                           "nights": [asdict(night) for night in told]})  # fmt: skip
+    about = {"seconds": seconds, "processor_seconds": processor, "reads": job.reads, "loaded": loaded}
+    bench.finish("month", {**about, "nights": [asdict(night) for night in told]})
 
 
 if __name__ == "__main__":

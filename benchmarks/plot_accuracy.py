@@ -16,10 +16,7 @@ PLACE, OTHERS = (5, -10), {"vgg11-fast": (5, 4), "vgg16-bn": (5, 4), "vgg11": (7
 
 
 def main() -> None:
-    mpl.rcParams |= {
-        "svg.hashsalt": "accuracy",
-        "svg.fonttype": "none",
-    }  # the same bytes for the same figures, and text
+    mpl.rcParams |= {"svg.hashsalt": "accuracy", "svg.fonttype": "none"}  # the same bytes for the same figures; text
     measured = json.loads((FOLDER / "accuracy.json").read_text())
     figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
     for number, machine in enumerate(sorted({entry["cpu"] for entry in measured.values()})):

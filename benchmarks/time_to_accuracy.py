@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -49,9 +48,9 @@ def one(config: str, seed: int) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
         path = bench.write_config(folder / "bench.yaml", value)
-        cpu = cpu_seconds()
+        cpu = bench.cpu_seconds()
         seconds = bench.luigi("Report", "--config", str(path), "--workspace", str(folder / "artifacts"))
-        cpu = cpu_seconds() - cpu
+        cpu = bench.cpu_seconds() - cpu
         events = [json.loads(line) for line in (folder / "artifacts" / "events.jsonl").read_text().splitlines()]
         trained = bench.read_manifest(folder / "artifacts", "train")["details"]
         (path,) = folder.glob("artifacts/runs/*/*/evaluate/metrics.json")
@@ -83,12 +82,6 @@ def record(name: str, runs: list[dict[str, Any]]) -> None:
         "cpu": f"{about['cpu']} ({about['instructions'][-1]})",
     }
     ACCURACY.write_text(json.dumps(dict(sorted(measured.items())), indent=2) + "\n")
-
-
-def cpu_seconds() -> float:
-    """Of all processes that have ended so far, those of the stages included."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def parts(run: dict[str, Any]) -> dict[str, float]:

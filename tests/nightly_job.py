@@ -100,7 +100,6 @@ class Told:
     """A night as the table of the benchmark shows it."""
 
     generation: str
-    changed: str
     images: int
     outcome: str
     accuracy: float | None
@@ -165,8 +164,7 @@ class NightlyJob(ImageFolder):
             started = time.monotonic()
             age(Workspace(self.workspace), days=1)
             self.today += datetime.timedelta(days=1)
-            changed = self._day(night)
-            self._night(night, changed)
+            self._night(night, self._day(night))
             pruned = self.luigi("Prune", "--older-than", f"{DAYS}d", "--confirm")
             assert pruned.rc == 0, pruned.text
             megabytes = self._check()
@@ -174,10 +172,8 @@ class NightlyJob(ImageFolder):
                 self._roll_back(str(self.today - datetime.timedelta(days=night.back_to)))
             name = self.today.isoformat()
             outcome, accuracy = self.made.get(name, ("nothing new", None))
-            yield Told(
-                name, changed, self.images.total(), outcome, accuracy, self.current, megabytes,
-                time.monotonic() - started,
-            )  # fmt: skip
+            seconds = time.monotonic() - started
+            yield Told(name, self.images.total(), outcome, accuracy, self.current, megabytes, seconds)
         assert self.service
         self.reads = self.service.finish()
 

@@ -26,7 +26,7 @@ import yaml
 
 from pipeline.config import load
 from pipeline.retraining.generations import STAGES
-from pipeline.workspace import Workspace, events
+from pipeline.workspace import Run, Workspace, events
 from pipeline.workspace.freshness import Chain
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -277,6 +277,12 @@ class SmallChain:
     def chain(self, generation: str = "") -> Chain:
         """The chain as the pipeline's own modules see it."""
         return Chain(Workspace(self.workspace), load(self.config), generation)
+
+    def run(self, generation: str = "") -> Run:
+        """The run's folders, once there is a data set."""
+        found = self.chain(generation).run()
+        assert found is not None
+        return found
 
     def folder(self, stage: str, generation: str = "") -> Path:
         """Where the files of a finished stage are."""

@@ -211,8 +211,7 @@ class NightlyJob(ImageFolder):
             self._check_dashboard(name)
             return
         assert result.ran == ["dataset", "train", "evaluate", "export", "promote", "report"], result.text
-        run = self.chain(name).run()
-        assert run
+        run = self.run(name)
         report = json.loads((run.stage("report") / "report.json").read_text())
         if self.made:
             assert f"{DATA} has changed: {changed}" in result.log

@@ -25,8 +25,7 @@ FIRST = datetime.date(2026, 1, 1)
 
 def nights(small: SmallChain, count: int) -> Iterator[datetime.date]:
     """Make so many generations of a finished chain, one for each day; gives the day of each as soon as it is made."""
-    template = small.chain().run()
-    assert template
+    template = small.run()
     for number in range(count):
         day = FIRST + datetime.timedelta(days=number)
         if number % 7 == 6:
@@ -49,20 +48,16 @@ def age(workspace: Workspace, days: int) -> None:
 def _new_data(small: SmallChain, day: datetime.date) -> None:
     """The source has changed: it is another data set from now on."""
     chain = small.chain()
-    old, pointer = chain.dataset_folder(), chain.workspace.source_pointer(chain.config.data)
+    old, pointer = small.folder("dataset"), chain.workspace.source_pointer(chain.config.data)
     digest = hashlib.sha256(day.isoformat().encode()).hexdigest()
     new = chain.workspace.dataset(dataset_id(chain.config.data.name, digest))
-    assert old
     shutil.copytree(old, new)
     _rewrite(new, {}, {"digest": digest})
     write_json(pointer, {**(read_json(pointer) or {}), "dataset": new.name, "digest": digest})
 
 
 def _night(small: SmallChain, template: Run, day: datetime.date) -> None:
-    chain = small.chain(day.isoformat())
-    run, source = chain.run(), chain.source_record()
-    assert run
-    assert source
+    chain, run = small.chain(day.isoformat()), small.run(day.isoformat())
     for stage in (*RUN_FOLDERS, "train-process"):
         with locks.hold(run.lock(stage), stage, wait=False):
             pass

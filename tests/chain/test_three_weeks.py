@@ -171,9 +171,7 @@ def test_new_images_and_a_new_architecture_make_a_generation_due_in_the_same_wee
     assert changed.rc in (0, 5), changed.text
     assert changed.ran == WHOLE
     assert ".tar.gz has changed" in changed.log
-    run = weeks.chain("2026-W48").run()
-    assert run
-    decision = generations.decision(run)
+    decision = generations.decision(weeks.run("2026-W48"))
     assert decision
     assert decision["compared"]["run"] == first.run
     assert decision["compared"]["on"] == "all"
@@ -226,8 +224,7 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     weeks = Weeks(done.root / "weeks", done.archive, done.values)
     shutil.copytree(done.workspace, weeks.workspace)
     weeks.configure(retrain={"every": "week", "tolerance": 0.99})
-    plain = weeks.chain().run()
-    assert plain
+    plain = weeks.run()
     # The gate decides about it, which is all that is new.
     first = weeks.retrain("--date", "2026-11-04")
     assert first.ran == ["promote", "report"]

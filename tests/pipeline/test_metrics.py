@@ -30,8 +30,7 @@ def _read(path: Path) -> dict[tuple[str, ...], float]:
 
 def _promote(small: SmallChain, generation: str, accuracy: float) -> registry.Pointer:
     """Make a generation current that is the finished run under another name."""
-    run = small.chain().run()
-    assert run
+    run = small.run()
     entry = registry.entry_of(run, generation)
     assert entry
     entry = msgspec.structs.replace(entry, run=f"{run.place}@{generation}", accuracy=accuracy)

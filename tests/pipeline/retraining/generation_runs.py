@@ -12,7 +12,8 @@ from pipeline import dataset
 from pipeline.dataset import store
 from pipeline.dataset.layouts import Batch, Content
 from pipeline.files import read_json, write_json
-from pipeline.retraining import generations, registry, retention
+from pipeline.process import child
+from pipeline.retraining import generations, promotion, registry, retention
 from pipeline.workspace import Run, dataset_id, manifest
 
 #: Test images, their labels, and the classes.
@@ -21,9 +22,7 @@ Data = tuple[np.ndarray, np.ndarray, list[str]]
 
 def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str = "") -> Run:
     """A generation after all others, copied from the finished run without one, with weights of its own."""
-    plain, run = small.chain().run(), small.chain(name).run()
-    assert plain
-    assert run
+    plain, run = small.run(), small.run(name)
     for folder in ("train", "evaluate", "export", "report"):
         shutil.copytree(plain.stage(folder), run.stage(folder))
     trained_anew(run, weights or name)
@@ -34,28 +33,25 @@ def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str =
         write_json(run.stage("promote") / "decision.json", {"outcome": outcome})
         manifest.write(run.stage("promote"), "promote", ["decision.json"], {}, {})
     if outcome == "promoted":
-        entry = registry.entry_of(run, name)
-        assert entry
-        registry.set_current(pointer_of(small), entry)
+        make_current(small, run)
     return run
 
 
 def trained_anew(run: Run, weights: str) -> None:
     """Other weights in a finished run, evaluated (the same) and exported."""
-    train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
-    assert train
-    assert evaluate
     (run.stage("train") / "model.params").write_text(weights)
-    manifest.write(run.stage("train"), "train", train["files"], train["inputs"], train["details"])
-    train = manifest.read(run.stage("train"))
-    assert train
-    inputs = {**evaluate["inputs"], "model.params": train["files"]["model.params"]["sha256"]}
-    manifest.write(run.stage("evaluate"), "evaluate", evaluate["files"], inputs, evaluate["details"])
-    export = manifest.read(run.stage("export"))
-    assert export
-    details = {**export["details"], "weights_sha256": inputs["model.params"]}
     (run.stage("export") / "model.onnx").write_text(f"exported from {weights}")
-    manifest.write(run.stage("export"), "export", export["files"], export["inputs"], details)
+    digest = _write_anew(run, "train")["files"]["model.params"]["sha256"]
+    _write_anew(run, "evaluate", inputs={"model.params": digest})
+    _write_anew(run, "export", details={"weights_sha256": digest})
+
+
+def _write_anew(run: Run, stage: str, **more: dict[str, str]) -> dict[str, Any]:
+    """The manifest of a stage for its files as they are now, with more `inputs` or `details`."""
+    old = manifest.read(run.stage(stage))
+    assert old
+    inputs, details = ({**old[part], **more.get(part, {})} for part in ("inputs", "details"))
+    return manifest.write(run.stage(stage), stage, old["files"], inputs, details)
 
 
 def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | None = None) -> Run:
@@ -63,9 +59,8 @@ def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | N
 
     It is evaluated: `right` says of which images correctly, by default all.
     """
-    chain, plain = small.chain(), small.chain().run()
+    chain, plain = small.chain(), small.run()
     record = chain.source_record()
-    assert plain
     assert record
     images, labels, classes = test
     old = dataset.load(chain.workspace.dataset(plain.dataset_id))
@@ -76,8 +71,7 @@ def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | N
     store.write(folder, content, {**details, "test_images": len(labels)})
     about = {"digest": details["digest"], "classes": len(classes)}
     write_json(chain.workspace.source_pointer(chain.config.data), {**record, "dataset": folder.name, **about})
-    run = small.chain(name).run()
-    assert run
+    run = small.run(name)
     for stage in ("train", "export"):
         shutil.copytree(plain.stage(stage), run.stage(stage))
     recorded = read_json(run.stage("train") / "manifest.json")
@@ -103,10 +97,24 @@ def pointer_of(small: SmallChain) -> Any:
     return small.chain().workspace.current(small.chain().config)
 
 
-def current(small: SmallChain) -> str:
+def make_current(small: SmallChain, run: Run) -> None:
+    entry = registry.entry_of(run, run.generation)
+    assert entry
+    registry.set_current(pointer_of(small), entry)
+
+
+def current(small: SmallChain) -> registry.Pointer:
     pointer = registry.read(pointer_of(small))
     assert pointer
-    return pointer.generation
+    return pointer
+
+
+def promoted_or_refused(small: SmallChain, generation: str) -> dict[str, Any]:
+    """The decision of the promotion gate about a generation."""
+    promotion.promote(small.chain(generation), child.Reporter())
+    decision = generations.decision(small.run(generation))
+    assert decision
+    return decision
 
 
 def expired(small: SmallChain, keep: int) -> list[str]:

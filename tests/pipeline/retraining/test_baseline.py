@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_runs import Data, new_test_set
+from generation_runs import Data, new_test_set, promoted_or_refused
 from luigi_runs import CLASSES, SmallChain
 
 from pipeline import dataset
 from pipeline.process import child
-from pipeline.retraining import baseline, generations, promotion
+from pipeline.retraining import baseline, promotion
 from pipeline.workspace import Run
 
 
@@ -53,23 +53,17 @@ def _of_something_else(images: np.ndarray, labels: np.ndarray, classes: list[str
 def _first(small: SmallChain) -> tuple[Run, np.ndarray]:
     """The current model: the run without a generation, and which of its test images it classifies correctly."""
     promotion.promote(small.chain(), child.Reporter())
-    run = small.chain().run()
-    assert run
-    return run, baseline.evaluated(run)[1]
+    return small.run(), baseline.evaluated(small.run())[1]
 
 
 def _change(small: SmallChain, change: Callable[..., Data]) -> Data:
-    folder = small.chain().dataset_folder()
-    assert folder
-    data = dataset.load(folder)
+    data = dataset.load(small.folder("dataset"))
     return change(np.array(data.test_images), np.array(data.test_labels), list(CLASSES))
 
 
-def _decided(small: SmallChain, run: Run) -> dict[str, Any]:
-    promotion.promote(small.chain(run.generation), child.Reporter())
-    decision = generations.decision(run)
-    assert decision
-    return decision
+def _decided(small: SmallChain, change: Callable[..., Data], right: np.ndarray | None = None) -> dict[str, Any]:
+    new_test_set(small, "2026-W48", _change(small, change), right)
+    return promoted_or_refused(small, "2026-W48")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +80,7 @@ def test_the_images_of_both_test_sets_decide(
     done: SmallChain, change: Callable[..., Data], on: str, images: range, on_all: int | None, notes: list[str]
 ) -> None:
     _, right = _first(done)
-    compared = _decided(done, new_test_set(done, "2026-W48", _change(done, change)))["compared"]
+    compared = _decided(done, change)["compared"]
     assert (compared["on"], compared["images"], compared["notes"]) == (on, len(images), notes)
     assert compared["accuracy"] == right[images].mean()
     assert (compared["gained"], compared["lost"]) == ((~right[images]).sum(), 0)
@@ -98,8 +92,7 @@ def test_a_model_that_lost_on_the_shared_images_is_refused_however_good_it_is_on
 ) -> None:
     plain, right = _first(done)
     worse = np.append(right & (np.cumsum(right) > 5), [True] * 30)
-    run = new_test_set(done, "2026-W48", _change(done, _grown), worse)
-    decision = _decided(done, run)
+    decision = _decided(done, _grown, worse)
     compared = decision["compared"]
     assert (compared["gained"], compared["lost"]) == (0, 5)
     assert compared["all"]["difference"] > 0
@@ -116,7 +109,7 @@ def test_when_hardly_a_test_image_is_shared_all_of_the_new_ones_decide(
     done: SmallChain, change: Callable[..., Data], shared: str
 ) -> None:
     _first(done)
-    decision = _decided(done, new_test_set(done, "2026-W48", _change(done, change)))
+    decision = _decided(done, change)
     assert (decision["outcome"], decision["compared"]["on"], decision["compared"]["all"]) == ("promoted", "all", None)
     assert "on all 60 test images of the new test set (95% " in decision["reason"]
     assert decision["reason"].endswith(f"; the two test sets have {shared} in common")
@@ -124,16 +117,16 @@ def test_when_hardly_a_test_image_is_shared_all_of_the_new_ones_decide(
 
 def test_test_images_that_are_gone_are_told(done: SmallChain) -> None:
     plain, _ = _first(done)
-    run = new_test_set(done, "2026-W48", _change(done, _grown))
+    new_test_set(done, "2026-W48", _change(done, _grown))
     shutil.rmtree(plain.workspace.dataset(plain.dataset_id))
-    decision = _decided(done, run)
+    decision = promoted_or_refused(done, "2026-W48")
     assert decision["compared"]["on"] == "all"
     assert "the test images of the baseline are not known any more (" in decision["reason"]
 
 
 def test_a_model_of_other_classes_and_images_does_not_become_current_by_itself(done: SmallChain) -> None:
     _first(done)
-    decision = _decided(done, new_test_set(done, "2026-W48", _change(done, _of_something_else)))
+    decision = _decided(done, _of_something_else)
     assert decision["outcome"] == "refused"
     changed = "; the classes changed (new: part 0, part 1, part 2, part 3, part 4, …; gone: airplane, "
     assert f"the two test sets have no test image in common{changed}" in decision["reason"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from generation_runs import current, expired, make, new_test_set, pointer_of, trained_anew
+from generation_runs import current, expired, make, new_test_set, promoted_or_refused, trained_anew
 from luigi_runs import CLASSES, SmallChain
 
 from pipeline import dataset
@@ -123,62 +122,31 @@ def test_a_damaged_pointer_says_so(tmp_path: Path, content: bytes) -> None:
         registry.read(path)
 
 
-def _flip(path: Path, times: int) -> None:
-    for number in range(times):
-        registry.set_current(path, _entry("ab"[number % 2]))
-
-
-def test_a_reader_sees_a_whole_pointer_at_any_moment(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.json"
-    registry.set_current(path, _entry("a"))
-    writer = multiprocessing.get_context("spawn").Process(target=_flip, args=(path, 200))
-    writer.start()
-    seen = set()
-    while writer.is_alive():
-        pointer = registry.read(path)
-        assert pointer is not None
-        seen.add(pointer.generation)
-    writer.join()
-    assert writer.exitcode == 0
-    assert seen == {"a", "b"}
-
-
 # --- the run without a generation ---------------------------------------------------------------------------------
 
 
 def test_what_was_made_before_any_generation_is_compared_with_and_gone_back_to(done: SmallChain) -> None:
-    plain = done.chain().run()
-    assert plain
-    week = make(done, "2026-W48", outcome="")
-    trained_anew(week, "a week later")
-    promotion.promote(done.chain("2026-W48"), child.Reporter())
-    decision = generations.decision(week)
-    assert decision
+    plain = done.run()
+    trained_anew(make(done, "2026-W48", outcome=""), "a week later")
+    decision = promoted_or_refused(done, "2026-W48")
     assert decision["outcome"] == "promoted"
     assert decision["compared"]["run"] == plain.place
     names = [item.name for item in generations.find(done.chain().workspace, done.chain().config)]
     assert names == ["2026-W48", plain.run_id]
     assert expired(done, keep=1) == [], "a run without a generation is never pruned"
     rollback.roll_back(done.chain())
-    pointer = registry.read(pointer_of(done))
-    assert pointer
-    assert (pointer.run, pointer.generation) == (plain.place, "")
+    assert (current(done).run, current(done).generation) == (plain.place, "")
     rollback.roll_back(done.chain(), "2026-W48")
     rollback.roll_back(done.chain(), plain.run_id)
-    assert current(done) == ""
+    assert current(done).generation == ""
 
 
 def test_what_was_made_before_any_generation_counts_on_images_and_widths_of_the_same_names(done: SmallChain) -> None:
-    plain, folder = done.chain().run(), done.chain().dataset_folder()
-    assert plain
-    assert folder
-    test = dataset.load(folder)
+    plain, test = done.run(), dataset.load(done.folder("dataset"))
     grown = np.concatenate([test.test_images, 255 - test.test_images[:30]])
     labels = np.concatenate([test.test_labels, test.test_labels[:30]])
-    week = new_test_set(done, "2026-W48", (grown, labels, CLASSES), right=np.zeros(90, bool))
-    promotion.promote(done.chain("2026-W48"), child.Reporter())
-    decision = generations.decision(week)
-    assert decision
+    new_test_set(done, "2026-W48", (grown, labels, CLASSES), right=np.zeros(90, bool))
+    decision = promoted_or_refused(done, "2026-W48")
     assert (decision["outcome"], decision["compared"]["run"]) == ("refused", plain.place)
     done.configure(architecture__dense=[4])
     entry = generations.plain_run(done.chain("2026-W48"))
@@ -187,15 +155,12 @@ def test_what_was_made_before_any_generation_counts_on_images_and_widths_of_the_
 
 
 def test_a_current_model_without_a_generation_may_be_trained_further(done: SmallChain) -> None:
-    plain = done.chain().run()
-    assert plain
+    plain = done.run()
     promotion.promote(done.chain(), child.Reporter())
-    first = registry.read(pointer_of(done))
+    first = current(done)
     trained_anew(plain, "further")
     promotion.promote(done.chain(), child.Reporter())
-    second = registry.read(pointer_of(done))
-    assert first
-    assert second
+    second = current(done)
     assert second.run == first.run == plain.place
     assert second.weights_sha256 != first.weights_sha256
     # The next generation is compared with it as it is then, whether the gate had been asked about it or not.
@@ -203,8 +168,7 @@ def test_a_current_model_without_a_generation_may_be_trained_further(done: Small
     week = make(done, "2026-W48", outcome="")
     trained_anew(week, "a week later")
     promotion.promote(done.chain("2026-W48"), child.Reporter())
-    pointer = registry.read(pointer_of(done))
-    assert pointer
-    assert pointer.run == week.place
-    assert [entry.run for entry in pointer.before] == [plain.place]
-    assert registry.problems(plain.workspace, pointer.before[0]) == []
+    assert current(done).run == week.place
+    (before,) = current(done).before
+    assert before.run == plain.place
+    assert registry.problems(plain.workspace, before) == []

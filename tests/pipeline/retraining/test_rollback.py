@@ -26,17 +26,15 @@ def test_a_roll_back_passes_over_the_very_same_weights_and_can_be_undone(done: S
     old, new = rollback.roll_back(done.chain())
     assert (old.generation, new.generation) == ("2026-W43", "2026-W41")
     # Neither of the two comes back by itself.
-    twin = done.chain("2026-W44").run()
-    assert twin
-    shutil.copytree(done.chain("2026-W42").folder("train"), twin.stage("train"))  # type: ignore[arg-type]
-    pointer = registry.read(pointer_of(done))
-    decision = promotion.decide(twin, pointer, 1.0, None, 0.0)
+    twin = done.run("2026-W44")
+    shutil.copytree(done.folder("train", "2026-W42"), twin.stage("train"))
+    decision = promotion.decide(twin, current(done), 1.0, None, 0.0)
     assert decision["outcome"] == "refused"
     assert "the very same weights as " in decision["reason"]
     # Going forward again restores the way back as well.
     rollback.roll_back(done.chain(), "2026-W43")
     rollback.roll_back(done.chain())
-    assert current(done) == "2026-W41"
+    assert current(done).generation == "2026-W41"
 
 
 def test_only_of_a_model_that_was_withdrawn_the_task_says_that_it_does_not_come_back(
@@ -51,10 +49,8 @@ def test_only_of_a_model_that_was_withdrawn_the_task_says_that_it_does_not_come_
 
 def test_a_current_model_can_be_retired_and_comes_back(done: SmallChain) -> None:
     make(done, "2026-W41")
-    pointer = registry.read(pointer_of(done))
-    assert pointer
     renamed = pointer_of(done).with_name("renamed.json")
-    registry.set_current(renamed, msgspec.structs.replace(pointer.entry, since="2026"))
+    registry.set_current(renamed, msgspec.structs.replace(current(done).entry, since="2026"))
     with pytest.raises(PipelineError, match=r"several models are current.*Retire --name mini/renamed"):
         predict.resolve_model(done.workspace)
     workspace = done.chain().workspace
@@ -62,7 +58,7 @@ def test_a_current_model_can_be_retired_and_comes_back(done: SmallChain) -> None
         rollback.retire(workspace, "mini/x")
     rollback.retire(workspace, "mini/tiny")
     assert [path.name for path in workspace.currents()] == ["renamed.json"]
-    assert done.chain("2026-W41").folder("train").is_dir()  # type: ignore[union-attr]
+    assert done.folder("train", "2026-W41").is_dir()
     (entry,) = trash.items(workspace)
     assert entry.is_named("current/mini/tiny.json")
     trash.restore(workspace, entry)
@@ -89,7 +85,7 @@ def test_a_change_that_fails_leaves_the_pointer_and_can_be_repeated(
         assert path.read_bytes() == before
         assert (path.with_suffix("") / "model.onnx").read_text() == model
     rollback.roll_back(done.chain())
-    assert current(done) == "2026-W42"
+    assert current(done).generation == "2026-W42"
     before = path.read_bytes()
     with monkeypatch.context() as disk:
         disk.setattr(shutil, "rmtree", full)
@@ -108,12 +104,11 @@ def test_a_roll_back_that_waited_for_a_promotion_does_not_take_that_back(done: S
         with registry.held(workspace, path):
             rolling = other.submit(rollback.roll_back, done.chain())
             time.sleep(0.3)
-            pointer = registry.read(path)
-            assert pointer
+            pointer = current(done)
             registry.set_current(path, msgspec.structs.replace(pointer.before[0], run=f"{pointer.run}-new"))
         with pytest.raises(PipelineError, match=r"-new has become current meanwhile; run Rollback again"):
             rolling.result()
-    assert registry.read(path).run.endswith("-new")  # type: ignore[union-attr]
+    assert current(done).run.endswith("-new")
 
 
 def test_a_roll_back_to_what_is_current_is_refused_unless_it_was_trained_further(done: SmallChain) -> None:
@@ -124,10 +119,8 @@ def test_a_roll_back_to_what_is_current_is_refused_unless_it_was_trained_further
     assert pointer_of(done).read_bytes() == before
     trained_anew(run, "further")
     _, new = rollback.roll_back(done.chain(), "2026-W41")
-    pointer = registry.read(pointer_of(done))
-    assert pointer
-    assert pointer.entry == new
-    assert pointer.rolled_back == []
+    assert current(done).entry == new
+    assert current(done).rolled_back == []
 
 
 def test_a_pipe_in_place_of_the_pointer_is_refused(done: SmallChain) -> None:

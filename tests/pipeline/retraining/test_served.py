@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from generation_runs import current, make, pointer_of
+from generation_runs import current, make, make_current, pointer_of
 from luigi_runs import CHECKOUT, SmallChain, clean_environment
 from PIL import Image
 
@@ -180,28 +180,20 @@ def test_without_links_two_files_are_replaced_and_the_manifest_leads_to_its_own_
 
 
 def test_a_roll_back_to_a_model_that_cannot_be_served_changes_nothing(two: SmallChain) -> None:
-    run = two.chain("2026-W41").run()
-    assert run
+    run = two.run("2026-W41")
     (run.stage("export") / "model.onnx").write_text("exported from 2026-W40")
     with pytest.raises(PipelineError, match=r"W41/export/model.onnx is damaged; remove .*Export --generation 2026-W41"):
         rollback.roll_back(two.chain())
     shutil.rmtree(run.stage("export"))
     with pytest.raises(PipelineError, match=r"W41 is not exported .*Export --generation 2026-W41 makes it"):
         rollback.roll_back(two.chain())
-    assert current(two) == is_served(two) == "2026-W42"
+    assert current(two).generation == is_served(two) == "2026-W42"
 
 
 def test_the_lines_of_the_readme_classify_an_image_as_the_evaluation_did(done: SmallChain) -> None:
-    chain = done.chain()
-    run, path = chain.run(), pointer_of(done)
-    assert run
-    entry = registry.entry_of(run, "")
-    assert entry
-    registry.set_current(path, entry)
-    served.serve(chain.workspace, path)
-    dataset = chain.dataset_folder()
-    assert dataset
-    image = np.load(dataset / "test_images.npy")[3]
+    make_current(done, done.run())
+    served.serve(done.chain().workspace, pointer_of(done))
+    image = np.load(done.folder("dataset") / "test_images.npy")[3]
     Image.fromarray(image.transpose(1, 2, 0)).save(done.cwd / "cat.png")
     text = (CHECKOUT / "tasks" / "README.md").read_text()
     (lines,) = re.findall(r"```python\n((?:(?!```).)*onnxruntime.*?)```", text, re.DOTALL)
@@ -211,6 +203,6 @@ def test_the_lines_of_the_readme_classify_an_image_as_the_evaluation_did(done: S
         [sys.executable, "-c", lines], cwd=done.cwd, env=clean_environment(), capture_output=True, text=True, check=True
     )
     name, probability = shown.stdout.split()
-    arrays = read_predictions(run.stage("evaluate") / "predictions.npz")
+    arrays = read_predictions(done.folder("evaluate") / "predictions.npz")
     assert name == json.loads((stable_of(done) / "manifest.json").read_text())["classes"][arrays["predictions"][3]]
     assert 0.1 <= float(probability) <= 1

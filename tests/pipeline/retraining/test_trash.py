@@ -40,7 +40,7 @@ def test_what_was_pruned_comes_back_and_a_roll_back_says_how(done: SmallChain) -
     assert trash.items(workspace) == []
     assert not list(workspace.trash.iterdir())
     rollback.roll_back(done.chain())
-    assert current(done) == "2026-W41"
+    assert current(done).generation == "2026-W41"
 
 
 def test_what_an_earlier_version_moved_to_the_trash_is_named_but_not_guessed_about(done: SmallChain) -> None:
@@ -53,8 +53,7 @@ def test_what_an_earlier_version_moved_to_the_trash_is_named_but_not_guessed_abo
 
 
 def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_next_one(done: SmallChain) -> None:
-    workspace, run = done.chain().workspace, done.chain().run()
-    assert run
+    workspace, run = done.chain().workspace, done.run()
     trash.set_aside(done.chain(), "report", workspace.in_trash(run.stage("report")))
     (folder,) = workspace.trash.iterdir()
     folder.rename(folder.with_name(f".{folder.name}"))
@@ -66,8 +65,7 @@ def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_n
 
 
 def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallChain) -> None:
-    workspace, run = done.chain().workspace, done.chain().run()
-    assert run
+    workspace, run = done.chain().workspace, done.run()
     run.checkpoints.mkdir(parents=True)
     (run.checkpoints / "step-000000001.npz").write_text("of which the next run would resume")
     # A target of some seconds ago, when the command began.
@@ -83,8 +81,7 @@ def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallCha
 
 
 def test_the_older_of_two_items_from_one_place_can_be_chosen(done: SmallChain) -> None:
-    workspace, run = done.chain().workspace, done.chain().run()
-    assert run
+    workspace, run = done.chain().workspace, done.run()
     for when in ("2026-11-01T000000Z", "2026-11-02T000000Z"):
         shutil.copytree(run.stage("report"), workspace.trash / when / run.place / "report")
     named = [item for item in trash.items(workspace) if item.is_named(f"2026-11-01T000000Z/{run.place}")]
@@ -127,8 +124,7 @@ def test_what_is_touched_after_it_was_listed_is_not_deleted(done: SmallChain) ->
 
 
 def test_nothing_that_is_there_again_is_replaced_by_what_is_in_the_trash(done: SmallChain) -> None:
-    workspace, run = done.chain().workspace, done.chain().run()
-    assert run
+    workspace, run = done.chain().workspace, done.run()
     for stage_name in ("evaluate", "report"):
         workspace.move(run.stage(stage_name), workspace.in_trash(run.stage(stage_name)))
     run.stage("report").mkdir()
@@ -159,13 +155,12 @@ def test_a_pointer_made_while_its_restoring_waits_is_not_replaced(
             make(done, "2026-W42")
         with pytest.raises(WorkspaceError, match=r"already exists; Retire --name mini/tiny --confirm first, then"):
             restored.result(TIMEOUT)
-    assert current(done) == "2026-W42"
+    assert current(done).generation == "2026-W42"
     assert trash.items(workspace) == [item]
 
 
 def test_checkpoints_that_trainings_moved_to_the_trash_are_no_items_and_are_deleted_by_age(done: SmallChain) -> None:
-    workspace, run = done.chain().workspace, done.chain().run()
-    assert run
+    workspace, run = done.chain().workspace, done.run()
     target = workspace.in_trash(run.checkpoints / "step-000000001.npz")
     target.parent.mkdir(parents=True)
     of_earlier_version = workspace.trash / "tiny-00000000-step-000000001.npz"

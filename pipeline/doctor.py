@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -21,10 +20,11 @@ from typing import Any
 
 from pipeline import model, runtime
 from pipeline.config import Config, with_classes
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, from_os_error
 from pipeline.files import atomic_writer, human_size
 from pipeline.process import parent
 from pipeline.process.cores import cgroup_quota, given_threads, misread_threads, turn_lock, usable_cores
+from pipeline.process.liveness import signal_name
 from pipeline.process.spinning import TOLERATED, Load
 from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, Workspace
@@ -61,9 +61,11 @@ def examine(chain: Chain) -> list[Finding]:
 
 
 def finding(name: str, check: Callable[..., str], *about: Any) -> Finding:
-    """The result of one check: a function that returns what it found, and raises `PipelineError` for a problem."""
+    """The result of one check: a function that returns what it found, and raises an error for a problem."""
     try:
         return Finding(name, True, check(*about))
+    except OSError as error:
+        return Finding(name, False, str(from_os_error(error, "look at it")))
     except PipelineError as error:
         return Finding(name, False, str(error))
 
@@ -81,7 +83,7 @@ def machine_learning(config: Config) -> list[Finding]:
     environment = {**parent.environment(), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, timeout=PROBE_SECONDS, text=True, check=False
+            command, env=environment, capture_output=True, timeout=PROBE_SECONDS, text=True, errors="replace"
         )
     except subprocess.TimeoutExpired:
         text = f"not imported and tried within {PROBE_SECONDS} s: is the disk or the GPU driver stuck?"
@@ -90,7 +92,7 @@ def machine_learning(config: Config) -> list[Finding]:
     if done.returncode:
         # The last line of a traceback, or nothing when a signal killed it.
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        how = f"was killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "failed"
+        how = f"was killed by {signal_name(-done.returncode)}" if done.returncode < 0 else "failed"
         name = ["mxnet", "device"][min(len(findings), 1)]
         advice = "pip install --force-reinstall mxnet==1.9.1 'numpy>=1.23.5,<2'"
         findings.append(Finding(name, False, f"trying it {how}: {last}; try {advice}"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from pipeline.config.checks import check_classes, check_combinations, check_launcher, check_meaning, check_schedule
 from pipeline.config.difference import shown
@@ -45,19 +46,19 @@ def load(path: str | os.PathLike[str]) -> Config:
     override = os.environ.get(variable) if data.name in OFFICIAL else None
     if override:
         # Another source has another checksum, and the mirrors of the old one no longer apply.
-        data = msgspec.structs.replace(data, source=_absolute(override, Path.cwd(), variable), sha256=None, mirrors=[])
+        data = replace(data, source=_absolute(override, Path.cwd(), variable), sha256=None, mirrors=[])
     else:
-        data = msgspec.structs.replace(
+        known = {official.url: official.sha256 for official in OFFICIAL.values()}
+        data = replace(
             data,
             source=_absolute(data.source, file.parent, f"{path}: data.source"),
             mirrors=[_absolute(mirror, file.parent, f"{path}: data.mirrors") for mirror in data.mirrors],
+            sha256=data.sha256 or known.get(data.source),
         )
-        sha256 = {official.url: official.sha256 for official in OFFICIAL.values()}.get(data.source)
-        data = msgspec.structs.replace(data, sha256=data.sha256 or sha256)
     if training.init_from is not None:
         where = f"{path}: training.init_from"
-        training = msgspec.structs.replace(training, init_from=_absolute(training.init_from, file.parent, where))
-    return msgspec.structs.replace(config, data=data, training=training, launcher=launcher)
+        training = replace(training, init_from=_absolute(training.init_from, file.parent, where))
+    return replace(config, data=data, training=training, launcher=launcher)
 
 
 def from_dict(value: Any, where: str = "configuration") -> Config:
@@ -67,10 +68,10 @@ def from_dict(value: Any, where: str = "configuration") -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {explain(str(error), value)}") from None
     data = config.data
-    if data.name in OFFICIAL and "source" not in value.get("data", ()):
-        data = msgspec.structs.replace(data, source=OFFICIAL[data.name].url)
-    data = msgspec.structs.replace(data, source=_local(data.source), mirrors=[_local(each) for each in data.mirrors])
-    config = msgspec.structs.replace(config, data=data)
+    given = data.name not in OFFICIAL or "source" in value.get("data", ())
+    source = _local(data.source) if given else OFFICIAL[data.name].url
+    data = replace(data, source=source, mirrors=[_local(each) for each in data.mirrors])
+    config = replace(config, data=data)
     check_meaning(config, value, where)
     return with_classes(config, config.data.classes)
 
@@ -140,7 +141,7 @@ def with_launcher(config: Config, launcher: str, where: str) -> Config:
         except ValueError as error:
             raise ConfigError(f"{where}: found {launcher!r}: {error}") from None
     check_launcher(words, where)
-    return msgspec.structs.replace(config, launcher=words)
+    return replace(config, launcher=words)
 
 
 def load_launcher(name: str, where: str, folder: Path) -> list[str]:

@@ -74,11 +74,15 @@ def _former(chain: Chain, old: Pointer) -> Entry:
 def _named(chain: Chain, name: str) -> Entry:
     """The newest trained and evaluated generation of this name; the run without one goes by its folder's name."""
     made = generations.find(chain.workspace, chain.config)
-    entry = next((registry.entry_of(item.run, item.run.generation) for item in made if item.name == name), None)
-    if entry is None:
+    run = next((item.run for item in made if item.name == name), None)
+    if run is None:
         known = ", ".join(item.name for item in made) or "none"
         back = trash.hint(chain.workspace, name)
         raise PipelineError(f"--to {name}: no finished generation has this name; there are: {known}{back}")
+    entry = registry.entry_of(run, run.generation)
+    if entry is None:
+        again = f"Evaluate --generation {run.generation}" if run.generation else "Evaluate"
+        raise PipelineError(f"--to {name}: {run.place} is not evaluated; luigi --module tasks {again} does it")
     if problems := registry.problems(chain.workspace, entry):
         raise PipelineError(f"--to {name}: {'; '.join(problems)}; choose another one, or restore its files")
     return entry

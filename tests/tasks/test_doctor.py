@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -86,11 +87,13 @@ def test_numpy_2(prepared: SmallChain, tmp_path: Path) -> None:
     ("code", "words"),
     [
         ("raise OSError('libcudnn.so.8: cannot open shared object file: No …')", "pip install nvidia-cudnn-cu11"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
+        ("os.kill(os.getpid(), signal.SIGILL)", "killed by SIGILL"),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 6)", "killed by signal 40"),
+        (r"os.write(2, b'caf\xe9\n'); os._exit(3)", "failed: caf"),
     ],
 )
 def test_mxnet_that_lacks_a_library_or_crashes(prepared: SmallChain, tmp_path: Path, code: str, words: str) -> None:
-    problems = _examine(prepared, PYTHONPATH=_package(tmp_path, "mxnet", code))
+    problems = _examine(prepared, PYTHONPATH=_package(tmp_path, "mxnet", f"import os, signal; {code}"))
     assert list(problems) == ["mxnet"]
     assert words in problems["mxnet"]
 
@@ -114,7 +117,6 @@ def test_a_number_of_threads_that_hurts(
     assert list(_examine(prepared, OMP_NUM_THREADS="0")) == ["threads"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_a_training_on_all_cores_is_named_for_whom_others_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "turn_lock", lambda: tmp_path / "cores.lock")
     assert "others wait" not in doctor.load()
@@ -148,6 +150,18 @@ def test_a_workspace_that_cannot_be_written(prepared: SmallChain, examined: Exam
     problems = examined(prepared)
     assert "workspace" in problems
     assert set(problems) <= {"workspace", "disk"}
+
+
+def test_a_workspace_that_cannot_be_looked_at(
+    prepared: SmallChain, examined: Examined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(doctor, "_existing", refused)
+    problems = examined(prepared)
+    assert list(problems) == ["disk", "workspace"]
+    assert all(f"{prepared.workspace}: cannot look at it: permission denied" in text for text in problems.values())
 
 
 def test_a_file_where_the_workspace_should_be(fresh: SmallChain, examined: Examined) -> None:

@@ -123,6 +123,14 @@ def test_a_roll_back_to_what_is_current_is_refused_unless_it_was_trained_further
     assert current(done).rolled_back == []
 
 
+def test_a_roll_back_to_what_is_not_evaluated_says_so(done: SmallChain) -> None:
+    for week in ("2026-W41", "2026-W42"):
+        make(done, week)
+    shutil.rmtree(done.folder("evaluate", "2026-W41"))
+    with pytest.raises(PipelineError, match=r"@2026-W41 is not evaluated; .* Evaluate --generation 2026-W41 does it"):
+        rollback.roll_back(done.chain(), "2026-W41")
+
+
 def test_a_pipe_in_place_of_the_pointer_is_refused(done: SmallChain) -> None:
     path = pointer_of(done)
     path.parent.mkdir(parents=True)

@@ -30,7 +30,7 @@ def html(facts: dict[str, Any]) -> str:
         drawing.interval_row(group["accuracy"], group["interval"], [run["accuracy"] for run in group["runs"]], ends)
         for group in ranking
     ]
-    plots = {cost: _plot(cost, ranking) for cost in COSTS}
+    plots = {cost: _plot(cost, ranking) for cost in COSTS} if len(ranking) > 1 else {}
     return pages.html(_TEMPLATE, facts, rows=rows, ends=ends, plots=plots)
 
 

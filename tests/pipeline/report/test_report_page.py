@@ -320,6 +320,13 @@ def test_what_the_page_links_to_is_there(finished: SmallChain) -> None:
     assert [link for link in links if not (file.parent / link).is_file()] == []
 
 
+def test_one_configuration_alone_is_not_drawn_against_its_cost(ranked: dict[str, Any]) -> None:
+    assert 'href="#cost"' in comparison_page.html(ranked)
+    assert "cost" not in re.findall(
+        r'(?:href="#|id=")(\w+)"', comparison_page.html({**ranked, "ranking": ranked["ranking"][:1]})
+    )
+
+
 def test_the_recall_of_classes_between_95_and_100_percent_is_drawn_apart(report: dict[str, Any]) -> None:
     rows = [{"recall": value, "recall_interval": [value - 0.02, min(1, value + 0.01)]} for value in (0.95, 0.97, 1.0)]
     drawn = page._recall(rows)

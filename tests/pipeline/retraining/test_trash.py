@@ -43,22 +43,12 @@ def test_what_was_pruned_comes_back_and_a_roll_back_says_how(done: SmallChain) -
     assert current(done).generation == "2026-W41"
 
 
-def test_what_an_earlier_version_moved_to_the_trash_is_named_but_not_guessed_about(done: SmallChain) -> None:
-    workspace = done.chain().workspace
-    for name in ("2026-11-01T101112Z-tiny-00000000-evaluate", "tiny-00000000-step-3.npz", "2026-11-01T101113Z"):
-        (workspace.trash / name).mkdir(parents=True)
-        (workspace.trash / name / "manifest.json").write_text("{}")
-    assert trash.items(workspace) == []
-    assert trash.unknown(workspace) == ["2026-11-01T101112Z-tiny-00000000-evaluate", "tiny-00000000-step-3.npz"]
-
-
 def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_next_one(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.run()
     trash.set_aside(done.chain(), "report", workspace.in_trash(run.stage("report")))
     (folder,) = workspace.trash.iterdir()
     folder.rename(folder.with_name(f".{folder.name}"))
     assert trash.items(workspace) == []
-    assert trash.unknown(workspace) == []
     assert deletion.old_trash(workspace, timedelta(days=1)) == []
     deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), [])
     assert list(workspace.trash.iterdir()) == []
@@ -90,7 +80,7 @@ def test_the_older_of_two_items_from_one_place_can_be_chosen(done: SmallChain) -
 
 def test_what_cannot_be_deleted_stops_nothing_and_is_told(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = done.chain().workspace
-    old = [workspace.locks / "a.lock", workspace.trash / "tiny-00000000-step-000000001.npz"]
+    old = [workspace.locks / "a.lock", workspace.downloads / "mini-00000000.archive.part"]
     for path in old:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -160,19 +150,13 @@ def test_a_pointer_made_while_its_restoring_waits_is_not_replaced(
 
 
 def test_checkpoints_that_trainings_moved_to_the_trash_are_no_items_and_are_deleted_by_age(done: SmallChain) -> None:
-    workspace, run = done.chain().workspace, done.run()
-    target = workspace.in_trash(run.checkpoints / "step-000000001.npz")
+    workspace = done.chain().workspace
+    target = workspace.in_trash(done.run().checkpoints / "step-000000001.npz")
     target.parent.mkdir(parents=True)
-    of_earlier_version = workspace.trash / "tiny-00000000-step-000000001.npz"
-    for path in (target, of_earlier_version):
-        path.touch()
+    target.touch()
     assert trash.items(workspace) == []
-    assert trash.unknown(workspace) == [of_earlier_version.name]
-    assert deletion.leftovers(workspace, timedelta(days=1)) == []
-    os.utime(of_earlier_version, (time.time() - 2 * 86400,) * 2)
-    files = deletion.leftovers(workspace, timedelta(days=1))
-    assert files == [of_earlier_version]
-    deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), files)
+    assert deletion.old_trash(workspace, timedelta(days=1)) == []
+    deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), [])
     assert list(workspace.trash.iterdir()) == []
 
 

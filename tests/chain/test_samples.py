@@ -17,6 +17,8 @@ import pytest
 from luigi_runs import CHECKOUT, SmallChain, clean_environment, run
 from luigid_process import luigid, wait_for
 
+from pipeline import config
+
 CONFIG = CHECKOUT / "config"
 UNITS = CONFIG / "systemd"
 BIN = Path(sys.executable).parent
@@ -244,8 +246,6 @@ def test_logrotate_takes_the_sample_and_a_running_training_loses_no_line(tmp_pat
 
 
 def test_the_ready_made_runs_are_still_those_of_the_yaml_files() -> None:
-    from pipeline import config
-
     assert config.ready_made_folder() == CONFIG
     assert {file.suffix for file in CONFIG.iterdir() if file.is_file()} >= {".yaml", ".cfg"}
     for file in CONFIG.glob("*.yaml"):

@@ -199,12 +199,6 @@ def test_what_was_chosen_is_told_from_the_defaults(finished: SmallChain) -> None
     assert "training.epochs" in rows
 
 
-def test_changes_of_the_configuration_are_shown(done: SmallChain) -> None:
-    done.configure(training__learning_rate=0.01)
-    changes = gathered(done.chain())["provenance"]["config_changes"]
-    assert changes == ["training.learning_rate: trained with 0.05, config now says 0.01"]
-
-
 def test_the_published_baseline_is_compared_with_on_cifar10_only(finished: SmallChain) -> None:
     sources = facts.read(finished.chain())
     assert facts._baseline(sources) is None

@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,14 +159,27 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("page") / f"{request.param}.html"
     if request.param == "report":
         value = request.getfixturevalue("report")
-        path.write_text(page.html(value, pictures(request.getfixturevalue("finished"))))
+        path.write_text(page.html(value, request.getfixturevalue("pictures")))
     else:
         path.write_text(comparison_page.html(request.getfixturevalue("ranked")))
     return path
 
 
+@pytest.fixture(scope="module")
 def pictures(finished: SmallChain) -> np.ndarray:
     return facts.read(finished.chain()).data.test_images
+
+
+@pytest.fixture
+def written(pictures: np.ndarray, tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """Writes the page of these facts."""
+
+    def write(value: dict[str, Any]) -> Path:
+        file = tmp_path / "index.html"
+        file.write_text(page.html(value, pictures))
+        return file
+
+    return write
 
 
 def test_the_page_of_a_real_run_is_complete(finished: SmallChain, browser: chromium.Page) -> None:
@@ -246,10 +259,9 @@ def test_the_keyboard_reaches_every_section(file: Path, browser: chromium.Page) 
 
 
 def test_resumes_comparisons_and_config_changes_are_shown(
-    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+    report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
-    file = tmp_path / "index.html"
-    file.write_text(page.html(report, pictures(finished)))
+    file = written(report)
     browser.open(file, 1280)
     text = browser.evaluate("document.body.innerText")
     for told in ("resumed from step-2.npz", "Refused", "tiny-12345678@2026-W47", "74.05", "threads 2 -> 1"):
@@ -262,7 +274,7 @@ def test_resumes_comparisons_and_config_changes_are_shown(
 
 
 def test_names_that_are_markup_stay_text(
-    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+    report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     hostile = json.loads(json.dumps(report).replace("airplane", json.dumps(HOSTILE)[1:-1]))
     hostile |= {"run": HOSTILE, "generation": HOSTILE}
@@ -274,8 +286,7 @@ def test_names_that_are_markup_stay_text(
     hostile["provenance"]["config_changes"] = [HOSTILE]
     for row in hostile["provenance"]["config"]:
         row["value"] = HOSTILE
-    file = tmp_path / "index.html"
-    file.write_text(page.html(hostile, pictures(finished)))
+    file = written(hostile)
     browser.open(file, 375)
     assert browser.evaluate("window.hacked") is None
     assert browser.evaluate("document.scripts.length") == 0
@@ -295,11 +306,10 @@ def test_markup_stays_text_in_the_markdown_summary(report: dict[str, Any]) -> No
 
 
 def test_no_word_is_broken_and_no_name_shortened(
-    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+    report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     own = json.loads(json.dumps(report).replace("airplane", "checkerboard").replace("automobile", "horizontal stripes"))
-    file = tmp_path / "index.html"
-    file.write_text(page.html(own, pictures(finished)))
+    file = written(own)
     for width in (1280, 800, 400, 375):
         browser.open(file, width)
         assert browser.evaluate(BROKEN) == [], width
@@ -337,14 +347,13 @@ def test_the_recall_of_classes_between_95_and_100_percent_is_drawn_apart(report:
 
 
 def test_no_name_and_no_figure_is_cut_off(
-    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+    report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     own = copy.deepcopy(report)
     own["evaluation"]["classes"] = list(sample.CLASSES)
-    file = tmp_path / "index.html"
     for accuracy, interval in ((0.992, [0.9843, 0.9959]), (0.01, [0.001, 0.02])):
         own["evaluation"].update(accuracy=accuracy, interval=interval)
-        file.write_text(page.html(own, pictures(finished)))
+        file = written(own)
         for width in (1280, 375):
             browser.open(file, width)
             assert browser.evaluate(CUT_OFF) == []
@@ -373,11 +382,10 @@ def test_of_many_classes_the_summary_has_the_worst_and_the_most_frequent_mistake
 
 
 def test_of_many_classes_the_worst_come_first_and_the_rest_is_folded_away(
-    finished: SmallChain, report: dict[str, Any], browser: chromium.Page, tmp_path: Path
+    report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     many = with_many_classes(report)
-    file = tmp_path / "index.html"
-    file.write_text(page.html(many, pictures(finished)))
+    file = written(many)
     browser.open(file, 375)
     assert browser.evaluate("document.querySelectorAll('table.confusion').length") == 0
     headings = browser.evaluate(

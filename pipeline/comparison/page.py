@@ -48,7 +48,7 @@ def pareto_front(ranking: Sequence[dict[str, Any]], cost: str) -> list[dict[str,
 def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """The scale of the rows: from the least to the most single accuracy, and the intervals as far as they are near."""
     low, high = min(group["least"] for group in ranking), max(group["most"] for group in ranking)
-    margin = max(0.02, 0.4 * (high - low))
+    margin = max(0.05, high - low)
     low = max(low - margin, min(group["interval"][0] for group in ranking))
     high = min(high + margin, max(group["interval"][1] for group in ranking))
     return (low, high) if high > low else (low - 0.01, high + 0.01)

@@ -138,7 +138,7 @@ def _locked(workspace: Workspace, item: Item) -> contextlib.AbstractContextManag
     if kind == "current":
         return registry.held(workspace, workspace.root / item.place)
     if kind == "runs":
-        run = workspace.run(name, item.path.name)
+        run = registry.run_at(workspace, item.place)
         return whole_run(run, f"the restoring of {run.run_id}")
     return workspace.hold(workspace.lock(name), f"the restoring of {name}")
 
@@ -174,6 +174,6 @@ def _parts(workspace: Workspace, item: Item) -> list[Path]:
         return [item.path]
     names = {path.partition("/")[0] for path in workspace.storage.files(item.path)}
     parts = [item.path / name for name in sorted(names)]
-    run = workspace.run(*item.place.split("/")[1:])
+    run = registry.run_at(workspace, item.place)
     kept = workspace.trash / item.when / run.checkpoints.relative_to(workspace.root)
     return [*parts, kept] if "train" in names and workspace.storage.exists(kept) else parts

@@ -13,7 +13,6 @@ import pytest
 from luigi_runs import SmallChain, luigi_command, run
 
 from pipeline.storage import locks
-from pipeline.workspace import Workspace, events
 
 #: In place of libc's: what CIFS, FAT and Lustre answer. $VGG_TEST_REFUSE says which calls are refused.
 REFUSING = r"""
@@ -206,10 +205,3 @@ def test_a_user_without_a_home_folder_is_told_so(done: SmallChain) -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, cwd=done.cwd
     )
     assert "ConfigError: this user has no home folder" in result.stderr
-
-
-def test_an_event_log_that_cannot_be_written_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "events.jsonl").symlink_to(tmp_path / "elsewhere")
-    events.record(Workspace(tmp_path), "started")
-    assert "the event 'started' is not recorded" in caplog.text
-    assert not (tmp_path / "elsewhere").exists()

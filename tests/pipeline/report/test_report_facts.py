@@ -17,7 +17,7 @@ from pipeline.errors import WorkspaceError
 from pipeline.evaluation import statistics
 from pipeline.files import write_json
 from pipeline.process.child import Reporter
-from pipeline.report import facts, page
+from pipeline.report import facts, page, render
 from pipeline.workspace import manifest
 from pipeline.workspace.freshness import Chain
 
@@ -245,8 +245,6 @@ def test_a_file_that_is_not_what_was_recorded_is_refused(done: SmallChain, stage
 def test_a_new_version_of_the_stage_renders_again_and_nothing_else(
     done: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.report import render
-
     chain = done.chain()
     assert chain.complete("report")
     monkeypatch.setitem(manifest.STAGE_VERSIONS, "report", 1000)

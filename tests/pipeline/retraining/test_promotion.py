@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from generation_runs import current, expired, make, new_test_set, promoted_or_refused, trained_anew
 from luigi_runs import CLASSES, SmallChain
+from msgspec.structs import asdict
 
 from pipeline import dataset
 from pipeline.errors import WorkspaceError
@@ -22,11 +24,14 @@ def _run(name: str = "2026-W48") -> Run:
     return Workspace(Path("/nowhere")).run("mini-00000000", f"tiny-00000000@{name}")
 
 
-def _entry(name: str, accuracy: float = 0.5) -> registry.Entry:
-    run = f"runs/mini-00000000/tiny-00000000@{name}"
-    return registry.Entry(
-        run=run, generation=name, weights_sha256="0" * 64, architecture="0" * 64, accuracy=accuracy, since="2026"
-    )
+def _entry(name: str) -> registry.Entry:
+    about = {"weights_sha256": "0" * 64, "architecture": "0" * 64, "accuracy": 0.5, "since": "2026"}
+    return registry.Entry(run=_run(name).place, generation=name, **about)
+
+
+def _current(name: str, *before: str, rolled_back: Sequence[str] = ()) -> registry.Pointer:
+    former = [_entry(one) for one in before]
+    return registry.Pointer(**asdict(_entry(name)), before=former, rolled_back=list(rolled_back))
 
 
 def _compared(right: int, right_before: int, images: int = 1000) -> dict[str, Any]:
@@ -45,18 +50,10 @@ def test_the_tolerance_is_met_to_the_image(right: int, outcome: str) -> None:
 
 def test_the_first_generation_is_promoted_and_a_rolled_back_one_is_not() -> None:
     assert promotion.decide(_run(), None, 0.1, None, 0.0)["outcome"] == "promoted"
-    pointer = registry.Pointer(
-        **{name: getattr(_entry("2026-W47"), name) for name in registry.Entry.__struct_fields__},
-        rolled_back=[_run().place],
-    )
+    pointer = _current("2026-W47", rolled_back=[_run().place])
     decision = promotion.decide(_run(), pointer, 1.0, _compared(1000, 700), 0.005)
     assert decision["outcome"] == "refused"
     assert "rolled back" in decision["reason"]
-
-
-def _current(name: str, *before: str) -> registry.Pointer:
-    entry = {key: getattr(_entry(name), key) for key in registry.Entry.__struct_fields__}
-    return registry.Pointer(**entry, before=[_entry(former) for former in before])
 
 
 @pytest.mark.parametrize("pointer", [_current("2026-W48"), _current("by-hand", "2026-W48"), _current("2026-11-26")])

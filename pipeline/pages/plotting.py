@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib import style
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -25,35 +26,29 @@ INK, MUTED, LINE, FIRST, SECOND, MARK = _COLOURS
 #: Inches. At 72 units an inch this is about the width of a phone, so that text keeps its size there.
 _SIZE = (3.9, 2.6)
 
+#: What differs from matplotlib's own defaults.
 _STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": LINE,
-    "grid.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 10,
     "lines.linewidth": 1.8,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "savefig.facecolor": "none",
     "svg.fonttype": "none",
 }
 
-#: Decorates a function that draws: it does so in the page's style, whatever the caller's matplotlib is set to.
-styled = matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
+#: Decorates a function that draws: it does so in the page's style, whatever a matplotlibrc or the caller has set.
+styled = style.context(["default", _STYLE])
 
 
 def new_figure(size: tuple[float, float] = _SIZE) -> Any:

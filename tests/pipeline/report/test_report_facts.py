@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from luigi_runs import CLASSES, SmallChain
@@ -144,6 +145,13 @@ def test_a_training_that_was_validated_in_some_epochs_only_has_its_page(
     ]
     text = page.html(facts.gather(finished.chain(), sources), sources.data.test_images)
     assert ("validation from 1.500 to 0.500" in text) is any(validated)
+
+
+def test_curves_look_alike_whatever_matplotlib_is_set_to(finished: SmallChain) -> None:
+    history = facts.read(finished.chain()).history
+    plain = page._curve("loss", history, [0.5])
+    with matplotlib.rc_context({"text.usetex": True, "axes.linewidth": 5, "font.family": "cursive"}):
+        assert page._curve("loss", history, [0.5]) == plain
 
 
 def test_a_resume_is_marked_in_its_epoch_whatever_the_batch_size_was() -> None:

@@ -69,7 +69,6 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
             outcome = PROMOTED
         evaluate = manifest.read(run.stage("evaluate"))
         accuracy = evaluate["details"].get("accuracy") if evaluate else None
-        accuracy = accuracy if isinstance(accuracy, (int, float)) else None
         found.append(Generation(run.generation or run.run_id, run, train["created"], accuracy, outcome))
     return sorted(found, key=lambda item: (item.trained, item.name), reverse=True)
 
@@ -197,10 +196,10 @@ def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, li
 
 def _would_repeat(train: dict[str, Any], config: Config) -> bool:
     """True when the configuration would train the very same weights, started from scratch."""
-    segments, exact = train["details"].get("segments"), train["details"].get("exact") is True
-    first = segments[0] if isinstance(segments, list) and segments else None
+    details = train["details"]
+    from_scratch = [segment.get("how") for segment in details.get("segments", [])][:1] == ["started"]
     same_settings = trained_epochs(train) == config.training.epochs and not config_changes(train, config)
-    return exact and isinstance(first, dict) and first.get("how") == "started" and same_settings
+    return details.get("exact") is True and from_scratch and same_settings
 
 
 # --- what it starts from ------------------------------------------------------------------------------------------

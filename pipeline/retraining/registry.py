@@ -137,9 +137,7 @@ def entry_of(run: Run, generation: str) -> Entry | None:
     train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
     weights = manifest.digest(train, "model.params")
     accuracy = evaluate["details"].get("accuracy") if evaluate else None
-    if train is None or evaluate is None or weights is None or not isinstance(accuracy, (int, float)):
-        return None
-    if evaluate["inputs"].get("model.params") != weights:
+    if not (train and evaluate and weights) or accuracy is None or evaluate["inputs"].get("model.params") != weights:
         return None
     return Entry(
         run=run.place,

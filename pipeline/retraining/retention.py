@@ -14,6 +14,7 @@ from pipeline.files import MANIFEST, open_regular, read_json
 from pipeline.retraining import generations, registry, served, trash
 from pipeline.retraining.generations import PROMOTED, Generation
 from pipeline.retraining.periods import period
+from pipeline.retraining.registry import Pointer
 from pipeline.retraining.rollback import former
 from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
@@ -31,10 +32,7 @@ def expired(chain: Chain, keep: int) -> list[Generation]:
     rolled_back = pointer.rolled_back if pointer else []
     good = [item for item in made if item.outcome == PROMOTED and item.run.place not in rolled_back]
     latest = sorted(made, key=lambda item: period(item.name) or (datetime.date.min, datetime.date.min))[-1:]
-    kept = {item.run.place for item in [*good[:keep], *made[:1], *latest]}
-    if pointer:
-        target, _ = former(chain.workspace, pointer)
-        kept |= {entry.run for entry in (pointer, target) if entry}
+    kept = {item.run.place for item in [*good[:keep], *made[:1], *latest]} | _needed(chain.workspace, pointer)
     return [item for item in made if item.outcome and item.run.generation and item.run.place not in kept]
 
 
@@ -44,10 +42,9 @@ def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ())
     path = chain.workspace.current(chain.config)
     with registry.held(chain.workspace, path):  # so that nobody makes one of them current meanwhile
         served.try_to_serve(chain.workspace, path)
-        pointer = registry.read(path)
-        needed = (pointer, former(chain.workspace, pointer)[0]) if pointer else ()
+        needed = _needed(chain.workspace, registry.read(path))
         for item in chosen:
-            if any(entry and entry.run == item.run.place for entry in needed):
+            if item.run.place in needed:
                 left.append(f"generation {item.name} has become the current one, or the one before it")
                 continue
             try:
@@ -80,6 +77,11 @@ def unneeded(workspace: Workspace, pruned: Collection[Generation] = ()) -> list[
             needed |= {str(pointer.get("dataset"))} if isinstance(pointer, dict) else set()
     made = [folder for folder in workspace.listed(workspace.datasets) if (folder / MANIFEST).exists()]
     return [folder for folder in made if folder.name not in needed]
+
+
+def _needed(workspace: Workspace, pointer: Pointer | None) -> set[str]:
+    """The runs of the current model and of the one that a roll back goes to."""
+    return {entry.run for entry in (pointer, former(workspace, pointer)[0]) if entry} if pointer else set()
 
 
 def _move_dataset(workspace: Workspace, folder: Path) -> str:

@@ -98,15 +98,11 @@ def share(path: Path, what: str) -> Iterator[int]:
         yield descriptor
 
 
-def remove(path: Path) -> bool:
-    """Remove a lock's file unless it is held or shared; gives whether it is gone. Who waits for it makes a new one."""
-    try:
-        with os.fdopen(open_regular(path, os.O_RDWR), "r+b") as file:
-            if free := try_lock(file.fileno(), path):
-                path.unlink()
-            return free
-    except FileNotFoundError:
-        return True
+def remove(path: Path) -> None:
+    """Remove a lock's file unless it is held or shared. Who waits for it makes a new one."""
+    with contextlib.suppress(FileNotFoundError), os.fdopen(open_regular(path, os.O_RDWR), "r+b") as file:
+        if try_lock(file.fileno(), path) and _is_at(file.fileno(), path):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -154,7 +150,11 @@ def _acquire(descriptor: int, path: Path, what: str, at_most: float, waiting: Wa
 def is_gone(pid: object) -> bool:
     """True when no process of this number is alive on this host (one that nobody has waited for counts as gone)."""
     try:
-        with open(f"/proc/{int(str(pid))}/stat") as file:
+        number = int(str(pid))
+        os.kill(number, 0)
+        with open(f"/proc/{number}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
-    except (OSError, ValueError, IndexError):
+    except PermissionError:  # another user's, which /proc may hide
+        return False
+    except (OSError, ValueError, OverflowError, IndexError):
         return True

@@ -205,7 +205,7 @@ class Store:
         self.each(one, keys)
 
     def sha256(self, key: str) -> str:
-        """SHA-256 of an object's content, which is not kept."""
+        """SHA-256 of an object's content, which is not kept. Raises `FileNotFoundError` when it is not there."""
 
         def ask(fs: Any, base: str) -> str:
             with fs.open(f"{base}/{key}", "rb", block_size=1 << 23) as file:
@@ -244,7 +244,7 @@ class Store:
             except (FileExistsError, WorkspaceError, ConfigError):
                 raise
             except FileNotFoundError as error:
-                if doing in ("download", "copy"):
+                if doing in ("download", "copy", "read"):
                     raise
                 why = "there is no such bucket or folder; create it, or choose another --workspace"
                 raise WorkspaceError(f"{where}: cannot {doing}: {why}") from error

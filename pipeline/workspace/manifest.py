@@ -161,7 +161,8 @@ def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
 def problems(folder: Path, stage: str, inputs: Mapping[str, str | None], storage: Storage = LOCAL) -> list[str]:
     """Why the stage in `folder` does not count as complete for `inputs`; empty when it does.
 
-    Raises `WorkspaceError` when its manifest is there and cannot be read: what was made must not be made anew for that.
+    Raises `WorkspaceError` when the manifest or a file is there and cannot be read: what was made must not be made
+    anew for that.
     """
     manifest = read(folder)
     if manifest is None:
@@ -183,39 +184,38 @@ def _without_manifest(folder: Path) -> str:
     return f"{folder.name}/{MANIFEST} is damaged"
 
 
-def file_problems(folder: Path, manifest: Mapping[str, Any], storage: Storage) -> list[str]:
-    """Which recorded files are missing or have another size."""
-    found = (_file_problem(folder, name, recorded, storage) for name, recorded in manifest["files"].items())
+def file_problems(folder: Path, manifest: Mapping[str, Any], storage: Storage, rehash: bool = False) -> list[str]:
+    """Which recorded files are missing or have another size; with `rehash` also those with another content.
+
+    Raises `WorkspaceError` for a file that cannot be looked at, of which `rehash` tells like of any other.
+    """
+    found = (_file_problem(folder, name, about, storage, rehash) for name, about in manifest["files"].items())
     return list(filter(None, found))
 
 
 def damage(folder: Path, manifest: Mapping[str, Any], storage: Storage = LOCAL) -> list[str]:
-    """As `file_problems`, and re-hashes every file and the manifest itself: finds a single flipped bit."""
-    found = [_content_problem(folder, name, recorded, storage) for name, recorded in manifest["files"].items()]
+    """What is wrong with a finished stage's files and the manifest itself, down to a single flipped bit."""
+    found = file_problems(folder, manifest, storage, rehash=True)
     if "checksum" in manifest and manifest["checksum"] != _checksum(manifest):
         found.insert(0, f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
-    return list(filter(None, found))
+    return found
 
 
-def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage: Storage) -> str:
-    shown = f"{folder.name}/{name}"
+def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage: Storage, rehash: bool) -> str:
+    shown, path = f"{folder.name}/{name}", folder / name
     try:
-        found = storage.size(folder / name)
-    except OSError:
+        size = storage.size(path)
+        if size != recorded["size"]:
+            return f"{shown} has {human_size(size)} ({size}), its manifest says {recorded['size']}"
+        if rehash and storage.sha256(path) != recorded["sha256"]:
+            return f"{shown} is damaged: its content does not have the recorded SHA-256"
+    except (FileNotFoundError, NotADirectoryError):
         return f"{shown} is missing"
-    has = f"{human_size(found)} ({found})"
-    return "" if found == recorded["size"] else f"{shown} has {has}, its manifest says {recorded['size']}"
-
-
-def _content_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage: Storage) -> str:
-    if problem := _file_problem(folder, name, recorded, storage):
-        return problem
-    shown = f"{folder.name}/{name}"
-    try:
-        same = storage.sha256(folder / name) == recorded["sha256"]
     except OSError as error:
+        if not rehash:
+            raise from_os_error(error, "look at it") from error
         return f"{shown} cannot be read: {error.strerror or error}"
-    return "" if same else f"{shown} is damaged: its content does not have the recorded SHA-256"
+    return ""
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

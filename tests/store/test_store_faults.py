@@ -309,6 +309,17 @@ def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_
     assert published("two", 30) == ["model.params", "notes.txt", "tensorboard/events.30"]
 
 
+def test_verify_tells_of_a_file_that_goes_while_it_looks(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
+    storage = ObjectStorage(Store(bucket.url, retry_timeout=0), tmp_path / "mirror")
+    workspace, folder = Workspace(storage.root, storage), storage.root / "runs/d/r/export"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_text("model")
+    recorded = manifest.write(folder, "export", ["model.onnx"], {}, {})
+    workspace.publish(folder)
+    bucket.delete("runs/d/r/export/model.onnx")
+    assert manifest.damage(folder, recorded, storage) == ["export/model.onnx is missing"]
+
+
 def test_events_of_every_hour_get_into_the_store(
     bucket: Bucket, in_reach: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

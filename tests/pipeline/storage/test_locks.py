@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -162,3 +163,35 @@ def test_a_link_or_a_pipe_in_place_of_a_lock_file_is_refused_untouched(path, tmp
         pass
     assert locks.holder(path) is None
     assert victim.read_text() == "mine"
+
+
+def test_removing_a_lock_leaves_the_one_that_another_has_just_made_in_its_place(path, monkeypatch):
+    with locks.hold(path, "x", wait=False):
+        pass
+    opened = locks.open_regular
+
+    def late(*about):
+        descriptor = opened(*about)
+        monkeypatch.undo()
+        path.unlink()  # by another one that removes it
+        held.enter_context(locks.hold(path, "x", wait=False))
+        return descriptor
+
+    with contextlib.ExitStack() as held:
+        monkeypatch.setattr(locks, "open_regular", late)
+        locks.remove(path)
+        assert locks.holder(path) is not None
+    locks.remove(path)
+    assert not path.exists()
+    locks.remove(path)
+
+
+def test_another_users_process_that_is_hidden_here_is_alive(monkeypatch):
+    nobody = 2**22 + 1  # a number that no process has, as if /proc were mounted with hidepid
+    assert locks.is_gone(nobody)
+
+    def refuse(*about):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not locks.is_gone(nobody)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
 from pipeline.errors import WorkspaceError
 from pipeline.files import read_json, sha256_file, write_json
+from pipeline.storage import LocalStorage
 from pipeline.workspace import manifest
 
 INPUTS = {"dataset": "a" * 64, "model.params": "b" * 64}
@@ -49,6 +51,17 @@ def test_a_manifest_that_is_there_and_cannot_be_read_is_no_reason_to_make_it_ane
     (folder / "manifest.json").symlink_to("/proc/self/mem")  # whose first byte is an input/output error
     with pytest.raises(WorkspaceError, match=r"manifest\.json: cannot read it: Input/output error"):
         problems(folder)
+
+
+def test_a_file_that_cannot_be_looked_at_is_no_reason_to_make_it_anew(folder, monkeypatch):
+    def refuse(storage, path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(LocalStorage, "size", refuse)
+    with pytest.raises(WorkspaceError, match=r"metrics\.json: cannot look at it: Stale file handle"):
+        problems(folder)
+    first, _ = manifest.damage(folder, manifest.read(folder))
+    assert first == "evaluate/metrics.json cannot be read: Stale file handle"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "files": {}}', "\x00" * 50])

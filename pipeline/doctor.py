@@ -120,7 +120,7 @@ def load() -> str:
     slower = others + usable_cores() > cores + TOLERATED
     told = f"other processes use {others:.1f} of {cores} cores" + (": trainings will be slower" if slower else "")
     holder = locks.holder(turn_lock())
-    return told + (f"; {locks.describe(holder)} trains on all of them: other trainings wait" if holder else "")
+    return told + (f"; {holder} trains on all of them: other trainings wait" if holder else "")
 
 
 def semaphores() -> str:
@@ -181,10 +181,10 @@ def locked(workspace: Workspace) -> str:
     held = []
     for path in sorted(workspace.locks.glob("*.lock")):
         if owner := locks.holder(path):
-            if owner.get("host") == platform.node() and locks.is_gone(owner.get("pid")):
-                left = f"a process that {owner.get('pid')} left behind"
+            if owner.has_died:
+                left = f"a process that {owner.pid} left behind"
                 raise PipelineError(f"{path} is held by {left}: find it with fuser, and end it")
-            held.append(f"{path.stem}: {locks.describe(owner)}")
+            held.append(f"{path.stem}: {owner}")
     return "; ".join(held) or "nobody is working in the workspace"
 
 

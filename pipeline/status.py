@@ -104,7 +104,7 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
     return told
 
 
-def worker_on(run: Run, stage: str) -> dict[str, object] | None:
+def worker_on(run: Run, stage: str) -> locks.Holder | None:
     """Who works on a stage: the command that asked for it, else a job that outlived its command."""
     job = locks.holder(run.job_lock) if stage == "train" else None
     return run.workspace.holder(run.lock(stage)) or job
@@ -141,7 +141,7 @@ def _stages(chain: Chain) -> list[dict[str, Any]]:
                 "reasons": reasons,
                 "made": made["created"] if made else None,
                 "folder": chain.workspace.shown(folder) if made and folder else None,
-                "worker": locks.describe(worker) if worker else None,
+                "worker": str(worker) if worker else None,
             }
         )
     return found

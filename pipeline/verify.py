@@ -8,7 +8,6 @@ from pathlib import Path
 from pipeline import status
 from pipeline.errors import WorkspaceError
 from pipeline.retraining import registry, served
-from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace, manifest
 
 
@@ -45,7 +44,7 @@ def verify(workspace: Workspace) -> Verified:
             if finished and not damage:
                 continue
             if worker := status.worker_on(run, stage):
-                found.unfinished.append(f"{place}: being worked on by {locks.describe(worker)}")
+                found.unfinished.append(f"{place}: being worked on by {worker}")
             elif finished:
                 found.damaged += damage
             elif stage == "train" and (folder / "model.params").exists() and not status.checkpoints(run):

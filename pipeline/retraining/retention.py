@@ -90,7 +90,7 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
     workspace.storage.refresh([workspace.locks, workspace.runs, workspace.datasets], since=time.monotonic())
     for name in workspace.storage.names(workspace.locks):
         if name.startswith(f"{folder.name}.") and (who := workspace.holder(workspace.locks / name)):
-            raise AlreadyRunning(f"{what} is being read by {locks.describe(who)}")
+            raise AlreadyRunning(f"{what} is being read by {who}")
     with (
         workspace.hold(workspace.lock(folder.name), what),
         locks.hold(workspace.readers_lock(folder.name), what, wait=False),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import math
 import os
 import random
@@ -18,6 +17,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
 
 from pipeline.errors import AlreadyRunning, WorkspaceError
 from pipeline.files import now, open_regular, read_json
@@ -34,9 +37,28 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 #: What is called, at every look at a lock that is waited for, with a line about who has it.
 Waiting = Callable[[str], None]
 
+#: Text that can be shown.
+_Text = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]
 
-def holder(path: Path) -> dict[str, object] | None:
-    """Who holds the lock now (`host`, `pid`, `since`), or None when it is free or this file system has no locks.
+
+class Holder(Struct, frozen=True):
+    """What a lock's holder writes of itself. A record with other types was not written by a holder."""
+
+    host: _Text = "unknown"
+    pid: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    since: _Text = "unknown"
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+    @property
+    def has_died(self) -> bool:
+        """True for a process of this host that is no more; a process that it started may still hold the lock."""
+        return self.host == socket.gethostname() and is_gone(self.pid)
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds the lock now, or None when it is free or this file system has no locks.
 
     Looks by sharing the lock for a moment, which `hold` tells from holding it.
     """
@@ -46,8 +68,13 @@ def holder(path: Path) -> dict[str, object] | None:
                 return None
     except (OSError, WorkspaceError):
         return None
-    value = read_json(path)
-    return value if isinstance(value, dict) else {"host": "unknown", "pid": 0, "since": "unknown"}
+    return _record(path) or Holder()
+
+
+def _record(path: Path) -> Holder | None:
+    with contextlib.suppress(msgspec.ValidationError):
+        return msgspec.convert(read_json(path), Holder)
+    return None
 
 
 def try_lock(descriptor: int, path: Path, operation: int = fcntl.LOCK_EX) -> bool:
@@ -66,10 +93,6 @@ def try_lock(descriptor: int, path: Path, operation: int = fcntl.LOCK_EX) -> boo
     return True
 
 
-def describe(value: dict[str, object]) -> str:
-    return f"process {value.get('pid')} on {value.get('host')} since {value.get('since')}"
-
-
 @contextlib.contextmanager
 def hold(
     path: Path, what: str, wait: bool, waiting: Waiting = lambda line: None, at_most: float = math.inf
@@ -81,10 +104,10 @@ def hold(
     against hosts that have other files.
     """
     with _locked(path, what, at_most if wait else 0, waiting, fcntl.LOCK_EX) as descriptor:
-        record = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+        record = Holder(socket.gethostname(), os.getpid(), now())
         with contextlib.suppress(OSError):  # the record is only for people, and a full disk is to be made room on
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(record).encode(), 0)
+            os.pwrite(descriptor, msgspec.json.encode(record), 0)
         yield descriptor
 
 
@@ -134,11 +157,10 @@ def _acquire(descriptor: int, path: Path, what: str, at_most: float, waiting: Wa
                 raise AlreadyRunning(f"{what} is in use by a running stage; nothing was done")
             time.sleep(random.uniform(0.001, 0.02))  # two that try at once must not meet again and again
             continue
-        other = read_json(path)
-        other = other if isinstance(other, dict) else {}
-        who = describe(other) if other else "another process"
+        other = _record(path)
+        who = other or "another process"
         # Without a record its holder has got the lock this very moment and will say so in the next one.
-        ending = not other or (other.get("host") == socket.gethostname() and is_gone(other.get("pid")))
+        ending = other is None or other.has_died
         if waited >= at_most and not (ending and waited < ENDING_SECONDS):
             raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
         state = f"{who} has died; waiting for its child process to exit" if ending else f"waiting for {who}"

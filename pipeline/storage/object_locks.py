@@ -9,7 +9,6 @@ publishes anything.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import socket
@@ -17,18 +16,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
 
 from pipeline.errors import AlreadyRunning, PipelineError
 from pipeline.files import now
-from pipeline.storage.locks import Waiting, describe, is_gone
+from pipeline.storage.locks import Holder, Waiting, is_gone
 from pipeline.storage.store import SETTLE_SECONDS, Store
-
-#: Text that can be shown.
-_Text = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]
 
 #: Where the locks are in a store.
 LOCKS = "work/locks"
@@ -40,12 +34,9 @@ AGAIN_SECONDS = 1.0
 POLL_SECONDS = 2.0
 
 
-class _Record(Struct, frozen=True):
-    """What a holder writes. One with other types was not written by a holder: it counts until it is stale."""
+class _Record(Holder, frozen=True):
+    """What is in the object. One that no holder wrote counts until it is stale."""
 
-    host: _Text = "unknown"
-    pid: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    since: _Text = "unknown"
     machine: str = ""
     token: str = ""
     beat: float = 0
@@ -59,7 +50,7 @@ class ObjectLock:
         self.store, self.key = store, key
         self.token = uuid.uuid4().hex
         self.lost = False
-        self._since = now()
+        self._since = ""
         self._ended = threading.Event()
         self._written = threading.Lock()
 
@@ -77,25 +68,28 @@ class ObjectLock:
                 if self.still_ours():
                     self.store.delete([self.key])
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> _Record | None:
         """What the lock's holder wrote, or None when nobody has it."""
         content = self.store.read(self.key)
         if content is None:
             return None
         try:
-            value = msgspec.json.decode(content, type=_Record)
+            return msgspec.json.decode(content, type=_Record)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            value = _Record()
-        return msgspec.structs.asdict(value)
+            return _Record()
 
     def still_ours(self) -> bool:
         """True unless another host has taken the lock over; asks the store."""
-        record = self.record()
-        self.lost = self.lost or record is None or record.get("token") != self.token
+        self.lost = self.lost or not self._is_ours()
         return not self.lost
+
+    def _is_ours(self) -> bool:
+        record = self.record()
+        return record is not None and record.token == self.token
 
     def _acquire(self, what: str, wait: bool, waiting: Waiting) -> None:
         while True:
+            self._since = now()
             if self.store.create(self.key, self._content()):
                 return
             other = self.record()
@@ -106,19 +100,18 @@ class ObjectLock:
                 if self.record() == other and self._take_over():
                     return
                 continue
-            who = describe(other)
             if not wait:
-                raise AlreadyRunning(f"{what} is already being worked on by {who}; nothing was done")
-            waiting(f"{what}: waiting for {who}")
+                raise AlreadyRunning(f"{what} is already being worked on by {other}; nothing was done")
+            waiting(f"{what}: waiting for {other}")
             time.sleep(POLL_SECONDS)
 
-    def _is_dead(self, other: dict[str, Any]) -> bool:
-        if other["machine"] and other["machine"] == _machine() and is_gone(other["pid"]):
+    def _is_dead(self, other: _Record) -> bool:
+        if other.machine and other.machine == _machine() and is_gone(other.pid):
             return True
         age = self.store.age(self.key, f"{self.key}.{self.token}")
         if age is None:
-            age = time.time() - other["beat"]
-        return age > (self.store.stale_seconds if other["stale_after"] is None else other["stale_after"])
+            age = time.time() - other.beat
+        return age > (self.store.stale_seconds if other.stale_after is None else other.stale_after)
 
     def _take_over(self) -> bool:
         """Write over a dead holder's record; of several that do so at once, the last one has the lock.
@@ -128,20 +121,19 @@ class ObjectLock:
         """
         self.store.write(self.key, self._content())
         time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
-        record = self.record()
-        return record is not None and record.get("token") == self.token
+        return self._is_ours()
 
     def _content(self) -> bytes:
-        record = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": self._since,
-            "machine": _machine(),
-            "token": self.token,
-            "beat": round(time.time(), 1),
-            "stale_after": self.store.stale_seconds,
-        }
-        return json.dumps(record).encode()
+        record = _Record(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            since=self._since,
+            machine=_machine(),
+            token=self.token,
+            beat=round(time.time(), 1),
+            stale_after=self.store.stale_seconds,
+        )
+        return msgspec.json.encode(record)
 
     def _heartbeat(self) -> None:
         """Write the lock anew, so often that an outage as long as `retry_timeout` does not make it stale."""

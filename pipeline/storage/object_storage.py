@@ -128,7 +128,7 @@ class ObjectStorage(Storage):
         if parts[0] != "runs" or len(parts) != 4:
             return False
         other = locks.holder(self.root / LOCKS / f"{'.'.join(parts[1:])}.lock")
-        return other is not None and other.get("pid") != os.getpid()
+        return other is not None and other.pid != os.getpid()
 
     def _outdated(self, folder: str) -> dict[str, Stored]:
         """The small files of a folder to read from the store."""
@@ -282,7 +282,7 @@ class ObjectStorage(Storage):
             finally:
                 self._held.remove(lock)
 
-    def holder(self, name: str) -> dict[str, Any] | None:
+    def holder(self, name: str) -> locks.Holder | None:
         self._list([LOCKS], 0.0)
         return self._lock(name).record() if f"{name}.lock" in self.listing.folder(LOCKS) else None
 

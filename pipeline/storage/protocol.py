@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.storage.locks import Waiting
+from pipeline.storage.locks import Holder, Waiting
 
 
 class Storage(Protocol):
@@ -99,7 +99,7 @@ class Storage(Protocol):
         """Hold a lock against other hosts. See `Workspace.hold`, which also holds it against processes here."""
         return contextlib.nullcontext()
 
-    def holder(self, name: str) -> dict[str, Any] | None:
+    def holder(self, name: str) -> Holder | None:
         """Who holds the lock of this name on any host, or None."""
         return None
 

@@ -107,7 +107,7 @@ class Workspace:
         with locks.hold(lock, what, wait, waiting) as descriptor, self.storage.hold(lock.stem, what, wait, waiting):
             yield descriptor
 
-    def holder(self, lock: Path) -> dict[str, object] | None:
+    def holder(self, lock: Path) -> locks.Holder | None:
         """Who holds a lock, here or on another host, or None."""
         return locks.holder(lock) or self.storage.holder(lock.stem)
 

@@ -1,4 +1,4 @@
-"""Who is first to make an object, where the store has no conditional writes."""
+"""Who is first to make an object, where the store has no conditional writes, and what a lock made so says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage import backend, store
+from pipeline.storage import backend, object_locks, store
+from pipeline.storage.object_locks import ObjectLock
 from pipeline.storage.store import Store
 
 
@@ -52,3 +53,15 @@ def test_a_back_end_without_such_writes_looks_again_who_was_last(
     assert not two.create("b", b"two")
     assert len(waits) == 2
     assert min(waits) >= store.SETTLE_SECONDS
+
+
+def test_a_lock_that_was_waited_for_says_since_when_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Store(f"file://{tmp_path}/shared")
+    shared.write("x.lock", b'{"host": "far", "pid": 1}')
+    times = iter(["12:00", "13:00"])
+    monkeypatch.setattr(object_locks, "now", lambda: next(times))
+    monkeypatch.setattr(object_locks, "POLL_SECONDS", 0)
+    with ObjectLock(shared, "x.lock").held("x", True, lambda line: shared.delete(["x.lock"])) as lock:
+        record = lock.record()
+        assert record is not None
+        assert record.since == "13:00"

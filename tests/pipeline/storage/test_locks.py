@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -44,8 +45,8 @@ def other(path):
 
 
 def test_a_lock_that_is_held_is_refused_and_names_its_holder(path, other):
-    assert locks.holder(path)["pid"] == other.pid
-    assert locks.holder(path).keys() == {"host", "pid", "since"}, "no command line, which can hold a token"
+    assert locks.holder(path).pid == other.pid
+    assert json.loads(path.read_text()).keys() == {"host", "pid", "since"}, "no command line, which can hold a token"
     refusal = pytest.raises(AlreadyRunning, match=f"train x is already being worked on by process {other.pid} on ")
     with refusal, locks.hold(path, "train x", wait=False):
         pass
@@ -57,7 +58,7 @@ def test_a_lock_ends_with_its_holder_however_it_ends(path, other):
     assert locks.holder(path) is None
     assert path.exists(), "the file is no obstacle"
     with locks.hold(path, "train x", wait=False):
-        assert locks.holder(path)["pid"] == os.getpid()
+        assert locks.holder(path).pid == os.getpid()
     assert locks.holder(path) is None
 
 
@@ -69,7 +70,7 @@ def test_waiting_tells_for_whom_and_goes_on_when_the_lock_is_free(path, other):
         other.stdin.close()
 
     with locks.hold(path, "train x", wait=True, waiting=told):
-        assert locks.holder(path)["pid"] == os.getpid()
+        assert locks.holder(path).pid == os.getpid()
     assert len(lines) == 1
     assert lines[0].startswith(f"train x: waiting for process {other.pid} on ")
 

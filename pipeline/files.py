@@ -37,26 +37,23 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """As `os.open`, for regular files: never waits for the other end of a pipe, never writes through a link.
 
     In a workspace that several users share, either may have been put there by another one. Raises `OSError`.
     """
     no_link = os.O_NOFOLLOW if flags & (os.O_WRONLY | os.O_RDWR) else 0
+    number = errno.EINVAL
     try:
-        descriptor = os.open(path, flags | no_link | os.O_NONBLOCK | os.O_CLOEXEC, mode)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            raise _not_regular(error.errno, path) from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        descriptor = os.open(path, flags | no_link | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
         os.close(descriptor)
-        raise _not_regular(errno.EINVAL, path)
-    return descriptor
-
-
-def _not_regular(number: int, path: Path) -> OSError:
-    return OSError(number, "it is a link, a pipe or a folder, not a regular file: remove it", str(path))
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        number = error.errno
+    raise OSError(number, "it is a link, a pipe or a folder, not a regular file: remove it", str(path))
 
 
 def expanded(location: str, where: str) -> str:
@@ -256,8 +253,8 @@ def remove_debris(folder: Path, name: str) -> None:
 
 def human_size(size: float) -> str:
     """A number of bytes for people: 512 B, 1.5 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
+    unit = "B"
+    for larger in ("kB", "MB", "GB"):
+        if size >= 1000:
+            size, unit = size / 1000, larger
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"

@@ -129,9 +129,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:
     """The recorded SHA-256 of one file, or None."""
-    if manifest is None:
-        return None
-    return manifest["files"].get(name, {}).get("sha256")
+    return manifest["files"].get(name, {}).get("sha256") if manifest else None
 
 
 def recorded_inputs(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -154,8 +152,8 @@ def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
 def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The recorded SHA-256 of every file, also of the trainer's state, which no stage but the training needs."""
     trainer = manifest["details"].get("trainer")
-    extra = {"trainer.npz": trainer["sha256"]} if isinstance(trainer, dict) and "sha256" in trainer else {}
-    return {**{name: recorded["sha256"] for name, recorded in manifest["files"].items()}, **extra}
+    files = {**manifest["files"], **({"trainer.npz": trainer} if trainer else {})}
+    return {name: recorded["sha256"] for name, recorded in files.items()}
 
 
 def problems(folder: Path, stage: str, inputs: Mapping[str, str | None], storage: Storage = LOCAL) -> list[str]:

@@ -20,7 +20,7 @@ import bench
 
 from pipeline import status
 from pipeline.retraining import deletion, generations, retention
-from pipeline.storage import local
+from pipeline.storage import folder
 from pipeline.workspace import Workspace
 
 sys.path.append(str(bench.ROOT / "tests"))
@@ -55,7 +55,7 @@ def main() -> None:
 def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
     """Simulate the nights, then measure."""
     workspace, made = small.chain().workspace, [time.time()]
-    local.READ_SECONDS = 0  # a night is longer
+    folder.READ_SECONDS = 0  # a night is longer
     for _ in nights(small, count):
         made.append(time.time())
         if prune:

@@ -15,10 +15,11 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import AlreadyRunning, PipelineError, WorkspaceError
+from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import link_or_copy, write_json
 from pipeline.process.parent import Stopped
 from pipeline.retraining import generations, registry, served
@@ -56,24 +57,32 @@ def publish_finished(chain: Chain, stage: str) -> bool:
 def at_work(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]:
     """Around a stage's process, its lock being held: fetch what it needs, publish checkpoints and what it made."""
     storage, run = chain.workspace.storage, chain.run()
-    pointer = chain.workspace.current(chain.config)
-    if not isinstance(storage, ObjectStorage):  # everything is in place
-        yield
-        if stage == "promote":
-            with registry.held(chain.workspace, pointer):
-                _serve(chain, pointer)
-        return
-    with _gate_held(chain, storage) if stage == "promote" else contextlib.nullcontext():
-        _fetch(chain, storage, stage, options)
-        following = Checkpoints(storage, run) if stage == "train" and run is not None else contextlib.nullcontext()
+    with contextlib.ExitStack() as held:
+        following: AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(storage, ObjectStorage):  # in a folder everything is in place
+            if stage == "promote":
+                held.enter_context(_gate_held(chain, storage))
+            _fetch(chain, storage, stage, options)
+            if run and stage == "train":
+                following = _publishing_checkpoints(storage, run)
         try:
             with following:
                 yield
         except Stopped as stopped:
             if stopped.finished:
-                _publish(chain, storage, stage)
+                _finish(chain, stage)
             raise
+        _finish(chain, stage)
+
+
+def _finish(chain: Chain, stage: str) -> None:
+    """Let others see what a stage has made."""
+    storage, pointer = chain.workspace.storage, chain.workspace.current(chain.config)
+    if isinstance(storage, ObjectStorage):
         _publish(chain, storage, stage)
+    elif stage == "promote":
+        with registry.held(chain.workspace, pointer):
+            _serve(chain, pointer)
 
 
 def publish_folder(workspace: Workspace, folder: Path) -> None:
@@ -143,7 +152,7 @@ def _fetch_baseline(chain: Chain, run: Run) -> None:
 def _fetch_checkpoint(storage: ObjectStorage, run: Run) -> None:
     """Have the newest whole checkpoint of the store here, unless one here is as new."""
     here = max((path.name for path in run.checkpoints.glob("step-*.npz")), default="")
-    there = storage.store.find(f"{storage.key(run.work)}/")
+    there = storage.store.find(storage.key(run.work))
     precision = run.work / "precision.json"
     if storage.key(precision) in there and not precision.exists():
         storage.copies.get(storage.key(precision))
@@ -185,7 +194,7 @@ def _publish(chain: Chain, storage: ObjectStorage, stage: str, recorded_only: bo
             _publish_source(chain, storage)
     if stage == "train" and run is not None:
         with contextlib.suppress(PipelineError):  # left-overs do no harm
-            storage.store.delete(storage.store.find(f"{storage.key(run.work)}/"))
+            storage.store.delete(storage.store.find(storage.key(run.work)))
 
 
 def _publish_source(chain: Chain, storage: ObjectStorage) -> None:
@@ -224,58 +233,56 @@ def _nothing_lost(folder: Path) -> Iterator[None]:
         raise WorkspaceError(f"{error}; {kept}") from error
 
 
-class Checkpoints:
-    """Publishes a training's checkpoints from a thread while it runs, the newest one at last also when it stops.
+@contextlib.contextmanager
+def _publishing_checkpoints(storage: ObjectStorage, run: Run) -> Iterator[None]:
+    """Publish a training's checkpoints from a thread while it runs, the newest one at last also when it stops."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_follow, args=(storage, run, ended), name="checkpoints", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
-    A store that is away for a while costs no training: the next checkpoint is tried again.
-    """
 
-    def __init__(self, storage: ObjectStorage, run: Run) -> None:
-        self.storage, self.run = storage, run
-        self._done = ""
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="checkpoints", daemon=True)
-
-    def __enter__(self) -> Checkpoints:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        failed = False
-        while not (ended := self._ended.wait(POLL_SECONDS)) or not failed:
-            try:
-                self._publish_newest()
-                failed = False
-            except (AlreadyRunning, FileNotFoundError):
-                pass
-            except (PipelineError, OSError) as error:
-                if not failed:
-                    what = "a checkpoint could not be published, training continues"
-                    log.warning("train %s: %s: %s", self.run.run_id, what, error)
-                failed = True
-            if ended:
-                return
-
-    def _publish_newest(self) -> None:
-        newest = max(self.run.checkpoints.glob("step-*.npz"), default=None)
-        if newest is None or newest.name == self._done or self.storage.lost:
+def _follow(storage: ObjectStorage, run: Run, ended: threading.Event) -> None:
+    """Until `ended`. A store that is away for a while costs no training: the next checkpoint is tried again."""
+    done, failed, last = "", False, False
+    while not last:
+        last = ended.wait(POLL_SECONDS)
+        if last and failed:
             return
-        store, key = self.storage.store, self.storage.key(newest)
-        kept, precision = self.run.work / f".publishing-{newest.name}", self.run.work / "precision.json"
-        kept.unlink(missing_ok=True)
-        link_or_copy(newest, kept)  # the training removes it when it has newer ones
         try:
-            store.put(kept, key)
-            if not self._done and precision.exists():
-                store.put(precision, self.storage.key(precision))
-            self._done = newest.name
-        finally:
-            kept.unlink(missing_ok=True)
-        there = sorted(store.find(f"{self.storage.key(newest.parent)}/"))
-        # Newer ones are of a training that this one did not resume from, and would be taken for its own.
-        current = [each for each in there if each <= key][-KEEP:]
-        store.delete(each for each in there if each not in current)
+            newest = max(run.checkpoints.glob("step-*.npz"), default=None)
+            if newest is not None and newest.name != done and not storage.lost:
+                _upload_checkpoint(storage, run, newest, first=not done)
+                done = newest.name
+                _delete_former(storage, newest)
+            failed = False
+        except FileNotFoundError:
+            continue  # the training has a newer one by now
+        except (PipelineError, OSError) as error:
+            if not failed:
+                what = "a checkpoint could not be published, training continues"
+                log.warning("train %s: %s: %s", run.run_id, what, error)
+            failed = True
+
+
+def _upload_checkpoint(storage: ObjectStorage, run: Run, newest: Path, first: bool) -> None:
+    kept, precision = run.work / f".publishing-{newest.name}", run.work / "precision.json"
+    kept.unlink(missing_ok=True)
+    link_or_copy(newest, kept)  # the training removes it when it has newer ones
+    try:
+        storage.store.put(kept, storage.key(newest))
+        if first and precision.exists():
+            storage.store.put(precision, storage.key(precision))
+    finally:
+        kept.unlink(missing_ok=True)
+
+
+def _delete_former(storage: ObjectStorage, newest: Path) -> None:
+    there = sorted(storage.store.find(storage.key(newest.parent)))
+    # Newer ones are of a training that this one did not resume from, and would be taken for its own.
+    current = [key for key in there if key <= storage.key(newest)][-KEEP:]
+    storage.store.delete(key for key in there if key not in current)

@@ -1,41 +1,18 @@
 """What is in a store, by listings: of everything in it names, sizes and versions.
 
-A small store is listed as a whole, with one request. Of a larger one the wanted folders are, by a few prefixes where
-the store can (S3): `benchmarks/scale.py` lists 1,000 runs that way with 16 listings at once, in place of 1,000.
+Listed is the whole store or the folders that are asked about, whichever takes fewer requests.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Iterable, Iterator
 
 from pipeline.storage.store import Store, Stored
 
-#: Objects up to which one listing of everything (a request for each 1,000) beats listings of what is asked about.
-LIST_ALL = 3000
-
-#: Listings into which those of many folders are divided.
-AT_ONCE = 16
-
-
-def common_prefixes(keys: Iterable[str], at_most: int) -> list[str]:
-    """At most so many prefixes, of which each of `keys` has one: as long as they can be."""
-    groups: list[list[str]] = [sorted(keys)]
-    done: list[str] = []
-    while groups:
-        groups.sort(key=len)
-        largest = groups.pop()
-        common = os.path.commonprefix([largest[0], largest[-1]])  # noqa: RUF071 (by characters, as stores list)
-        parts: dict[str, list[str]] = {}
-        for key in largest:
-            parts.setdefault(key[: len(common) + 1], []).append(key)
-        if common in largest or len(done) + len(groups) + len(parts) > at_most:
-            done.append(common)
-        else:
-            groups += parts.values()
-    return sorted(done)
+#: Objects that a store lists with one request.
+PAGE = 1000
 
 
 class Listing:
@@ -86,14 +63,11 @@ class Listing:
         wanted = {key for key in keys if not any(self._listed.get(folder, -1.0) >= since for folder in _above(key))}
         if not wanted:
             return False
+        if "" in wanted or len(wanted) * PAGE >= self.objects:
+            wanted = {""}
         started = time.monotonic()
-        prefixes = [f"{key}/" if key else "" for key in sorted(wanted)]
-        if self.store.lists_prefixes and self.objects > LIST_ALL:
-            prefixes = common_prefixes(prefixes, AT_ONCE)
-        if self.objects <= LIST_ALL or len(prefixes) > AT_ONCE or "" in prefixes:
-            prefixes, wanted = [""], {""}
         found: dict[str, Stored] = {}
-        for part in self.store.each(self.store.find, prefixes):
+        for part in self.store.each(self.store.find, wanted):
             found |= part
         self.replace(wanted, found)
         self._listed |= dict.fromkeys(wanted, started)
@@ -102,7 +76,7 @@ class Listing:
         return True
 
     def replace(self, keys: Iterable[str], found: dict[str, Stored]) -> None:
-        """Take `found` for all that is in these folders; what else it shows is left out."""
+        """Take `found` for all that is in these folders."""
         tops = set(keys)
 
         @functools.cache
@@ -112,12 +86,7 @@ class Listing:
         self._there = {folder: names for folder, names in self._there.items() if not is_below(folder)}
         self.synced = {folder for folder in self.synced if not is_below(folder)}
         for key, stored in found.items():
-            if is_below(key.rpartition("/")[0]):
-                self.note(key, stored)
-
-    def forget(self, key: str) -> None:
-        """List a folder anew when it is asked about next."""
-        self._listed.pop(key, None)
+            self.note(key, stored)
 
 
 def _above(key: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ FOLDER = "events"
 
 def published_lines(store: Store) -> list[str]:
     """The lines of all hosts, in no order."""
-    contents = store.read_many(store.small(store.find(f"{FOLDER}/"))).values()
+    contents = store.read_many(store.small(store.find(FOLDER))).values()
     return [line for content in contents for line in content.decode(errors="replace").splitlines()]
 
 

@@ -21,11 +21,10 @@ from pipeline.errors import AlreadyRunning, ConfigError, PipelineError, Workspac
 from pipeline.files import MANIFEST, read_json, sha256_file
 from pipeline.storage import locks
 from pipeline.storage.copies import Copies
-from pipeline.storage.listing import LIST_ALL, Listing
-from pipeline.storage.local import LOCAL
+from pipeline.storage.folder import LOCAL, Storage
+from pipeline.storage.listing import PAGE, Listing
 from pipeline.storage.object_locks import LOCKS, ObjectLock
 from pipeline.storage.object_log import publish_log, published_lines
-from pipeline.storage.protocol import Storage
 from pipeline.storage.store import Store, Stored
 
 #: Files that are always kept here as they are in the store, besides the pointers.
@@ -33,7 +32,7 @@ SMALL = (MANIFEST, "decision.json", "report.json", "ranking.json")
 
 
 class ObjectStorage(Storage):
-    """`Storage` in an object store, with copies in the folder `root`. See `storage_at`."""
+    """The files of a workspace in an object store, with copies in the folder `root`. See `storage_at`."""
 
     def __init__(self, store: Store, root: Path) -> None:
         self.store, self.root = store, root
@@ -101,7 +100,7 @@ class ObjectStorage(Storage):
 
     def _list(self, keys: Sequence[str], since: float) -> bool:
         anew = self.listing.refresh(keys, since)
-        if (self.listing.objects > LIST_ALL) != (self.copies.objects > LIST_ALL):
+        if self.listing.objects // PAGE != self.copies.objects // PAGE:
             self.copies.note({}, objects=self.listing.objects)
         return anew
 
@@ -178,7 +177,8 @@ class ObjectStorage(Storage):
         """
         self._check_locks()
         top, last = self.key(folder), self.key(folder / MANIFEST)
-        here = {self.key(path): path for path in sorted(folder.rglob("*")) if _counts(path)}
+        found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+        here = {self.key(path): path for path in found}
         here.pop(last, None)
         if only is not None:
             here = {key: path for key, path in here.items() if sha256_file(path) == only.get(key[len(top) + 1 :])}
@@ -189,7 +189,7 @@ class ObjectStorage(Storage):
         if self.listing.get(last):
             self.store.delete([last])
         self.store.each(lambda key: self.store.put(here[key], key), new)
-        self.listing.replace([top], self.store.find(f"{top}/"))
+        self.listing.replace([top], self.store.find(top))
         if only is None:
             self._delete_gone(top)
         self.listing.synced.add(top)
@@ -209,21 +209,21 @@ class ObjectStorage(Storage):
     def move(self, folder: Path, target: Path) -> None:
         """All is copied, manifests last; then it is deleted where it was."""
         self._check_locks()
-        start, end = self.key(folder), self.key(target)
-        keys = list(self.listing.below(start)) or ([start] if self.listing.get(start) else [])
-        manifests = [key for key in keys if key.endswith(f"/{MANIFEST}")]
-        others = [key for key in keys if key not in manifests]
-        for part in (others, manifests):
-            self.store.each(lambda key: self.store.copy(key, end + key[len(start) :]), part)
-        self.listing.forget("trash")
+        start = self.key(folder)
+        goals = {key: self.key(target) + key[len(start) :] for key in self._keys(start)}
+        for finishes in (False, True):
+            part = [key for key in goals if _finishes(key) is finishes]
+            self.store.each(lambda key: self.store.copy(key, goals[key]), part)
+        for key, goal in goals.items():
+            self.listing.note(goal, self.listing.get(key))
         self.delete(folder)
 
     def delete(self, folder: Path) -> None:
         """Manifests go first, so that nothing of it counts as finished any more."""
         top = self.key(folder)
-        keys = list(self.listing.below(top)) or [top]
+        keys = self._keys(top) or [top]
         for finishes in (True, False):
-            self.store.delete([key for key in keys if key.endswith(f"/{MANIFEST}") is finishes])
+            self.store.delete(key for key in keys if _finishes(key) is finishes)
         self.listing.replace([top], {})
         self.listing.note(top, None)
         folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
@@ -240,9 +240,13 @@ class ObjectStorage(Storage):
             self.store.write(f"{folder}/{MANIFEST}", about)
         beside = top.rpartition("/")[0]
         kept = (new, f"{beside}/{former[3:].partition('/')[0]}")
-        there = self.store.find(f"{beside}/")
+        there = self.store.find(beside)
         self.store.delete(key for key in there if key.startswith(f"{top}@") and key.rpartition("/")[0] not in kept)
-        self.listing.replace([beside], self.store.find(f"{beside}/"))
+        self.listing.replace([beside], self.store.find(beside))
+
+    def _keys(self, top: str) -> list[str]:
+        """The keys of all objects of a folder, or of the one object that is at `top`."""
+        return list(self.listing.below(top)) or ([top] if self.listing.get(top) else [])
 
     def _write(self, key: str, file: Path) -> None:
         self.store.write(key, file.read_bytes())
@@ -308,8 +312,8 @@ class ObjectStorage(Storage):
             publish_log(self.store, file, progress)
 
 
-def _counts(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".")
+def _finishes(key: str) -> bool:
+    return key.endswith(f"/{MANIFEST}")
 
 
 def _is_small(folder: str, name: str) -> bool:

@@ -7,6 +7,7 @@ One `Store` is one address; its keys are relative to it. A request that fails is
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -34,7 +35,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 #: Seconds after which several that wrote the same object without a condition see which of them was the last.
 SETTLE_SECONDS = 1.0
 
-#: Requests at a time where a back-end does not bundle them itself.
+#: Requests at a time.
 THREADS = 8
 
 #: What a back-end may call what tells one content of an object from another.
@@ -61,43 +62,35 @@ class Store:
         #: The connection of this process that all its threads share, and those that belong to one thread.
         self._opened: tuple[int, Any, str] | None = None
         self._own = threading.local()
-        #: Objects that the log says are left out.
-        self._left_out: set[str] = set()
+        #: Tells once of an object that is left out.
+        self._warn = functools.cache(log.warning)
 
     def __str__(self) -> str:
         return shown(self.url)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
-    @property
-    def lists_prefixes(self) -> bool:
-        """True when `find` takes any prefix, not only that of a folder. Other stores may, too; these were tested."""
-        return self.url.startswith(("s3://", "s3a://"))
-
-    def find(self, prefix: str = "") -> dict[str, Stored]:
-        """Every object whose key begins so (`runs/` for those of a folder), by its key, with size and version."""
-        folder, _, name = prefix.rpartition("/")
+    def find(self, folder: str = "") -> dict[str, Stored]:
+        """Every object of a folder ("" is everything) and the folders in it, by its key, with size and version."""
 
         def ask(fs: Any, base: str) -> dict[str, Stored]:
             fs.invalidate_cache()
-            only = {"prefix": name} if name else {}
             try:
-                found = fs.find(f"{base}/{folder}".rstrip("/"), detail=True, **only)
+                found = fs.find(f"{base}/{folder}".rstrip("/"), detail=True)
             except FileNotFoundError:
                 return {}
             cut = len(base) + 1
             return {path[cut:]: _stored(info) for path, info in found.items() if info.get("type") != "directory"}
 
-        listed = self._retry("list", prefix.rstrip("/"), ask)
+        listed = self._retry("list", folder, ask)
         return {key: stored for key, stored in listed.items() if self._is_ours(key)}
 
     def _is_ours(self, key: str) -> bool:
         """False for an object whose name cannot be that of a file below a folder; such are left out of everything."""
         if names.is_relative_path(key):
             return True
-        if key and not key.endswith("/") and key not in self._left_out:  # those stand for folders
-            self._left_out.add(key)
-            log.warning("%s: left out an object whose name is no file's: %s; remove it", self, ascii(key))
+        if key and not key.endswith("/"):  # those stand for folders
+            self._warn(f"{self}: left out an object whose name is no file's: {key!a}; remove it")
         return False
 
     def info(self, key: str) -> Stored | None:
@@ -134,25 +127,16 @@ class Store:
         return self._retry("read", key, lambda fs, base: backend.if_there(fs.cat_file, f"{base}/{key}"))
 
     def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """The contents of small objects, many requests at a time; those that are gone are left out."""
+        """The contents of small objects; those that are gone are left out."""
         wanted = list(keys)
-
-        def ask(fs: Any, base: str) -> list[Any]:  # not `cat`, which takes brackets in a name for a pattern
-            return fs.cat_ranges([f"{base}/{key}" for key in wanted], None, None, on_error="return")
-
-        answers = zip(wanted, self._retry("read", "", ask), strict=True)
-        found = {key: content for key, content in answers if isinstance(content, bytes)}
-        for key in wanted:
-            if key not in found and (content := self.read(key)) is not None:
-                found[key] = content
-        return found
+        contents = zip(wanted, self.each(self.read, wanted), strict=True)
+        return {key: content for key, content in contents if content is not None}
 
     def small(self, found: Mapping[str, Stored]) -> dict[str, Stored]:
         """Those of these objects that can be small files; the log names the others."""
         for key, stored in found.items():
-            if stored.size > READ_LIMIT and key not in self._left_out:
-                self._left_out.add(key)
-                log.warning("%s/%s: left out, as it has %s; remove it", self, key, human_size(stored.size))
+            if stored.size > READ_LIMIT:
+                self._warn(f"{self}/{key}: left out, as it has {human_size(stored.size)}; remove it")
         return {key: stored for key, stored in found.items() if stored.size <= READ_LIMIT}
 
     def write(self, key: str, content: bytes) -> None:

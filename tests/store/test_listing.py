@@ -1,4 +1,4 @@
-"""Many runs are listed a few at a time by what their names begin with, and what is gone is noticed."""
+"""Of many runs those are listed that are asked about, and what is gone is noticed."""
 
 from __future__ import annotations
 
@@ -9,46 +9,24 @@ import pytest
 from s3_server import Proxy
 from store_hosts import Bucket
 
-from pipeline.storage import ObjectStorage, listing
+from pipeline.storage import ObjectStorage
 from pipeline.storage.copies import INDEX
-from pipeline.storage.listing import common_prefixes
+from pipeline.storage.listing import PAGE
 from pipeline.storage.store import Store, Stored
 from pipeline.workspace import RUN_FOLDERS
 
 
-@pytest.mark.parametrize(
-    ("places", "prefixes"),
-    [
-        (["runs/d/alone"], ["runs/d/alone"]),
-        (["runs/d/a", "runs/d/a1", "runs/d/b"], ["runs/d/a", "runs/d/b"]),
-        ([f"runs/d/a{number:03}" for number in range(1000)], [f"runs/d/a{number}" for number in range(10)]),
-        (["runs/d/x1", "runs/d/x2", "runs/e/x1"], ["runs/d/x1", "runs/d/x2", "runs/e/x1"]),
-    ],
-)
-def test_what_many_folders_have_in_common(places: list[str], prefixes: list[str]) -> None:
-    assert common_prefixes(places, 16) == prefixes
-
-
-def test_every_folder_begins_with_one_of_no_more_than_asked_for() -> None:
-    places = [f"runs/{data}/{name}{number}" for data in "de" for name in "vw" for number in range(300)]
-    for most in (1, 2, 3, 7, 16, 5000):
-        found = common_prefixes(places, most)
-        assert len(found) <= most
-        assert all(any(place.startswith(prefix) for prefix in found) for place in places)
-    assert common_prefixes(places, 1) == ["runs/"]
-
-
 def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_listing(
-    in_reach: Proxy, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_reach: Proxy, bucket: Bucket, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(listing, "LIST_ALL", -1)
     runs = [f"runs/d/{name}{number}" for name in ("a", "b") for number in range(10)]
     for run in [*runs, "runs/d/a33", "runs/d/c"]:
         bucket.write(f"{run}/train/model.params", b"weights of " + run.encode())
     place = ObjectStorage(Store(bucket.url), tmp_path / "mirror")
+    place.listing.objects = len(runs) * PAGE + 1
     in_reach.quiet()
     place.refresh([place.root / run for run in runs])
-    assert len(in_reach.seen) <= listing.AT_ONCE
+    assert len(in_reach.seen) == len(runs)
     assert {run for run in [*runs, "runs/d/a33", "runs/d/c"] if place.names(place.root / run / "train")} == set(runs)
     assert place.size(place.root / "runs/d/b7/train/model.params") == len("weights of runs/d/b7")
     bucket.delete("runs/d/b7/train/model.params")
@@ -56,6 +34,11 @@ def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_lis
     place.refresh([place.root / run for run in runs], since=time.monotonic())
     assert place.names(place.root / "runs/d/b7/train") == []
     assert place.names(place.root / "runs/d/b8/train") == ["manifest.json", "model.params"]
+    place.listing.objects = len(runs) * PAGE  # as many requests for all of it
+    in_reach.quiet()
+    place.refresh([place.root / run for run in runs], since=time.monotonic())
+    assert len(in_reach.seen) == 1
+    assert place.exists(place.root / "runs/d/c")
 
 
 @pytest.mark.parametrize("prefix", ["exp[lr=0.1]", "x::y", "what?*{a,b}", "exp#1 %20"])

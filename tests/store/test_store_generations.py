@@ -22,7 +22,7 @@ from store_hosts import Bucket, Host
 from pipeline import status
 from pipeline.config import load
 from pipeline.retraining import deletion, registry, retention
-from pipeline.storage import ObjectStorage, listing, object_locks
+from pipeline.storage import ObjectStorage, object_locks
 from pipeline.storage.store import Store
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
@@ -165,10 +165,9 @@ def test_a_command_beside_the_gate_of_its_own_host_waits_for_its_turn(
     assert turns == ["gate", "command"]
 
 
-def test_a_data_set_that_another_host_has_just_taken_into_use_stays(
-    shared: Workspace, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listing, "LIST_ALL", -1)  # as of a large store, a few folders at a time
+def test_a_data_set_that_another_host_has_just_taken_into_use_stays(shared: Workspace, bucket: Bucket) -> None:
+    assert isinstance(shared.storage, ObjectStorage)
+    shared.storage.listing.objects = 10**6  # of a large store a few folders are listed at a time
     bucket.write("datasets/d-00000000/manifest.json", b"{}")
     (folder,) = retention.unneeded(shared)
     chain = Chain(shared, load(CHECKOUT / "config" / "vgg11.yaml"))

@@ -16,8 +16,7 @@ from luigi_runs import TIMEOUT, SmallChain
 
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.retraining import deletion, registry, retention, rollback, trash
-from pipeline.storage import locks
-from pipeline.storage.local import LocalStorage
+from pipeline.storage import Storage, locks
 from pipeline.workspace import RUN_FOLDERS, Workspace
 
 
@@ -167,15 +166,15 @@ def test_a_file_that_goes_while_leftovers_are_looked_for_is_no_error(
     partial = workspace.runs / "mini-00000000/tiny-00000000/train/.model.params.tmp"
     partial.parent.mkdir(parents=True)
     partial.touch()
-    listed = LocalStorage.files
+    listed = Storage.files
 
-    def files(storage: LocalStorage, folder: Path) -> dict[str, int]:
+    def files(storage: Storage, folder: Path) -> dict[str, int]:
         found = listed(storage, folder)
         if folder == partial.parents[1]:
             partial.unlink()
         return found
 
-    monkeypatch.setattr(LocalStorage, "files", files)
+    monkeypatch.setattr(Storage, "files", files)
     assert deletion.leftovers(workspace, timedelta(days=1)) == []
     assert not partial.exists()
 

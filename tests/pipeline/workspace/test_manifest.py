@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import WorkspaceError
 from pipeline.files import read_json, sha256_file, write_json
-from pipeline.storage import LocalStorage
+from pipeline.storage import Storage
 from pipeline.workspace import manifest
 
 INPUTS = {"dataset": "a" * 64, "model.params": "b" * 64}
@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_looked_at_is_no_reason_to_make_it_anew(folder, mo
     def refuse(storage, path):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
 
-    monkeypatch.setattr(LocalStorage, "size", refuse)
+    monkeypatch.setattr(Storage, "size", refuse)
     with pytest.raises(WorkspaceError, match=r"metrics\.json: cannot look at it: Stale file handle"):
         problems(folder)
     first, _ = manifest.damage(folder, manifest.read(folder))

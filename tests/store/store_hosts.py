@@ -91,9 +91,12 @@ class Bucket:
 
 
 class Host:
-    """One host: a folder of its own with its cache, its luigi.cfg and a copy of the configuration."""
+    """One host: a folder of its own with its cache, its luigi.cfg and a copy of the configuration.
 
-    def __init__(self, folder: Path, url: str, proxy: Proxy, archive: Path, **settings: Any) -> None:
+    `proxy` is before its S3 server, None for another kind of store.
+    """
+
+    def __init__(self, folder: Path, url: str, proxy: Proxy | Any, archive: Path, **settings: Any) -> None:
         self.folder, self.url, self.proxy, self.archive = folder, url, proxy, archive
         self.cwd = folder / "empty"
         self.cwd.mkdir(parents=True)
@@ -126,7 +129,7 @@ class Host:
 
     def environment(self) -> dict[str, str]:
         own = {"LUIGI_CONFIG_PATH": str(self.folder / "luigi.cfg"), "XDG_CACHE_HOME": str(self.folder / "cache")}
-        return clean_environment(**environment(self.proxy.port), **own)
+        return clean_environment(**(environment(self.proxy.port) if self.proxy else {}), **own)
 
     def luigi(self, task: str, *arguments: str) -> Result:
         """Run one task to its end; `ran` are the stages that this host worked on."""

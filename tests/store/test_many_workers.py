@@ -11,7 +11,7 @@ import pytest
 import yaml
 from luigi_runs import Running
 from luigid_process import luigid
-from store_hosts import TINY, Bucket, Host
+from store_hosts import TINY, Bucket, Host, told
 
 WIDTHS = (2, 3, 4, 5)
 
@@ -36,8 +36,7 @@ class Team:
     def events(self) -> list[dict[str, Any]]:
         if self.is_stored:
             return [event for host in self.hosts for event in host.events()]
-        path = Path(self.url) / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return told(Path(self.url) / "events.jsonl")
 
     def told(self, event: str, stage: str) -> Counter[str]:
         """How often each run's stage was told of in this way."""

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from luigi_runs import STAGES, Result, clean_environment, free_port, luigi_command, run
-from store_hosts import TINY, told
+from luigi_runs import free_port
+from store_hosts import Host
 
-from pipeline.storage import storage_at
 from pipeline.storage.store import Store
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
@@ -28,13 +26,14 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an empty folder on an sshd of the test's own; its key is where `ssh` would look for it."""
     pytest.importorskip("paramiko", reason="paramiko is not installed: pip install paramiko")
     if SSHD is None or os.geteuid():
         pytest.skip("needs sshd, and root to start it")
     home = tmp_path / "home" / ".ssh"
     home.mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv("HOME", str(home.parent))
     for key in (tmp_path / "host", home / "id_ed25519"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     port = free_port()
@@ -65,36 +64,21 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_the_chain_is_made_recognised_elsewhere_verified_and_set_aside(
     server: str, archive: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({**TINY, "data": {"name": "mini", "source": str(archive)}}))
-
-    def luigi(host: str, task: str, *arguments: str) -> Result:
-        cache, settings = tmp_path / host, tmp_path / f"{host}.cfg"
-        settings.write_text(f"[vgg]\ncache = {cache}\n")
-        environment = clean_environment(HOME=str(tmp_path / "home"), LUIGI_CONFIG_PATH=str(settings))
-        events = storage_at(server, cache).root / "events.jsonl"
-        before = len(told(events))
-        place = ["--workspace", server, "--local-scheduler", *arguments]
-        done = run([*luigi_command(), "--module", "tasks", task, *place], tmp_path, environment)
-        assert done.rc == 0, done.text
-        started = [event["stage"] for event in told(events)[before:] if event["event"] == "started"]
-        return Result(done.rc, done.output, done.log, done.seconds, sorted(started, key=STAGES.index))
-
-    chosen = ("--config", str(config))
-    assert luigi("one", "Report", *chosen).ran == ["dataset", "train", "evaluate", "export", "report"]
-    assert list((tmp_path / "shared").glob("runs/*/*/report/index.html"))
-    assert luigi("two", "Report", *chosen).ran == []
-    assert "no damage" in luigi("two", "Verify").output
-    luigi("two", "SetAside", "--stage", "evaluate", "--confirm", *chosen)
-    assert list((tmp_path / "shared").glob("trash/*/runs/*/*/evaluate/metrics.json"))
-    assert luigi("one", "Report", *chosen).ran == ["evaluate"]  # to the same figures, so the report stands
-    assert not list((tmp_path / "shared").glob("work/locks/*.lock"))
+    one, two = (Host(tmp_path / name, server, None, archive) for name in ("one", "two"))
+    shared = tmp_path / "shared"
+    assert sorted(one.good("Report").ran) == ["dataset", "evaluate", "export", "report", "train"]
+    assert list(shared.glob("runs/*/*/report/index.html"))
+    assert two.good("Report").ran == []
+    assert "no damage" in two.good("Verify").output
+    two.good("SetAside", "--stage", "evaluate", "--confirm")
+    assert list(shared.glob("trash/*/runs/*/*/evaluate/metrics.json"))
+    assert one.good("Report").ran == ["evaluate"]  # to the same figures, so the report stands
+    assert not list(shared.glob("work/locks/*.lock"))
 
 
 def test_one_of_two_creators_is_first_and_names_are_taken_as_they_are_written(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     one, two = Store(f"{server}/exp[1]::x", retry_timeout=10), Store(f"{server}/exp[1]::x", retry_timeout=10)
     assert one.create("locks/a", b"one")
     # The other has looked before that, and writes only now.

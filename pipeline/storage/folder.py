@@ -1,4 +1,4 @@
-"""Where the files of a workspace are: in a folder, or with `object_storage` in an object store.
+"""What a workspace asks of its storage, and how a folder does it; `object_storage` does the same with a store.
 
 In a folder everything is where it is looked for, and nobody has to be told of it.
 """
@@ -35,7 +35,7 @@ READ_SECONDS = 3600.0
 class Storage:
     """The files of a workspace, in a folder. Every path is one below the workspace's folder on this host.
 
-    What follows other hosts, or tells them, does nothing here. It has no state.
+    What follows other hosts, or tells them of something, does nothing here. It has no state.
     """
 
     # --- what is there ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What is in a store, by listings: of everything in it names, sizes and versions.
 
-Listed is the whole store or the folders that are asked about, whichever takes fewer requests.
+Either the whole store is listed, or only the folders that are asked about, whichever takes fewer requests.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class ObjectStorage(Storage):
         return anew
 
     def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
-        self._list([pattern.partition("/")[0]], 0.0)
+        self._list([pattern.partition("/")[0]])
         folders = self.listing.folders(depth=pattern.count("/") + 1)
         self._sync(sorted(fnmatch.filter(folders, pattern)), inside)
 
@@ -98,7 +98,7 @@ class ObjectStorage(Storage):
         """From now on no listing of before is good for a no."""
         self._trusted_since = time.monotonic()
 
-    def _list(self, keys: Sequence[str], since: float) -> bool:
+    def _list(self, keys: Sequence[str], since: float = 0.0) -> bool:
         anew = self.listing.refresh(keys, since)
         if self.listing.objects // PAGE != self.copies.objects // PAGE:
             self.copies.note({}, objects=self.listing.objects)
@@ -106,13 +106,11 @@ class ObjectStorage(Storage):
 
     def _sync(self, keys: Sequence[str], inside: Sequence[str]) -> None:
         """Make the small files of folders here what the listing says is there; finds those that are only here."""
+        folders = {f"{key}/{name}".strip("/") for key in keys for name in inside} - self.listing.synced - {""}
+        folders = {folder for folder in folders if not self._is_busy(folder)}
         wanted: dict[str, Stored] = {}
-        for folder in [f"{key}/{name}".strip("/") for key in keys for name in inside]:
-            if folder and folder not in self.listing.synced and not self._is_busy(folder):
-                self.listing.synced.add(folder)
-                wanted |= self._outdated(folder)
-        if not wanted:
-            return
+        for folder in folders:
+            wanted |= self._outdated(folder)
         contents = self.store.read_many(self.store.small(wanted))
         for key, content in contents.items():
             file = self.root / key
@@ -120,6 +118,7 @@ class ObjectStorage(Storage):
                 self.copies.write(key, content)
             self.copies.unpublished.discard(key)
         self.copies.note({key: wanted[key] for key in contents})
+        self.listing.synced |= folders
 
     def _is_busy(self, folder: str) -> bool:
         """True while another process here works in a run's folder: its files are its own until it is done."""
@@ -287,7 +286,7 @@ class ObjectStorage(Storage):
                 self._held.remove(lock)
 
     def holder(self, name: str) -> locks.Holder | None:
-        self._list([LOCKS], 0.0)
+        self._list([LOCKS])
         return self._lock(name).record() if f"{name}.lock" in self.listing.folder(LOCKS) else None
 
     @property

@@ -9,6 +9,7 @@ import pytest
 from s3_server import Proxy
 from store_hosts import Bucket
 
+from pipeline.errors import WorkspaceError
 from pipeline.storage import ObjectStorage
 from pipeline.storage.copies import INDEX
 from pipeline.storage.listing import PAGE
@@ -57,6 +58,18 @@ def test_a_prefix_is_taken_as_it_is_written(in_reach: Proxy, bucket: Bucket, tmp
     place.refresh_matching("runs/*/*", RUN_FOLDERS)
     assert [place.exists(root) for root in roots] == [False, True, True]
     assert not roots[0].exists()
+
+
+def test_what_could_not_be_read_is_read_at_the_next_look(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> None:
+    bucket.write("runs/d/r/train/manifest.json", b"{}")
+    place = ObjectStorage(Store(bucket.url, retry_timeout=0), tmp_path / "mirror")
+    folder = place.root / "runs/d/r/train"
+    in_reach.trouble = lambda method, path: "500" if path.endswith("manifest.json") else None
+    with pytest.raises(WorkspaceError, match="cannot read"):
+        place.refresh([folder])
+    in_reach.quiet()
+    place.refresh([folder])
+    assert (folder / "manifest.json").read_bytes() == b"{}"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"url": "URL", "objects": "x"}', '{"url": "URL", "files": {"a": []}}'])

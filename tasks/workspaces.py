@@ -10,7 +10,7 @@ from pipeline import address, metrics
 from pipeline.config import Config
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import check_path, expanded
-from pipeline.storage import check_url, default_cache, is_url, storage_at
+from pipeline.storage import check_url, default_cache, is_url, storage_at, trusted_since
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain, refresh
 from tasks.log import log
@@ -62,4 +62,4 @@ def write_metrics(workspace: Workspace, retrained: Config | None = None) -> None
 
 def looked_again(*chains: Chain) -> bool:
     """Before a no about a workspace in a store: True when that was looked at anew, as others may have been at work."""
-    return refresh(chains, since=chains[0].workspace.storage.trusted_since)
+    return refresh(chains, since=trusted_since())

@@ -2,7 +2,8 @@
 
 from pipeline.storage.backend import check_url, is_url
 from pipeline.storage.folder import LOCAL, Storage
-from pipeline.storage.object_storage import ObjectStorage, default_cache, distrust_listings, storage_at, storage_of
+from pipeline.storage.listing import distrust_listings, trusted_since
+from pipeline.storage.object_storage import ObjectStorage, default_cache, storage_at, storage_of
 
 __all__ = [
     "LOCAL",
@@ -14,4 +15,5 @@ __all__ = [
     "is_url",
     "storage_at",
     "storage_of",
+    "trusted_since",
 ]

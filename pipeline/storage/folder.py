@@ -94,11 +94,6 @@ class Storage:
     def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
         """As `refresh`, for all folders that match a pattern, `runs/cifar10-*/vgg11-*` for example."""
 
-    @property
-    def trusted_since(self) -> float:
-        """A listing from before this moment (monotonic) is good for a yes, not for a no: others may have finished."""
-        return 0.0
-
     # --- copies -------------------------------------------------------------------------------------------------
 
     def fetch(

@@ -6,6 +6,7 @@ Either the whole store is listed, or only the folders that are asked about, whic
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Iterable, Iterator
 
@@ -13,6 +14,22 @@ from pipeline.storage.store import Store, Stored
 
 #: Objects that a store lists with one request.
 PAGE = 1000
+
+#: Since when (monotonic) listings are trusted, and by which process.
+_trusted = 0.0, os.getpid()
+
+
+def distrust_listings() -> None:
+    """From now on no listing of before is good for a no: other hosts may have finished something."""
+    global _trusted
+    _trusted = time.monotonic(), os.getpid()
+
+
+def trusted_since() -> float:
+    """A listing from before this moment (monotonic) is good for a yes, not for a no."""
+    if _trusted[1] != os.getpid():  # forked by Luigi for one task
+        distrust_listings()
+    return _trusted[0]
 
 
 class Listing:

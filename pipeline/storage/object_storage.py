@@ -12,7 +12,6 @@ import fnmatch
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ class ObjectStorage(Storage):
         self.listing = Listing(store, self.copies.objects)
         #: The locks that this process holds.
         self._held: list[ObjectLock] = []
-        self._trusted_since = 0.0
-        self._process = os.getpid()
 
     def key(self, path: Path) -> str:
         """The key of the object that is at `path` of the workspace; "" for the root, and for what is not below it."""
@@ -87,16 +84,6 @@ class ObjectStorage(Storage):
         self._list([pattern.partition("/")[0]])
         folders = self.listing.folders(depth=pattern.count("/") + 1)
         self._sync(sorted(fnmatch.filter(folders, pattern)), inside)
-
-    @property
-    def trusted_since(self) -> float:
-        if self._process != os.getpid():  # forked by Luigi for one task
-            self._process, self._trusted_since = os.getpid(), time.monotonic()
-        return self._trusted_since
-
-    def distrust(self) -> None:
-        """From now on no listing of before is good for a no."""
-        self._trusted_since = time.monotonic()
 
     def _list(self, keys: Sequence[str], since: float = 0.0) -> bool:
         anew = self.listing.refresh(keys, since)
@@ -338,12 +325,6 @@ def storage_at(url: str, cache: Path, retry_timeout: float = 60.0, stale_seconds
 def storage_of(path: Path) -> Storage:
     """The storage of this process that a path belongs to."""
     return next((one for one in _storages.values() if path == one.root or one.root in path.parents), LOCAL)
-
-
-def distrust_listings() -> None:
-    """From now on no listing of before is good for a no: other hosts may have finished something."""
-    for storage in _storages.values():
-        storage.distrust()
 
 
 def default_cache() -> Path:

@@ -34,6 +34,14 @@ POLL_SECONDS = 0.5
 #: Checkpoints of a run that stay in the store.
 KEEP = 2
 
+#: The stages of a run whose files each stage reads.
+_READS = {
+    "evaluate": ("train",),
+    "export": ("train",),
+    "promote": ("train", "evaluate"),
+    "report": ("train", "evaluate", "export", "promote"),
+}
+
 log = logging.getLogger("vgg")
 
 
@@ -108,10 +116,8 @@ def _fetch(chain: Chain, storage: ObjectStorage, stage: str, options: dict[str, 
     if stage == "dataset" or run is None or dataset is None:
         return
     workspace.fetch(dataset)
-    upstream = {"train": (), "report": ("train", "evaluate", "export", "promote")}.get(stage, ("train", "evaluate"))
-    for before in upstream:
-        if before != stage:
-            workspace.fetch(run.stage(before))
+    for before in _READS.get(stage, ()):
+        workspace.fetch(run.stage(before))
     if stage == "train":
         try:
             workspace.fetch(run.stage(stage), everything=True)

@@ -160,6 +160,18 @@ def test_what_one_host_sets_aside_is_gone_for_the_other(made: tuple[Bucket, Host
     assert "export    done" in other.good("Status").output
 
 
+def test_an_export_needs_nothing_of_the_evaluation(made: tuple[Bucket, Host], other: Host) -> None:
+    bucket, first = made
+    first.good("Report")
+    key = bucket.key("/evaluate/predictions.npz")
+    predictions = bucket.read(key)
+    bucket.delete(key)
+    other.good("SetAside", "--stage", "export", "--confirm")
+    assert other.good("Export").ran == ["export"]
+    bucket.write(key, predictions)
+    first.good("Report")
+
+
 def test_vgg_predict_takes_a_model_from_the_store(made: tuple[Bucket, Host], other: Host, tmp_path: Path) -> None:
     bucket, _ = made
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")

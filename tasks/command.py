@@ -93,10 +93,12 @@ def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistan
     """Replaces Luigi's own; ends the command with one line when the machine or luigi.cfg does not allow a worker."""
     try:
         semaphores()
+        if worker_processes < 1:
+            raise ConfigError(f"--workers: found {worker_processes}, expected at least 1")
         return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
     except (PipelineError, AssertionError) as error:  # Luigi asserts that [worker] wait_interval is positive
         log.error("%s", error)
-        wrong = isinstance(error, AssertionError)
+        wrong = isinstance(error, (AssertionError, ConfigError))
         raise SystemExit(BAD_CONFIGURATION if wrong else return_code("scheduling_error")) from None
 
 

@@ -163,4 +163,4 @@ def _name(configs: dict[str, Config], seeds: Sequence[int], entries: Sequence[En
     ]
     digest = hashlib.sha256(json.dumps(sorted(identity)).encode()).hexdigest()[:8]
     name = f"{counted(len(configs), 'configuration')} {counted(len(set(seeds)) or 1, 'seed')} {digest}"
-    return name.replace(" ", "-")
+    return name.replace(" ", "-").replace(",", "")  # of 1,000

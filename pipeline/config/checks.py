@@ -38,8 +38,8 @@ def _check_leaves(config: Config, where: str) -> None:
         if isinstance(leaf, str) and re.search("[\ud800-\udfff]", leaf):
             raise ConfigError(f"{where}: {key}: found {leaf!a}, which cannot be written as UTF-8")
         is_place = key.startswith(("data.source", "data.mirrors", "training.init_from"))
-        if is_place and isinstance(leaf, str) and re.search(r"[\x00-\x1f\x7f]", leaf):
-            raise ConfigError(f"{where}: {key}: found {shown(leaf)}, an address or path has no control characters")
+        if is_place and isinstance(leaf, str) and not re.fullmatch(r"[^\x00-\x1f\x7f]+", leaf):
+            raise ConfigError(f"{where}: {key}: found {shown(leaf)}, expected an address or path, in one line")
 
 
 def _check_data(config: Config, value: Any, where: str) -> None:

@@ -141,7 +141,7 @@ def _prediction(file: Path, image: Picture, probabilities: np.ndarray, classes: 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vgg-predict", description="Classify images with a trained network.")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of images")
+    parser.add_argument("paths", nargs="+", type=_path, metavar="PATH", help="image files, or folders of images")
     parser.add_argument(
         "--model",
         help="a run's folder, an .onnx file, or a workspace (its current model, else its newest run); "
@@ -150,6 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with the probabilities of all classes")
     return parser
+
+
+def _path(given: str) -> Path:
+    if not given:  # as of a shell's variable that is not set; to pathlib it is the working folder
+        raise argparse.ArgumentTypeError("found '', expected an image file or a folder")
+    return Path(given)
 
 
 def _table(predictions: Sequence[Prediction], widths: Sequence[int], head: bool) -> list[str]:

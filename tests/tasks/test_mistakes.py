@@ -71,6 +71,7 @@ def test_a_mistake_on_the_command_line_is_told(arguments: str, words: list[str])
         (["Compare"], 2, "--configs is missing"),
         (["Compare", "--configs", ","], 2, "--configs: found ',', expected at least one path"),
         (["Verify", "--worker-wait-interval", "0"], 2, "[worker] wait_interval must be positive"),
+        (["Verify", "--workers", "0"], 2, "--workers: found 0, expected at least 1"),
         (["Rollback"], 30, "nothing to roll back"),
         (["Retire", "--name", "cifar10/vgg12"], 30, "--name cifar10/vgg12: no model is current under this name"),
         (["Prune", "--keep", "0"], 2, "--keep: found 0, expected at least 1"),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.comparison import expand, ranking
+from pipeline.comparison import expand, plan, ranking
 from pipeline.config import Architecture
 from pipeline.errors import ConfigError
+from pipeline.workspace import Workspace
 
 
 def test_patterns_mean_what_they_match_and_names_of_files_that_are_there_themselves(
@@ -29,6 +30,11 @@ def test_patterns_mean_what_they_match_and_names_of_files_that_are_there_themsel
         expand([f"{'long' * 100}*.yaml"])
     with pytest.raises(ConfigError, match=r"no file matches b\[1\]\.yaml"):
         expand(["b[1].yaml"])
+
+
+def test_the_name_of_a_large_comparison_can_be_that_of_a_folder(tmp_path: Path) -> None:
+    compared = plan(["config/quickstart.yaml"], range(1000), Workspace(tmp_path))
+    assert compared.name.startswith("1-configuration-1000-seeds-")
 
 
 def test_what_else_makes_networks_differ_is_listed_by_its_keys(small_architecture: Callable[..., Architecture]) -> None:

@@ -491,6 +491,12 @@ def test_a_mistake_in_luigi_cfg_is_status_2(
     assert "[vgg] workspace: found '$NO_SUCH_PLACE/artifacts'" in line
 
 
+def test_an_empty_name_is_no_name_of_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([""])
+    assert "found '', expected an image file or a folder" in capsys.readouterr().err
+
+
 def test_a_missing_model_says_what_can_be_given(
     tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,7 +219,6 @@ def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
 
 
 def lock(sandbox: Path) -> Callable[[bytes], None]:
-    from pipeline.storage.locks import describe
     from pipeline.storage.object_locks import ObjectLock
     from pipeline.storage.store import Store
 
@@ -231,7 +230,7 @@ def lock(sandbox: Path) -> Callable[[bytes], None]:
         found = ObjectLock(store, "work/locks/x.lock")
         record = found.record()
         assert record is not None
-        plain(describe(record))
+        plain(str(record))
         with found.held("train x", False, plain):
             pass
 

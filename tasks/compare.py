@@ -156,7 +156,7 @@ def _listed(configs: str | Sequence[str]) -> list[str]:
     elif configs.lstrip().startswith("["):
         try:
             paths = msgspec.json.decode(configs, type=list[str])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
             raise ConfigError(f"--configs: not a JSON list of paths ({error}); paths between commas will do") from None
     else:
         paths = [path.strip() for path in configs.split(",") if path.strip()]

@@ -105,6 +105,8 @@ class Restore(Command, ChainTask):
             tell(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
         if not self.item:
             tell(f"{counted(len(found), 'item')} in {workspace.shown(workspace.trash)}; --item NAME restores one")
+            if others := trash.unknown(workspace):
+                tell(f"not restorable automatically (move back by hand): {', '.join(others)}")
             return
         if not found:
             place = workspace.shown(workspace.trash)

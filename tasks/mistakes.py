@@ -124,7 +124,7 @@ def contents() -> dict[str, dict[str, Any]]:
 def files() -> str:
     """The files that Luigi read; the last one wins."""
     there = filter(os.path.isfile, get_config()._config_paths)
-    return ", ".join(dict.fromkeys(map(os.path.realpath, there)))
+    return ", then ".join(dict.fromkeys(map(os.path.realpath, there)))
 
 
 def known_options() -> dict[str, dict[str, Parameter[Any] | None]]:

@@ -192,14 +192,14 @@ class LuigidClient(_Client):
     def _in_the_way(self, left: list[str], own: str) -> tuple[dict[str, Any], str, str, bool] | None:
         """The command that runs one of this command's next tasks, or has a resource that it needs; what it runs.
 
-        Also a line about it, and whether it does this command's work.
+        Also a line about it, and whether it does this command's work. A dead one first: it need not be waited for.
         """
         ready = [
             task_id
             for task_id in left
             if all(self._sent.get(dep, {}).get("status") == "DONE" for dep in self._sent[task_id].get("deps") or ())
         ]
-        for worker in self.worker_list():
+        for worker in sorted(self.worker_list(), key=_is_dead, reverse=True):
             if worker["name"] == own:
                 continue
             for running, task in (worker.get("running") or {}).items():

@@ -16,6 +16,7 @@ import hashlib
 import os
 import stat
 import tarfile
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,11 +78,15 @@ def _read_archive(file: BinaryIO, collector: Collector, tell: Tell) -> str:
     if size > TOTAL_LIMIT + TOTAL_LIMIT // 64:  # gzip itself adds less
         raise Refused(f"has {human_size(size)}, far more than CIFAR-10 or CIFAR-100: not unpacked")
     stream = _Stream(file, size, compressed, tell)
+    ended = threading.Event()
     # hashlib and zlib release the interpreter's lock: the checksum costs nothing on a second core.
     with concurrent.futures.ThreadPoolExecutor(1) as second_core:
-        digest = second_core.submit(_sha256, file.fileno())
-        _read_tar(stream, collector)
-        return digest.result()
+        digest = second_core.submit(_sha256, file.fileno(), ended)
+        try:
+            _read_tar(stream, collector)
+            return digest.result()
+        finally:
+            ended.set()  # a refusal, or who stops this, does not wait for the checksum
 
 
 def _is_compressed(head: bytes) -> bool:
@@ -237,10 +242,10 @@ class _Stream:
         return block
 
 
-def _sha256(descriptor: int) -> str:
-    """SHA-256 of an open file, read beside whoever else reads it."""
+def _sha256(descriptor: int, ended: threading.Event) -> str:
+    """SHA-256 of an open file, read beside whoever else reads it; stops early once `ended` is set."""
     digest, offset = hashlib.sha256(), 0
-    while block := os.pread(descriptor, _BLOCK, offset):
+    while not ended.is_set() and (block := os.pread(descriptor, _BLOCK, offset)):
         digest.update(block)
         offset += len(block)
     return digest.hexdigest()

@@ -165,7 +165,10 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
         raise Refused("is not an address that can be downloaded: only http and https are supported", advice) from None
     except (requests.RequestException, ValueError) as error:
         raise Refused(f"is not an address that can be downloaded ({type(error).__name__})") from None
-    except OSError as error:  # a file that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # A file that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
         raise Refused(f"cannot be reached: {error}", "check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE") from None
     status = response.status_code
     if status in (200, 416) or (status == 206 and offset):

@@ -68,11 +68,12 @@ def _download(chain: Chain, location: str, name: str, reporter: Reporter) -> Fet
         )
 
     # It is there after a run that was killed before it was unpacked, or was configured wrongly.
-    in_one_piece = not target.exists() and download_it()
+    was_there = target.exists()
+    in_one_piece = not was_there and download_it()
     try:
         return _read_download(chain, target, reporter)
     except Refused as refused:
-        if in_one_piece:
+        if in_one_piece or (refused.fits and not was_there):
             raise
         reporter.note(f"{name}: {refused}; downloading it again")
     download_it()
@@ -86,7 +87,7 @@ def _read_download(chain: Chain, target: Path, reporter: Reporter) -> Fetched:
         if refused.fits:
             kept = downloaded(chain, refused.fits)
             os.replace(target, kept)
-            raise Refused(f"{refused} (kept as {kept})", refused.advice) from None
+            raise Refused(f"{refused} (kept as {kept})", refused.advice, fits=refused.fits) from None
         download.remove(target)
         raise
 

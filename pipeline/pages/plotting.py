@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup
-from matplotlib import style
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -47,8 +46,15 @@ _STYLE = {
     "svg.fonttype": "none",
 }
 
+#: Those that a figure written as SVG depends on; the others are about windows and notebooks.
+_DEFAULTS = {
+    key: value
+    for key, value in matplotlib.rcParamsDefault.items()
+    if not key.startswith(("backend", "interactive", "toolbar", "timezone", "webagg", "tk."))
+}
+
 #: Decorates a function that draws: it does so in the page's style, whatever a matplotlibrc or the caller has set.
-styled = style.context(["default", _STYLE])
+styled = matplotlib.rc_context({**_DEFAULTS, **_STYLE})  # type: ignore[dict-item]
 
 
 def new_figure(size: tuple[float, float] = _SIZE) -> Any:

@@ -41,12 +41,13 @@ def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
     Not the few by which a workspace in a store knows what it has seen.
     """
     limit, found = time.time() - age.total_seconds(), []
-    for parts in (name.split("/") for name in LOCAL.files(workspace.work)):
-        if len(parts) > 2 or parts[0] in ("locks", "downloads"):
-            path = workspace.work.joinpath(*parts)
-            with contextlib.suppress(FileNotFoundError):
-                if path.lstat().st_mtime < limit:
-                    found.append(path)
+    names = [name.split("/") for name in LOCAL.files(workspace.work)]
+    work = [workspace.work.joinpath(*parts) for parts in names if len(parts) > 2 or parts[0] in ("locks", "downloads")]
+    # Earlier versions noted no time in the path.
+    for path in [*work, *workspace.trash.glob("*-step-*.npz")]:
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_mtime < limit:
+                found.append(path)
     if workspace.storage is not LOCAL:  # of which `old_trash` sees only what is in the store
         old = (folder for folder in workspace.trash.glob("[0-9]*T*Z") if folder.name < _limit(age))
         found += [path for folder in old for path in folder.rglob("*") if path.is_file()]

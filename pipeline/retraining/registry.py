@@ -113,7 +113,10 @@ def problems(workspace: Workspace, entry: Entry) -> list[str]:
         return [f"{entry.run}/train is gone or not finished"]
     if manifest.digest(train, "model.params") != entry.weights_sha256:
         return [f"{entry.run}/train no longer has the weights that were promoted"]
-    return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.storage)]
+    try:
+        return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.storage)]
+    except WorkspaceError as error:  # it cannot be looked at, so it cannot be used now
+        return [str(error)]
 
 
 def set_current(path: Path, entry: Entry) -> Pointer:

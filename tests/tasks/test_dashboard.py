@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from luigi_runs import SmallChain
-from luigid_process import Luigid, wait_for
+from luigid_process import Luigid, luigid, wait_for
 
 import tasks
 from pipeline.process import cores
@@ -316,3 +316,14 @@ def test_on_a_machine_with_a_card_a_training_waits_for_the_cores_unless_it_compu
     task = tasks.TrainVGG(config=str(prepared.config), workspace=str(prepared.workspace))
     with task.turn(task.chain, print) as inherited:
         assert bool(inherited) == waits
+
+
+def test_two_trainings_share_a_card_when_luigi_cfg_says_so(tmp_path: Path) -> None:
+    """Asked of luigid itself, with the very resources that a training asks for."""
+    wanted = gpus.resources("gpu:0")
+    (card,) = wanted
+    (tmp_path / "luigi.cfg").write_text(f"[scheduler]\nstate_path = {tmp_path}/state.pickle\n[resources]\n{card} = 2\n")
+    with luigid(tmp_path, LUIGI_CONFIG_PATH=str(tmp_path / "luigi.cfg")) as central:
+        for name in ("a", "b", "c"):
+            central.api("add_task", worker=name, task_id=name, status="PENDING", resources=wanted)
+        assert [central.api("get_work", worker=name)["task_id"] for name in ("a", "b", "c")] == ["a", "b", None]

@@ -47,4 +47,13 @@ def test_a_training_that_luigi_ends_after_worker_timeout_has_failed_and_keeps_it
     prepared.configure(training__epochs=100_000)
     result = prepared.luigi("TrainVGG", "--worker-timeout", "10")
     assert result.rc == 30, result.text
-    assert "stopped on request" in result.log
+    assert "stopped on request: checkpoint written" in result.log
+
+
+def test_a_task_is_left_alone_after_its_retries(prepared: SmallChain) -> None:
+    policy = ("--scheduler-retry-count", "2", "--scheduler-retry-delay", "0", "--worker-keep-alive")
+    result = prepared.luigi("TrainVGG", *policy, "--worker-wait-interval", "0.1", "--vgg-launcher", "false")
+    assert result.rc == 30, result.text
+    assert result.ran == ["train", "train"]
+    assert "retrying in 0 s ([scheduler] retry_delay)" in result.log
+    assert "failed too often ([scheduler] retry_count): giving up" in result.log

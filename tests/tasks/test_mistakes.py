@@ -121,6 +121,7 @@ def test_help_gives_default_and_example_and_only_what_is_meant_to_be_given(famil
         elif isinstance(parameter, luigi.BoolParameter):
             assert "default: " in text, name
         else:
+            assert "%" not in text, "argparse formats it"
             assert "e.g. " in text, name
             assert "default: " in text or "no default" in text, name
 

@@ -186,6 +186,8 @@ def test_a_jpeg_of_far_more_scans_than_it_needs_is_refused(pixels: np.ndarray, t
     Image.fromarray(pixels).save(file, progressive=True)
     assert pixels_of(file).max() > 200
     content = file.read_bytes()
+    file.write_bytes(content + 200 * b"\xff\xda")  # as in the video that a phone appends
+    assert pixels_of(file).max() > 200
     last = content[content.rindex(b"\xff\xda") : -2]
     file.write_bytes(content[:-2] + 100 * last + content[-2:])
     assert why_not(file) == "a JPEG of more than 100 scans; save it anew"

@@ -153,9 +153,14 @@ def test_checkpoints_that_trainings_moved_to_the_trash_are_no_items_and_are_dele
     target = workspace.in_trash(done.run().checkpoints / "step-000000001.npz")
     target.parent.mkdir(parents=True)
     target.touch()
+    of_earlier_version = workspace.trash / "tiny-00000000-step-000000001.npz"
+    of_earlier_version.touch()
     assert trash.items(workspace) == []
-    assert deletion.old_trash(workspace, timedelta(days=1)) == []
-    deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), [])
+    assert trash.unknown(workspace) == [of_earlier_version.name]
+    assert deletion.old_trash(workspace, timedelta(days=1)) == deletion.leftovers(workspace, timedelta(days=1)) == []
+    os.utime(of_earlier_version, (0, 0))
+    files = deletion.leftovers(workspace, timedelta(days=1))
+    deletion.delete(workspace, deletion.old_trash(workspace, timedelta(seconds=-2)), files)
     assert list(workspace.trash.iterdir()) == []
 
 

@@ -132,7 +132,8 @@ def test_looking_at_a_lock_never_makes_a_start_fail(path):
             thread.join(LIMIT)
 
 
-def test_a_lock_is_held_on_a_full_disk_too(path):
+def test_a_lock_is_held_on_a_full_disk_too(path, monkeypatch):
+    monkeypatch.setattr(locks, "ENDING_SECONDS", 0.5)
     with locks.hold(path, "prune", wait=False):
         pass
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -196,3 +197,9 @@ def test_another_users_process_that_is_hidden_here_is_alive(monkeypatch):
 
     monkeypatch.setattr(os, "kill", refuse)
     assert not locks.is_gone(nobody)
+
+
+def test_a_host_may_have_any_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.socket, "gethostname", lambda: "bü\udcfcro")
+    with locks.hold(tmp_path / "a.lock", "a", wait=False):
+        assert locks.holder(tmp_path / "a.lock").host == r"b\xfc\udcfcro"

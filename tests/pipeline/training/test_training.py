@@ -63,14 +63,17 @@ def test_fewer_validation_images_than_configured_are_told(prepared: SmallChain) 
     assert expected in stop_after_a_step(prepared)
 
 
-def test_a_result_that_is_there_again_wins_over_an_older_checkpoint_and_that_is_told(done: SmallChain) -> None:
+def test_a_result_that_is_there_again_wins_over_an_older_checkpoint_if_it_is_whole(done: SmallChain) -> None:
     weights = done.folder("train") / "model.params"
-    elsewhere = weights.rename(done.root / "model.params")
+    content = weights.read_bytes()
+    weights.unlink()
     stop_after_a_step(done)
     done.configure(training__epochs=2)
-    elsewhere.rename(weights)
+    weights.write_bytes(bytes(len(content)))
+    assert "resumed from step-000000001.npz" in stop_after_a_step(done)
+    weights.write_bytes(content)
     details, said = train(done)
-    assert "ignoring checkpoint step-000000001.npz: the finished training of 1 epoch is newer" in said
+    assert "ignoring checkpoint step-000000002.npz: the finished training of 1 epoch is newer" in said
     assert details["segments"][-1]["how"] == "resumed from 1 epoch of train/model.params"
 
 

@@ -34,3 +34,10 @@ def test_an_event_that_is_written_in_part_is_told(tmp_path: Path, caplog: pytest
     assert "the disk is full" in caplog.text
     events.record(workspace, "finished")
     assert [each["event"] for each in events.read(workspace)] == ["started", "finished"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / "events.jsonl").symlink_to(tmp_path / "elsewhere")
+    events.record(Workspace(tmp_path), "started")
+    assert (tmp_path / "elsewhere").read_bytes() == b""

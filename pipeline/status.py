@@ -12,7 +12,7 @@ from pipeline.errors import WorkspaceError
 from pipeline.files import human_size
 from pipeline.retraining import generations, periods, registry
 from pipeline.storage import LOCAL, locks
-from pipeline.text import printable
+from pipeline.text import counted, printable
 from pipeline.workspace import Run, Workspace
 from pipeline.workspace.freshness import STAGES, UPSTREAM, Chain, config_changes, shown_source
 
@@ -97,7 +97,7 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         told.append(f"  next generation: {due['name']}, {when}")
     told += [f"  config changed: {line} (does not retrain)" for line in facts["config_changes"]]
     for kind, size in facts.get("sizes", {}).items():
-        told.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {size['files']:,} files")
+        told.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {counted(size['files'], 'file')}")
     if facts["checkpoint"]:
         kept = f"  an unfinished training left {facts['checkpoint']}; the next one resumes from it"
         told.append(f"{kept}, unless keys of `training` were changed since")
@@ -158,16 +158,18 @@ def _current(chain: Chain) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _generations(chain: Chain, pointer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    made = generations.find(chain.workspace, chain.config)
     return [
         {
             "name": item.name,
+            "label": label,
             "run": item.run.place,
             "trained": item.trained,
             "accuracy": item.accuracy,
             "outcome": item.outcome or None,
             "current": pointer is not None and pointer["run"] == item.run.place,
         }
-        for item in generations.find(chain.workspace, chain.config)
+        for item, label in zip(made, generations.labels(made), strict=True)
     ]
 
 
@@ -179,4 +181,4 @@ def _next(chain: Chain) -> dict[str, Any]:
 def _described(item: dict[str, Any]) -> str:
     words = [item["outcome"] or "not decided yet", *(["current"] if item["current"] else [])]
     words += [f"{item['accuracy']:.2%}"] if item["accuracy"] is not None else []
-    return f"{item['name']} ({', '.join(words)})"
+    return f"{item['label']} ({', '.join(words)})"

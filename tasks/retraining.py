@@ -146,9 +146,9 @@ class Retrain(ChainTask):
     def run(self) -> None:
         with working():
             decision = self.decision
-            log.info("%s", self.headline())
-            # Only the command that finishes a generation fails for it, not one that finds it finished.
+            # Only the command that finishes a generation tells of it and fails for it, not one that finds it finished.
             finished = self.subject.manifest("report") != self._report_before
+            log.info("%s", self.headline() if finished else f"generation {self.generation}: nothing has changed")
             refused = finished and decision.get("outcome") == generations.REFUSED
             workspace, pointer = self.chain.workspace, self.chain.workspace.current(self.chain.config)
             with registry.held(workspace, pointer):
@@ -217,7 +217,9 @@ class Rollback(Command, ChainTask):
     instead = "--to NAME"
 
     to = luigi.Parameter(
-        default="", description="the generation to make current, e.g. 2026-W47; default: the one before"
+        default="",
+        description="the generation to make current, e.g. 2026-W47, or where several have that name its folder "
+        "(runs/…); default: the one before",
     )
 
     def work(self) -> None:
@@ -232,8 +234,7 @@ class Rollback(Command, ChainTask):
         write_metrics(self.chain.workspace)
         pointer = registry.read(path)
         if pointer and old.run in pointer.rolled_back:
-            name = old.generation or before
-            tell(f"{name} will not be promoted again automatically; Rollback --to {name} undoes this")
+            tell(f"{old.run} will not be promoted again automatically; Rollback --to {old.run} undoes this")
 
 
 class Retire(Command, ChainTask):

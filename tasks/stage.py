@@ -69,7 +69,7 @@ class StageTask(ChainTask):
                     log.info("%s: publishing the result that was made here earlier", self.what)
                     return
                 if not reasons:
-                    log.info("%s: already done by another process", self.what)
+                    log.info("%s: nothing left to do", self.what)
                     return
                 began = True
                 self._run_stage(chain, held, reasons)

@@ -84,4 +84,4 @@ def _few_ticks(axes: Any) -> None:
     steps = (1,) if high / low > 100 else (1, 3) if high / low > 15 else (1, 2, 5) if high / low > 2 else range(1, 10)
     axes.xaxis.set_major_locator(LogLocator(subs=tuple(steps)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: short(value) if value >= 1 else "<1"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: short(value) if value >= 1 else f"{value:g}"))

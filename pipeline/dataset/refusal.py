@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pipeline.errors import DataError
 
 ADVICE = (
-    "get a good copy (an archive or an unpacked folder) and set data.source to it (for cifar10, CIFAR10_SOURCE works "
-    "too, for cifar100 CIFAR100_SOURCE), or add a mirror to data.mirrors"
+    "get a good copy (an archive of CIFAR or its unpacked folder; your own images in a folder, not packed) and set "
+    "data.source to it (for cifar10, CIFAR10_SOURCE works too, for cifar100 CIFAR100_SOURCE), or add a mirror to "
+    "data.mirrors"
 )
 
 #: Takes a fraction (0..1) and a line about what is being done.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,12 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
         accuracy = evaluate["details"].get("accuracy") if evaluate else None
         found.append(Generation(run.generation or run.run_id, run, train["created"], accuracy, outcome))
     return sorted(found, key=lambda item: (item.trained, item.name), reverse=True)
+
+
+def labels(found: Sequence[Generation]) -> list[str]:
+    """What to call generations, each by itself: the name, or the run's place where others have the same name."""
+    names = [item.name for item in found]
+    return [item.run.place if names.count(item.name) > 1 else item.name for item in found]
 
 
 def decision(run: Run) -> dict[str, Any] | None:

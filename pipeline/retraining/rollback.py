@@ -72,13 +72,16 @@ def _former(chain: Chain, old: Pointer) -> Entry:
 
 
 def _named(chain: Chain, name: str) -> Entry:
-    """The newest trained and evaluated generation of this name; the run without one goes by its folder's name."""
+    """The trained and evaluated generation of this name or place; the run without one goes by its folder's name."""
     made = generations.find(chain.workspace, chain.config)
-    run = next((item.run for item in made if item.name == name), None)
-    if run is None:
-        known = ", ".join(item.name for item in made) or "none"
+    found = [item.run for item in made if name in (item.name, item.run.place)]
+    if not found:
+        known = ", ".join(generations.labels(made)) or "none"
         back = trash.hint(chain.workspace, name)
         raise PipelineError(f"--to {name}: no finished generation has this name; there are: {known}{back}")
+    if len(found) > 1:  # of a folder of images that changed within a period
+        raise PipelineError(f"--to {name}: several have this name; give one of {', '.join(run.place for run in found)}")
+    (run,) = found
     entry = registry.entry_of(run, run.generation)
     if entry is None:
         raise PipelineError(f"--to {name}: {run.place} is not evaluated; choose another one")

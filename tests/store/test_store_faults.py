@@ -148,7 +148,7 @@ def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket
             waiting.wait_for(lambda: "waiting for process" in waiting.output, "it waits")
             running.finish(0)
             waiting.finish(0)
-            assert "already done by another process" in waiting.output
+            assert "nothing left to do" in waiting.output
     started = [event for event in bucket.events() if (event["event"], event["stage"]) == ("started", "train")]
     assert len(started) == 1
 

@@ -15,7 +15,7 @@ from generation_runs import current, make, pointer_of, trained_anew
 from luigi_runs import SmallChain
 
 import tasks
-from pipeline import predict
+from pipeline import predict, status
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.retraining import promotion, registry, rollback, served, trash
 from pipeline.storage import LOCAL
@@ -53,6 +53,22 @@ def test_a_roll_back_passes_over_a_model_that_cannot_be_looked_at(
 
     monkeypatch.setattr(LOCAL, "size", looked)
     assert rollback.roll_back(done.chain())[1].generation == "2026-W41"
+
+
+def test_of_generations_with_one_name_on_several_data_sets_each_is_told_and_named_by_its_place(
+    done: SmallChain,
+) -> None:
+    run = make(done, "2026-W41")
+    other = run.root.parent.with_name("mini-00000000") / run.root.name
+    shutil.copytree(run.root, other)
+    make(done, "2026-W42")
+    places = [run.place, f"runs/mini-00000000/{run.root.name}"]
+    with pytest.raises(PipelineError, match="--to 2026-W41: several have this name; give one of ") as refused:
+        rollback.roll_back(done.chain(), "2026-W41")
+    assert all(place in str(refused.value) for place in places)
+    told = "\n".join(status.lines(status.gather(done.chain()), "run.yaml"))
+    assert all(f"{place} (promoted" in told for place in places)
+    assert rollback.roll_back(done.chain(), run.place)[1].run == run.place
 
 
 def test_only_of_a_model_that_was_withdrawn_the_task_says_that_it_does_not_come_back(

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline import address
 from pipeline.errors import ConfigError
 
 #: The file that a stage writes last: where it is, the stage is finished.
@@ -63,6 +64,8 @@ def expanded(location: str, where: str) -> str:
     """
     found = os.path.expanduser(os.path.expandvars(location))
     unknown = re.search(r"\$(?:[A-Za-z_]\w*|\{\w+\})|^~[\w.-]*(?=/|$)", found)
+    if unknown and "://" in location:  # a password may have the $
+        raise ConfigError(f"{where}: found {address.shown(location)}, but the variable behind its $ is not set")
     if unknown:
         what = "home folder" if unknown[0].startswith("~") else "environment variable"
         raise ConfigError(f"{where}: found {location!r}, but there is no such {what} as {unknown[0]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
+import os
 import re
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from pipeline import status
 from pipeline.config import Config
 from pipeline.errors import WorkspaceError
-from pipeline.files import write_atomically
+from pipeline.files import read_regular, write_atomically
 from pipeline.retraining import registry
 from pipeline.retraining.generations import PROMOTED, REFUSED
 from pipeline.storage import locks
@@ -37,8 +38,11 @@ SUCCESS = "vgg_retrain_last_success_timestamp_seconds"
 def write(path: Path, workspace: Workspace, retrained: Config | None = None) -> None:
     """Replace the file at `path`; `retrained` is the configuration that was retrained with success just now.
 
-    Walks the whole workspace. Raises `OSError`, or `PipelineError` from a store.
+    Walks the whole workspace. Raises `OSError`, or `PipelineError` from a store or for what is no file.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise WorkspaceError(f"{path}: is no regular file")
     with locks.hold(workspace.lock("metrics"), "the metrics", wait=True):
         found = _figures(workspace)
         models = {key.partition("{")[2] for key, _ in found}
@@ -85,7 +89,7 @@ def _figures(workspace: Workspace) -> list[tuple[str, str]]:
 def _successes(path: Path) -> list[tuple[str, str]]:
     """The successes that the present file tells of; nobody else remembers nights on which nothing was due."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return re.findall(rf"^({SUCCESS}\{{.*\}}) (\d+)$", path.read_text("utf-8"), re.MULTILINE)
+        return re.findall(rf"^({SUCCESS}\{{.*\}}) (\d+)$", read_regular(path).decode(), re.MULTILINE)
     return []
 
 

@@ -15,7 +15,7 @@ import luigi
 from luigi.parameter import OptionalParameterMixin
 from luigi.util import requires
 
-from pipeline.errors import ConfigError, WorkspaceError, from_os_error
+from pipeline.errors import ConfigError, PipelineError, WorkspaceError, from_os_error
 from pipeline.files import human_size
 from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
 from pipeline.text import counted
@@ -150,9 +150,8 @@ class Retrain(ChainTask):
             finished = self.subject.manifest("report") != self._report_before
             log.info("%s", self.headline() if finished else f"generation {self.generation}: nothing has changed")
             refused = finished and decision.get("outcome") == generations.REFUSED
-            workspace, pointer = self.chain.workspace, self.chain.workspace.current(self.chain.config)
-            with registry.held(workspace, pointer):
-                served.try_to_serve(workspace, pointer)
+            workspace = self.chain.workspace
+            _serve(self.chain)
             write_metrics(workspace, None if refused else self.chain.given)
             expired = retention.expired(self.chain, self.chain.config.retrain.keep)
             if expired:
@@ -191,12 +190,21 @@ class Retrain(ChainTask):
             log.info("generation %s: %s; %s", self.generation, _same_as(same), what)
 
 
+def _serve(chain: Chain) -> None:
+    """Let services find the current model, should a command have been killed before it did so."""
+    pointer = chain.workspace.current(chain.config)
+    with registry.held(chain.workspace, pointer):
+        served.try_to_serve(chain.workspace, pointer)
+
+
 def _same_as(run: Run) -> str:
     return f"same images, settings and seed, so the same weights as {run.generation or run.run_id}"
 
 
 @Retrain.event_handler("event.core.dependency.present")
 def _tell_nothing_due(task: Retrain) -> None:
+    with contextlib.suppress(PipelineError, OSError):  # a workspace that is only read, say
+        _serve(task.chain)
     write_metrics(task.chain.workspace, task.chain.given)
     every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
     then = f"; next is due {periods.next_start(every, task.date)}" if task.by_date else ""

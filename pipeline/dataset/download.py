@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import address
 from pipeline.dataset.archive import looks_like_html
@@ -170,6 +170,7 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
             raise
         # A file that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names.
         raise Refused(f"cannot be reached: {error}", "check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE") from None
+    _refuse_negative_chunks(response.raw._fp)
     status = response.status_code
     if status in (200, 416) or (status == 206 and offset):
         return response
@@ -177,6 +178,19 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
     if status >= 500 or status in (408, 425, 429):
         raise _TryAgain(answer)
     raise Refused(answer)
+
+
+def _refuse_negative_chunks(answer: Any) -> None:
+    """A chunk of -1 bytes is one without end to `http.client`, which would read it all at once."""
+    next_size = answer._read_next_chunk_size
+
+    def checked() -> int:
+        size = next_size()
+        if size < 0:
+            raise ValueError(size)  # which counts as a connection that was cut
+        return int(size)
+
+    answer._read_next_chunk_size = checked
 
 
 def _close(response: requests.Response, **about: object) -> None:

@@ -42,7 +42,7 @@ MOST_BYTES = 1 << 30
 MOST_SCANS = 100
 
 #: What begins a part of a JPEG that says how long it is, or ends the picture.
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 
 #: Pictures of this many pixels or more are decoded one at a time.
 LARGE = 1 << 22
@@ -147,6 +147,8 @@ def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     original = opened.size
     if opened.format in ("JPEG", "MPO") and _scans(opened.filename) > MOST_SCANS:
         raise _Refused(f"a JPEG of more than {MOST_SCANS} scans; save it anew")
+    if opened.format == "PPM" and opened.tile[0][0] != "raw" and math.prod(original) > LARGE:
+        raise _Refused("a large PPM whose values are not bytes, which is slow to read; save it as PNG")
     if math.prod(tile := _tile(opened)) > MOST_PIXELS:
         raise _Refused(f"a TIFF with tiles of {tile[0]:,} x {tile[1]:,} pixels; save it with smaller ones")
     _check_size(original, 2 * MOST_PIXELS if opened.format in ("JPEG", "MPO") else MOST_PIXELS)

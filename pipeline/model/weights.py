@@ -40,9 +40,9 @@ def save(net: Any, path: Path) -> None:
 def load(net: Any, path: Path, contexts: list[Any]) -> None:
     """Load a `.params` file into `net` on `contexts`; raises `WeightsError` when it is damaged or does not fit."""
     mx = mxnet()
-    found = {name: value.astype(np.float32) for name, value in read(path).items()}
-    expected = vgg.parameters(net)
-    check_fit({name: value.shape for name, value in found.items()}, {n: p.shape for n, p in expected.items()}, path)
+    stored, expected = read(path), vgg.parameters(net)
+    check_fit({name: value.shape for name, value in stored.items()}, {n: p.shape for n, p in expected.items()}, path)
+    found = {name: value.astype(np.float32) for name, value in stored.items()}
     for name, value in found.items():
         if wrong := int(np.count_nonzero(~np.isfinite(value))):
             raise WeightsError(

@@ -29,12 +29,6 @@ KEPT = ("DMLC_NODE_HOST", "DMLC_INTERFACE")
 SSH_VALUES = "BbcDEeFIiJLlmOoPpQRSWw"
 
 
-def shown(launcher: Sequence[str]) -> str:
-    """The launcher as one would type it, shortened."""
-    text = shlex.join(launcher)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def own_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """What a stage's process, or a role of a distributed training, keeps of an environment."""
     return {
@@ -56,8 +50,7 @@ def command_line(launcher: Sequence[str], command: Sequence[str], workspace: Pat
     words = [_filled(word, folders, far=host is not None and place > host) for place, word in enumerate(launcher)]
     if shutil.which(words[0]) is None:
         raise StageFailed(
-            f"launcher: found {shown(launcher)!r}, but there is no program {words[0]!r} here: install it, "
-            "or take launcher out of the configuration"
+            f"launcher: there is no program {words[0]!r} here: install it, or take launcher out of the configuration"
         )
     # An ssh or a container starts with an environment of its own. OMP_NUM_THREADS is for the node to decide.
     setting = ["env", *(word for name in FOREIGN for word in ("-u", name)), "PYTHONUNBUFFERED=1"]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageFailed
-from pipeline.process.launcher import shown
 from pipeline.process.reporter import Reporter
 
 #: A process on another host and its parent send each other a heartbeat this often. The parent takes such a child for
@@ -131,8 +130,8 @@ class Monitor:
             )
         if self.running:
             return None
-        return StageFailed(
-            f"{stage}: the launcher {shown(self.launcher)!r} ended with status {status} before the training began; "
+        return StageFailed(  # with the launcher's first word alone: it can hold a token
+            f"{stage}: the launcher {self.launcher[0]!r} ended with status {status} before the training began; "
             f"its last line: {last_line(self.log, self._offset) or '(none)'}; log: {self.log}"
         )
 

@@ -31,20 +31,25 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
             raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
         if seen and seen.run != old.run and not to:
             raise PipelineError(f"{old.run} has become current meanwhile; run Rollback again to roll that back")
-        new = _named(chain, to) if to else _former(chain, old)
-        if (new.run, new.weights_sha256) == (old.run, old.weights_sha256):
-            raise PipelineError(f"--to {to}: it is current already")
-        served.exported(chain.workspace, new)  # raises when it cannot be served
-        new = msgspec.structs.replace(new, since=now())
-        if new.run in (old.run, *old.rolled_back):
-            registry.set_current(path, new)
+        was = None if to else served.withdrawn(path, old)
+        if was is not None:  # a roll back was killed before it was done
+            new = old.entry
         else:
-            registry.withdraw(path, new)
+            was = old.entry
+            new = msgspec.structs.replace(_named(chain, to) if to else _former(chain, old), since=now())
+            if (new.run, new.weights_sha256) == (old.run, old.weights_sha256):
+                served.serve(chain.workspace, path)
+                raise PipelineError(f"--to {to}: it is current already")
+            served.exported(chain.workspace, new)  # raises when it cannot be served
+            if new.run in (old.run, *old.rolled_back):
+                registry.set_current(path, new)
+            else:
+                registry.withdraw(path, new)
+        told = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": was.run}
+        events.record(chain.workspace, "rolled back", **registry.about(chain), **told)
         served.serve(chain.workspace, path)
-    told = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": old.run}
-    events.record(chain.workspace, "rolled back", **registry.about(chain), **told)
     events.publish(chain.workspace)
-    return old.entry, new
+    return was, new
 
 
 def former(workspace: Workspace, pointer: Pointer) -> tuple[Entry | None, list[str]]:
@@ -102,8 +107,8 @@ def retire(workspace: Workspace, name: str) -> Path:
     path = pointers[name]
     target = workspace.in_trash(path)
     with registry.held(workspace, path):
+        served.remove(workspace, path)  # first: killed in between, this command can be run again
         workspace.move(path, target)
-        served.serve(workspace, path)
     data, architecture = name.split("/")
     events.record(workspace, "retired", dataset=data, architecture=architecture, to=workspace.shown(target))
     events.publish(workspace)

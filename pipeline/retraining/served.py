@@ -21,7 +21,7 @@ import msgspec
 from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import MANIFEST, read_json
 from pipeline.retraining import registry
-from pipeline.retraining.registry import Entry
+from pipeline.retraining.registry import Entry, Pointer
 from pipeline.workspace import Workspace, manifest
 
 MODEL = "model.onnx"
@@ -47,10 +47,7 @@ def serve(workspace: Workspace, pointer: Path) -> None:
     current = registry.read(pointer)
     try:
         if current is None:
-            names = {path.partition("/")[0] for path in storage.files(stable.parent)}
-            for name in (stable.name, *(name for name in sorted(names) if name.startswith(f"{stable.name}@"))):
-                if storage.exists(stable.with_name(name)):
-                    storage.delete(stable.with_name(name))
+            remove(workspace, pointer)
             return
         about = msgspec.to_builtins(current.entry)
         if about.items() <= _recorded(stable).items() and _is_whole(workspace, stable):
@@ -68,6 +65,29 @@ def serve(workspace: Workspace, pointer: Path) -> None:
         storage.serve(model, json.dumps(value, indent=2).encode() + b"\n", stable.with_name(version), stable)
     except OSError as error:
         raise from_os_error(error, "make the current model available to services") from error
+
+
+def remove(workspace: Workspace, pointer: Path) -> None:
+    """Let services find no model at the stable path. The caller holds the lock. Raises `WorkspaceError`."""
+    storage, stable = workspace.storage, folder(pointer)
+    try:
+        storage.refresh([stable.parent, stable], since=time.monotonic())
+        names = {path.partition("/")[0] for path in storage.files(stable.parent)}
+        for name in (stable.name, *(name for name in sorted(names) if name.startswith(f"{stable.name}@"))):
+            if storage.exists(stable.with_name(name)):
+                storage.delete(stable.with_name(name))
+    except OSError as error:
+        raise from_os_error(error, "take the model away from services") from error
+
+
+def withdrawn(pointer: Path, current: Pointer) -> Entry | None:
+    """The model that services still load although it was rolled back: by a command that was killed."""
+    recorded = _recorded(folder(pointer))
+    if recorded.get("run") == current.run or recorded.get("run") not in current.rolled_back:
+        return None
+    with contextlib.suppress(msgspec.ValidationError):
+        return msgspec.convert({key: recorded.get(key) for key in Entry.__struct_fields__}, Entry)
+    return None
 
 
 def try_to_serve(workspace: Workspace, pointer: Path) -> None:

@@ -221,8 +221,11 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     assert weeks.current.run == plain.place
     assert weeks.report().ran == [], "its report is up to date, with the decision in it"
     # A week later nothing has changed, so that there is nothing to gain; it is told how to train all the same.
+    stable = weeks.chain().workspace.current(weeks.chain().config).with_suffix("")
+    stable.unlink()  # as a killed command may leave it
     again = weeks.retrain("--date", "2026-11-11")
     assert again.ran == []
+    assert (stable / "model.onnx").is_file()
     assert f"up to date: 2026-W46: same images, settings and seed, so the same weights as {plain.run_id}" in (again.log)
     assert "retrain.new_seed: true" in again.log
     # With a seed of its own it is trained, and there is something to roll back to.

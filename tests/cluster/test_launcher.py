@@ -94,7 +94,7 @@ def test_a_slow_launcher_is_said_to_wait(chain: SmallChain) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["no-such-program", "-x"], "launcher: found 'no-such-program -x', but there is no program 'no-such-program'"),
+        (["no-such-program", "--token=x"], "launcher: there is no program 'no-such-program' here"),
         (["sh", "-c", "echo no room >&2; exit 5"], "ended with status 5 before the training began; its last line: no "),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from luigi_runs import SmallChain
 
 from pipeline import metrics, status
+from pipeline.errors import WorkspaceError
 from pipeline.retraining import registry, rollback
 from pipeline.workspace import Workspace, events
 
@@ -103,3 +104,15 @@ def test_odd_file_names_and_lines_of_the_log_keep_no_figure_out_of_the_file(tmp_
     assert found["generations_total", "mini", "tiny", "refused"] == 1
     assert found["generations_total", "?", "tiny", "promoted"] == 1
     assert found["workspace_bytes", "?"] == 0
+
+
+def test_what_is_no_file_is_refused_and_left_as_it_is_and_a_link_leads_to_the_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(WorkspaceError, match="is no regular file"):
+            metrics.write(path, Workspace(tmp_path / "ws"))
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "link").symlink_to("vgg.prom")
+    metrics.write(tmp_path / "link", Workspace(tmp_path / "ws"))
+    assert (tmp_path / "vgg.prom").is_file()
+    assert (tmp_path / "link").is_symlink()

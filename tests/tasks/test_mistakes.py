@@ -77,6 +77,7 @@ def test_a_mistake_on_the_command_line_is_told(arguments: str, words: list[str])
         (["Prune", "--keep", "0"], 2, "--keep: found 0, expected at least 1"),
         (["Prune", "--older-than", "30"], 2, "--older-than: found 0:00:30, expected 1d to 36500d, e.g. 30d"),
         (["Report", "--workspace", "$NO_SUCH_FOLDER/vgg"], 2, "no such environment variable as $NO_SUCH_FOLDER"),
+        (["Report", "--workspace", "s3://u:p$SEC_ret@b/x"], 2, "--workspace: found s3://b/x, but the variable behind"),
         (["Report", "--workspace", "s4://bucket/vgg"], 2, "--workspace s4://bucket/vgg: unknown scheme s4://"),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
+import socket
+import threading
 
 import pytest
 from small_cifar import mini_100_files, mini_files, tar_gz
@@ -115,6 +118,25 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up(chain, site, re
         dataset.prepare(chain(site.url()), reporter)
     assert caught.value.may_pass, "the same command may have more luck later"
     assert len(site.requests) == 5
+
+
+def test_a_chunk_of_negative_length_is_a_cut_and_not_one_without_end(chain, site, reporter):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.recv(1 << 16)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+                        while True:
+                            connection.sendall(bytes(1 << 20))
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mini.tar.gz"
+        dataset.prepare(chain(url, mirrors=[site.url()]), reporter)
+    assert any("was cut off" in note and "trying the next mirror" in note for note in reporter.notes)
 
 
 def test_passing_trouble_is_tried_again_and_a_missing_file_is_not(chain, site, reporter):

@@ -191,6 +191,16 @@ def test_a_jpeg_of_far_more_scans_than_it_needs_is_refused(pixels: np.ndarray, t
     last = content[content.rindex(b"\xff\xda") : -2]
     file.write_bytes(content[:-2] + 100 * last + content[-2:])
     assert why_not(file) == "a JPEG of more than 100 scans; save it anew"
+    # A decoder passes over these two bytes and no more, so nothing can be hidden as what they begin.
+    file.write_bytes(content[:-2] + b"\xff\x02\xff\xff" + 100 * last + content[-2:])
+    assert image_files._scans(str(file)) > 100
+
+
+def test_a_large_ppm_that_pillow_reads_number_by_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "small.ppm").write_bytes(b"P5 32 32 100\n" + bytes([50]) * 1024)
+    assert pixels_of(tmp_path / "small.ppm").max() > 120
+    (tmp_path / "large.ppm").write_bytes(b"P5 4096 4096 100\n" + bytes(4096 * 4096))
+    assert why_not(tmp_path / "large.ppm").startswith("a large PPM whose values are not bytes")
 
 
 def test_large_pictures_take_little_memory_however_many_threads_there_are(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from luigi_runs import SmallChain
 import tasks
 from pipeline import predict, status
 from pipeline.errors import PipelineError, WorkspaceError
+from pipeline.files import read_json
 from pipeline.retraining import promotion, registry, rollback, served, trash
 from pipeline.storage import LOCAL
 
@@ -53,6 +54,22 @@ def test_a_roll_back_passes_over_a_model_that_cannot_be_looked_at(
 
     monkeypatch.setattr(LOCAL, "size", looked)
     assert rollback.roll_back(done.chain())[1].generation == "2026-W41"
+
+
+def test_a_roll_back_that_was_killed_is_finished_by_the_next_and_goes_back_once(done: SmallChain) -> None:
+    for name in ("2026-W41", "2026-W42", "2026-W43"):
+        make(done, name)
+    workspace, path = done.chain().workspace, pointer_of(done)
+    newest, former = current(done).entry, current(done).before[0]
+    served.serve(workspace, path)
+    registry.withdraw(path, former)  # all that the killed one did
+    old, new = rollback.roll_back(done.chain())
+    assert (old.generation, new.generation) == ("2026-W43", "2026-W42")
+    assert read_json(served.folder(path) / "manifest.json")["generation"] == current(done).generation == "2026-W42"
+    registry.set_current(path, newest)  # likewise, of --to
+    with pytest.raises(PipelineError, match="it is current already"):
+        rollback.roll_back(done.chain(), "2026-W43")
+    assert read_json(served.folder(path) / "manifest.json")["generation"] == "2026-W43"
 
 
 def test_of_generations_with_one_name_on_several_data_sets_each_is_told_and_named_by_its_place(

@@ -26,7 +26,8 @@ def workspace_at(address: str) -> Workspace:
         try:
             folder = Path(address).absolute()
             check_path(folder, "--workspace")
-            if os.path.lexists(folder) and not folder.is_dir():
+            # It is looked at again, as another command may be making it.
+            if not folder.is_dir() and os.path.lexists(folder) and not folder.is_dir():
                 raise ConfigError(f"--workspace {address}: is a file, or a link to nothing; give the path of a folder")
         except OSError as error:  # a name that is too long, or a working folder that is gone
             raise ConfigError(f"--workspace {address}: cannot be a folder: {error.strerror}") from None

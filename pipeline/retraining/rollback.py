@@ -31,7 +31,7 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
             raise PipelineError(f"{path}: nothing was promoted yet, so there is nothing to roll back")
         if seen and seen.run != old.run and not to:
             raise PipelineError(f"{old.run} has become current meanwhile; run Rollback again to roll that back")
-        was = None if to else served.withdrawn(path, old)
+        was = None if to else served.withdrawn(chain.workspace, path, old)
         if was is not None:  # a roll back was killed before it was done
             new = old.entry
         else:

@@ -80,8 +80,9 @@ def remove(workspace: Workspace, pointer: Path) -> None:
         raise from_os_error(error, "take the model away from services") from error
 
 
-def withdrawn(pointer: Path, current: Pointer) -> Entry | None:
+def withdrawn(workspace: Workspace, pointer: Path, current: Pointer) -> Entry | None:
     """The model that services still load although it was rolled back: by a command that was killed."""
+    workspace.storage.refresh([folder(pointer)], since=time.monotonic())
     recorded = _recorded(folder(pointer))
     if recorded.get("run") == current.run or recorded.get("run") not in current.rolled_back:
         return None

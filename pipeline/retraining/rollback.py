@@ -38,7 +38,7 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
             was = old.entry
             new = msgspec.structs.replace(_named(chain, to) if to else _former(chain, old), since=now())
             if (new.run, new.weights_sha256) == (old.run, old.weights_sha256):
-                served.serve(chain.workspace, path)
+                served.serve(chain.workspace, path)  # which one that was killed may not have done
                 raise PipelineError(f"--to {to}: it is current already")
             served.exported(chain.workspace, new)  # raises when it cannot be served
             if new.run in (old.run, *old.rolled_back):

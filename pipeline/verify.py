@@ -54,8 +54,10 @@ def verify(workspace: Workspace) -> Verified:
                 found.unfinished.append(f"{place}: the next run makes it")
     for pointer in workspace.currents():
         try:
-            registry.read(pointer)
-            found.damaged += served.damage(workspace, pointer)
+            current, damaged = registry.read(pointer), served.damage(workspace, pointer)
+            found.damaged += damaged
+            if current and not damaged and (outdated := served.outdated(pointer, current)):
+                found.unfinished.append(outdated)
         except WorkspaceError as error:
             found.damaged.append(str(error))
     return found

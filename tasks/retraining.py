@@ -81,11 +81,15 @@ class Retrain(ChainTask):
             raise ConfigError(
                 f"--generation: found {values['generation']}, but seed-N is reserved for Compare; choose another name"
             )
-        values["date"] = values["date"] or periods.today()
+        config, today = configuration_of(values["config"], values["settings"]), periods.today()
+        values["date"] = values["date"] or today
         if not values["generation"]:
-            config = configuration_of(values["config"], values["settings"])
             values["generation"] = periods.name(config.retrain.every, values["date"])
             values["settings"] = remember(values["config"], with_generation_seed(config, values["generation"]))
+        first, _ = periods.period(values["generation"]) or (values["date"], None)
+        if first > (following := periods.next_start(config.retrain.every, today)):
+            why = "the gate would promote none of the generations before it; check --date and --generation"
+            raise ConfigError(f"{values['generation']}: begins after the next period, {following}: {why}")
         return values
 
     @classmethod

@@ -161,6 +161,8 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _TryAgain(_reason(error)) from None
     except requests.exceptions.InvalidSchema:
+        if url.lower().startswith(("http://", "https://")):
+            raise Refused("leads on to an address that is neither http nor https") from None
         advice = "get it onto this machine and set data.source to its path; a folder of images must be on this machine"
         raise Refused("is not an address that can be downloaded: only http and https are supported", advice) from None
     except (requests.RequestException, ValueError) as error:

@@ -23,7 +23,6 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from pipeline.errors import PipelineError
 from pipeline.files import human_size
 from pipeline.process.cores import usable_cores
 from pipeline.text import counted, printable
@@ -66,17 +65,15 @@ class Unreadable:
     why: str
 
 
-def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """The files in `paths`, with the image files below every folder among them; and the files skipped there.
+def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path], list[Unreadable]]:
+    """The files in `paths`, with the image files below every folder among them; those skipped there; empty folders.
 
-    Skipped are files without the extension of an image, and folders that are links; hidden ones are ignored. Raises
-    `PipelineError` for a path that does not exist and for a folder without images.
+    Skipped are files without the extension of an image, and folders that are links; hidden ones are ignored.
     """
     found: list[Path] = []
     others: list[Path] = []
+    empty: list[Unreadable] = []
     for path in paths:
-        if not path.exists():
-            raise PipelineError(f"{path}: no such file or folder")
         if not path.is_dir():
             found.append(path)
             continue
@@ -85,10 +82,11 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         passed = [file for file in files if file.suffix.lower() not in EXTENSIONS]
         if not images and not unlisted:
             besides = f" ({skipped(passed)})" if passed else ""
-            raise PipelineError(f"{path}: no image files in this folder{besides}")
+            empty.append(Unreadable(path, f"no image files in this folder{besides}"))
+            continue
         found += images + unlisted
         others += passed
-    return found, others
+    return found, others, empty
 
 
 def skipped(files: Sequence[Path]) -> str:
@@ -118,7 +116,7 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
     try:
         if not file.is_file():
             why = "a folder that cannot be listed" if file.is_dir() else "not a file"
-            return Unreadable(file, why if file.exists() else "no such file")
+            return Unreadable(file, why if file.exists() else "no such file or folder")
         if (length := file.stat().st_size) > MOST_BYTES:
             return Unreadable(file, f"has {human_size(length)}; the limit is {human_size(MOST_BYTES)}")
         opened = Image.open(file, formats=_formats())

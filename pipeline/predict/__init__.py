@@ -77,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _introduce(path, model, named)
         # Of damaged metadata, say; and the limit on pixels replaces the one that Pillow warns of.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        files, skipped = image_files.find(options.paths)
-        return _answer(model, files, skipped, options.json)
+        return _answer(model, *image_files.find(options.paths), options.json)
     except KeyboardInterrupt:
         return 130
     except MemoryError:
@@ -93,14 +92,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _answer(model: onnx_runner.Model, files: Sequence[Path], skipped: Sequence[Path], as_json: bool) -> int:
+def _answer(
+    model: onnx_runner.Model,
+    files: Sequence[Path],
+    skipped: Sequence[Path],
+    unreadable: list[Unreadable],
+    as_json: bool,
+) -> int:
     """Classify files and print the answer, a table block by block; returns the exit status."""
     columns = (["file", *map(str, files)], ["class", *model.classes])
     widths = [max(len(printable(text)) for text in column) for column in columns]
     widths[1] = min(widths[1], 64)  # the longest name of a class that a data set may have
     predictions: list[Prediction] = []
-    unreadable: list[Unreadable] = []
     resized: list[tuple[Path, tuple[int, int]]] = []
+    head = True
     for start in range(0, len(files), BLOCK):
         results = classify(model, files[start : start + BLOCK])
         block = [result for result in results if isinstance(result, Prediction)]
@@ -108,8 +113,9 @@ def _answer(model: onnx_runner.Model, files: Sequence[Path], skipped: Sequence[P
         resized += [(result.file, result.resized_from) for result in block if result.resized_from]
         if as_json:
             predictions += block
-        elif lines := _table(block, widths, head=start == 0):
-            print(*lines, sep="\n", flush=True)
+        elif block:
+            print(*_table(block, widths, head), sep="\n", flush=True)
+            head = False
     if as_json:
         json.dump(_json(model, predictions, unreadable, skipped), sys.stdout, indent=2, allow_nan=False)
         print(flush=True)

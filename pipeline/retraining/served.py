@@ -132,6 +132,16 @@ def damage(workspace: Workspace, pointer: Path) -> list[str]:
     return [] if sound else [f"{place}: damaged; remove it, then {again}"]
 
 
+def outdated(pointer: Path, current: Pointer) -> str:
+    """That services load another model than the current one, in words; empty when they do not."""
+    recorded = _recorded(folder(pointer))
+    about = msgspec.to_builtins(current.entry)
+    if not recorded or about.items() <= recorded.items():
+        return ""
+    what = f"services load {recorded.get('run')}, but {current.run} is current"
+    return f"current/{registry.name_of(pointer)}: {what}; the next Retrain makes it available"
+
+
 def _is_whole(workspace: Workspace, stable: Path) -> bool:
     """Whether the model at the stable path has its recorded size; a power cut can leave an empty one."""
     with contextlib.suppress(KeyError, TypeError, OSError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import logging
 import os
 import stat
 import time
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import from_os_error
 from pipeline.files import (
     MANIFEST,
     link_or_copy,
@@ -27,6 +29,8 @@ from pipeline.files import (
     write_atomically,
 )
 from pipeline.storage.locks import Holder, Waiting
+
+log = logging.getLogger("vgg")
 
 #: For how long after its replacement somebody may still be about to open a model that was served.
 READ_SECONDS = 3600.0
@@ -167,9 +171,13 @@ class Storage:
 
     def read_log(self, file: Path) -> list[str]:
         """The lines of the event log in order, those of every host."""
-        with contextlib.suppress(OSError):
+        try:
             return read_regular(file).decode(errors="replace").splitlines()
-        return []
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            log.warning("%s", from_os_error(error, "read the event log", "move it away"))
+            return []
 
     def publish_log(self, file: Path, progress: Path, lock: Path) -> None:
         """Let other hosts see what is new in the event log; `progress` notes how many lines they have."""

@@ -229,7 +229,7 @@ def _check_classes(classes: set[str], seen: Look) -> None:
 def write(path: Path, images: Images) -> None:
     """Record the images of a folder that was read, for `difference`. Raises `OSError`."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([name, *image] for name, image in images.items())
+    csv.writer(text).writerows([name, *image] for name, image in images.items())  # which quotes both of its line's ends
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
 
 

@@ -270,6 +270,8 @@ def test_a_finished_generation_has_its_result_when_epochs_were_raised_since(done
     ("arguments", "found"),
     [
         (["--date", "25.11.2026"], "25.11.2026"),
+        (["--date", "9999-12-31"], "9999-W52: begins after the next period, "),
+        (["--generation", "2999-01-01"], "2999-01-01: begins after the next period, "),
         (["--generation", "a/b"], "a/b"),
         (["--generation", "seed-3"], "seed-3"),
     ],

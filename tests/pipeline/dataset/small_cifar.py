@@ -161,6 +161,7 @@ DRIPPING = {
     "/slow-headers": b"HTTP/1.0 200 OK\r\nX-Long: ",
     "/slow-body": b"HTTP/1.0 200 OK\r\n\r\n",
     "/moved": b"HTTP/1.0 302 Found\r\nLocation: /mini.tar.gz\r\n\r\n",
+    "/moved-to-ftp": b"HTTP/1.0 302 Found\r\nLocation: ftp://host/mini.tar.gz\r\n\r\n",
 }
 
 

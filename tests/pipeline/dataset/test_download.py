@@ -174,6 +174,8 @@ def test_a_redirect_is_followed_and_its_endless_body_is_not_read(chain, site, re
     monkeypatch.setattr(download, "BLOCK_TIMEOUT", 5.0)
     dataset.prepare(chain(site.url("/moved"), sha256=SHA256), reporter)
     assert site.requests == [("/moved", None, 302), ("/mini.tar.gz", None, 200)]
+    with pytest.raises(DataError, match="/moved-to-ftp: leads on to an address that is neither http nor https; "):
+        dataset.prepare(chain(site.url("/moved-to-ftp")), reporter)
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "1" * 20])

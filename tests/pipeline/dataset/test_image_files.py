@@ -139,7 +139,7 @@ def test_only_formats_of_pixels_are_read_whatever_a_file_is_called(
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert why_not(tmp_path / "pipe.png") == "not a file"
-    assert why_not(tmp_path / "gone.png") == "no such file"
+    assert why_not(tmp_path / "gone.png") == "no such file or folder"
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
@@ -231,7 +231,7 @@ def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: py
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found, _ = image_files.find([tmp_path])
+    found, _, _ = image_files.find([tmp_path])
     assert found == [tmp_path / "locked"]
     assert why_not(found[0]) == "a folder that cannot be listed"
 

@@ -158,6 +158,22 @@ def test_in_a_folder_only_image_files_count(run: Path, folder: Path, capsys: pyt
     assert "vgg-predict: 2 files skipped: 1 .heic, 1 .csv" in said.splitlines()
 
 
+def test_a_path_without_an_image_leaves_the_others(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing, empty = tmp_path / "nowhere.png", tmp_path / "empty"
+    empty.mkdir()
+    value, said = answered(capsys, "--model", run, missing, folder / "000.png", empty, expected=1)
+    assert [item["file"] for item in value["predictions"]] == [str(folder / "000.png")]
+    assert {item["file"]: item["why"] for item in value["unreadable"]} == {
+        str(missing): "no such file or folder",
+        str(empty): "no image files in this folder",
+    }
+    assert f"vgg-predict: {missing}: no such file or folder" in said.splitlines()
+    assert predict.main(["--model", str(run), str(missing)]) == 1
+    assert capsys.readouterr().out == "", "no table without a row"
+
+
 def test_linked_folders_are_named_and_can_be_given_themselves(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,17 @@ def test_a_workspace_from_before_is_served_by_the_next_prune_and_damage_is_found
         assert is_served(two) == "2026-W42"
 
 
+def test_verify_tells_that_services_load_another_model_than_the_current_one(two: SmallChain) -> None:
+    workspace, path = two.chain().workspace, pointer_of(two)
+    assert not any(line.startswith("current/") for line in verify(workspace).unfinished)
+    pointer = registry.read(path)
+    assert pointer
+    registry.withdraw(path, pointer.before[0])  # a command that was killed before it served the model
+    (line,) = (line for line in verify(workspace).unfinished if line.startswith("current/"))
+    old, new = (two.run(generation).place for generation in ("2026-W42", "2026-W41"))
+    assert line == f"current/mini/tiny: services load {old}, but {new} is current; the next Retrain makes it available"
+
+
 def test_a_model_that_a_power_cut_left_empty_is_served_anew(two: SmallChain) -> None:
     model = (stable_of(two) / "model.onnx").resolve()
     model.unlink()  # rather than the run's own file, which has the same content

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.files import READ_LIMIT
 from pipeline.workspace import Workspace, events
 
 
@@ -34,6 +35,18 @@ def test_an_event_that_is_written_in_part_is_told(tmp_path: Path, caplog: pytest
     assert "the disk is full" in caplog.text
     events.record(workspace, "finished")
     assert [each["event"] for each in events.read(workspace)] == ["started", "finished"]
+
+
+def test_a_log_that_cannot_be_read_counts_as_empty_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = Workspace(tmp_path)
+    assert events.read(workspace) == []
+    assert not caplog.text
+    workspace.events.touch()
+    os.truncate(workspace.events, READ_LIMIT + 1)
+    assert events.read(workspace) == []
+    assert f"{workspace.events}: cannot read the event log: 268 MB, far too large" in caplog.text
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:

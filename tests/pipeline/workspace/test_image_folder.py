@@ -186,6 +186,7 @@ def test_what_has_changed_is_told_class_by_class(tmp_path):
     folder = touch(
         tmp_path / "data",
         *(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in range(9)),
+        *(f'test/a/a name, "with{end}quotes".png' for end in ("\n", "\r", "\r\n")),
     )
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         os.utime(path, ns=(number, number))

@@ -1,8 +1,8 @@
-"""VGG on CIFAR-10: the machine-learning work of the plugin. Imports no Luigi.
+"""VGG on CIFAR-10: the machine learning behind the plugin. Does not import Luigi.
 
     config -> dataset -> model -> training -> evaluation -> export -> report
 
-Each module is usable from a Python prompt; each stage reads its inputs' manifests and writes its own.
+Every module works from a Python prompt. Each stage reads its inputs' manifests and writes its own.
 """
 
 __version__ = "0.1.0"

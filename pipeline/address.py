@@ -1,21 +1,18 @@
-"""Addresses of data sets and stores: what of them may be shown or written, and what names the content behind them.
-
-An address can hold a password or a token. Imports nothing, leaves nothing behind.
-"""
+"""Addresses of data sets and stores, which may hold passwords or tokens: how to show them, how to identify content."""
 
 from __future__ import annotations
 
 import re
 
-#: Parameters of a query that grant access. One that signs the address says that all others belong to the signature.
+#: Query parameters that grant access. If one is a signature, the others belong to it too.
 _ACCESS = re.compile(r"(?i)token|secret|passw|credential|session|(api|access)[-_]?key|^auth(orization)?\Z")
 _SIGNATURE = re.compile(r"(?i)(^|-)sig(nature)?\Z")
 
 
 def shown(address: str) -> str:
-    """An address without user, password, query and fragment; a path as it is.
+    """Return `address` without user, password, query and fragment. Paths are returned unchanged.
 
-    In one that is not well-formed, such as `https://user:pa/ss@host/`, all that may be a password is left out.
+    Drops everything that may be a password if the address is malformed, as in `https://user:pa/ss@host/`.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:
@@ -23,21 +20,21 @@ def shown(address: str) -> str:
     host, after = _parts(rest)
     password = ":" in host.partition("@")[0]
     if "@" in _without_query(after):
-        unsure = password or scheme.startswith(("http", "ftp"))  # in a store @ is a letter of names like any other
+        ambiguous = password or scheme.startswith(("http", "ftp"))  # object stores allow @ in names
     else:
-        unsure = password and "@" in after and "@" not in host
-    if unsure:
+        ambiguous = password and "@" in after and "@" not in host
+    if ambiguous:
         return f"{scheme}://…@{_without_query(rest.rpartition('@')[2])}"
     return f"{scheme}://{host.rpartition('@')[2]}{_without_query(after)}"
 
 
-def within(text: str) -> str:
-    """A text, such as a library's message, in which every address is shown without its secrets."""
-    return re.sub(r"[A-Za-z][\w+.-]{0,30}://[^\s\"]+", lambda found: shown(found[0]), text)  # bounded: linear in time
+def redact(text: str) -> str:
+    """Strip the secrets from every address in a text, such as a library's error message."""
+    return re.sub(r"[A-Za-z][\w+.-]{0,30}://[^\s\"]+", lambda match: shown(match[0]), text)  # bounded: linear time
 
 
 def identity(address: str) -> str:
-    """What names the content at an address: the address without user, password, fragment, and what grants access."""
+    """Return what identifies the content: the address without user, password, fragment and access parameters."""
     scheme, separator, rest = address.partition("://")
     if not separator:
         return address
@@ -51,7 +48,7 @@ def identity(address: str) -> str:
 
 
 def _parts(rest: str) -> tuple[str, str]:
-    """What comes before the first `/`, `?` or `#` of an address without its scheme, and the rest."""
+    """Split an address without its scheme at the first `/`, `?` or `#`."""
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     return host, rest[len(host) :]
 

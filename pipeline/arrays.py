@@ -1,7 +1,7 @@
-"""Files of arrays, `.npz` and MXNet's `.params`, read without trust: nothing is allocated that is not in the file.
+"""Safe readers for `.npz` and MXNet's `.params`: they never allocate more than the file holds.
 
-The libraries' own readers allocate what a header declares, so that one flipped bit takes gigabytes. Neither reader runs
-code from the file, both raise `ValueError` for whatever is not as it should be.
+The libraries' own readers allocate what a header declares, so one flipped bit can take gigabytes. Neither reader runs
+code from the file; both raise `ValueError` for anything malformed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pipeline.files import open_regular
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a file of `np.savez`, read-only. Raises `ValueError`, or `OSError` when it cannot be read."""
+    """Read the arrays of an `np.savez` file, read-only. Raises `ValueError`, or `OSError` if it cannot be read."""
     with os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-                file.seek(-12, os.SEEK_END)  # where it says how many there are: a flipped bit can hide some of them
+                file.seek(-12, os.SEEK_END)  # the recorded number of members: a flipped bit can hide some of them
                 if int.from_bytes(file.read(2), "little") != len(members):
-                    raise ValueError(f"only {len(members)} of its arrays are found")
+                    raise ValueError(f"only {len(members)} of its arrays can be found")
                 if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                     raise ValueError("its arrays are compressed")
                 if any(member.compress_size != member.file_size for member in members):
-                    raise ValueError("its arrays have two sizes")
+                    raise ValueError("the sizes of its arrays are inconsistent")
                 if sum(member.file_size for member in members) > size:
                     raise ValueError(f"it declares more than its {size} bytes")
                 return {member.filename.removesuffix(".npy"): _npy(archive.read(member)) for member in members}
@@ -50,20 +50,20 @@ def _npy(content: bytes) -> np.ndarray:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(head)
     if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content) - head.tell():
-        raise ValueError(f"an array is declared as {shape} of {dtype}, which is not what is there")
+        raise ValueError(f"an array is declared as {shape} of {dtype}, which does not match its content")
     flat = np.frombuffer(content, dtype, math.prod(shape), head.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
 # --- .params ------------------------------------------------------------------------------------------------------
 
-#: First eight bytes of every file that MXNet's `save` writes (kMXAPINDArrayListMagic, little-endian).
+#: First eight bytes of every file written by MXNet's `save` (kMXAPINDArrayListMagic, little-endian).
 PARAMS_MAGIC = (0x112).to_bytes(8, "little")
 
-#: First number of an array of MXNet 1.0, 1.2 and later, and of later with NumPy's shapes (src/ndarray/ndarray.cc).
+#: Magic number of an array: MXNet 1.0; 1.2 and later; later with NumPy shapes (src/ndarray/ndarray.cc).
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 
-#: mshadow's type flags; 12 is bfloat16, which numpy has not: the upper half of a float32.
+#: mshadow's type flags. 12 is bfloat16, which numpy lacks: the upper half of a float32.
 _TYPES = ("f4", "f8", "f2", "u1", "i4", "i1", "i8", "b1", "i2", "u2", "u4", "u8", "u2")
 _BFLOAT16 = 12
 
@@ -71,14 +71,14 @@ _MOST_DIMENSIONS = 32
 
 
 def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
-    """The arrays of a `.params` file and their names, of which there may be none.
+    """Read the arrays of a `.params` file and their names; the names may be missing.
 
-    Raises `ValueError`, or `OSError` when it cannot be read.
+    Raises `ValueError`, or `OSError` if it cannot be read.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         reader = _Reader(file)
         if reader.bytes(8) != PARAMS_MAGIC:
-            raise ValueError("it does not begin as a .params file")
+            raise ValueError("it does not start like a .params file")
         reader.numbers("Q")
         (count,) = reader.numbers("Q")
         arrays = [_array(reader) for _ in range(count)]
@@ -90,18 +90,18 @@ def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
 
 
 class _Reader:
-    """Reads no more than there is left."""
+    """Reads binary values, never past the end of the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.left = file, os.fstat(file.fileno()).st_size
 
     def bytes(self, count: int) -> bytes:
         if count > self.left:
-            raise ValueError(f"it declares {count} bytes where {self.left} are left")
+            raise ValueError(f"it declares {count} bytes where only {self.left} are left")
         self.left -= count
         content = self.file.read(count)
         if len(content) != count:
-            raise ValueError("it became shorter while it was read")
+            raise ValueError("it shrank while it was read")
         return content
 
     def numbers(self, kinds: str) -> tuple[int, ...]:
@@ -111,8 +111,8 @@ class _Reader:
 def _array(reader: _Reader) -> np.ndarray:
     (kind,) = reader.numbers("I")
     if kind in (_V2, _V3) and reader.numbers("i") != (0,):
-        raise ValueError("an array is sparse (MXNet's tostype('default') makes it dense), or none at all")
-    # Before MXNet 1.0 an array began with its number of dimensions, and these had 32 bits.
+        raise ValueError("an array is sparse (make it dense with MXNet's tostype('default')) or undefined")
+    # Before MXNet 1.0 an array started with its number of dimensions, which were 32 bits each.
     old = kind not in (_V1, _V2, _V3)
     (dimensions,) = (kind,) if old else reader.numbers("i")
     if not 0 <= dimensions <= _MOST_DIMENSIONS or (dimensions == 0 and kind != _V3):

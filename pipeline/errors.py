@@ -1,4 +1,4 @@
-"""The tree of errors, under one base class. Each is one line: the file or key, what was found there, what to do."""
+"""The exception hierarchy. Every message is one line: the file or key, what was found, what to do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pipeline.text import printable
 
 
 class PipelineError(Exception):
-    """Base of every expected failure. Shown to the user as one line, without a traceback.
+    """Base class of expected failures, shown to the user as one line without a traceback.
 
-    What a message quotes (a name, a library's words) may hold anything; none of it reaches a terminal as a command.
+    Messages may quote untrusted text (file names, library errors), so control characters are replaced.
     """
 
-    #: Whether the same command may succeed later although nobody changed anything.
-    may_pass = True
+    #: Whether running the same command again later may succeed.
+    retryable = True
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(str(message)))
@@ -23,35 +23,35 @@ class PipelineError(Exception):
 class ConfigError(PipelineError):
     """The configuration file cannot be read, parsed or validated."""
 
-    may_pass = False
+    retryable = False
 
 
 class DataError(PipelineError):
-    """A data set's source cannot be reached, or is not the data set that it should be."""
+    """A data set's source cannot be reached or does not hold the expected data set."""
 
-    may_pass = False
+    retryable = False
 
 
 class SourceUnreachable(DataError):
-    """A data set's source does not answer, or not rightly, now."""
+    """A data set's source does not respond, or responds with an error, for now."""
 
-    may_pass = True
+    retryable = True
 
 
 class WeightsError(PipelineError):
     """A `.params` file is damaged, foreign, or does not fit the network."""
 
-    may_pass = False
+    retryable = False
 
 
 class DeviceError(PipelineError):
-    """The requested device, MXNet itself, or something that it needs is not usable here."""
+    """The requested device, MXNet, or one of its dependencies is not usable here."""
 
-    may_pass = False
+    retryable = False
 
 
 class WorkspaceError(PipelineError):
-    """The workspace cannot be written, is full, or holds a file that is not what its manifest says."""
+    """The workspace cannot be written, is full, or holds a file that does not match its manifest."""
 
 
 class AlreadyRunning(PipelineError):
@@ -61,11 +61,11 @@ class AlreadyRunning(PipelineError):
 class TrainingDiverged(PipelineError):
     """The loss became NaN or infinite; more epochs cannot help."""
 
-    may_pass = False
+    retryable = False
 
 
 class Interrupted(PipelineError):
-    """The stage was asked to stop and left a checkpoint to go on from."""
+    """The stage was asked to stop and left a checkpoint to resume from."""
 
 
 class StageFailed(PipelineError):
@@ -78,9 +78,9 @@ BY_NAME: dict[str, type[PipelineError]] = {
 
 
 def from_os_error(error: OSError, doing: str, instead: str = "choose another --workspace") -> WorkspaceError:
-    """Turn an `OSError` of writing or reading into the one line that a user can act on.
+    """Turn an `OSError` from reading or writing into a message that the user can act on.
 
-    `doing` completes "cannot …", for example "write the checkpoint"; `instead` says how to go elsewhere.
+    `doing` completes "cannot …", for example "write the checkpoint"; `instead` suggests another location.
     """
     where = error.filename or "the workspace"
     advice = {

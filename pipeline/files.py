@@ -1,7 +1,4 @@
-"""Small file operations that everything else trusts: atomic writes, moves, digests, JSON; and the clock.
-
-Reads and writes only the paths it is given. Imports nothing heavy.
-"""
+"""File operations that everything else builds on: atomic writes, moves, digests, JSON; and the clock."""
 
 from __future__ import annotations
 
@@ -23,25 +20,25 @@ from typing import Any, BinaryIO
 from pipeline import address
 from pipeline.errors import ConfigError
 
-#: The file that a stage writes last: where it is, the stage is finished.
+#: The file that a stage writes last. Its presence means that the stage finished.
 MANIFEST = "manifest.json"
 
-#: Most bytes that are read as one piece: no manifest, pointer or log comes near, and a file of holes can have any size.
+#: Most bytes to read at once: far above any manifest, pointer or log, while a sparse file can claim any size.
 READ_LIMIT = 1 << 28
 
-#: What file systems answer that do not sync folders (CIFS, FAT, some FUSE ones), or to one who may not list them.
+#: Errors of file systems that cannot sync folders (CIFS, FAT, some FUSE ones), or where the user may not list them.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
 
 
 def now() -> str:
-    """The present time in UTC, ISO 8601, to the second."""
+    """Return the current time in UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """As `os.open`, for regular files: never waits for the other end of a pipe, never writes through a link.
+    """Like `os.open`, for regular files only: never blocks on a pipe, never writes through a link.
 
-    In a workspace that several users share, either may have been put there by another one. Raises `OSError`.
+    Another user of a shared workspace may have planted either. Raises `OSError`.
     """
     no_link = os.O_NOFOLLOW if flags & (os.O_WRONLY | os.O_RDWR) else 0
     number = errno.EINVAL
@@ -58,25 +55,22 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def expanded(location: str, where: str) -> str:
-    """A path or URL that a person wrote, with `~` and `$NAME` filled in, as a shell would have done.
+    """Expand `~` and `$NAME` in a path or URL, as a shell would.
 
-    Raises `ConfigError`, with `where` naming who wants it, for what cannot be filled in.
+    Raises `ConfigError`, prefixed with `where` (the option or key), if one of them is unknown.
     """
-    found = os.path.expanduser(os.path.expandvars(location))
-    unknown = re.search(r"\$(?:[A-Za-z_]\w*|\{\w+\})|^~[\w.-]*(?=/|$)", found)
-    if unknown and "://" in location:  # a password may have the $
+    result = os.path.expanduser(os.path.expandvars(location))
+    unknown = re.search(r"\$(?:[A-Za-z_]\w*|\{\w+\})|^~[\w.-]*(?=/|$)", result)
+    if unknown and "://" in location:  # the $ may be part of a password
         raise ConfigError(f"{where}: found {address.shown(location)}, but the variable behind its $ is not set")
     if unknown:
-        what = "home folder" if unknown[0].startswith("~") else "environment variable"
-        raise ConfigError(f"{where}: found {location!r}, but there is no such {what} as {unknown[0]}")
-    return found
+        kind = "home folder" if unknown[0].startswith("~") else "environment variable"
+        raise ConfigError(f"{where}: found {location!r}, but there is no such {kind} as {unknown[0]}")
+    return result
 
 
 def check_path(path: str | os.PathLike[str], where: str) -> None:
-    """Refuse a path that libraries and files would not write as Python does: MXNet and JSON know UTF-8 alone.
-
-    Raises `ConfigError`, with `where` naming who wants it.
-    """
+    """Raise `ConfigError`, prefixed with `where`, for a path that is not UTF-8: MXNet and JSON support nothing else."""
     text = os.fspath(path)
     with contextlib.suppress(UnicodeEncodeError):
         if text.encode() == os.fsencode(text):
@@ -84,16 +78,16 @@ def check_path(path: str | os.PathLike[str], where: str) -> None:
     encoding = sys.getfilesystemencoding()
     advice = "give a path whose folders have names in UTF-8"
     if encoding != "utf-8":
-        advice = f"Python takes names here for {encoding}: unset PYTHONUTF8, or set LC_ALL=C.UTF-8"
+        advice = f"Python decodes file names as {encoding} here: unset PYTHONUTF8, or set LC_ALL=C.UTF-8"
     raise ConfigError(f"{where}: found {text!a}, which is not UTF-8; {advice}")
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file. Raises `OSError`, also for one larger than `READ_LIMIT`."""
+    """Read a regular file. Raises `OSError`, also if it is larger than `READ_LIMIT`."""
     with os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > READ_LIMIT:
-            raise OSError(errno.EFBIG, f"{human_size(size)}, far too large for what it should be", str(path))
+            raise OSError(errno.EFBIG, f"{human_size(size)}, far too large for such a file", str(path))
         return file.read()
 
 
@@ -101,8 +95,8 @@ def read_regular(path: Path) -> bytes:
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success fsync it and rename it over `path`.
 
-    A reader sees the old content or the whole new content, never a part; after a failure (an exception
-    in the block) the temporary file is removed and `path` is as it was. Raises `OSError` that names a file.
+    Readers see the old content or the whole new content, never a part. If the block raises, the temporary file is
+    removed and `path` is unchanged. An `OSError` always names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
@@ -116,61 +110,61 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # `write` and `fsync` leave it out
+            error.filename = error.filename or str(path)  # `write` and `fsync` do not set it
         raise
     sync_directory(path.parent)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` (text as UTF-8) to `path` so that no reader ever sees half of it."""
+    """Write `content` (text as UTF-8) to `path`. See `atomic_writer`."""
     with atomic_writer(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinity are refused (`ValueError`)."""
+    """Write `value` as indented JSON, atomically. Raises `ValueError` for NaN and infinity."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-#: What `read_json` has read so far in this block of `each_read_once`; None outside of one.
-_read: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("read", default=None)
+#: What `read_json` has read inside `json_cache`; None outside of it.
+_json_cache: contextvars.ContextVar[dict[Path, Any] | None] = contextvars.ContextVar("json_cache", default=None)
 
 
 def read_json(path: Path) -> Any | None:
-    """The JSON value in `path`, or None when the file is missing, unreadable, not JSON, or holds what no text can."""
-    known = _read.get()
-    if known is not None and path in known:
-        return known[path]
+    """Read a JSON file. Returns None if it is missing, unreadable, not JSON, or contains lone surrogates."""
+    cache = _json_cache.get()
+    if cache is not None and path in cache:
+        return cache[path]
     value = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
         content = read_regular(path)
-        read = json.loads(content)
-        if b"\\u" in content:  # half a pair of \u escapes is no character: it could be written nowhere
-            os.fsencode(json.dumps(read, ensure_ascii=False))
-        value = read
-    if known is not None:
-        known[path] = value
+        parsed = json.loads(content)
+        if b"\\u" in content:  # an escaped lone surrogate cannot be encoded again
+            os.fsencode(json.dumps(parsed, ensure_ascii=False))
+        value = parsed
+    if cache is not None:
+        cache[path] = value
     return value
 
 
 @contextlib.contextmanager
-def each_read_once() -> Iterator[None]:
-    """In this block and thread, read every JSON file once: for one question about many runs. Change no value."""
-    token = _read.set({})
+def json_cache() -> Iterator[None]:
+    """Make `read_json` read each file once in this block and thread. Callers must not modify the shared values."""
+    token = _json_cache.set({})
     try:
         yield
     finally:
-        _read.reset(token)
+        _json_cache.reset(token)
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content as 64 hex digits."""
+    """Return the SHA-256 of a file as 64 hex digits."""
     with os.fdopen(open_regular(path), "rb") as file:
         return sha256_of(file)
 
 
 def sha256_of(file: BinaryIO) -> str:
-    """SHA-256 of what is left to read in an open file."""
+    """Return the SHA-256 of the rest of an open file."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -178,7 +172,7 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames inside the directory `path` survive a power cut, where the file system can promise that."""
+    """Make renames in the directory `path` survive a power cut, if the file system supports it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -191,10 +185,10 @@ def sync_directory(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder, replacing a file of that name.
+    """Move a file or folder, replacing any file at `target`. Raises `OSError`.
 
-    Where the target is on another file system (`work/` or `trash/` on scratch, say) it is copied and synced under a
-    temporary name first, then renamed, then removed from where it was. Raises `OSError`.
+    Across file systems (`work/` or `trash/` on scratch, say), copies and syncs under a temporary name, renames the
+    copy, then removes the source.
     """
     try:
         os.replace(source, target)
@@ -214,7 +208,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, by a hard link where the file system has them. Raises `OSError`."""
+    """Hard-link `source` to `target`, or copy it if the file system has no hard links. Raises `OSError`."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -232,7 +226,7 @@ def _copy(source: Path, target: Path) -> None:
             _copy(path, target / path.name)
         sync_directory(target)
     else:
-        # Not `shutil.copy`: modes and times are refused by some file systems, and nothing here depends on them.
+        # Not `shutil.copy`: some file systems refuse modes and times, and nothing here needs them.
         with os.fdopen(open_regular(source), "rb") as read, open(target, "xb") as written:
             shutil.copyfileobj(read, written, 1 << 20)
             written.flush()
@@ -240,7 +234,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; nothing when it is not there."""
+    """Remove a file or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -248,14 +242,14 @@ def remove(path: Path) -> None:
 
 
 def remove_debris(folder: Path, name: str) -> None:
-    """Remove what killed writers of `folder/name` left behind (see `atomic_writer`)."""
+    """Remove the temporary files that killed writers of `folder/name` left behind (see `atomic_writer`)."""
     for path in folder.glob(f".{name}.*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def human_size(size: float) -> str:
-    """A number of bytes for people: 512 B, 1.5 MB."""
+    """Format a number of bytes: 512 B, 1.5 MB."""
     unit = "B"
     for larger in ("kB", "MB", "GB"):
         if size >= 1000:

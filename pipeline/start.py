@@ -1,20 +1,20 @@
-"""Starts a module of this very package in a process of its own: `python …/pipeline/start.py MODULE [ARGUMENT…]`.
+"""Run a module of this package in a new process: `python …/pipeline/start.py MODULE [ARGUMENT…]`.
 
-Run by its path, one way under every Python. The new process looks for libraries where its parent did, in the same
-order; `pipeline` is the package that this file belongs to, whatever else has that name. Imports nothing of it itself.
+Running it by path works the same under every Python. The new process searches for libraries in its parent's order, and
+`pipeline` is always the package of this file, whatever else has that name. This module imports nothing from it.
 """
 
 import os
 import sys
 
-#: For a Python that finds the package by its own means, in a folder that it may not import from.
+#: For `python -c` where Python finds the package itself; drops the current folder, which must not be imported from.
 CODE = "import sys; sys.path = list(filter(None, sys.path)); from pipeline import start; start.run()"
 
 
 def run() -> None:
-    """Be the module that the command line names."""
+    """Run the module named on the command line as `__main__`."""
     folder = os.path.dirname(os.path.abspath(__file__))
-    # Python puts the folder of a script in front, which is no place to import from.
+    # Python puts the script's folder first, where nothing should be imported from.
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != folder]
     import importlib.util
     import runpy
@@ -27,7 +27,7 @@ def run() -> None:
         assert spec.loader is not None
         package = sys.modules["pipeline"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(package)
-    sys.path.append(os.path.dirname(folder))  # last: behind the standard library
+    sys.path.append(os.path.dirname(folder))  # last, so that it cannot shadow the standard library
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

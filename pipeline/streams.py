@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody: what is written to them is lost, and nothing else is."""
+"""Keep working when standard output or error is closed, full, or has no reader: only that output is lost."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ import sys
 from typing import Any, TextIO
 
 
-def forgive() -> None:
-    """Let the output of this process go wherever it can; neither its work nor its exit status depends on that."""
-    # A closed stream's number would be that of the next file, which would then get what is printed.
+def ignore_write_errors() -> None:
+    """Make stdout and stderr drop what they cannot write, so that it affects neither the work nor the exit status."""
+    # Reserve descriptors 0 to 2: the next file opened would reuse a closed one and receive the output.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    sys.stdout, sys.stderr = _forgiving(1, sys.stdout), _forgiving(2, sys.stderr)
+    sys.stdout, sys.stderr = _best_effort(1, sys.stdout), _best_effort(2, sys.stderr)
 
 
-class _Forgiving(io.FileIO):
+class _BestEffort(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
-            while (written := super().write(data)) is None:  # a full pipe that does not block
+            while (written := super().write(data)) is None:  # a full non-blocking pipe
                 select.select([], [self], [])
             return written
         except OSError:
             return len(data)
 
 
-def _forgiving(descriptor: int, stream: TextIO | None) -> TextIO:
-    raw = _Forgiving(descriptor, "w", closefd=False)
+def _best_effort(descriptor: int, stream: TextIO | None) -> TextIO:
+    raw = _BestEffort(descriptor, "w", closefd=False)
     encoding, errors = (stream.encoding, stream.errors) if stream is not None else ("utf-8", "strict")
-    errors = "backslashreplace" if errors == "strict" else errors  # a name that the encoding does not have
-    # Python's own standard error, too, is written line by line.
-    lines = descriptor == 2 or raw.isatty()
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=lines)
+    errors = "backslashreplace" if errors == "strict" else errors  # for names outside the encoding
+    line_buffering = descriptor == 2 or raw.isatty()  # like Python's own
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=line_buffering)

@@ -1,4 +1,4 @@
-"""CSV tables: the one writer of the project, and the reader for tables of numbers."""
+"""CSV tables: the project's only writer, and a reader for tables of numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as CSV with a header line. None is an empty cell; other keys are left out."""
+    """Format rows as CSV with a header line. None becomes an empty cell; keys outside `columns` are ignored."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -18,7 +18,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_numbers(text: str, whole: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a table of numbers: integers in the columns `whole`, otherwise floats, None for an empty cell."""
+    """Parse a table of numbers: integers in the columns `whole`, floats elsewhere, None for empty cells."""
     return [
         {key: None if value == "" else (int if key in whole else float)(value) for key, value in row.items()}
         for row in csv.DictReader(io.StringIO(text))
@@ -26,7 +26,7 @@ def read_numbers(text: str, whole: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def _cell(value: Any) -> Any:
-    """A value as a spreadsheet may open it: text that it would take for a formula gets an apostrophe in front."""
+    """Format a cell, with an apostrophe before text that a spreadsheet would run as a formula."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

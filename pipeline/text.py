@@ -1,4 +1,4 @@
-"""Text for people: numbers with their nouns, and foreign text (metadata, a library's message) made safe to show."""
+"""Text for people: counts with their nouns, and untrusted text (metadata, library errors) made safe to print."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import unicodedata
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 thread`, `2 threads`, `71,000 steps`."""
+    """Format a count with its noun: `1 thread`, `2 threads`, `71,000 steps`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def printable(text: str, lines: bool = False) -> str:
-    """The text with `?` for whatever would command a terminal: control codes, changes of direction, half characters.
+    """Replace whatever a terminal could act on (control codes, bidi overrides, lone surrogates) by `?`.
 
-    Line breaks and tabs become spaces; with `lines` they stay.
+    Line breaks and tabs become spaces unless `lines` is set.
     """
     if text.isprintable():
         return text
@@ -21,13 +21,13 @@ def printable(text: str, lines: bool = False) -> str:
 
 
 def shown(name: str) -> str:
-    """A name as it may be shown: in one line, at most 80 characters."""
+    """Make a name safe to print: one line of at most 80 characters."""
     text = printable(name)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def cause(error: BaseException) -> str:
-    """The line of a library's message that says what is wrong: MXNet's are tracebacks, with the cause at the end."""
+    """Return the line of an error message that names the cause. MXNet's messages are tracebacks, so there: the last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0][:300]
 

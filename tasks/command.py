@@ -63,7 +63,7 @@ def install() -> None:
     if is_command():
         return
     take_the_command()
-    streams.forgive()
+    streams.ignore_write_errors()
     tell_errors_in_one_line()
     command_log.set_up()
     _refuse_luigi_cfg()

@@ -73,7 +73,7 @@ def mail(task: Any, text: str) -> None:
     """Send Luigi's e-mail about a task, if luigi.cfg asks for one, with the reason as its subject and first line."""
     headline = _clean(in_one_line(task, reason(text)))
     hidden = vgg().notify or "\0"
-    command = subprocess.list2cmdline([address.within(word.replace(hidden, "…")) for word in sys.argv])
+    command = subprocess.list2cmdline([address.redact(word.replace(hidden, "…")) for word in sys.argv])
     text = without_traceback(text)
     traceback = text if "Traceback" in text else ""
     subject = f"failed on {socket.gethostname()}: {headline.partition('; ')[0]}"[:200]
@@ -112,4 +112,4 @@ def _run(command: str, content: str) -> tuple[str, str]:
 
 
 def _clean(text: str) -> str:
-    return printable(address.within(text))
+    return printable(address.redact(text))

@@ -36,7 +36,7 @@ def failure(exception: BaseException, text: str, final: bool = False) -> Failure
     """How to treat an exception that a task raised; `final` when it must not be retried whatever it is."""
     told = Failure(text)
     told.busy = isinstance(exception, AlreadyRunning)
-    told.final = final or (isinstance(exception, PipelineError) and not exception.may_pass)
+    told.final = final or (isinstance(exception, PipelineError) and not exception.retryable)
     told.blameless = isinstance(exception, (AlreadyRunning, Interrupted))
     return told
 

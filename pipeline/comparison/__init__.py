@@ -18,7 +18,7 @@ from typing import Any
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.files import each_read_once
+from pipeline.files import json_cache
 from pipeline.text import counted
 from pipeline.workspace import Workspace, manifest, run_id, seed_generation, source_key, with_generation_seed
 from pipeline.workspace.freshness import Chain, shown_source
@@ -69,7 +69,7 @@ class Comparison:
 
     def complete(self) -> bool:
         """True when the page and all its runs are up to date. Reads manifests and file sizes only."""
-        with each_read_once():
+        with json_cache():
             return not self.why() and not self.waiting_for()
 
 

@@ -113,7 +113,7 @@ def download(url: str, target: Path, tell: Tell, note: Callable[[str], None]) ->
             futile = 0 if progress else futile + 1
             furthest = max(furthest, offset)
             if futile >= TRIES:
-                raise Refused(f"{reason} ({TRIES} tries)", may_pass=True) from None
+                raise Refused(f"{reason} ({TRIES} tries)", retryable=True) from None
             pause = BACKOFF * 2 ** max(futile - 1, 0)
             note(f"{reason}; at {human_size(offset)}, retrying in {pause:g} s")
             time.sleep(pause)

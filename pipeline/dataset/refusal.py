@@ -22,6 +22,6 @@ class Refused(DataError):
     `fits` is the `data.name` with which a corrected configuration may use it.
     """
 
-    def __init__(self, found: str, advice: str = ADVICE, may_pass: bool = False, fits: str = "") -> None:
+    def __init__(self, found: str, advice: str = ADVICE, retryable: bool = False, fits: str = "") -> None:
         super().__init__(found)
-        self.advice, self.may_pass, self.fits = advice, may_pass, fits
+        self.advice, self.retryable, self.fits = advice, retryable, fits

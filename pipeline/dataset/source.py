@@ -45,7 +45,7 @@ def fetch(chain: Chain, reporter: Reporter) -> Fetched:
             failures.append((name, Refused("needs more memory than is available", "free some memory")))
     found = "; ".join(f"{name}: {refused}" for name, refused in failures)
     advice = {refused.advice for _, refused in failures}
-    kind = SourceUnreachable if any(refused.may_pass for _, refused in failures) else DataError
+    kind = SourceUnreachable if any(refused.retryable for _, refused in failures) else DataError
     raise kind(f"{found}; {advice.pop() if len(advice) == 1 else ADVICE}")
 
 

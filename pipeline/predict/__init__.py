@@ -65,7 +65,7 @@ def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0, 1 (a file unread), 2 (a mistake), 130 (Ctrl-C)."""
     if arguments is None:  # not in a program that calls this function
-        streams.forgive()
+        streams.ignore_write_errors()
     options = _parser().parse_args(arguments)
     named = options.model or DEFAULT_MODEL
     try:

@@ -1,4 +1,4 @@
-"""Addresses without their secrets, and what of an address names the content."""
+"""Addresses without their secrets, and the identity of what is behind them."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def test_an_address_is_shown_without_whatever_may_be_secret(given, shown):
         ("https://host/x?sv=1&se=2026&sig=old", "https://host/x?sv=1&se=2027&sig=new"),
     ],
 )
-def test_another_secret_is_the_same_content(one, other):
+def test_a_changed_secret_is_the_same_content(one, other):
     assert address.identity(one) == address.identity(other)
 
 
 @pytest.mark.parametrize("other", ["https://host/x?id=2", "https://host/y?id=1", "https://hosts/x?id=1", "/x?id=1"])
-def test_another_file_is_another_content(other):
+def test_a_different_file_is_different_content(other):
     assert address.identity(other) != address.identity("https://host/x?id=1")
 
 
 @pytest.mark.parametrize("plain", ["https://host/x", "https://host/x?id=1&v=2", "file:///x", "/data/a#b", "bundled"])
-def test_an_address_without_secrets_names_itself(plain):
-    # Another value here makes every data set of every user unknown.
+def test_an_address_without_secrets_is_its_own_identity(plain):
+    # A different value would make every existing data set unknown.
     assert address.identity(plain) == plain
 
 

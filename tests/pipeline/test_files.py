@@ -1,4 +1,4 @@
-"""Small file operations: each file read once, and file systems on which not everything works."""
+"""File operations: the JSON cache, and file systems with limitations."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import each_read_once, move, read_json, read_regular, sha256_file, sync_directory, write_atomically
+from pipeline.files import json_cache, move, read_json, read_regular, sha256_file, sync_directory, write_atomically
 
 
 @pytest.fixture
 def other_device(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system than `tmp_path`."""
+    """A folder on a different file system than `tmp_path`."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         if os.stat(folder).st_dev == os.stat(tmp_path).st_dev:
             pytest.skip("/dev/shm and the temporary folder are one file system")
         yield Path(folder)
 
 
-def test_a_file_is_read_once_in_a_block_and_anew_after_it(tmp_path: Path) -> None:
+def test_the_json_cache_reads_each_file_once_and_ends_with_its_block(tmp_path: Path) -> None:
     there, missing = tmp_path / "there.json", tmp_path / "missing.json"
     there.write_text("1")
-    with each_read_once():
+    with json_cache():
         assert (read_json(there), read_json(missing)) == (1, None)
         there.write_text("2")
         missing.write_text("3")
@@ -73,7 +73,7 @@ def test_a_move_that_fails_halfway_leaves_the_source_as_it_was(
     assert list(other_device.iterdir()) == []
 
 
-def test_only_a_real_failure_of_syncing_a_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_syncing_a_folder_fails_only_for_real_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(number: int) -> None:
         def fsync(descriptor: int) -> None:
             raise OSError(number, os.strerror(number))
@@ -87,22 +87,22 @@ def test_only_a_real_failure_of_syncing_a_folder_counts(tmp_path: Path, monkeypa
         sync_directory(tmp_path)
 
 
-def test_a_pipe_in_place_of_a_file_is_never_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_file_never_blocks(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "manifest.json")
     assert read_json(tmp_path / "manifest.json") is None
     with pytest.raises(OSError, match="not a regular file"):
         sha256_file(tmp_path / "manifest.json")
 
 
-def test_json_with_text_that_no_file_or_terminal_can_hold_is_none(tmp_path: Path) -> None:
-    half_a_pair, emoji = tmp_path / "half.json", tmp_path / "emoji.json"
-    half_a_pair.write_text(r'{"name": "\ud800"}')
+def test_json_with_a_lone_surrogate_is_rejected(tmp_path: Path) -> None:
+    lone, emoji = tmp_path / "lone.json", tmp_path / "emoji.json"
+    lone.write_text(r'{"name": "\ud800"}')
     emoji.write_text(r'{"name": "\ud83d\ude00"}')
-    assert read_json(half_a_pair) is None
+    assert read_json(lone) is None
     assert read_json(emoji) == {"name": "😀"}
 
 
-def test_new_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+def test_new_files_respect_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:
         write_atomically(tmp_path / "shared", b"")
@@ -111,10 +111,10 @@ def test_new_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o664
 
 
-def test_a_file_of_holes_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+def test_a_huge_sparse_file_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "pointer.json"
     path.touch()
     os.truncate(path, 1 << 40)
     assert read_json(path) is None
-    with pytest.raises(OSError, match="1100 GB, far too large for what it should be"):
+    with pytest.raises(OSError, match="1100 GB, far too large for such a file"):
         read_regular(path)

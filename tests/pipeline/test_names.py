@@ -1,4 +1,4 @@
-"""Names that come from outside lead nowhere but down, wherever they are taken in."""
+"""Untrusted names never lead out of their folder, wherever they are read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEADING_ELSEWHERE = [
 
 
 @pytest.mark.parametrize("name", LEADING_ELSEWHERE)
-def test_what_leads_elsewhere_is_no_name(name: str) -> None:
+def test_a_name_that_could_leave_its_folder_is_rejected(name: str) -> None:
     assert not names.is_relative_path(name)
     assert not names.is_name(name)
 
@@ -40,14 +40,14 @@ def test_what_leads_elsewhere_is_no_name(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["model.params", ".hidden", "...", "vgg11-1a2b3c4d@2026-W48", "naïve name", "exp[lr=0.1]"]
 )
-def test_plain_names_are_names_alone_and_one_below_the_other(name: str) -> None:
+def test_plain_names_are_accepted_alone_and_joined_to_a_path(name: str) -> None:
     assert names.is_name(name)
     assert names.is_relative_path(f"{name}/{name}")
     assert not names.is_name(f"{name}/{name}")
 
 
 @pytest.mark.parametrize("name", LEADING_ELSEWHERE)
-def test_a_manifest_that_counts_such_a_file_is_damaged(tmp_path: Path, name: str) -> None:
+def test_a_manifest_that_lists_such_a_file_is_damaged(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "evaluate"
     folder.mkdir()
     (folder / "metrics.json").write_text("{}")
@@ -106,7 +106,7 @@ DIGEST = "0123abcd" * 8
         ([], False),
     ],
 )
-def test_a_source_is_known_by_a_whole_record_of_it_only(tmp_path: Path, record: object, known: bool) -> None:
+def test_only_a_valid_record_identifies_a_source(tmp_path: Path, record: object, known: bool) -> None:
     chain = Chain(Workspace(tmp_path), load("config/vgg11.yaml"))
     pointer = chain.workspace.source_pointer(chain.config.data)
     pointer.parent.mkdir(parents=True)

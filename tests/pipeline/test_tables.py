@@ -1,11 +1,11 @@
-"""CSV tables: what spreadsheets and the pipeline itself read back."""
+"""CSV tables, as spreadsheets and the pipeline itself read them back."""
 
 from __future__ import annotations
 
 from pipeline.tables import csv_text, read_numbers
 
 
-def test_no_cell_of_a_table_is_a_formula() -> None:
+def test_no_cell_is_a_formula() -> None:
     names = ["=HYPERLINK(0)", "+1", "-1", "@SUM(A1)", "\t=1", "plain", "", "a=b"]
     rows = csv_text(["config", "loss"], [{"config": name, "loss": -0.5} for name in names]).splitlines()
     assert rows[0] == "config,loss"
@@ -13,7 +13,7 @@ def test_no_cell_of_a_table_is_a_formula() -> None:
     assert rows[6:] == ["plain,-0.5", ",-0.5", "a=b,-0.5"]
 
 
-def test_a_table_of_numbers_reads_back_as_it_was_written() -> None:
+def test_a_table_of_numbers_survives_a_round_trip() -> None:
     rows = [{"epoch": 1, "loss": 2.302585, "validation_loss": None}, {"epoch": 2, "loss": 12.0, "validation_loss": 1.5}]
     text = csv_text(["epoch", "loss", "validation_loss"], rows)
     assert text == "epoch,loss,validation_loss\n1,2.30259,\n2,12,1.5\n"

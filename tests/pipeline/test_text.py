@@ -1,4 +1,4 @@
-"""Text from elsewhere that reaches a terminal or a log."""
+"""Untrusted text that reaches a terminal or a log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.text import cause, counted, printable, shown
         ("two\nlines\tand\u2028three", "two lines and?three"),
     ],
 )
-def test_what_would_command_a_terminal_is_shown_harmlessly(text: str, shown: str) -> None:
+def test_control_characters_are_replaced(text: str, shown: str) -> None:
     assert printable(text) == shown
     for error in BY_NAME.values():
         assert str(error(text)) == shown
@@ -32,20 +32,20 @@ def test_a_name_is_shown_in_one_line_of_at_most_80_characters() -> None:
     assert shown("x" * 5000) == "x" * 77 + "..."
 
 
-def test_lines_stay_where_they_may() -> None:
+def test_line_breaks_are_kept_on_request() -> None:
     assert printable("a\n\tb\x1b", lines=True) == "a\n\tb?"
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "expected"),
     [
         ("Traceback (most recent call last):\n  File a.cc\nMXNetError: no space\n", "MXNetError: no space"),
         ("\nmodel is damaged\nmore detail", "model is damaged"),
         ("", "ValueError"),
     ],
 )
-def test_the_cause_of_an_error_is_one_line(message: str, told: str) -> None:
-    assert cause(ValueError(message)) == told
+def test_the_cause_of_an_error_is_one_line(message: str, expected: str) -> None:
+    assert cause(ValueError(message)) == expected
 
 
 def test_numbers_agree_with_their_nouns() -> None:

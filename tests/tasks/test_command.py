@@ -285,7 +285,7 @@ def test_make_report_ends_with_how_to_have_the_commands(tmp_path):
         (
             "café".encode(),
             {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-            "'{}/caf\\udcc3\\udca9/artifacts', which is not UTF-8; Python takes names here for ascii: unset PYTHONUTF8",
+            "'{}/caf\\udcc3\\udca9/artifacts', which is not UTF-8; Python decodes file names as ascii here: unset",
         ),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_name_that_the_locale_does_not_have_is_printed_all_the_same(finished: 
 def test_a_full_pipe_that_does_not_block_gets_everything(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    code = "from pipeline import streams; streams.forgive(); print('x' * 1_000_000)"
+    code = "from pipeline import streams; streams.ignore_write_errors(); print('x' * 1_000_000)"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=writer, cwd=tmp_path, env=clean_environment()
     ) as process:

@@ -116,7 +116,7 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up(chain, site, re
     site.ranges, site.cuts = False, [70_000] * 50
     with pytest.raises(DataError, match=r"cut off .*\(4 tries\)") as caught:
         dataset.prepare(chain(site.url()), reporter)
-    assert caught.value.may_pass, "the same command may have more luck later"
+    assert caught.value.retryable, "the same command may have more luck later"
     assert len(site.requests) == 5
 
 
@@ -147,7 +147,7 @@ def test_passing_trouble_is_tried_again_and_a_missing_file_is_not(chain, site, r
     with pytest.raises(DataError, match="answered 404 Not Found") as caught:
         dataset.prepare(chain(site.url("/gone.tar.gz")), reporter)
     assert len(site.requests) == 1
-    assert not caught.value.may_pass
+    assert not caught.value.retryable
 
 
 def test_mirrors_are_tried_in_turn(chain, site, reporter):

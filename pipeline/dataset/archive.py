@@ -27,7 +27,7 @@ from pipeline.dataset.layouts import Collector
 from pipeline.dataset.refusal import ADVICE, Refused, Tell
 from pipeline.files import human_size
 from pipeline.text import shown
-from pipeline.workspace.sources import batch_folders, counted_files
+from pipeline.workspace.sources import batch_folders, dataset_files
 
 #: Bytes that an archive may unpack to; CIFAR-10 and CIFAR-100 have 184 MB.
 TOTAL_LIMIT = 1 << 30
@@ -259,7 +259,7 @@ def _read_folder(folder: Path, collector: Collector, tell: Tell) -> None:
         raise Refused(found, f"{ADVICE}; a folder of images needs another data.name")
     if len(places) > 1:
         raise Refused(f"batches in more than one folder: {', '.join(shown(place.name) for place in places)}")
-    files = counted_files(places[0])
+    files = dataset_files(places[0])
     if sum(path.stat().st_size for path in files) > TOTAL_LIMIT:
         raise Refused(f"its batches have more than {human_size(TOTAL_LIMIT)}, those of CIFAR-10 and CIFAR-100 184 MB")
     for index, path in enumerate(files):

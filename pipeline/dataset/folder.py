@@ -48,7 +48,7 @@ class _Read:
 def read(folder: Path, test_fraction: float, most_classes: int, tell: Tell) -> Content:
     """The images of a folder. Raises `Refused` when they are no data set, `OSError` when it cannot be listed."""
     tell(0.0, "looking for images")
-    seen = image_folder.look(folder)
+    seen = image_folder.scan(folder)
     try:
         images, remarks = image_folder.labelled(seen)
     except image_folder.Unlabelled as error:

@@ -1,10 +1,10 @@
-"""A folder of images, as far as its names tell: which files count, the class and part of each, and what has changed.
+"""A folder of images: which files belong to the data set, the class and part of each, and what has changed.
 
-train/<class>/…, test/<class>/…    the parts are given
+train/<class>/…, test/<class>/…    the folders decide
 <class>/…                          the content of each image decides which part it belongs to
-labels.csv (file,label,split)      decides when it is there; without a split, the content does
+labels.csv (file,label,split)      takes precedence; without a split, the content decides
 
-Reads names, sizes, times and labels.csv, never an image. Imports nothing heavy.
+Reads names, sizes, times and labels.csv, never an image.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from pipeline.text import counted, shown
 LABELS = "labels.csv"
 PARTS = ("train", "test")
 
-#: Ends of the names that count as images: those of the formats that `pipeline.dataset.image_files` reads.
+#: Extensions of images: those of the formats that `pipeline.dataset.image_files` reads.
 EXTENSIONS = (
     *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf"),
     *(".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 
-#: Labels are stored in a byte each.
+#: Labels are stored as one byte each.
 MOST_CLASSES = 256
 
 LAYOUT = (
-    "expected images in train/<class>/ and test/<class>/, in one folder for each class, or a labels.csv "
+    "expected images in train/<class>/ and test/<class>/, in one folder per class, or a labels.csv "
     "(file,label,split) beside them"
 )
 
 
 class Unlabelled(DataError):
-    """A folder whose images cannot be told apart by class and part, and what to do about it."""
+    """A folder whose images cannot be assigned to classes and parts. `advice` says what to do."""
 
     def __init__(self, found: str, advice: str) -> None:
         super().__init__(found)
@@ -52,7 +52,7 @@ class Unlabelled(DataError):
 
 
 class Image(NamedTuple):
-    """One image: its size in bytes and time in ns (-1 when there is no such file), its part ("" if open), its class."""
+    """An image: size in bytes and time in ns (-1 if the file is missing), part ("" if undecided), class."""
 
     size: int
     time: int
@@ -65,90 +65,93 @@ Images = dict[str, Image]
 
 
 @dataclass
-class Look:
-    """What is in a folder: images and labels.csv with size and time, folders, and what does not count."""
+class Scan:
+    """Content of a folder, by paths in it."""
 
     root: str
+    #: Size and time of each image and of labels.csv.
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)  # out of the folder
+    #: Ignored: links out of the folder, files of other kinds.
+    links: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    #: Folders that could not be listed, and why.
     unlisted: dict[str, str] = field(default_factory=dict)
 
 
-def look(folder: Path) -> Look:
-    """Everything in a folder but hidden files, with one `stat` for each image. Raises `OSError`."""
-    found = Look(os.path.realpath(folder))
-    os.scandir(found.root).close()
+def scan(folder: Path) -> Scan:
+    """List everything in a folder except hidden files, with one `stat` per image. Raises `OSError`."""
+    result = Scan(os.path.realpath(folder))
+    os.scandir(result.root).close()
     pending = [""]
     while pending:
         place = pending.pop()
         try:
-            with os.scandir(f"{found.root}/{place}") as entries:
+            with os.scandir(f"{result.root}/{place}") as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
-                        _take(found, place + entry.name, entry, pending)
+                        _add(result, place + entry.name, entry, pending)
         except OSError as error:
-            found.unlisted[place] = error.strerror or str(error)
-    return found
+            result.unlisted[place] = error.strerror or str(error)
+    return result
 
 
-def _take(found: Look, name: str, entry: os.DirEntry[str], pending: list[str]) -> None:
+def _add(result: Scan, name: str, entry: os.DirEntry[str], pending: list[str]) -> None:
     link = entry.is_symlink()
-    if link and not os.path.realpath(entry.path).startswith(f"{found.root}/"):
-        found.links.append(name)
+    if link and not os.path.realpath(entry.path).startswith(f"{result.root}/"):
+        result.links.append(name)
     elif entry.is_dir():
-        if not link:  # one that leads elsewhere in the folder would show the same images twice
-            found.folders.append(name)
+        if not link:  # a link within the folder would add the same images twice
+            result.folders.append(name)
             pending.append(f"{name}/")
     elif name == LABELS or posixpath.splitext(name)[1].lower() in EXTENSIONS:
         size, time = -1, -1
-        with contextlib.suppress(OSError):  # removed this very moment, or a link to nothing
+        with contextlib.suppress(OSError):  # just deleted, or a dangling link
             status = entry.stat()
             size, time = status.st_size, status.st_mtime_ns
-        found.files[name] = (size, time)
+        result.files[name] = (size, time)
     else:
-        found.others.append(name)
+        result.others.append(name)
 
 
-def state(seen: Look, test_fraction: float) -> dict[str, Any] | None:
-    """What a later look must find for the folder to be unchanged; None for one without images."""
-    if not seen.files and not seen.unlisted:
+def state(content: Scan, test_fraction: float) -> dict[str, Any] | None:
+    """Summarize a scan: the folder is unchanged while this stays equal. Returns None if there are no images."""
+    if not content.files and not content.unlisted:
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for name, about in sorted([*seen.files.items(), *seen.unlisted.items()]):
+    for name, about in sorted([*content.files.items(), *content.unlisted.items()]):
         digest.update(f"{name}\0{about}\n".encode(errors="surrogateescape"))
-    return {"files": len(seen.files), "digest": digest.hexdigest(), "test_fraction": test_fraction}
+    return {"files": len(content.files), "digest": digest.hexdigest(), "test_fraction": test_fraction}
 
 
 # --- class and part of each image ---------------------------------------------------------------------------------
 
 
-def labelled(seen: Look) -> tuple[Images, list[str]]:
-    """The images with their classes and parts, and lines about what is left out. Raises `Unlabelled`."""
-    for name, why in seen.unlisted.items():
+def labelled(content: Scan) -> tuple[Images, list[str]]:
+    """Return the images with their classes and parts, and lines about what is left out. Raises `Unlabelled`."""
+    for name, why in content.unlisted.items():
         raise Unlabelled(f"{shown(name)}: cannot be listed ({why})", "make it readable, or move it elsewhere")
-    images = _by_labels_csv(seen) if LABELS in seen.files else _by_folders(seen)
-    _check_classes({image.label for image in images.values()}, seen)
-    where = f"not in {LABELS}" if LABELS in seen.files else "in no class folder"
-    strays = [name for name in seen.files if name not in images and name != LABELS]
-    kinds = Counter(posixpath.splitext(name)[1].lower() or "without an extension" for name in seen.others)
+    images = _by_labels_csv(content) if LABELS in content.files else _by_folders(content)
+    _check_classes({image.label for image in images.values()}, content)
+    where = f"not in {LABELS}" if LABELS in content.files else "in no class folder"
+    strays = [name for name in content.files if name not in images and name != LABELS]
+    kinds = Counter(posixpath.splitext(name)[1].lower() or "without an extension" for name in content.others)
     left_out = [
         (len(strays), "image", where, examples(strays)),
-        (len(seen.links), "link", "leading out of the folder", examples(seen.links)),
-        (len(seen.others), "other file", "of kinds that are not read", examples(kinds)),
+        (len(content.links), "link", "leading out of the folder", examples(content.links)),
+        (len(content.others), "other file", "of kinds that are not read", examples(kinds)),
     ]
-    return images, [f"left out: {counted(n, what)} {why} ({which})" for n, what, why, which in left_out if n]
+    return images, [f"left out: {counted(n, noun)} {why} ({which})" for n, noun, why, which in left_out if n]
 
 
 def examples(names: Iterable[str]) -> str:
-    """The first names as they may be shown: `a.png, b.png, c.png, …`."""
+    """Format the first few names: `a.png, b.png, c.png, …`."""
     first = sorted(names)
     return ", ".join(shown(name) for name in first[:3]) + (", …" if len(first) > 3 else "")
 
 
-def _by_folders(seen: Look) -> Images:
-    top = {name for name in seen.folders if "/" not in name}
+def _by_folders(content: Scan) -> Images:
+    top = {name for name in content.folders if "/" not in name}
     for part in PARTS:
         for name in top - set(PARTS):
             if name.lower() == part:
@@ -163,35 +166,35 @@ def _by_folders(seen: Look) -> Images:
     images: Images = {}
     empty: set[str] = set()
     for prefix in ("train/", "test/") if parts else ("",):
-        places = {name: name.removeprefix(prefix).partition("/") for name in seen.files if name.startswith(prefix)}
+        places = {name: name.removeprefix(prefix).partition("/") for name in content.files if name.startswith(prefix)}
         labels = {name: label for name, (label, slash, _) in places.items() if slash}
-        images |= {name: Image(*seen.files[name], prefix[:-1], label) for name, label in labels.items()}
-        classes = {name for name in seen.folders if name.startswith(prefix) and "/" not in name.removeprefix(prefix)}
+        images |= {name: Image(*content.files[name], prefix[:-1], label) for name, label in labels.items()}
+        classes = {name for name in content.folders if name.startswith(prefix) and "/" not in name.removeprefix(prefix)}
         empty |= classes - {prefix + label for label in labels.values()}
     if images and empty:
-        besides = ", where links out of the folder do not count" if seen.links else ""
-        raise Unlabelled(f"no images in {examples(empty)}{besides}", "add some, or remove the folder")
+        note = " (links out of the folder are ignored)" if content.links else ""
+        raise Unlabelled(f"no images in {examples(empty)}{note}", "add some, or remove the folder")
     return images
 
 
-def _by_labels_csv(seen: Look) -> Images:
+def _by_labels_csv(content: Scan) -> Images:
     images: Images = {}
     try:
-        text = read_regular(Path(seen.root, LABELS)).decode("utf-8-sig")
+        text = read_regular(Path(content.root, LABELS)).decode("utf-8-sig")
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = rows.fieldnames or []
         if not {"file", "label"} <= set(columns):
             found = shown(",".join(columns)) or "nothing"
             raise Unlabelled(f"{LABELS}: its first line is {found}", "it must be file,label,split or file,label")
         for row in rows:
-            _take_row(seen, images, row, f"{LABELS}, line {rows.line_num}")
+            _add_row(content, images, row, f"{LABELS}, line {rows.line_num}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", str(error))
         raise Unlabelled(f"{LABELS}: cannot be read: {why}", "write it as UTF-8 text with commas") from None
     return images
 
 
-def _take_row(seen: Look, images: Images, row: Mapping[str, str | None], where: str) -> None:
+def _add_row(content: Scan, images: Images, row: Mapping[str, str | None], where: str) -> None:
     given, label, part = ((row.get(column) or "").strip() for column in ("file", "label", "split"))
     name = posixpath.normpath(given)
     if not given or not label:
@@ -200,20 +203,20 @@ def _take_row(seen: Look, images: Images, row: Mapping[str, str | None], where: 
         raise Unlabelled(f"{where}: {shown(given)} is not in this folder", "give paths that start at the folder")
     if part not in ("", *PARTS):
         raise Unlabelled(f"{where}: the split is {shown(part)}", "it must be train, test or empty")
-    image = Image(*seen.files.get(name, (-1, -1)), part, label)
+    image = Image(*content.files.get(name, (-1, -1)), part, label)
     if images.setdefault(name, image) != image:
         raise Unlabelled(f"{where}: {shown(given)} has another label or split above", "remove one of the lines")
 
 
-def _check_classes(classes: set[str], seen: Look) -> None:
+def _check_classes(classes: set[str], content: Scan) -> None:
     if not classes:
-        besides = f"; {counted(len(seen.others), 'other file')}" if seen.others else ""
-        besides += f"; {counted(len(seen.links), 'link')} out of the folder, which do not count" if seen.links else ""
-        raise Unlabelled(f"no images in classes, and no CIFAR-10 or CIFAR-100 batches, in this folder{besides}", LAYOUT)
+        rest = f"; {counted(len(content.others), 'other file')}" if content.others else ""
+        rest += f"; {counted(len(content.links), 'link')} out of the folder, ignored" if content.links else ""
+        raise Unlabelled(f"no images in classes, and no CIFAR-10 or CIFAR-100 batches, in this folder{rest}", LAYOUT)
     if len(classes) == 1:
-        raise Unlabelled(f"has one class, {examples(classes)}", f"add others: {LAYOUT}")
+        raise Unlabelled(f"has only one class, {examples(classes)}", f"add others: {LAYOUT}")
     if len(classes) > MOST_CLASSES:
-        raise Unlabelled(f"has {len(classes):,} classes, and {MOST_CLASSES} is the most", LAYOUT)
+        raise Unlabelled(f"has {len(classes):,} classes, at most {MOST_CLASSES} are supported", LAYOUT)
     for name in classes:
         if not name.isprintable() or len(name) > 64:
             raise Unlabelled(f"class {name[:80]!a} is too long or not printable", "rename it")
@@ -227,14 +230,14 @@ def _check_classes(classes: set[str], seen: Look) -> None:
 
 
 def write(path: Path, images: Images) -> None:
-    """Record the images of a folder that was read, for `difference`. Raises `OSError`."""
+    """Record the images of a folder for `difference`. Raises `OSError`."""
     text = io.StringIO()
-    csv.writer(text).writerows([name, *image] for name, image in images.items())  # which quotes both of its line's ends
+    csv.writer(text).writerows([name, *image] for name, image in images.items())  # quotes names with \r or \n
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def read(path: Path) -> Images | None:
-    """The images that were recorded, or None when nothing is known of them."""
+    """Read the images that `write` recorded. Returns None if there is no valid record."""
     with contextlib.suppress(OSError, ValueError, csv.Error):
         text = io.StringIO(read_regular(path).decode(errors="surrogateescape"), newline="")
         return {name: Image(int(size), int(time), part, label) for name, size, time, part, label in csv.reader(text)}
@@ -242,15 +245,15 @@ def read(path: Path) -> Images | None:
 
 
 def difference(before: Images, after: Images) -> str:
-    """What changed, for people: `214 images more in class scratch, 3 gone, labels of 12 changed`.
+    """Describe what changed: `214 images more in class scratch, 3 gone, labels of 12 changed`.
 
-    A file that was moved, which keeps its size and time, is no new one.
+    Recognizes moved files by their size and time.
     """
     gone = {name: image for name, image in before.items() if name not in after}
     more = {name: image for name, image in after.items() if name not in before}
     pairs = [(image, now) for name, image in before.items() if (now := after.get(name)) and now != image]
     renamed = 0
-    places: dict[tuple[int, int], list[str]] = {}  # several where all images are as large and were unpacked at once
+    places: dict[tuple[int, int], list[str]] = {}  # lists: images may have equal sizes and be unpacked at once
     for name, image in gone.items():
         places.setdefault((image.size, image.time), []).append(name)
     for name, image in list(more.items()):
@@ -260,7 +263,7 @@ def difference(before: Images, after: Images) -> str:
     relabelled = sum(old.label != new.label for old, new in pairs)
     moved = sum(old.part != new.part for old, new in pairs)
     touched = sum((old.size, old.time) != (new.size, new.time) for old, new in pairs)
-    told = [
+    changes = [
         *_per_class(more.values()),
         f"{len(gone):,} gone" if gone else "",
         f"labels of {relabelled:,} changed" if relabelled else "",
@@ -268,14 +271,14 @@ def difference(before: Images, after: Images) -> str:
         f"{touched:,} rewritten" if touched else "",
         f"{renamed:,} renamed" if renamed else "",
     ]
-    return ", ".join(filter(None, told))
+    return ", ".join(filter(None, changes))
 
 
 def _per_class(more: Iterable[Image]) -> Sequence[str]:
-    """How many images there are more of, in the three classes with most of them, and in all others together."""
+    """Describe how many images were added to the three classes with the most, and to all others together."""
     counts = sorted(Counter(image.label for image in more).items(), key=lambda item: (-item[1], item[0]))
-    told = [f"{counted(number, 'image')} more in class {shown(label)}" for label, number in counts[:3]]
+    lines = [f"{counted(number, 'image')} more in class {shown(label)}" for label, number in counts[:3]]
     if rest := counts[3:]:
         number = sum(count for _, count in rest)
-        told.append(f"{number:,} in {'another class' if len(rest) == 1 else f'{len(rest)} other classes'}")
-    return told
+        lines.append(f"{number:,} in {'another class' if len(rest) == 1 else f'{len(rest)} other classes'}")
+    return lines

@@ -23,7 +23,7 @@ def touch(folder: Path, *names: str, content: bytes = b"x") -> Path:
 
 
 def labelled(folder: Path) -> tuple[image_folder.Images, list[str]]:
-    return image_folder.labelled(image_folder.look(folder))
+    return image_folder.labelled(image_folder.scan(folder))
 
 
 def places(folder: Path) -> dict[str, tuple[str, str]]:
@@ -89,7 +89,7 @@ REFUSED = {
     "nothing": ((), "no images in classes, and no CIFAR-10 or CIFAR-100 batches, in this folder"),
     "other kinds": (("a/1.heic", "b/2.heic"), "no images in classes.*; 2 other files"),
     "no classes": (("1.png", "2.png"), "no images in classes"),
-    "one class": (("a/1.png",), "has one class, a"),
+    "one class": (("a/1.png",), "has only one class, a"),
     "no test": (("train/a/1.png", "train/b/1.png"), "has train/, but no test/"),
     "no train": (("test/a/1.png", "test/b/1.png"), "has test/, but no train/"),
     "a part in capitals": (("Train/a/1.png", "test/a/1.png"), "has a folder Train"),
@@ -97,7 +97,7 @@ REFUSED = {
     "a class in two cases": (("train/Cat/1.png", "test/cat/1.png", "train/b/1.png"), "Cat and cat differ only in case"),
     "a long name": (("a/1.png", f"{LONG}/1.png"), "too long or not printable"),
     "a name that is not UTF-8": (("a/1.png", os.fsdecode(b"\xff/1.png")), "too long or not printable"),
-    "too many classes": ([f"{number}/1.png" for number in range(257)], "has 257 classes, and 256 is the most"),
+    "too many classes": ([f"{number}/1.png" for number in range(257)], "has 257 classes, at most 256 are supported"),
 }
 
 
@@ -113,7 +113,7 @@ def test_a_class_of_links_out_of_the_folder_is_empty(tmp_path):
     folder = touch(tmp_path / "data", "a/1.png", "c/1.png")
     (folder / "b").mkdir()
     (folder / "b/1.png").symlink_to(tmp_path / "1.png")
-    with pytest.raises(Unlabelled, match="no images in b, where links out of the folder do not count"):
+    with pytest.raises(Unlabelled, match=r"no images in b \(links out of the folder are ignored\)"):
         labelled(folder)
 
 

@@ -1,4 +1,4 @@
-"""The metrics file: what Prometheus reads in it, and what of it outlives the next one."""
+"""The metrics file: what Prometheus reads, and what is kept when it is rewritten."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _read(path: Path) -> dict[tuple[str, ...], float]:
 
 
 def _promote(small: SmallChain, generation: str, accuracy: float) -> registry.Pointer:
-    """Make a generation current that is the finished run under another name."""
+    """Make the finished run current under the name of a generation."""
     run = small.run()
     entry = registry.entry_of(run, generation)
     assert entry
@@ -38,9 +38,7 @@ def _promote(small: SmallChain, generation: str, accuracy: float) -> registry.Po
     return registry.set_current(run.workspace.current(small.chain().config), entry)
 
 
-def test_the_file_has_each_current_model_the_gates_decisions_and_the_bytes_of_each_kind(
-    done: SmallChain, tmp_path: Path
-) -> None:
+def test_the_file_lists_current_models_gate_decisions_and_sizes(done: SmallChain, tmp_path: Path) -> None:
     workspace, path = Workspace(done.workspace), tmp_path / "node" / "vgg.prom"
     for name, accuracy in (("2026-W47", 0.25), ("2026-W48", 0.75)):
         current = _promote(done, name, accuracy)
@@ -81,7 +79,7 @@ def test_the_last_success_of_each_model_is_kept_until_it_is_retired(done: SmallC
     assert ("workspace_bytes", "runs") in _read(path)
 
 
-def test_a_workspace_of_any_name_makes_a_file_that_can_be_read(tmp_path: Path) -> None:
+def test_the_file_is_valid_for_any_name_of_the_workspace(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / 'a "b"\\n\nc')
     events.record(workspace, "refused", dataset="mini", architecture="tiny")
     metrics.write(tmp_path / "vgg.prom", workspace)
@@ -93,7 +91,7 @@ def test_a_workspace_of_any_name_makes_a_file_that_can_be_read(tmp_path: Path) -
     assert family.samples[0].labels["workspace"] == str(workspace.root)
 
 
-def test_odd_file_names_and_lines_of_the_log_keep_no_figure_out_of_the_file(tmp_path: Path) -> None:
+def test_odd_file_names_and_log_lines_do_not_suppress_other_figures(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "artifacts")
     events.record(workspace, "refused", dataset="mini", architecture="tiny")
     (workspace.root / os.fsdecode(b"\xff")).touch()
@@ -106,7 +104,7 @@ def test_odd_file_names_and_lines_of_the_log_keep_no_figure_out_of_the_file(tmp_
     assert found["workspace_bytes", "?"] == 0
 
 
-def test_what_is_no_file_is_refused_and_left_as_it_is_and_a_link_leads_to_the_file(tmp_path: Path) -> None:
+def test_special_files_are_refused_and_links_are_followed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(WorkspaceError, match="is no regular file"):

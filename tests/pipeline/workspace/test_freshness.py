@@ -1,4 +1,4 @@
-"""The rule of reruns in words: what differs, what only changed, what of a source may be shown."""
+"""The rule of reruns: reasons in words, changes that do not retrain, sources without secrets."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def trained(value):
         ),
     ],
 )
-def test_config_changes_are_every_training_key_that_does_not_retrain(then, now, lines):
+def test_config_changes_list_the_training_keys_that_do_not_retrain(then, now, lines):
     assert config_changes(trained(config(**then)), config(**now)) == lines
 
 
-def test_a_key_that_came_with_an_upgrade_is_no_change_at_its_default():
+def test_a_new_key_at_its_default_is_no_change():
     before = trained(config())
     del before["details"]["config"]["training"]["augmentation"]["cutout"]
     del before["details"]["config"]["training"]["label_smoothing"]
@@ -58,14 +58,14 @@ def test_a_key_that_came_with_an_upgrade_is_no_change_at_its_default():
     ]
 
 
-def test_a_key_that_an_upgrade_took_away_is_shown_and_one_that_was_not_recorded():
+def test_removed_and_unrecorded_keys_are_shown():
     before = {"details": {"config": {"training": {"mystery": 7}}, "epochs": 4}}
     lines = config_changes(before, config())
     assert "training.mystery: trained with 7, config now says (gone)" in lines
     assert "training.learning_rate: trained with (none), config now says 0.01" in lines
 
 
-def test_what_was_never_trained_has_no_config_changes():
+def test_without_a_training_there_are_no_config_changes():
     assert config_changes(None, config()) == []
 
 
@@ -75,13 +75,13 @@ def test_a_password_in_an_address_is_never_shown(tmp_path):
     assert why == ["no data set from https://host/mini.tar.gz yet"]
 
 
-def test_everything_waits_for_a_data_set_that_is_not_there(tmp_path):
+def test_everything_waits_for_a_missing_data_set(tmp_path):
     chain = Chain(Workspace(tmp_path / "nowhere"), config())
     for stage in ("train", "evaluate", "export", "report"):
         assert chain.why(stage) == ["no data set yet"]
         assert not chain.complete(stage)
     assert chain.run() is None
-    assert not (tmp_path / "nowhere").exists(), "asking makes nothing"
+    assert not (tmp_path / "nowhere").exists(), "asking creates nothing"
 
 
 def test_a_run_is_named_by_architecture_and_generation():
@@ -92,7 +92,7 @@ def test_a_run_is_named_by_architecture_and_generation():
     assert run_id(architecture, "2026-W48") == f"{name}@2026-W48"
 
 
-def test_finding_a_finished_chain_done_reads_no_big_file(finished, monkeypatch):
+def test_checking_a_finished_chain_hashes_no_file(finished, monkeypatch):
     def forbidden(path):
         raise AssertionError(f"{path} was hashed")
 

@@ -1,4 +1,4 @@
-"""What the names in a folder of images tell: classes, parts, what is refused and left out, and what has changed."""
+"""Folders of images: classes and parts, what is refused or left out, and what has changed."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def places(folder: Path) -> dict[str, tuple[str, str]]:
 SPLIT = ("train/a/1.png", "train/b/deep/er/2.JPG", "test/a/3.png", "test/b/4.webp")
 
 
-def test_the_extensions_are_those_of_the_formats_that_can_be_read():
+def test_the_extensions_cover_all_readable_formats():
     Pillow.init()
     known = {end for end, name in Pillow.registered_extensions().items() if name in image_files.FORMATS}
     assert known <= set(image_folder.EXTENSIONS)
 
 
-def test_folders_give_part_and_class(tmp_path):
+def test_folders_decide_part_and_class(tmp_path):
     assert places(touch(tmp_path, *SPLIT)) == {
         "train/a/1.png": ("train", "a"),
         "train/b/deep/er/2.JPG": ("train", "b"),
@@ -52,7 +52,7 @@ def test_one_level_of_classes_leaves_the_part_open(tmp_path):
     assert places(touch(tmp_path, "a/1.png", "b/x/2.png")) == {"a/1.png": ("", "a"), "b/x/2.png": ("", "b")}
 
 
-def test_labels_csv_decides_where_it_is_there(tmp_path):
+def test_labels_csv_takes_precedence(tmp_path):
     touch(tmp_path, "images/1.png", "images/2.png", "3.png")
     csv = (
         "\ufefffile,label,split,by\nimages/1.png,good,train,me\n./images/2.png, bad ,\n3.png,bad,test\ngone.png,good\n"
@@ -66,7 +66,7 @@ def test_labels_csv_decides_where_it_is_there(tmp_path):
     }
 
 
-def test_what_is_left_out_is_told(tmp_path):
+def test_what_is_left_out_is_reported(tmp_path):
     folder = touch(
         tmp_path / "data", *SPLIT, "stray.png", "extra/a/1.png", ".hidden.png", "train/Thumbs.db", "x/README"
     )
@@ -102,7 +102,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_folder_that_is_no_data_set_says_why(tmp_path, kind):
+def test_the_error_says_why_a_folder_is_no_data_set(tmp_path, kind):
     names, why = REFUSED[kind]
     with pytest.raises(Unlabelled, match=why) as refused:
         labelled(touch(tmp_path, *names))
@@ -132,7 +132,7 @@ BAD_LABELS = {
 
 
 @pytest.mark.parametrize("content", BAD_LABELS)
-def test_a_labels_csv_that_cannot_be_right_names_the_line(tmp_path, content):
+def test_an_invalid_labels_csv_is_refused_with_the_line(tmp_path, content):
     touch(tmp_path, "1.png", "2.png")
     touch(tmp_path, "labels.csv", content=content if isinstance(content, bytes) else content.encode())
     with pytest.raises(Unlabelled, match=f"labels.csv.*{BAD_LABELS[content]}"):
@@ -147,7 +147,7 @@ def test_a_pipe_in_place_of_labels_csv_is_refused(tmp_path):
     assert image_folder.read(tmp_path / "labels.csv") is None
 
 
-def test_a_folder_that_cannot_be_listed_is_named_and_is_a_change(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named_and_is_a_change(tmp_path, monkeypatch):
     touch(tmp_path, *SPLIT)
     before = sources.state(Data(name="parts", source=str(tmp_path)))
     listed = os.scandir
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_is_a_change(tmp_path, monke
     assert sources.state(Data(name="parts", source=str(tmp_path))) != before
 
 
-def test_the_state_of_a_folder_follows_its_images_and_labels_alone(tmp_path):
+def test_the_state_of_a_folder_depends_only_on_its_images_and_labels(tmp_path):
     def state(fraction: float = 0.2):
         return sources.state(Data(name="parts", source=str(tmp_path), test_fraction=fraction))
 
@@ -182,7 +182,7 @@ def test_the_state_of_a_folder_follows_its_images_and_labels_alone(tmp_path):
     assert not sources.same(state(), [before])
 
 
-def test_what_has_changed_is_told_class_by_class(tmp_path):
+def test_changes_are_reported_per_class(tmp_path):
     folder = touch(
         tmp_path / "data",
         *(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in range(9)),
@@ -206,7 +206,7 @@ def test_what_has_changed_is_told_class_by_class(tmp_path):
     )
 
 
-def test_images_of_one_size_and_time_are_told_apart_when_they_are_moved():
+def test_moved_images_of_equal_size_and_time_are_distinguished():
     def listed(**labels):
         return {name: image_folder.Image(3072, 0, "", label) for name, label in labels.items()}
 
@@ -218,6 +218,6 @@ def test_images_of_one_size_and_time_are_told_apart_when_they_are_moved():
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n", b"1.png,x,2,train,a\n", b"\x00"])
-def test_a_listing_that_cannot_be_read_is_as_none(tmp_path, content):
+def test_a_damaged_listing_is_ignored(tmp_path, content):
     (tmp_path / "listing.csv").write_bytes(content)
     assert not image_folder.read(tmp_path / "listing.csv")

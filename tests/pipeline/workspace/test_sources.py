@@ -1,4 +1,4 @@
-"""The state of a source: what counts as a change of it, and what does not."""
+"""The state of a source: what is a change and what is not."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def state(folder):
     return sources.state(Data(name="mini", source=str(folder)))
 
 
-def test_an_archive_is_known_by_size_and_time(tmp_path):
+def test_an_archive_is_identified_by_size_and_time(tmp_path):
     path = tmp_path / "mini.tar.gz"
-    assert state(path) is None, "a source that is gone is no change"
+    assert state(path) is None, "a missing source is no change"
     path.write_bytes(b"one")
     first = state(path)
     assert sources.same(state(path), [None, first])
@@ -36,14 +36,14 @@ def test_an_archive_is_known_by_size_and_time(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar/data_batch_2.bin", "cifar/test_batch.bin", "cifar/batches.meta.txt"])
-def test_a_folder_is_known_by_the_files_that_are_read(folder, name):
+def test_a_folder_is_identified_by_the_files_of_the_data_set(folder, name):
     first = state(folder)
     assert set(first) == {"cifar/data_batch_1.bin", "cifar/test_batch.bin", "cifar/batches.meta.txt"}
     (folder / name).write_bytes(b"other")
     assert not sources.same(state(folder), [first])
 
 
-def test_whatever_else_is_in_a_folder_does_not_count(folder):
+def test_other_files_in_a_folder_are_ignored(folder):
     first = state(folder)
     (folder / "cifar" / "readme.html").write_bytes(b"changed")
     (folder / "train.log").write_bytes(b"x")
@@ -53,15 +53,15 @@ def test_whatever_else_is_in_a_folder_does_not_count(folder):
     assert sources.same(state(folder), [first])
 
 
-def test_a_record_of_an_earlier_version_that_names_every_file_still_counts(folder):
-    every = {path.relative_to(folder).as_posix(): sources._size_and_time(path) for path in folder.rglob("*.*")}
-    assert "cifar/readme.html" in every
-    assert sources.same(state(folder), [every])
+def test_a_record_of_an_earlier_version_that_names_every_file_is_still_valid(folder):
+    recorded = {path.relative_to(folder).as_posix(): sources._size_and_time(path) for path in folder.rglob("*.*")}
+    assert "cifar/readme.html" in recorded
+    assert sources.same(state(folder), [recorded])
     (folder / "cifar" / "test_batch.bin").write_bytes(b"other")
-    assert not sources.same(state(folder), [every])
+    assert not sources.same(state(folder), [recorded])
 
 
-def test_a_folder_inside_that_may_not_be_listed_is_passed_over(folder, monkeypatch):
+def test_an_unreadable_subfolder_is_skipped(folder, monkeypatch):
     (folder / "lost+found").mkdir()
     listed = os.listdir
 
@@ -75,7 +75,7 @@ def test_a_folder_inside_that_may_not_be_listed_is_passed_over(folder, monkeypat
     assert "cifar/test_batch.bin" in state(folder)
 
 
-def test_a_share_of_test_images_that_is_no_number_says_nothing_about_a_change(tmp_path):
+def test_a_recorded_test_fraction_that_is_not_a_number_is_ignored(tmp_path):
     data = Data(name="mine", source=str(tmp_path), test_fraction=0.2)
     assert sources.change(data, tmp_path / "none.csv", [{"test_fraction": []}, {"test_fraction": {}}, 5]) == ""
     assert "test_fraction: 0.1 -> 0.2" in sources.change(data, tmp_path / "none.csv", [{"test_fraction": 0.1}])

@@ -65,7 +65,7 @@ def finding(name: str, check: Callable[..., str], *about: Any) -> Finding:
     try:
         return Finding(name, True, check(*about))
     except OSError as error:
-        return Finding(name, False, str(from_os_error(error, "look at it")))
+        return Finding(name, False, str(from_os_error(error, "access it")))
     except PipelineError as error:
         return Finding(name, False, str(error))
 

@@ -76,7 +76,8 @@ class SetAside(Command, ChainTask):
         target = chain.workspace.in_trash(folder)
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
-        tell(f"{moving} {shown(folder)} ({human_size(chain.workspace.storage.size_of(folder))})\n  to {shown(target)}")
+        size = human_size(chain.workspace.storage.folder_size(folder))
+        tell(f"{moving} {shown(folder)} ({size})\n  to {shown(target)}")
         tell(f"  the next run repeats {self.stage}" + (f", then {', '.join(after)} where needed" if after else ""))
         if not self.confirm:
             tell("  preview only: add --confirm to do it")

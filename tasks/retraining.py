@@ -326,7 +326,7 @@ class Prune(Command, ChainTask):
         moving = "moving" if self.confirm else "would move"
         total = 0
         for item in expired:
-            size = workspace.storage.size_of(item.run.root)
+            size = workspace.storage.folder_size(item.run.root)
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
             told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
@@ -334,7 +334,7 @@ class Prune(Command, ChainTask):
         found = f"{counted(len(expired), 'generation')}, {human_size(total)}" if expired else "nothing to prune"
         tell(f"{found} (keeping the newest {keep}; the current and the previous one always stay)")
         for folder in unneeded:
-            size = workspace.storage.size_of(folder)
+            size = workspace.storage.folder_size(folder)
             tell(f"{moving} data set {folder.name} ({human_size(size)}), which no run and no source needs")
         if self.confirm:
             moved, left = retention.prune(chain, expired, unneeded)
@@ -349,7 +349,7 @@ class Prune(Command, ChainTask):
 
     def _delete(self, workspace: Workspace, age: datetime.timedelta) -> None:
         trashed, files = deletion.old_trash(workspace, age), deletion.leftovers(workspace, age)
-        size = sum(map(workspace.storage.size_of, trashed)) + sum(map(_size, files))
+        size = sum(map(workspace.storage.folder_size, trashed)) + sum(map(_size, files))
         what = f"{counted(len(trashed), 'trash folder')} and {counted(len(files), 'leftover')} ({human_size(size)})"
         tell(f"{'permanently deleting' if self.confirm else 'would permanently delete'} {what}")
         if self.confirm and (trashed or files):

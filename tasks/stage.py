@@ -129,7 +129,7 @@ class StageTask(ChainTask):
             with self.turn(chain, self._waiting(wait)) as turn:
                 progress.note = ""
                 log.info("%s: running: %s", self.what, "; ".join(reasons))
-                with recorded(chain.workspace, reasons, **about), stage_sync.at_work(chain, self.stage, options):
+                with recorded(chain.workspace, reasons, **about), stage_sync.synced(chain, self.stage, options):
                     parent.run_stage(
                         self.stage,
                         chain,
@@ -174,7 +174,7 @@ class StageTask(ChainTask):
         """Words for the child out of the scheduler's messages; unknown ones are answered."""
         words: list[str] = []
         messages = getattr(self, "scheduler_messages", None)
-        if self.chain.workspace.storage.lost and not self.gave_up:
+        if self.chain.workspace.storage.lock_lost and not self.gave_up:
             words.append("stop")  # another host goes on with it
             self.gave_up = True
         while messages is not None and not messages.empty():

@@ -92,7 +92,7 @@ def turn(what: str, processes: int, waiting: Callable[[str], None]) -> Iterator[
                 path = turn_lock()
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 if path.parent.stat().st_uid == os.getuid():  # not laid out by somebody else
-                    descriptors.append(held.enter_context(locks.hold(path, what, wait=True, waiting=waiting)))
+                    descriptors.append(held.enter_context(locks.hold(path, what, wait=True, on_wait=waiting)))
         yield descriptors
 
 

@@ -81,7 +81,7 @@ def delete(workspace: Workspace, folders: list[Path], files: list[Path]) -> None
 
     What cannot be deleted stops nothing; then raises the first such `OSError`.
     """
-    size, problems = sum(map(workspace.storage.size_of, folders)), []
+    size, problems = sum(map(workspace.storage.folder_size, folders)), []
     leftover = functools.partial(_delete_leftover, workspace)
     work = [(workspace.storage.delete, path) for path in folders] + [(leftover, path) for path in files]
     for remove_one, path in work:

@@ -163,7 +163,7 @@ def lock_name(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def held(workspace: Workspace, path: Path, tell: locks.Waiting = log.info) -> Iterator[None]:
+def held(workspace: Workspace, path: Path, tell: locks.OnWait = log.info) -> Iterator[None]:
     """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then.
 
     After an error a former pointer is there again. `tell` hears once for whom this waits.

@@ -98,7 +98,7 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
         if folder not in unneeded(workspace):
             there = workspace.storage.exists(folder)
             raise AlreadyRunning(f"{what} is now in use" if there else f"{what} was moved meanwhile")
-        size = workspace.storage.size_of(folder)
+        size = workspace.storage.folder_size(folder)
         workspace.move(folder, target)
         for room in (workspace.runs, workspace.work):  # of its runs, which are gone
             with contextlib.suppress(OSError):
@@ -109,7 +109,7 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
 
 def _move(chain: Chain, item: Generation) -> str:
     workspace, run = chain.workspace, item.run
-    size, target = workspace.storage.size_of(run.root), workspace.in_trash(run.root)
+    size, target = workspace.storage.folder_size(run.root), workspace.in_trash(run.root)
     with trash.whole_run(run, f"generation {item.name}"):
         workspace.storage.refresh([run.root], since=time.monotonic())
         if not workspace.storage.exists(run.root):

@@ -1,4 +1,4 @@
-"""Where the files of a workspace are, a folder or an object store with copies here, and the locks on them."""
+"""Storage of a workspace (a folder, or an object store with local copies) and the locks on it."""
 
 from pipeline.storage.backend import check_url, is_url
 from pipeline.storage.folder import LOCAL, Storage

@@ -1,7 +1,7 @@
-"""fsspec and its back-ends: addresses of stores, connections, and what each back-end does in its own way.
+"""fsspec and its back-ends: addresses of stores, connections, and the differences between back-ends.
 
-fsspec and a back-end are imported when the first request is made: a workspace in a folder never needs them. Credentials
-come from the places where the back-end itself looks for them.
+fsspec and a back-end are imported on the first request, as a workspace in a folder never needs them. Credentials come
+from wherever the back-end itself looks for them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pipeline.errors import ConfigError, from_os_error
 
 T = TypeVar("T")
 
-#: What the disk here answers when a download does not fit on it.
+#: Errors of the local disk when a download does not fit.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-#: What object stores answer, in words, when a conditional write was refused because of another writer.
+#: Substrings of object stores' errors when a conditional write lost against another writer.
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "pre-condition")
 
-#: Errors (by name: their libraries are not imported here) that no second try can mend.
-_HOPELESS = {
+#: Errors that a retry cannot fix, by name, as their libraries are not imported here.
+_PERMANENT = {
     "NoCredentialsError": "no credentials were found; set them up where the store's own tools look for them",
     "PartialCredentialsError": "the credentials are incomplete",
     "ProfileNotFound": "the credentials' profile does not exist",
@@ -33,17 +33,17 @@ _HOPELESS = {
     "UnauthorizedSSOTokenError": "the credentials have expired; log in again",
 }
 
-#: Which extra brings the back-end of a scheme.
+#: The extra that installs the back-end of each scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "sftp": "sftp"}
 
 
 def is_url(address: str) -> bool:
-    """True for the address of a store, False for a folder's path."""
+    """Whether `address` is that of a store rather than the path of a folder."""
     return "://" in address
 
 
 def check_url(address: str) -> str:
-    """The address of a store in the one form that it is known by; raises `ConfigError` for one that cannot work."""
+    """Return the canonical form of a store's address. Raises `ConfigError` if it cannot work."""
     scheme, _, rest = address.partition("://")
     try:
         parts = urllib.parse.urlsplit(f"x://{rest}")
@@ -64,7 +64,7 @@ def check_url(address: str) -> str:
 
 
 def _class(url: str) -> Any:
-    """fsspec's class for the scheme of an address. Raises `ConfigError` when there is none, or it is not installed."""
+    """Return fsspec's class for the scheme of an address. Raises `ConfigError` if it is unknown or not installed."""
     import fsspec
 
     scheme = url.partition("://")[0]
@@ -81,92 +81,93 @@ def _class(url: str) -> Any:
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """A new connection to the store of an address, and the address as the back-end writes it."""
+    """Connect to a store. Returns the file system and the address in the back-end's own form."""
     import fsspec
 
     scheme, backend = url.partition("://")[0], _class(url)
     try:
         options: dict[str, Any] = backend._get_kwargs_from_urls(url)
         if scheme in ("s3", "s3a"):
-            # The pauses between tries are ours; what a back-end adds to them would multiply.
-            own = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})  # the user's, from fsspec's own files
+            # `Store` does the retries; those of a back-end would multiply them.
+            own = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})  # from the user's fsspec configuration
             options |= {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
-        # Not `url_to_fs`, which takes two colons in a name for two back-ends.
+        # Not `url_to_fs`, which reads two colons in a name as a chain of back-ends.
         fs, base = fsspec.filesystem(scheme, **options), str(backend._strip_protocol(url))
-    except ValueError as error:  # an option that is missing or wrong
+    except ValueError as error:  # a missing or invalid option
         raise ConfigError(f"--workspace {shown(url)}: {error}") from None
     if isinstance(getattr(fs, "retries", None), int):
         fs.retries = 1
     return fs, base.rstrip("/")
 
 
-def is_shared(fs: Any) -> bool:
-    """True for the back-end of an object store, False for that of a file server."""
+def is_object_store(fs: Any) -> bool:
+    """Whether a back-end is that of an object store rather than of a file server."""
     return bool(getattr(fs, "async_impl", False))
 
 
 def download(fs: Any, path: str, file: str) -> None:
-    """Download a file; raises `WorkspaceError` at once when the disk here is full, which is no fault of the store."""
+    """Download a file. Raises `WorkspaceError` if the local disk is full, as a retry cannot fix that."""
     try:
         fs.get_file(path, file)
     except OSError as error:
         if error.errno not in _FULL:
             raise
         error.filename = file
-        raise from_os_error(error, f"keep a copy of {path} here") from error
+        raise from_os_error(error, f"keep a local copy of {path}") from error
 
 
 def create(fs: Any, path: str, content: bytes) -> None:
-    """Write a file or object; raises `FileExistsError` when there is one, `NotImplementedError` or `ValueError` where
-    the back-end cannot tell.
+    """Write a file or object that must not exist yet.
+
+    Raises `FileExistsError` if it does, `NotImplementedError` or `ValueError` if the back-end cannot tell.
     """
     try:
-        if is_shared(fs):
+        if is_object_store(fs):
             fs.pipe_file(path, content, mode="create")
         else:
-            # paramiko wants both letters; those that refuse them have `x` alone.
+            # paramiko needs both letters; other back-ends reject that and need `x` alone.
             with fs.open(path, "wxb" if "sftp" in fs.protocol else "xb") as file:
                 file.write(content)
     except OSError as error:
-        conflict = any(word in str(error) for word in _CONFLICTS) if is_shared(fs) else fs.exists(path)
-        if conflict:  # S3 and SFTP have no error of their own for it
+        conflict = any(word in str(error) for word in _CONFLICTS) if is_object_store(fs) else fs.exists(path)
+        if conflict:  # S3 and SFTP have no specific exception for it
             raise FileExistsError(path) from error
         raise
 
 
 def copy(fs: Any, path: str, target: str) -> None:
     """Copy a file or object."""
-    made(fs, target)
+    with_parent(fs, target)
     try:
         fs.cp_file(path, target)
-    except NotImplementedError:  # SFTP has no such request
+    except NotImplementedError:  # SFTP cannot copy
         with tempfile.TemporaryDirectory() as folder:
             download(fs, path, f"{folder}/copy")
             fs.put_file(f"{folder}/copy", target)
 
 
-def if_there(ask: Callable[[str], T], path: str) -> T | None:
-    """What a request answers; None when there is no such file or object."""
+def none_if_missing(request: Callable[[str], T], path: str) -> T | None:
+    """Call `request(path)`. Returns None if there is no such file or object."""
     with contextlib.suppress(FileNotFoundError):
-        return ask(path)
+        return request(path)
     return None
 
 
-def made(fs: Any, path: str) -> str:
-    """The path, its folder being there: object stores have none, file servers want one."""
-    if not is_shared(fs):
+def with_parent(fs: Any, path: str) -> str:
+    """Return `path` after creating its folder, which file servers need and object stores do not have."""
+    if not is_object_store(fs):
         fs.makedirs(fs._parent(path), exist_ok=True)
     return path
 
 
-def hopeless(error: Exception) -> str:
-    """Why no second try can mend an error; empty when one may."""
+def permanent_failure(error: Exception) -> str:
+    """Why a retry cannot fix an error; empty if it may."""
     if isinstance(error, PermissionError):
-        return f"permission denied ({said(error)}); check the credentials and the rights on the bucket"
-    return _HOPELESS.get(type(error).__name__, "")
+        return f"permission denied ({describe(error)}); check the credentials and the rights on the bucket"
+    return _PERMANENT.get(type(error).__name__, "")
 
 
-def said(error: Exception) -> str:
-    """What an error says, in one short line."""
+def describe(error: Exception) -> str:
+    """Format an error as one short line."""
     text = " ".join(str(error).split()) or "no details"
     return f"{type(error).__name__}: {text[:200]}"

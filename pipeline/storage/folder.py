@@ -1,7 +1,4 @@
-"""What a workspace asks of its storage, and how a folder does it; `object_storage` does the same with a store.
-
-In a folder everything is where it is looked for, and nobody has to be told of it.
-"""
+"""The interface of a workspace's storage, implemented here for a folder and in `object_storage` for a store."""
 
 from __future__ import annotations
 
@@ -28,96 +25,96 @@ from pipeline.files import (
     sync_directory,
     write_atomically,
 )
-from pipeline.storage.locks import Holder, Waiting
+from pipeline.storage.locks import Holder, OnWait
 
 log = logging.getLogger("vgg")
 
-#: For how long after its replacement somebody may still be about to open a model that was served.
+#: How long to keep a replaced model for services that are about to open it.
 READ_SECONDS = 3600.0
 
 
 class Storage:
-    """The files of a workspace, in a folder. Every path is one below the workspace's folder on this host.
+    """The files of a workspace in a folder. Takes local paths below that folder. Stateless.
 
-    What follows other hosts, or tells them of something, does nothing here. It has no state.
+    Methods that exchange files with other hosts do nothing here.
     """
 
-    # --- what is there ------------------------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------------------------
 
     def shown(self, path: Path) -> str:
-        """A path as people find it: in an object store, its address."""
+        """Return a path as users know it: in an object store, its address."""
         return str(path)
 
     def size(self, path: Path) -> int:
-        """The size of a file in bytes. Raises `OSError` when it is not there."""
+        """Return the size of a file in bytes. Raises `OSError` if it is missing."""
         return path.stat().st_size
 
     def sha256(self, path: Path) -> str:
-        """SHA-256 of a file's content. Raises `OSError` when it is not there."""
+        """Return the SHA-256 of a file. Raises `OSError` if it is missing."""
         return sha256_file(path)
 
     def exists(self, path: Path) -> bool:
-        """True for a file or a folder that is there."""
+        """Whether a file or folder exists."""
         return os.path.lexists(path)
 
     def names(self, folder: Path) -> list[str]:
-        """The names of the files directly in a folder."""
+        """Return the names of the files directly in a folder."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(os.listdir(folder))
         return []
 
     def files(self, folder: Path) -> dict[str, int]:
-        """Every file of a folder and the folders in it, as seen from there, with its size in bytes."""
-        found, start = {}, len(f"{folder}/")
-        for place, _, names in os.walk(folder):  # text, as pathlib takes as long again for ten thousand files
+        """Return the size in bytes of every file below a folder, by its path relative to that folder."""
+        sizes, start = {}, len(f"{folder}/")
+        for place, _, names in os.walk(folder):  # strings: pathlib takes twice as long for ten thousand files
             for path in (f"{place}/{name}" for name in names):
-                with contextlib.suppress(OSError):  # gone this very moment
+                with contextlib.suppress(OSError):  # deleted since it was listed
                     status = os.lstat(path)
                     if stat.S_ISREG(status.st_mode):
-                        found[path[start:]] = status.st_size
-        return found
+                        sizes[path[start:]] = status.st_size
+        return sizes
 
-    def size_of(self, folder: Path) -> int:
-        """Bytes of all files below a folder."""
+    def folder_size(self, folder: Path) -> int:
+        """Return the total size in bytes of all files below a folder."""
         return sum(self.files(folder).values())
 
     def is_unpublished(self, path: Path) -> bool:
-        """True for a manifest or pointer that was made here and is not in the store."""
+        """Whether a manifest or pointer was written here and is not in the store."""
         return False
 
-    # --- what other hosts did -----------------------------------------------------------------------------------
+    # --- changes by other hosts ---------------------------------------------------------------------------------
 
     def refresh(self, folders: Iterable[Path], inside: Sequence[str] = ("",), since: float = 0.0) -> bool:
-        """Have at hand what is in these folders, and the small JSON files (manifests, pointers) of those `inside`.
+        """List these folders and fetch the small JSON files (manifests, pointers) of their subfolders `inside`.
 
-        `inside` names folders in each of `folders`, "" itself. A listing from before `since` (monotonic) is taken
-        anew; gives whether one was.
+        In `inside`, "" is the folder itself. Listings older than `since` (monotonic) are renewed; returns whether any
+        was.
         """
         return False
 
     def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
-        """As `refresh`, for all folders that match a pattern, `runs/cifar10-*/vgg11-*` for example."""
+        """Like `refresh`, for all folders that match a pattern such as `runs/cifar10-*/vgg11-*`."""
 
     # --- copies -------------------------------------------------------------------------------------------------
 
     def fetch(
         self, folder: Path, files: Mapping[str, Any], digests: Mapping[str, str], everything: bool = False
     ) -> None:
-        """Have the `files` of a stage here, each with its recorded size and SHA-256. See `Workspace.fetch`."""
+        """Fetch the `files` of a stage and check their size and SHA-256. See `Workspace.fetch`."""
 
     def publish(self, folder: Path, files: Mapping[str, Any], only: Mapping[str, str] | None = None) -> None:
-        """Let other hosts see a finished stage. See `Workspace.publish`."""
+        """Make a finished stage visible to other hosts. See `Workspace.publish`."""
 
     def publish_file(self, path: Path) -> None:
-        """Let other hosts see a single small file, a pointer."""
+        """Make a single small file (a pointer) visible to other hosts."""
 
     def move(self, folder: Path, target: Path) -> None:
-        """Move a folder, or one file, within the workspace."""
+        """Move a folder or file within the workspace."""
         move(folder, target)
 
     def delete(self, folder: Path) -> None:
-        """Delete a folder for good; at no moment does a part of it count as finished."""
-        if not folder.name.startswith("."):  # else it was left by one that was killed below
+        """Delete a folder for good. If interrupted, no part of it passes for finished."""
+        if not folder.name.startswith("."):  # else left by a killed `delete`
             hidden = folder.with_name(f".{folder.name}")
             remove(hidden)
             os.replace(folder, hidden)
@@ -125,9 +122,9 @@ class Storage:
         remove(folder)
 
     def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
-        """Have `model` and the manifest `about` in the folder `version`, and make `stable` lead there.
+        """Put `model` and its manifest `about` into the folder `version`, then point `stable` there.
 
-        At no moment is `stable` without a model. Former versions go when nobody can be reading them any more.
+        `stable` always holds a model. Deletes former versions once nobody can be reading them any more.
         """
 
         def fill(folder: Path) -> None:
@@ -141,8 +138,8 @@ class Storage:
             _replace(version, fill)
         try:
             _replace(stable, lambda link: os.symlink(version.name, link))
-        except OSError:  # a file system without links, or one that had none before
-            if stable.is_symlink():  # whose target never changes
+        except OSError:  # the file system has no links, or had none when `stable` was made
+            if stable.is_symlink():  # writing through it would change the former version
                 raise
             stable.mkdir(exist_ok=True)
             for name in (model.name, MANIFEST):
@@ -156,21 +153,21 @@ class Storage:
 
     # --- locks and the event log --------------------------------------------------------------------------------
 
-    def hold(self, name: str, what: str, wait: bool, waiting: Waiting) -> AbstractContextManager[object]:
-        """Hold a lock against other hosts. See `Workspace.hold`, which also holds it against processes here."""
+    def hold(self, name: str, what: str, wait: bool, on_wait: OnWait) -> AbstractContextManager[object]:
+        """Hold a lock against other hosts. `Workspace.hold` also holds it against local processes."""
         return contextlib.nullcontext()
 
     def holder(self, name: str) -> Holder | None:
-        """Who holds the lock of this name on any host, or None."""
+        """Return the holder of a lock on any host, or None."""
         return None
 
     @property
-    def lost(self) -> bool:
-        """True when another host took over a lock that this process held."""
+    def lock_lost(self) -> bool:
+        """Whether another host took over a lock that this process held."""
         return False
 
     def read_log(self, file: Path) -> list[str]:
-        """The lines of the event log in order, those of every host."""
+        """Return the lines of the event logs of all hosts, in order."""
         try:
             return read_regular(file).decode(errors="replace").splitlines()
         except (FileNotFoundError, NotADirectoryError):
@@ -180,19 +177,19 @@ class Storage:
             return []
 
     def publish_log(self, file: Path, progress: Path, lock: Path) -> None:
-        """Let other hosts see what is new in the event log; `progress` notes how many lines they have."""
+        """Publish new lines of the event log; the file `progress` holds how many are published."""
 
 
 def _replace(path: Path, make: Callable[[Path], object]) -> None:
-    """Make something beside a path and put it there in one step."""
-    beside = path.with_name(f".{path.name}.new")
-    remove(beside)
+    """Call `make` for a temporary path, then rename that to `path`."""
+    temporary = path.with_name(f".{path.name}.new")
+    remove(temporary)
     try:
-        make(beside)
-        os.replace(beside, path)
+        make(temporary)
+        os.replace(temporary, path)
     finally:
-        remove(beside)
+        remove(temporary)
 
 
-#: The storage of every workspace that is in a folder.
+#: The storage of every workspace in a folder.
 LOCAL = Storage()

@@ -1,6 +1,6 @@
-"""What is in a store, by listings: of everything in it names, sizes and versions.
+"""Cached listings of a store: names, sizes and versions of its objects.
 
-Either the whole store is listed, or only the folders that are asked about, whichever takes fewer requests.
+Lists either the whole store or only the folders in question, whichever takes fewer requests.
 """
 
 from __future__ import annotations
@@ -12,79 +12,79 @@ from collections.abc import Iterable, Iterator
 
 from pipeline.storage.store import Store, Stored
 
-#: Objects that a store lists with one request.
+#: Objects that a store returns per list request.
 PAGE = 1000
 
-#: Since when (monotonic) listings are trusted, and by which process.
+#: Since when (monotonic) listings are trusted, and the process that this is for.
 _trusted = 0.0, os.getpid()
 
 
 def distrust_listings() -> None:
-    """From now on no listing of before is good for a no: other hosts may have finished something."""
+    """Stop trusting present listings where they say that something is missing: other hosts may have finished it."""
     global _trusted
     _trusted = time.monotonic(), os.getpid()
 
 
 def trusted_since() -> float:
-    """A listing from before this moment (monotonic) is good for a yes, not for a no."""
+    """Return the time (monotonic) before which a listing proves that an object exists, but not that it is missing."""
     if _trusted[1] != os.getpid():  # forked by Luigi for one task
         distrust_listings()
     return _trusted[0]
 
 
 class Listing:
-    """What the last listings of a store said."""
+    """The objects of a store as of its last listings."""
 
     def __init__(self, store: Store, objects: int = 0) -> None:
         self.store = store
-        #: How many there are, as far as that is known.
+        #: Number of objects in the store, as far as known.
         self.objects = objects
-        #: Folders whose small files here are those of the listing.
+        #: Folders whose small files are up to date locally.
         self.synced: set[str] = set()
-        self._there: dict[str, dict[str, Stored]] = {}  # folder -> name -> object
-        #: When (monotonic) each folder was listed with all that is below it; "" is the workspace.
+        self._objects: dict[str, dict[str, Stored]] = {}  # folder -> name -> object
+        #: When (monotonic) each folder was listed recursively; "" is the workspace.
         self._listed: dict[str, float] = {}
 
     def get(self, key: str) -> Stored | None:
         folder, _, name = key.rpartition("/")
-        return self._there.get(folder, {}).get(name)
+        return self._objects.get(folder, {}).get(name)
 
     def note(self, key: str, stored: Stored | None) -> None:
-        """Note an object that was written, or with None deleted, since it was listed."""
+        """Record that an object was written since it was listed; None if it was deleted."""
         folder, _, name = key.rpartition("/")
         if stored is None:
-            self._there.get(folder, {}).pop(name, None)
+            self._objects.get(folder, {}).pop(name, None)
         else:
-            self._there.setdefault(folder, {})[name] = stored
+            self._objects.setdefault(folder, {})[name] = stored
 
     def folder(self, key: str) -> dict[str, Stored]:
-        """The objects directly in a folder, by name."""
-        return self._there.get(key, {})
+        """Return the objects directly in a folder, by name."""
+        return self._objects.get(key, {})
 
     def below(self, key: str) -> dict[str, Stored]:
-        """Every object of a folder ("" is the workspace) and the folders in it, by its key."""
+        """Return every object below a folder ("" is the workspace), by key."""
         return {
             f"{folder}/{name}".lstrip("/"): stored
-            for folder, names in self._there.items()
+            for folder, names in self._objects.items()
             if key in ("", folder) or folder.startswith(f"{key}/")
             for name, stored in names.items()
         }
 
     def folders(self, depth: int) -> set[str]:
-        """The folders of so many parts that hold an object, however deep."""
-        parts = (folder.split("/") for folder in self._there)
+        """Return the folders `depth` levels down that hold an object at any depth."""
+        parts = (folder.split("/") for folder in self._objects)
         return {"/".join(part[:depth]) for part in parts if len(part) >= depth}
 
     def refresh(self, keys: Iterable[str], since: float = 0.0) -> bool:
-        """List the folders of which there is no listing, or one from before `since`; gives whether there was one."""
-        wanted = {key for key in keys if not any(self._listed.get(folder, -1.0) >= since for folder in _above(key))}
+        """List the folders that were not listed since `since`. Returns whether there were any."""
+        wanted = {key for key in keys if not any(self._listed.get(folder, -1.0) >= since for folder in _parents(key))}
         if not wanted:
             return False
         if "" in wanted or len(wanted) * PAGE >= self.objects:
             wanted = {""}
         started = time.monotonic()
         found: dict[str, Stored] = {}
-        for part in self.store.each(self.store.find, wanted):
+        for part in self.store.map(self.store.find, wanted):
             found |= part
         self.replace(wanted, found)
         self._listed |= dict.fromkeys(wanted, started)
@@ -93,21 +93,21 @@ class Listing:
         return True
 
     def replace(self, keys: Iterable[str], found: dict[str, Stored]) -> None:
-        """Take `found` for all that is in these folders."""
+        """Replace the listing of these folders by `found`."""
         tops = set(keys)
 
         @functools.cache
         def is_below(folder: str) -> bool:
-            return not tops.isdisjoint(_above(folder))
+            return not tops.isdisjoint(_parents(folder))
 
-        self._there = {folder: names for folder, names in self._there.items() if not is_below(folder)}
+        self._objects = {folder: names for folder, names in self._objects.items() if not is_below(folder)}
         self.synced = {folder for folder in self.synced if not is_below(folder)}
         for key, stored in found.items():
             self.note(key, stored)
 
 
-def _above(key: str) -> Iterator[str]:
-    """A folder and every folder that it is in, the workspace ("") first."""
+def _parents(key: str) -> Iterator[str]:
+    """Yield every parent of a folder from the workspace ("") down, then the folder itself."""
     yield ""
     end = -1
     while (end := key.find("/", end + 1)) > 0:

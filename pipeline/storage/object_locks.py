@@ -1,9 +1,8 @@
-"""One worker at a time on a stage, across hosts that share nothing but a store: a small object that says who has it.
+"""Locks across hosts that share nothing but a store: a small object that names the holder.
 
-The object is created by a conditional write where the store has them; its holder writes it anew every few seconds. A
-holder that has not done so for the store's `stale_seconds` (by the store's clock) counts as dead, and so does one on
-this machine whose process is gone: the next one takes over. A holder that was only cut off finds out before it
-publishes anything.
+The object is created by a conditional write, if the store has them, and rewritten every few seconds as a heartbeat. A
+lock is stale after `stale_seconds` without one (by the store's clock), or when its process on this machine is gone; the
+next host then takes it over. A holder that was only cut off notices before it publishes anything.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ import msgspec
 
 from pipeline.errors import AlreadyRunning, PipelineError
 from pipeline.files import now
-from pipeline.storage.locks import Holder, Waiting, host_name, is_gone
+from pipeline.storage.locks import Holder, OnWait, host_name, is_gone
 from pipeline.storage.store import SETTLE_SECONDS, Store
 
-#: Where the locks are in a store.
+#: Folder of the locks in a store.
 LOCKS = "work/locks"
 
-#: Seconds after a failed heartbeat until the next one.
-AGAIN_SECONDS = 1.0
+#: Seconds until a failed heartbeat is retried.
+RETRY_SECONDS = 1.0
 
-#: Seconds between two looks at a lock that is waited for.
+#: Seconds between polls of a lock that somebody else holds.
 POLL_SECONDS = 2.0
 
 
 class _Record(Holder, frozen=True):
-    """What is in the object. One that no holder wrote counts until it is stale."""
+    """Content of the object. A malformed one still locks until it is stale."""
 
     machine: str = ""
     token: str = ""
@@ -43,7 +42,7 @@ class _Record(Holder, frozen=True):
 
 
 class ObjectLock:
-    """The lock at `key` of a store. `lost` is True once another host was found to have taken it over."""
+    """The lock at `key` of a store. `lost` is set once this process notices that another host took it over."""
 
     def __init__(self, store: Store, key: str) -> None:
         self.store, self.key = store, key
@@ -51,24 +50,24 @@ class ObjectLock:
         self.lost = False
         self._since = ""
         self._ended = threading.Event()
-        self._written = threading.Lock()
+        self._write_lock = threading.Lock()
 
     @contextlib.contextmanager
-    def held(self, what: str, wait: bool, waiting: Waiting) -> Iterator[ObjectLock]:
-        """Hold the lock; with `wait` wait for who has it, else raise `AlreadyRunning`."""
-        self._acquire(what, wait, waiting)
+    def held(self, what: str, wait: bool, on_wait: OnWait) -> Iterator[ObjectLock]:
+        """Hold the lock. If it is taken, wait for it with `wait`, else raise `AlreadyRunning`."""
+        self._acquire(what, wait, on_wait)
         heartbeat = threading.Thread(target=self._heartbeat, name="lock heartbeat", daemon=True)
         heartbeat.start()
         try:
             yield self
         finally:
             self._ended.set()
-            with self._written, contextlib.suppress(PipelineError):  # else it becomes stale
+            with self._write_lock, contextlib.suppress(PipelineError):  # on failure the lock becomes stale
                 if self.still_ours():
                     self.store.delete([self.key])
 
     def record(self) -> _Record | None:
-        """What the lock's holder wrote, or None when nobody has it."""
+        """Return the holder's record, or None if the lock is free."""
         content = self.store.read(self.key)
         if content is None:
             return None
@@ -78,7 +77,7 @@ class ObjectLock:
             return _Record()
 
     def still_ours(self) -> bool:
-        """True unless another host has taken the lock over; asks the store."""
+        """Ask the store whether this process still holds the lock."""
         self.lost = self.lost or not self._is_ours()
         return not self.lost
 
@@ -86,7 +85,7 @@ class ObjectLock:
         record = self.record()
         return record is not None and record.token == self.token
 
-    def _acquire(self, what: str, wait: bool, waiting: Waiting) -> None:
+    def _acquire(self, what: str, wait: bool, on_wait: OnWait) -> None:
         while True:
             self._since = now()
             if self.store.create(self.key, self._content()):
@@ -95,13 +94,13 @@ class ObjectLock:
             if other is None:
                 continue
             if self._is_dead(other):
-                # What was written meanwhile, by its holder or by who took it over, stands.
+                # Check again: its holder, or another host that took over, may have written since.
                 if self.record() == other and self._take_over():
                     return
                 continue
             if not wait:
                 raise AlreadyRunning(f"{what} is already being worked on by {other}; nothing was done")
-            waiting(f"{what}: waiting for {other}")
+            on_wait(f"{what}: waiting for {other}")
             time.sleep(POLL_SECONDS)
 
     def _is_dead(self, other: _Record) -> bool:
@@ -113,10 +112,10 @@ class ObjectLock:
         return age > (self.store.stale_seconds if other.stale_after is None else other.stale_after)
 
     def _take_over(self) -> bool:
-        """Write over a dead holder's record; of several that do so at once, the last one has the lock.
+        """Overwrite a dead holder's record. If several hosts do so at once, the last one gets the lock.
 
-        One whose write comes later than SETTLE_SECONDS after another's takes the lock from that one, which finds out
-        with its next heartbeat, and before it publishes anything.
+        A host that writes more than SETTLE_SECONDS after another takes the lock from it; the other notices at its next
+        heartbeat, and before it publishes anything.
         """
         self.store.write(self.key, self._content())
         time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
@@ -135,22 +134,22 @@ class ObjectLock:
         return msgspec.json.encode(record)
 
     def _heartbeat(self) -> None:
-        """Write the lock anew, so often that an outage as long as `retry_timeout` does not make it stale."""
+        """Rewrite the lock often enough that an outage of `retry_timeout` does not make it stale."""
         regular = self.store.stale_seconds / 6
         pause = regular
         while not self._ended.wait(pause):
-            with self._written:
+            with self._write_lock:
                 try:
                     if self._ended.is_set() or not self.still_ours():
                         return
                     self.store.write(self.key, self._content())
                     pause = regular
-                except PipelineError:  # the store is away: others must hear of this host as soon as it is back
-                    pause = min(regular, AGAIN_SECONDS)
+                except PipelineError:  # an outage: beat as soon as the store is back
+                    pause = min(regular, RETRY_SECONDS)
 
 
 def _machine() -> str:
-    """This machine since it was started, and which processes are seen here: where a process number means something."""
+    """Identify the boot of this machine and the PID namespace, in which a process number is meaningful."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"

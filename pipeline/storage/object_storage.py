@@ -1,8 +1,8 @@
-"""A workspace in an object store (see `store`), worked on through a folder here that has the same layout.
+"""A workspace in an object store (see `store`), with copies in a local folder of the same layout.
 
-Small JSON files (manifests, pointers) are kept here as they are there; big ones come when a stage needs them, and are
-checked. A stage does its work in the folder as in any workspace; then its files are published. The folder is
-disposable while no command runs.
+Small JSON files (manifests, pointers) are mirrored; big files are downloaded and checked when a stage needs them. A
+stage works in the local folder as in any workspace, then its files are published. The folder may be deleted while no
+command runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.storage.object_locks import LOCKS, ObjectLock
 from pipeline.storage.object_log import publish_log, published_lines
 from pipeline.storage.store import Store, Stored
 
-#: Files that are always kept here as they are in the store, besides the pointers.
+#: Files that are always mirrored, besides the pointers.
 SMALL = (MANIFEST, "decision.json", "report.json", "ranking.json")
 
 
@@ -41,11 +41,11 @@ class ObjectStorage(Storage):
         self._held: list[ObjectLock] = []
 
     def key(self, path: Path) -> str:
-        """The key of the object that is at `path` of the workspace; "" for the root, and for what is not below it."""
+        """Return the key of the object for `path`; "" for the root and for paths outside of it."""
         text, root = str(path), str(self.root)
         return text[len(root) + 1 :] if text.startswith(f"{root}/") else ""
 
-    # --- what is there ------------------------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------------------------
 
     def shown(self, path: Path) -> str:
         return f"{self.store}/{self.key(path)}".rstrip("/")
@@ -72,13 +72,13 @@ class ObjectStorage(Storage):
     def is_unpublished(self, path: Path) -> bool:
         return self.key(path) in self.copies.unpublished
 
-    # --- what other hosts did -----------------------------------------------------------------------------------
+    # --- changes by other hosts ---------------------------------------------------------------------------------
 
     def refresh(self, folders: Iterable[Path], inside: Sequence[str] = ("",), since: float = 0.0) -> bool:
         keys = list(dict.fromkeys(map(self.key, folders)))
-        anew = self._list(keys, since)
+        renewed = self._list(keys, since)
         self._sync(keys, inside)
-        return anew
+        return renewed
 
     def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
         self._list([pattern.partition("/")[0]])
@@ -86,19 +86,19 @@ class ObjectStorage(Storage):
         self._sync(sorted(fnmatch.filter(folders, pattern)), inside)
 
     def _list(self, keys: Sequence[str], since: float = 0.0) -> bool:
-        anew = self.listing.refresh(keys, since)
+        renewed = self.listing.refresh(keys, since)
         if self.listing.objects // PAGE != self.copies.objects // PAGE:
             self.copies.note({}, objects=self.listing.objects)
-        return anew
+        return renewed
 
     def _sync(self, keys: Sequence[str], inside: Sequence[str]) -> None:
-        """Make the small files of folders here what the listing says is there; finds those that are only here."""
+        """Mirror the small files of folders as listed, and find those that are not published."""
         folders = {f"{key}/{name}".strip("/") for key in keys for name in inside} - self.listing.synced - {""}
         folders = {folder for folder in folders if not self._is_busy(folder)}
         wanted: dict[str, Stored] = {}
         for folder in folders:
             wanted |= self._outdated(folder)
-        contents = self.store.read_many(self.store.small(wanted))
+        contents = self.store.read_many(self.store.only_small(wanted))
         for key, content in contents.items():
             file = self.root / key
             if not (file.is_file() and file.read_bytes() == content):
@@ -108,7 +108,7 @@ class ObjectStorage(Storage):
         self.listing.synced |= folders
 
     def _is_busy(self, folder: str) -> bool:
-        """True while another process here works in a run's folder: its files are its own until it is done."""
+        """Whether another local process is working in a run's folder, whose files must not change until it is done."""
         parts = folder.split("/")
         if parts[0] != "runs" or len(parts) != 4:
             return False
@@ -116,9 +116,9 @@ class ObjectStorage(Storage):
         return other is not None and other.pid != os.getpid()
 
     def _outdated(self, folder: str) -> dict[str, Stored]:
-        """The small files of a folder to read from the store."""
-        there = self.listing.folder(folder)
-        names = there.keys() | {path.name for path in (self.root / folder).glob("*.json")}
+        """Return the small files of a folder that must be read from the store."""
+        stored_names = self.listing.folder(folder).keys()
+        names = stored_names | {path.name for path in (self.root / folder).glob("*.json")}
         wanted = {}
         for key in (f"{folder}/{name}" for name in names if _is_small(folder, name)):
             file, stored = self.root / key, self.listing.get(key)
@@ -128,10 +128,10 @@ class ObjectStorage(Storage):
             if stored is None:
                 if changed_here:
                     self.copies.unpublished.add(key)
-                else:  # another host removed it there
+                else:  # deleted by another host
                     file.unlink(missing_ok=True)
             elif changed_there or read_json(file) is None:
-                wanted[key] = stored  # where both changed, what others may have built on wins
+                wanted[key] = stored  # if both changed, the store wins: others may have built on it
             elif changed_here and (stored.size != file.stat().st_size or self.store.read(key) != file.read_bytes()):
                 self.copies.unpublished.add(key)
         return wanted
@@ -151,38 +151,38 @@ class ObjectStorage(Storage):
         )
 
     def fetch_log(self, file: Path) -> None:
-        """Have a log here as it is in the store, unless the one here has lines of its own: it is added to."""
+        """Fetch a log to append to, unless the local one has lines of its own."""
         if stored := self.listing.get(self.key(file)):
             self.copies.fetch({self.key(file): stored}, {}, {})
 
-    # --- results: files first, a stage's manifest last, so that no host takes a part for the whole ----------------
+    # --- results: the manifest is written last and deleted first, so that no host mistakes a part for the whole ---
 
     def publish(self, folder: Path, files: Mapping[str, Any], only: Mapping[str, str] | None = None) -> None:
-        """With `only` just the files that have the SHA-256 given there: the folder was not made now, so that what else
-        is in it may be older than what is in the store. After an error the next command publishes it.
+        """With `only`, publish just the files that have these SHA-256: an earlier command made the folder, so the rest
+        may be older than what is in the store. After an error, the next command retries.
         """
         self._check_locks()
         top, last = self.key(folder), self.key(folder / MANIFEST)
-        found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
-        here = {self.key(path): path for path in found}
-        here.pop(last, None)
+        paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+        local = {self.key(path): path for path in paths}
+        local.pop(last, None)
         if only is not None:
-            here = {key: path for key, path in here.items() if sha256_file(path) == only.get(key[len(top) + 1 :])}
-        new = [key for key in here if not self.copies.is_copy(key, self.listing.get(key))]
+            local = {key: path for key, path in local.items() if sha256_file(path) == only.get(key[len(top) + 1 :])}
+        new = [key for key in local if not self.copies.is_copy(key, self.listing.get(key))]
         if not new and self.copies.is_copy(last, self.listing.get(last)):
             return
         self.copies.unpublished.add(last)
         if self.listing.get(last):
             self.store.delete([last])
-        self.store.each(lambda key: self.store.put(here[key], key), new)
+        self.store.map(lambda key: self.store.put(local[key], key), new)
         self.listing.replace([top], self.store.find(top))
         if only is None:
-            self._delete_gone(top)
+            self._delete_replaced(top)
         self.listing.synced.add(top)
         self._check_sizes(top, files)
         self._check_locks()
         self._write(last, folder / MANIFEST)
-        self.copies.note({key: stored for key in [*here, last] if (stored := self.listing.get(key))})
+        self.copies.note({key: stored for key in [*local, last] if (stored := self.listing.get(key))})
 
     def publish_file(self, path: Path) -> None:
         self._check_locks()
@@ -193,30 +193,28 @@ class ObjectStorage(Storage):
             self.copies.note({key: stored})
 
     def move(self, folder: Path, target: Path) -> None:
-        """All is copied, manifests last; then it is deleted where it was."""
         self._check_locks()
         start = self.key(folder)
-        goals = {key: self.key(target) + key[len(start) :] for key in self._keys(start)}
-        for finishes in (False, True):
-            part = [key for key in goals if _finishes(key) is finishes]
-            self.store.each(lambda key: self.store.copy(key, goals[key]), part)
-        for key, goal in goals.items():
-            self.listing.note(goal, self.listing.get(key))
+        targets = {key: self.key(target) + key[len(start) :] for key in self._keys(start)}
+        for manifests in (False, True):
+            part = [key for key in targets if _is_manifest(key) is manifests]
+            self.store.map(lambda key: self.store.copy(key, targets[key]), part)
+        for key, copied in targets.items():
+            self.listing.note(copied, self.listing.get(key))
         self.delete(folder)
 
     def delete(self, folder: Path) -> None:
-        """Manifests go first, so that nothing of it counts as finished any more."""
         top = self.key(folder)
         keys = self._keys(top) or [top]
-        for finishes in (True, False):
-            self.store.delete(key for key in keys if _finishes(key) is finishes)
+        for manifests in (True, False):
+            self.store.delete(key for key in keys if _is_manifest(key) is manifests)
         self.listing.replace([top], {})
         self.listing.note(top, None)
         folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
         self.copies.note(dict.fromkeys(keys))
 
     def serve(self, model: Path, about: bytes, version: Path, stable: Path) -> None:
-        """Copy a model to its version, then to its stable key; of former versions the last one stays."""
+        """Copy a model to its version, then to its stable key. Keeps the last of the former versions."""
         self._check_locks()
         source, top, new = (self.key(path) for path in (model, stable, version))
         recorded = read_json(stable / MANIFEST)
@@ -224,14 +222,14 @@ class ObjectStorage(Storage):
         for folder in (new, top):
             self.store.copy(source, f"{folder}/{model.name}")
             self.store.write(f"{folder}/{MANIFEST}", about)
-        beside = top.rpartition("/")[0]
-        kept = (new, f"{beside}/{former[3:].partition('/')[0]}")
-        there = self.store.find(beside)
-        self.store.delete(key for key in there if key.startswith(f"{top}@") and key.rpartition("/")[0] not in kept)
-        self.listing.replace([beside], self.store.find(beside))
+        parent = top.rpartition("/")[0]
+        kept = (new, f"{parent}/{former[3:].partition('/')[0]}")
+        stored = self.store.find(parent)
+        self.store.delete(key for key in stored if key.startswith(f"{top}@") and key.rpartition("/")[0] not in kept)
+        self.listing.replace([parent], self.store.find(parent))
 
     def _keys(self, top: str) -> list[str]:
-        """The keys of all objects of a folder, or of the one object that is at `top`."""
+        """Return the keys of all objects below `top`, or `top` itself if it is an object."""
         return list(self.listing.below(top)) or ([top] if self.listing.get(top) else [])
 
     def _write(self, key: str, file: Path) -> None:
@@ -240,8 +238,8 @@ class ObjectStorage(Storage):
             self.listing.note(key, stored)
         self.copies.unpublished.discard(key)
 
-    def _delete_gone(self, top: str) -> None:
-        """Delete the objects whose files were here and are not any more: the stage replaced them by others."""
+    def _delete_replaced(self, top: str) -> None:
+        """Delete the objects whose local copies the stage has removed."""
         keys = [key for key in self.listing.below(top) if self.copies.version(key) is not None]
         gone = [key for key in keys if not (self.root / key).exists()]
         self.store.delete(gone)
@@ -264,8 +262,8 @@ class ObjectStorage(Storage):
         return ObjectLock(self.store, f"{LOCKS}/{name}.lock")
 
     @contextlib.contextmanager
-    def hold(self, name: str, what: str, wait: bool, waiting: locks.Waiting) -> Iterator[None]:
-        with self._lock(name).held(what, wait, waiting) as lock:
+    def hold(self, name: str, what: str, wait: bool, on_wait: locks.OnWait) -> Iterator[None]:
+        with self._lock(name).held(what, wait, on_wait) as lock:
             self._held.append(lock)
             try:
                 yield
@@ -277,11 +275,11 @@ class ObjectStorage(Storage):
         return self._lock(name).record() if f"{name}.lock" in self.listing.folder(LOCKS) else None
 
     @property
-    def lost(self) -> bool:
+    def lock_lost(self) -> bool:
         return any(lock.lost for lock in self._held)
 
     def _check_locks(self) -> None:
-        """Raise `AlreadyRunning` when a lock of this process was taken over; asks the store."""
+        """Ask the store about this process's locks. Raises `AlreadyRunning` if one was taken over."""
         for lock in self._held:
             if not lock.still_ours():
                 raise AlreadyRunning(
@@ -298,7 +296,7 @@ class ObjectStorage(Storage):
             publish_log(self.store, file, progress)
 
 
-def _finishes(key: str) -> bool:
+def _is_manifest(key: str) -> bool:
     return key.endswith(f"/{MANIFEST}")
 
 
@@ -313,7 +311,7 @@ _storages: dict[tuple[str, Path], ObjectStorage] = {}
 
 
 def storage_at(url: str, cache: Path, retry_timeout: float = 60.0, stale_seconds: float = 120.0) -> ObjectStorage:
-    """The storage of an address (see `store.check_url`) in this process, with copies in a folder below `cache`."""
+    """Return this process's storage for an address from `check_url`, with copies in a folder below `cache`."""
     scheme, _, rest = url.partition("://")
     name = f"{scheme}-{rest.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
     root = (cache / name).absolute()
@@ -323,12 +321,12 @@ def storage_at(url: str, cache: Path, retry_timeout: float = 60.0, stale_seconds
 
 
 def storage_of(path: Path) -> Storage:
-    """The storage of this process that a path belongs to."""
-    return next((one for one in _storages.values() if path == one.root or one.root in path.parents), LOCAL)
+    """Return this process's storage that a path belongs to."""
+    return next((storage for storage in _storages.values() if storage.root in (path, *path.parents)), LOCAL)
 
 
 def default_cache() -> Path:
-    """Where copies are unless told otherwise. Raises `ConfigError` for a user who has no home folder."""
+    """Return the default folder for copies. Raises `ConfigError` if the user has no home folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):
         raise ConfigError("this user has no home folder for copies of the store: set [vgg] cache or XDG_CACHE_HOME")

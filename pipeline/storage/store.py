@@ -1,7 +1,7 @@
-"""Objects of a workspace that is no folder: `s3://bucket/prefix`, or whatever else fsspec reaches.
+"""Object stores: `s3://bucket/prefix`, or anything else that fsspec supports.
 
-One `Store` is one address; its keys are relative to it. A request that fails is retried with growing pauses until
-`retry_timeout` is over; then one `WorkspaceError` says what could not be done.
+A `Store` is one address, and its keys are relative to that. Failed requests are retried with growing pauses for
+`retry_timeout` seconds, then raise a `WorkspaceError`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ T = TypeVar("T")
 
 log = logging.getLogger("vgg")
 
-#: Seconds between two tries: each pause is twice the one before, up to the last.
+#: Seconds between retries: each pause doubles the last one, up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 
-#: Seconds after which several that wrote the same object without a condition see which of them was the last.
+#: Seconds that writers of the same object wait to see who wrote last, if the back-end has no conditional writes.
 SETTLE_SECONDS = 1.0
 
-#: Requests at a time where a back-end does not bundle them itself.
+#: Concurrent requests where a back-end does not batch them itself.
 THREADS = 8
 
-#: What a back-end may call what tells one content of an object from another.
+#: Names that back-ends use for the version of an object.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as a listing shows it. `version` changes whenever its content does."""
+    """An object as listed. `version` changes whenever its content does."""
 
     size: int
     version: str
@@ -53,16 +53,16 @@ class Stored:
 class Store:
     """The objects below one address.
 
-    `retry_timeout`: seconds for which a failing request is retried. `stale_seconds`: after how many seconds without a
-    heartbeat the holder of a lock counts as dead.
+    `retry_timeout`: seconds for which to retry a failing request. `stale_seconds`: seconds without a heartbeat after
+    which a lock is stale.
     """
 
     def __init__(self, url: str, retry_timeout: float = 60.0, stale_seconds: float = 120.0) -> None:
         self.url, self.retry_timeout, self.stale_seconds = url, retry_timeout, stale_seconds
-        #: The connection of this process that all its threads share, and those that belong to one thread.
-        self._opened: tuple[int, Any, str] | None = None
+        #: The connection that all threads of this process share, and those of single threads.
+        self._shared: tuple[int, Any, str] | None = None
         self._own = threading.local()
-        #: Tells once of an object that is left out.
+        #: Warns only once about each skipped object.
         self._warn = functools.cache(log.warning)
 
     def __str__(self) -> str:
@@ -71,9 +71,9 @@ class Store:
     # --- requests -----------------------------------------------------------------------------------------------
 
     def find(self, folder: str = "") -> dict[str, Stored]:
-        """Every object of a folder ("" is everything) and the folders in it, by its key, with size and version."""
+        """List every object below a folder ("" is everything), by key."""
 
-        def ask(fs: Any, base: str) -> dict[str, Stored]:
+        def request(fs: Any, base: str) -> dict[str, Stored]:
             fs.invalidate_cache()
             try:
                 found = fs.find(f"{base}/{folder}".rstrip("/"), detail=True)
@@ -82,83 +82,83 @@ class Store:
             cut = len(base) + 1
             return {path[cut:]: _stored(info) for path, info in found.items() if info.get("type") != "directory"}
 
-        listed = self._retry("list", folder, ask)
-        return {key: stored for key, stored in listed.items() if self._is_ours(key)}
+        listed = self._retry("list", folder, request)
+        return {key: stored for key, stored in listed.items() if self._is_valid(key)}
 
-    def _is_ours(self, key: str) -> bool:
-        """False for an object whose name cannot be that of a file below a folder; such are left out of everything."""
+    def _is_valid(self, key: str) -> bool:
+        """Whether an object's name can be that of a file below a folder. All others are ignored."""
         if names.is_relative_path(key):
             return True
         if key and not key.endswith("/"):  # those stand for folders
-            self._warn(f"{self}: left out an object whose name is no file's: {key!a}; remove it")
+            self._warn(f"{self}: skipped an object whose name is not a valid path: {key!a}; remove it")
         return False
 
     def info(self, key: str) -> Stored | None:
-        """Size and version of one object, or None when it is not there."""
+        """Return size and version of an object, or None if it is missing."""
 
-        def ask(fs: Any, base: str) -> Stored | None:
+        def request(fs: Any, base: str) -> Stored | None:
             fs.invalidate_cache()
-            info = backend.if_there(fs.info, f"{base}/{key}")
+            info = backend.none_if_missing(fs.info, f"{base}/{key}")
             return None if info is None else _stored(info)
 
-        return self._retry("look at", key, ask)
+        return self._retry("look up", key, request)
 
-    def age(self, key: str, beside: str) -> float | None:
-        """Seconds by the store's own clock since `key` was written; None where that cannot be told.
+    def age(self, key: str, probe: str) -> float | None:
+        """Return the seconds since `key` was written, by the store's clock; None if it does not tell.
 
-        `beside` is a key that is written and removed to ask for the store's time: hosts' clocks may be wrong.
+        Writes and deletes the key `probe` to get the store's time, as hosts' clocks may be wrong.
         """
 
-        def ask(fs: Any, base: str) -> float | None:
-            fs.pipe_file(f"{base}/{beside}", b"")
+        def request(fs: Any, base: str) -> float | None:
+            fs.pipe_file(f"{base}/{probe}", b"")
             try:
                 fs.invalidate_cache()
-                return (fs.modified(f"{base}/{beside}") - fs.modified(f"{base}/{key}")).total_seconds()
+                return (fs.modified(f"{base}/{probe}") - fs.modified(f"{base}/{key}")).total_seconds()
             except (NotImplementedError, KeyError, FileNotFoundError):
                 return None
             finally:
                 with contextlib.suppress(Exception):
-                    fs.rm_file(f"{base}/{beside}")
+                    fs.rm_file(f"{base}/{probe}")
 
-        return self._retry("look at", key, ask)
+        return self._retry("look up", key, request)
 
     def read(self, key: str) -> bytes | None:
-        """The content of a small object, or None when it is not there."""
-        return self._retry("read", key, lambda fs, base: backend.if_there(fs.cat_file, f"{base}/{key}"))
+        """Return the content of a small object, or None if it is missing."""
+        return self._retry("read", key, lambda fs, base: backend.none_if_missing(fs.cat_file, f"{base}/{key}"))
 
     def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """The contents of small objects, many requests at a time; those that are gone are left out."""
+        """Return the contents of small objects, requested concurrently, without those that are missing."""
         wanted = list(keys)
 
-        def ask(fs: Any, base: str) -> list[Any]:  # not `cat`, which takes brackets in a name for a pattern
+        def request(fs: Any, base: str) -> list[Any]:  # not `cat`, which reads brackets in a name as a pattern
             return fs.cat_ranges([f"{base}/{key}" for key in wanted], None, None, on_error="return")
 
-        answers = zip(wanted, self._retry("read", "", ask), strict=True)
-        contents = ((key, found if isinstance(found, bytes) else self.read(key)) for key, found in answers)
+        answers = zip(wanted, self._retry("read", "", request), strict=True)
+        contents = ((key, answer if isinstance(answer, bytes) else self.read(key)) for key, answer in answers)
         return {key: content for key, content in contents if content is not None}
 
-    def small(self, found: Mapping[str, Stored]) -> dict[str, Stored]:
-        """Those of these objects that can be small files; the log names the others."""
-        for key, stored in found.items():
+    def only_small(self, objects: Mapping[str, Stored]) -> dict[str, Stored]:
+        """Return the objects of at most `READ_LIMIT` bytes, with a warning about the others."""
+        for key, stored in objects.items():
             if stored.size > READ_LIMIT:
-                self._warn(f"{self}/{key}: left out, as it has {human_size(stored.size)}; remove it")
-        return {key: stored for key, stored in found.items() if stored.size <= READ_LIMIT}
+                self._warn(f"{self}/{key}: skipped, {human_size(stored.size)} is far too large; remove it")
+        return {key: stored for key, stored in objects.items() if stored.size <= READ_LIMIT}
 
     def write(self, key: str, content: bytes) -> None:
-        """Write a small object, replacing what is there."""
-        self._retry("write", key, lambda fs, base: fs.pipe_file(backend.made(fs, f"{base}/{key}"), content))
+        """Write a small object, replacing any that exists."""
+        self._retry("write", key, lambda fs, base: fs.pipe_file(backend.with_parent(fs, f"{base}/{key}"), content))
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write a small object unless there is one; gives whether the one that is there now is this one.
+        """Write a small object unless it exists. Returns whether the stored content is `content`.
 
-        One of several writers succeeds: object stores have conditional writes for that, file servers open a file that
-        must not be there. Where a back-end has neither, the last writer does; one that is slower than SETTLE_SECONDS
-        can then take it from another that already believes that it succeeded, and which has to look again.
+        Of several writers one succeeds: object stores have conditional writes, file servers exclusive creation. If a
+        back-end has neither, the last writer wins; one slower than SETTLE_SECONDS can then overwrite another that
+        already believes that it succeeded, so callers must check again.
         """
 
-        def ask(fs: Any, base: str) -> bool:
-            """False when it may have been written over what another one wrote."""
-            target = backend.made(fs, f"{base}/{key}")
+        def request(fs: Any, base: str) -> bool:
+            """Returns False if the write may have replaced another writer's."""
+            target = backend.with_parent(fs, f"{base}/{key}")
             try:
                 backend.create(fs, target, content)
             except FileExistsError:
@@ -168,17 +168,17 @@ class Store:
                 return False
             return True
 
-        if self.read(key) is None and not self._retry("write", key, ask):
+        if self.read(key) is None and not self._retry("write", key, request):
             time.sleep(SETTLE_SECONDS * random.uniform(1, 1.5))
         return self.read(key) == content
 
     def put(self, file: Path, key: str) -> None:
-        """Upload a file. Raises `OSError` when it cannot be read."""
+        """Upload a file. Raises `OSError` if it cannot be read."""
         os.close(open_regular(file))
-        self._retry("upload", key, lambda fs, base: fs.put_file(str(file), backend.made(fs, f"{base}/{key}")))
+        self._retry("upload", key, lambda fs, base: fs.put_file(str(file), backend.with_parent(fs, f"{base}/{key}")))
 
     def get(self, key: str, file: Path) -> None:
-        """Download an object into `file`. Raises `FileNotFoundError` when it is not there."""
+        """Download an object into `file`. Raises `FileNotFoundError` if it is missing."""
         self._retry("download", key, lambda fs, base: backend.download(fs, f"{base}/{key}", str(file)))
 
     def copy(self, key: str, target: str) -> None:
@@ -186,50 +186,50 @@ class Store:
         self._retry("copy", key, lambda fs, base: backend.copy(fs, f"{base}/{key}", f"{base}/{target}"))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; those that are gone already are no error."""
+        """Delete objects, if they exist."""
 
-        def one(key: str) -> None:
-            self._retry("delete", key, lambda fs, base: backend.if_there(fs.rm_file, f"{base}/{key}"))
+        def delete_one(key: str) -> None:
+            self._retry("delete", key, lambda fs, base: backend.none_if_missing(fs.rm_file, f"{base}/{key}"))
 
-        self.each(one, keys)
+        self.map(delete_one, keys)
 
     def sha256(self, key: str) -> str:
-        """SHA-256 of an object's content, which is not kept. Raises `FileNotFoundError` when it is not there."""
+        """Return the SHA-256 of an object without storing it. Raises `FileNotFoundError` if it is missing."""
 
-        def ask(fs: Any, base: str) -> str:
+        def request(fs: Any, base: str) -> str:
             with fs.open(f"{base}/{key}", "rb", block_size=1 << 23) as file:
                 return sha256_of(file)
 
-        return self._retry("read", key, ask)
+        return self._retry("read", key, request)
 
-    def each(self, work: Callable[[str], T], keys: Iterable[str]) -> list[T]:
-        """Do `work` for each key, several at a time if it can be; raises what the first that failed raised."""
-        if not backend.is_shared(self._open()[0]):
+    def map(self, work: Callable[[str], T], keys: Iterable[str]) -> list[T]:
+        """Call `work` for each key, concurrently if the back-end can. Raises the first error."""
+        if not backend.is_object_store(self._connection()[0]):
             return [work(key) for key in keys]
         with ThreadPoolExecutor(THREADS) as threads:
             return list(threads.map(work, keys))
 
-    # --- how they are made --------------------------------------------------------------------------------------
+    # --- connections and retries --------------------------------------------------------------------------------
 
-    def _open(self) -> tuple[Any, str]:
-        """The back-end and the address as it writes it: a new one in each process, none survives a fork.
+    def _connection(self) -> tuple[Any, str]:
+        """Return the file system and the address in its own form. Connects anew after a fork.
 
-        Object stores' back-ends take requests from all threads. Those of file servers are not made for it (paramiko's
-        threads take each other's answers), so each thread connects by itself: a lock is renewed during an upload.
+        Back-ends of object stores are thread-safe. Those of file servers are not (paramiko's threads take each other's
+        responses), so each thread has its own connection: a lock is renewed during an upload.
         """
-        opened = getattr(self._own, "opened", None) or self._opened
+        opened = getattr(self._own, "opened", None) or self._shared
         if opened is None or opened[0] != os.getpid():
             opened = self._own.opened = (os.getpid(), *backend.connect(self.url))
-            if backend.is_shared(opened[1]):
-                self._opened = opened
+            if backend.is_object_store(opened[1]):
+                self._shared = opened
         return opened[1], opened[2]
 
-    def _retry(self, doing: str, key: str, ask: Callable[[Any, str], T]) -> T:
+    def _retry(self, doing: str, key: str, request: Callable[[Any, str], T]) -> T:
         until, pause = time.monotonic() + self.retry_timeout, FIRST_PAUSE
         where = f"{self}/{key}".rstrip("/")
         while True:
             try:
-                return ask(*self._open())
+                return request(*self._connection())
             except (FileExistsError, WorkspaceError, ConfigError):
                 raise
             except FileNotFoundError as error:
@@ -238,10 +238,10 @@ class Store:
                 why = "there is no such bucket or folder; create it, or choose another --workspace"
                 raise WorkspaceError(f"{where}: cannot {doing}: {why}") from error
             except Exception as error:  # every back-end has errors of its own
-                hopeless = backend.hopeless(error)
-                if hopeless or time.monotonic() + pause > until:
-                    raise WorkspaceError(f"{where}: cannot {doing}: {hopeless or backend.said(error)}") from error
-                log.debug("%s: %s failed (%s), trying again", where, doing, backend.said(error))
+                permanent = backend.permanent_failure(error)
+                if permanent or time.monotonic() + pause > until:
+                    raise WorkspaceError(f"{where}: cannot {doing}: {permanent or backend.describe(error)}") from error
+                log.debug("%s: %s failed (%s), retrying", where, doing, backend.describe(error))
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

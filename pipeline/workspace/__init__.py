@@ -1,4 +1,4 @@
-"""What is in a workspace: its paths and names, what finished stages recorded, what happened, and what would run."""
+"""A workspace: its paths and names, manifests, the event log, and what would run."""
 
 from pipeline.files import MANIFEST
 from pipeline.workspace.paths import (

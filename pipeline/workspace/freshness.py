@@ -1,7 +1,7 @@
-"""What is done, what would run, and why: the rule of reruns, in one place.
+"""The rule of reruns: what is complete, what would run, and why.
 
-Reads manifests and file sizes, never big files; leaves nothing behind. Used by the tasks' `complete()`, by Status,
-and by each stage before it starts. Every question answers with reasons in words; no reason means done.
+Reads manifests and file sizes, never big files, and writes nothing. Used by the tasks' `complete()`, by Status, and by
+each stage before it starts. Answers are lists of reasons in words; an empty list means complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.config import Config, Data, differences, recorded_training, to_dic
 from pipeline.files import read_json
 from pipeline.workspace import RUN_FOLDERS, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
 
-#: Which stages' files each stage reads.
+#: The stages whose files each stage reads.
 UPSTREAM = {
     "train": ("dataset",),
     "evaluate": ("dataset", "train"),
@@ -34,19 +34,19 @@ UPSTREAM = {
 
 STAGES = ("dataset", *RUN_STAGES)
 
-#: Keys of `training` that say how a training is carried out, not what comes out of it.
+#: Keys of `training` that do not affect the result.
 OPERATIONAL_KEYS = ("checkpoint_seconds", "tensorboard")
 
 
-#: When (seconds since 1970) the command began that this process is, and when sources were last found unchanged here.
+#: When this command began and when each source was last found unchanged here (seconds since 1970).
 _command_began = math.inf
 _unchanged: dict[Path, float] = {}
 
 
 def begin_command() -> None:
-    """From now on this process, and those that it forks, hold a source to what they first found, or made, of it.
+    """Make this process, and those that it forks, check each source only once from now on.
 
-    A folder into which images arrive while a chain runs would otherwise end that chain; they are for the next command.
+    Otherwise images that arrive in a folder while a chain runs would fail that chain; they are for the next command.
     """
     global _command_began
     _command_began = time.time()
@@ -58,7 +58,7 @@ class _Change(Struct, frozen=True):
 
 
 class _Source(Struct, frozen=True):
-    """The types that the record of a source must have. With others it counts as damaged, whoever wrote it."""
+    """Schema of a source record. Anything that does not match counts as damaged."""
 
     dataset: str
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -67,7 +67,7 @@ class _Source(Struct, frozen=True):
     change: _Change | None = None
     official: bool = False
     label: str = ""
-    #: Outputs of a network whose configuration does not say. Earlier versions made ten of them, whatever the data.
+    #: Outputs of a network that does not configure them. Earlier versions always made ten.
     classes: Annotated[int, Meta(ge=2, le=256)] = 10
 
 
@@ -76,13 +76,13 @@ class Chain:
     """One configuration in one workspace, in one generation."""
 
     workspace: Workspace
-    #: The configuration as it was given.
+    #: The configuration as the user wrote it.
     given: Config
     generation: str = ""
 
     @property
     def config(self) -> Config:
-        """The configuration, with `architecture.classes` as the data set has it, once there is one."""
+        """The configuration, with `architecture.classes` taken from the data set once there is one."""
         if self.given.architecture.classes is not None:
             return self.given
         record = self.source_record()
@@ -90,39 +90,39 @@ class Chain:
 
     @property
     def run_id(self) -> str:
-        """Without its fingerprint as long as the number of classes is not known."""
+        """The name of the run; without its fingerprint until the number of classes is known."""
         architecture = self.config.architecture
         if architecture.classes is None:
             return architecture.name + (f"@{self.generation}" if self.generation else "")
         return run_id(architecture, self.generation)
 
     def source_record(self) -> dict[str, Any] | None:
-        """What is known of the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
+        """Return what is known about the configured source: `dataset` (its id), `digest`, `stat`, `official`."""
         data = self.given.data
         pointers = itertools.chain([self.workspace.source_pointer(data)], self.workspace.former_pointers(data))
-        return self.source_in(next(filter(None, map(read_json, pointers)), None))
+        return self.parse_source_record(next(filter(None, map(read_json, pointers)), None))
 
-    def source_in(self, record: Any) -> dict[str, Any] | None:
-        """What a file's JSON value says of the configured source; None when it says nothing that can be meant."""
+    def parse_source_record(self, value: Any) -> dict[str, Any] | None:
+        """Validate a source record. Returns None if it is damaged or is about another data set."""
         try:
-            known = msgspec.convert(record, _Source)
+            record = msgspec.convert(value, _Source)
         except msgspec.ValidationError:
             return None
-        if known.dataset != dataset_id(self.given.data.name, known.digest):
+        if record.dataset != dataset_id(self.given.data.name, record.digest):
             return None
-        return {"stat": None, "read": 0.0, **record, "classes": known.classes}
+        return {"stat": None, "read": 0.0, **value, "classes": record.classes}
 
     def dataset_folder(self) -> Path | None:
         record = self.source_record()
         return self.workspace.dataset(record["dataset"]) if record else None
 
     def run(self) -> Run | None:
-        """The run's folders, or None while the data set's digest is not known yet."""
+        """Return the run, or None until the data set's digest is known."""
         record = self.source_record()
         return self.workspace.run(record["dataset"], self.run_id) if record else None
 
     def folder(self, stage: str) -> Path | None:
-        """Where a stage's files are, or None while that is not known yet."""
+        """Return the folder of a stage, or None until the data set's digest is known."""
         if stage == "dataset":
             return self.dataset_folder()
         run = self.run()
@@ -133,17 +133,17 @@ class Chain:
         return manifest.read(folder) if folder else None
 
     def decision_manifest(self) -> dict[str, Any] | None:
-        """The manifest of the promotion gate's decision, if there was one about the weights that are there now."""
+        """Return the manifest of the promotion gate's decision, if it is about the present weights."""
         decision = self.manifest("promote")
         weights = manifest.digest(self.manifest("train"), "model.params")
         return decision if decision and decision["inputs"].get("model.params") == weights else None
 
     def complete(self, stage: str, known: Collection[str] = ()) -> bool:
-        """True when `stage` and everything before it is done, but for stages that are known to be."""
-        return not any(self._why(each) for each in (stage, *all_upstream(stage)) if each not in known)
+        """Whether `stage` and everything before it is complete. Skips the check of stages `known` to be."""
+        return not any(self._why(name) for name in (stage, *all_upstream(stage)) if name not in known)
 
     def why(self, stage: str) -> list[str]:
-        """Why `stage` itself has to run, given what its inputs are now. Empty: it is done."""
+        """Return why `stage` itself must run, given its present inputs; empty if it is complete."""
         reasons = self._why(stage)
         return (self._nearest_run() or reasons) if stage == "train" and reasons == [manifest.NO_RESULT] else reasons
 
@@ -165,18 +165,17 @@ class Chain:
         if record is None:
             return [f"no data set from {shown_source(data)} yet"]
         if self.source_changed(record):
-            known = self._source_states(record)
-            what = sources.change(data, self.workspace.source_listing(data), known)
-            return [f"{shown_source(data)} has changed" + (f": {what}" if what else "")]
+            change = sources.change(data, self.workspace.source_listing(data), self._source_states(record))
+            return [f"{shown_source(data)} has changed" + (f": {change}" if change else "")]
         pointer = self.workspace.source_pointer(data)
         return self.workspace.unpublished(pointer) + self.problems("dataset", self.workspace.dataset(record["dataset"]))
 
     def source_changed(self, record: dict[str, Any]) -> bool:
-        """Whether the source is not as it was when it was found to be the data set of its `source_record`."""
-        pointer, here = self.workspace.source_pointer(self.given.data), self._seen_here(record)
-        looked, moment = (_unchanged.get(pointer), record["read"], here.get("read")), time.time()
-        # A clock that was ahead once, here or on another host, must not blind this one until then.
-        if any(isinstance(one, (int, float)) and _command_began <= one <= moment for one in looked):
+        """Whether the source has changed since its `source_record` was written."""
+        pointer, local = self.workspace.source_pointer(self.given.data), self._local_record(record)
+        checked, moment = (_unchanged.get(pointer), record["read"], local.get("read")), time.time()
+        # Times in the future are ignored: a clock that was once ahead, on any host, must not suppress checks.
+        if any(isinstance(when, (int, float)) and _command_began <= when <= moment for when in checked):
             return False
         present = sources.state(self.given.data)
         if present is not None and not sources.same(present, self._source_states(record)):
@@ -185,13 +184,13 @@ class Chain:
         return False
 
     def _source_states(self, record: dict[str, Any]) -> list[Any]:
-        """The states in which the source was found to be this data set. Modification times are each copy's own."""
-        return [*sources.recorded(record), self._seen_here(record).get("stat")]
+        """Return all states in which the source is this data set. Each copy has its own modification times."""
+        return [*sources.recorded(record), self._local_record(record).get("stat")]
 
-    def _seen_here(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What this host's own copy of the source was found to be, if that is this data set."""
-        here = read_json(self.workspace.seen_source(self.given.data))
-        return here if isinstance(here, dict) and here.get("digest") == record["digest"] else {}
+    def _local_record(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return the record of this host's own copy of the source, if it is this data set."""
+        local = read_json(self.workspace.seen_source(self.given.data))
+        return local if isinstance(local, dict) and local.get("digest") == record["digest"] else {}
 
     def _why_train(self, folder: Path) -> list[str]:
         reasons = self.problems("train", folder)
@@ -204,28 +203,28 @@ class Chain:
         return []
 
     def _nearest_run(self) -> list[str]:
-        """How this architecture differs from the most similar finished run on the same data set."""
+        """Describe how this architecture differs from the most similar finished run on the same data set."""
         run, mine = self.run(), to_dict(self.config.architecture)
-        found = []
+        candidates = []
         for other in run.root.parent.glob("*") if run else ():
             trained = manifest.read(other / "train")
             if trained is not None:
                 changed = differences(trained["details"].get("config", {}).get("architecture", {}), mine)
-                found.append((len(changed), other.name, changed))
-        if not found:
+                candidates.append((len(changed), other.name, changed))
+        if not candidates:
             return []
-        _, name, changed = min(found)
+        _, name, changed = min(candidates)
         if not changed:
             return [f"no result yet; same architecture as run {name}"]
         shown = "; ".join(changed[:4]) + ("; …" if len(changed) > 4 else "")
         return [f"new architecture; closest run: {name} ({shown})"]
 
     def problems(self, stage: str, folder: Path) -> list[str]:
-        """Why the manifest and the files in `folder` are not those of a finished `stage`, as its inputs are now."""
+        """Return why `folder` does not hold a finished `stage` for its present inputs; empty if it does."""
         return self.workspace.problems(folder, stage, self.inputs(stage))
 
     def inputs(self, stage: str) -> dict[str, str | None]:
-        """The digests of everything that `stage` reads, as they are at present."""
+        """Return the present digests of everything that `stage` reads; None for what is missing."""
         if stage == "dataset":
             return {}
         dataset = self.source_record()
@@ -254,31 +253,31 @@ class Chain:
 
 
 def refresh(chains: Sequence[Chain], since: float = 0.0) -> bool:
-    """Have at hand what other hosts did about these chains of one workspace, as `Storage.refresh` does."""
+    """Fetch what other hosts have published about these chains of one workspace. See `Storage.refresh`."""
     workspace = chains[0].workspace
     storage = workspace.storage
     pointers = (workspace.current(chain.config).parent for chain in chains)
-    anew = storage.refresh(itertools.chain([workspace.datasets], pointers), ("", "sources"), since)
+    renewed = storage.refresh(itertools.chain([workspace.datasets], pointers), ("", "sources"), since)
     runs = (run.root for chain in chains if (run := chain.run()))
-    anew |= storage.refresh(runs, RUN_FOLDERS, since)
+    renewed |= storage.refresh(runs, RUN_FOLDERS, since)
     datasets = (folder for chain in chains if (folder := chain.dataset_folder()))
-    return storage.refresh(datasets, since=since) or anew
+    return storage.refresh(datasets, since=since) or renewed
 
 
 @functools.cache
 def all_upstream(stage: str) -> tuple[str, ...]:
-    """Every stage before `stage`, those whose files it reads first."""
+    """Return every stage before `stage`, starting with those whose files it reads."""
     direct = UPSTREAM.get(stage, ())
-    return tuple(dict.fromkeys([*direct, *(each for before in direct for each in all_upstream(before))]))
+    return tuple(dict.fromkeys([*direct, *(name for before in direct for name in all_upstream(before))]))
 
 
 def trained_epochs(train: dict[str, Any] | None) -> int:
-    """Epochs that a finished training has behind it."""
+    """Return the number of epochs that a finished training has completed."""
     return int(train["details"].get("epochs", 0)) if train else 0
 
 
 def config_changes(train: dict[str, Any] | None, config: Config) -> list[str]:
-    """Keys outside `architecture` in which a finished training and the configuration differ. They do not retrain."""
+    """Describe how a finished training differs from the configuration outside `architecture`, which never retrains."""
     if train is None:
         return []
     recorded, now = train["details"].get("config", {}), to_dict(config)
@@ -298,5 +297,5 @@ def config_changes(train: dict[str, Any] | None, config: Config) -> list[str]:
 
 
 def shown_source(data: Data) -> str:
-    """The source as it may be shown and logged."""
+    """Return the source as shown to users, without secrets."""
     return "the bundled sample" if data.is_sample else address.shown(data.source)

@@ -1,7 +1,7 @@
-"""Manifests: what a stage made, from what, by which version of its code.
+"""Manifests: what a stage made, from which inputs, by which version of its code.
 
-A manifest is written last and atomically, so its presence means that the stage finished. `problems` answers
-whether a stage is still complete, in words; it looks at names and sizes only. `damage` re-hashes.
+A manifest is written last and atomically, so its presence means that the stage finished. `problems` says whether a
+stage is still complete, from names and sizes only. `damage` re-hashes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pipeline.storage import LOCAL, Storage
 
 SCHEMA = 1
 
-#: Raise a stage's number when its code comes to make something else from the same inputs.
+#: Raise a stage's number when its code makes something else from the same inputs.
 STAGE_VERSIONS = {"dataset": 1, "train": 1, "evaluate": 1, "export": 1, "promote": 1, "report": 1, "compare": 1}
 
 
-#: The input that says over how many views predictions are averaged.
+#: The input for the number of views over which predictions are averaged.
 TTA = "evaluation.tta"
 
 NO_RESULT = "no result yet"
 
-#: What a stage's inputs are called when one has changed; others go by their own names.
+#: Inputs as messages call them; others go by their own names.
 _INPUTS = {
     "dataset": "the data set",
     "architecture": "the architecture",
@@ -63,7 +63,7 @@ class _Segment(Struct, frozen=True):
 
 
 class _Details(Struct, frozen=True):
-    """What others than the stage's own code count on, of whatever stage."""
+    """The details that code outside the stage itself relies on, of all stages."""
 
     epochs: int = 0
     config: _Config = _Config()
@@ -77,7 +77,7 @@ class _Details(Struct, frozen=True):
 
 
 class _Manifest(Struct, frozen=True):
-    """The types that a manifest must have. With others it counts as damaged, whoever wrote it."""
+    """Schema of a manifest. Anything that does not match counts as damaged."""
 
     schema: int
     stage: str
@@ -98,7 +98,7 @@ def write(
 ) -> dict[str, Any]:
     """Write the manifest of a finished stage and return it.
 
-    `files` are names in `folder`; those whose SHA-256 is not in `hashes` are hashed.
+    `files` are names in `folder`. `hashes` holds the SHA-256 of those that need not be hashed here.
     """
     value = {
         "schema": SCHEMA,
@@ -118,27 +118,27 @@ def write(
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest in `folder`, or None when it is missing or is no manifest."""
+    """Read the manifest in `folder`. Returns None if it is missing or invalid."""
     value: dict[str, Any] | None = read_json(folder / MANIFEST)
     try:
-        known = msgspec.convert(value, _Manifest)
+        parsed = msgspec.convert(value, _Manifest)
     except msgspec.ValidationError:
         return None
-    return value if known.schema == SCHEMA and all(map(names.is_relative_path, known.files)) else None
+    return value if parsed.schema == SCHEMA and all(map(names.is_relative_path, parsed.files)) else None
 
 
 def digest(manifest: Mapping[str, Any] | None, name: str) -> str | None:
-    """The recorded SHA-256 of one file, or None."""
+    """Return the recorded SHA-256 of a file, or None."""
     return manifest["files"].get(name, {}).get("sha256") if manifest else None
 
 
 def recorded_inputs(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The inputs of a manifest. An older one calls `TTA` evaluation.views; one older still means one view."""
+    """Return the inputs of a manifest. Older ones call `TTA` evaluation.views; the oldest imply one view."""
     return {TTA: manifest["inputs"].get("evaluation.views", "1"), **manifest["inputs"]}
 
 
 def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    """The path of a file of a stage, whose content has the recorded checksum; else raises `WorkspaceError`."""
+    """Return the path of a stage's file after checking its SHA-256. Raises `WorkspaceError` if it does not match."""
     path = folder / name
     try:
         why = "" if sha256_file(path) == digest(manifest, name) else "damaged, its checksum is not the recorded one"
@@ -150,53 +150,52 @@ def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
 
 
 def digests(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The recorded SHA-256 of every file, also of the trainer's state, which no stage but the training needs."""
+    """Return the recorded SHA-256 of every file, including the trainer's state, which only the training needs."""
     trainer = manifest["details"].get("trainer")
     files = {**manifest["files"], **({"trainer.npz": trainer} if trainer else {})}
     return {name: recorded["sha256"] for name, recorded in files.items()}
 
 
 def problems(folder: Path, stage: str, inputs: Mapping[str, str | None], storage: Storage = LOCAL) -> list[str]:
-    """Why the stage in `folder` does not count as complete for `inputs`; empty when it does.
+    """Return why the stage in `folder` is not complete for `inputs`; empty if it is.
 
-    Raises `WorkspaceError` when the manifest or a file is there and cannot be read: what was made must not be made
-    anew for that.
+    Raises `WorkspaceError` if the manifest or a file exists but cannot be read, so that it is not made again.
     """
     manifest = read(folder)
     if manifest is None:
-        return [_without_manifest(folder)]
-    made, now_at = manifest["version"], STAGE_VERSIONS[stage]
-    if made != now_at:
-        return [f"made by version {made} of this stage, which is now at version {now_at}"]
+        return [_manifest_problem(folder)]
+    recorded, current = manifest["version"], STAGE_VERSIONS[stage]
+    if recorded != current:
+        return [f"made by version {recorded} of this stage, which is now at version {current}"]
     return file_problems(folder, manifest, storage) + _input_problems(recorded_inputs(manifest), inputs)
 
 
-def _without_manifest(folder: Path) -> str:
+def _manifest_problem(folder: Path) -> str:
     try:
         read_regular(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         return "unfinished" if folder.exists() else NO_RESULT
     except OSError as error:
-        error.filename = str(folder / MANIFEST)  # `read` leaves it out
+        error.filename = str(folder / MANIFEST)  # `read` does not set it
         raise from_os_error(error, "read it") from error
     return f"{folder.name}/{MANIFEST} is damaged"
 
 
 def file_problems(folder: Path, manifest: Mapping[str, Any], storage: Storage, rehash: bool = False) -> list[str]:
-    """Which recorded files are missing or have another size; with `rehash` also those with another content.
+    """Return which recorded files are missing or have another size; with `rehash`, also which have other content.
 
-    Raises `WorkspaceError` for a file that cannot be looked at, of which `rehash` tells like of any other.
+    Raises `WorkspaceError` for a file that cannot be accessed; with `rehash`, reports it like the others.
     """
-    found = (_file_problem(folder, name, about, storage, rehash) for name, about in manifest["files"].items())
-    return list(filter(None, found))
+    checks = (_file_problem(folder, name, about, storage, rehash) for name, about in manifest["files"].items())
+    return list(filter(None, checks))
 
 
 def damage(folder: Path, manifest: Mapping[str, Any], storage: Storage = LOCAL) -> list[str]:
-    """What is wrong with a finished stage's files and the manifest itself, down to a single flipped bit."""
-    found = file_problems(folder, manifest, storage, rehash=True)
+    """Return what is wrong with a finished stage's files and its manifest, down to a single flipped bit."""
+    lines = file_problems(folder, manifest, storage, rehash=True)
     if "checksum" in manifest and manifest["checksum"] != _checksum(manifest):
-        found.insert(0, f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
-    return found
+        lines.insert(0, f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
+    return lines
 
 
 def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage: Storage, rehash: bool) -> str:
@@ -211,24 +210,24 @@ def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage:
         return f"{shown} is missing"
     except OSError as error:
         if not rehash:
-            raise from_os_error(error, "look at it") from error
+            raise from_os_error(error, "access it") from error
         return f"{shown} cannot be read: {error.strerror or error}"
     return ""
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 over everything else in a manifest."""
+    """Return the SHA-256 of everything else in a manifest."""
     rest = {key: value for key, value in manifest.items() if key != "checksum"}
-    as_read = json.loads(json.dumps(rest))  # where every key is text, and sorts as such
+    as_read = json.loads(json.dumps(rest))  # makes every key a string, so that they sort as when read back
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _input_problems(recorded: Mapping[str, str], present: Mapping[str, str | None]) -> list[str]:
-    found = []
+    lines = []
     for name, value in present.items():
         if name not in recorded:
-            found.append(f"new input: {_INPUTS.get(name, name)}")
+            lines.append(f"new input: {_INPUTS.get(name, name)}")
         elif recorded[name] != value:
             settings = f": {recorded[name]} -> {value}" if name == TTA else ""
-            found.append(f"{_INPUTS.get(name, name)} changed{settings}")
-    return found
+            lines.append(f"{_INPUTS.get(name, name)} changed{settings}")
+    return lines

@@ -115,7 +115,7 @@ def test_planted_links_and_pipes_are_refused_in_one_line(done: SmallChain) -> No
     assert result.rc == 30, result.text
     assert f"{report / 'report.log'}: " in result.text
     assert "a link, a pipe or a folder, not a regular file: remove it" in result.text
-    assert "the event 'started' is not recorded" in result.text
+    assert "event 'started' was not recorded" in result.text
     assert "Traceback" not in result.text
     assert victim.read_text() == "mine"
 

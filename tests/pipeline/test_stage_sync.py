@@ -1,4 +1,4 @@
-"""What is done around a stage's process."""
+"""Fetching and publishing around a stage's process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.workspace.freshness import Chain
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_gate_that_finished_before_it_could_stop_has_its_model_served(
+def test_a_gate_that_finished_before_it_could_be_stopped_still_serves_its_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
 ) -> None:
     chain = Chain(Workspace(tmp_path), load(CHECKOUT / "config" / "quickstart.yaml"), "2026-W48")
     served: list[Any] = []
     monkeypatch.setattr(stage_sync, "_serve", lambda *about: served.append(about))
-    with pytest.raises(Stopped), stage_sync.at_work(chain, "promote", {}):
+    with pytest.raises(Stopped), stage_sync.synced(chain, "promote", {}):
         raise Stopped("promote: stopped", signal.SIGTERM, finished)
     assert len(served) == finished

@@ -1,4 +1,4 @@
-"""Fixtures: a real S3 server behind a proxy, a bucket for each test module, hosts that share it."""
+"""Fixtures: a real S3 server behind a proxy, a bucket per test, hosts that share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy before an S3 server."""
+    """A proxy in front of an S3 server."""
     for module in ("s3fs", "moto", "flask"):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install s3fs 'moto[server]'")
     with s3_server(tmp_path_factory.mktemp("s3")) as port:
@@ -32,7 +32,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def in_reach(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """The proxy, to whose server this very process has access."""
+    """The proxy, with credentials for its server in this process."""
     import s3fs
 
     for name, value in environment(proxy.port).items():
@@ -43,7 +43,7 @@ def in_reach(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
 
 @pytest.fixture
 def bucket(proxy: Proxy) -> Bucket:
-    """A bucket of its own for each test."""
+    """A new bucket for each test."""
     proxy.quiet()
     return Bucket(proxy.target, f"bucket-{next(_numbers)}")
 

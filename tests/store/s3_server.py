@@ -1,4 +1,4 @@
-"""A real S3 server process on loopback (moto's), and a proxy before it that counts requests and makes trouble."""
+"""A real S3 server process on loopback (moto's), and a proxy in front of it that counts requests and injects faults."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from luigi_runs import free_port
 
 SECRET = "a-secret-that-is-never-shown"
 
-#: Seconds that the client waits for an answer in these tests, and how long a slow server takes to give one.
+#: The client's read timeout in these tests, and the response time of a slow server (seconds).
 READ_TIMEOUT, SLOW = 3, 5.0
 
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[int]:
-    """The port of a running server without any bucket."""
+    """Run a server without any bucket. Yields its port."""
     port = free_port()
     with open(folder / "s3-server.txt", "wb") as output:
         process = subprocess.Popen(
@@ -45,7 +45,7 @@ def s3_server(folder: Path) -> Iterator[int]:
 
 
 def environment(port: int) -> dict[str, str]:
-    """What tells S3 clients where the server is and who they are, in the usual places."""
+    """Return the usual environment variables that point S3 clients to the server."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "tester",
@@ -57,11 +57,11 @@ def environment(port: int) -> dict[str, str]:
 
 
 class Proxy:
-    """Passes requests on to the server at `target`.
+    """Forwards requests to the server at `target`.
 
-    `trouble` is asked about each request (method, path with query) and may answer "500", "cut" (the connection ends
-    in the middle of the upload), "slow" (the answer comes later than the client waits), or "hold" (none comes before
-    `release` is set).
+    `trouble` is called for each request (method, path with query) and may return "500", "cut" (closes the connection
+    in the middle of the upload), "slow" (responds after the client's timeout), or "hold" (waits for `release`, then
+    closes the connection).
     """
 
     def __init__(self, target: int) -> None:
@@ -81,7 +81,7 @@ class Proxy:
         self._server.server_close()
 
     def quiet(self) -> None:
-        """No trouble any more, and nothing counted so far."""
+        """Stop injecting faults and reset the counts."""
         self.trouble = lambda method, path: None
         self.seen, self.troubled = [], []
 

@@ -1,4 +1,4 @@
-"""Hosts that share a workspace in a store and nothing else: each has its own cache folder and its own `luigi`."""
+"""Hosts that share nothing but a workspace in a store: each has its own cache folder and `luigi`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ TINY: dict[str, Any] = {
 }
 
 
-def told(path: Path) -> list[dict[str, Any]]:
-    """The events in a host's `events.jsonl`; none where there is no such file."""
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Read a host's `events.jsonl`, if it exists."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Bucket:
-    """What is in the store, looked at directly."""
+    """Direct access to the store."""
 
     def __init__(self, port: int, name: str) -> None:
         import boto3
@@ -52,7 +52,7 @@ class Bucket:
         self._client.create_bucket(Bucket=name)
 
     def objects(self, ending: str = "") -> list[str]:
-        """The objects of the workspace, as seen from it."""
+        """Return the keys of the workspace's objects."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix="team/")
         keys = [entry["Key"].removeprefix("team/") for page in pages for entry in page.get("Contents", [])]
         return [key for key in keys if key.endswith(ending)]
@@ -68,7 +68,7 @@ class Bucket:
         self._client.put_object(Bucket=self.name, Key=f"team/{key}", Body=content)
 
     def copied_to(self, place: str) -> str:
-        """The address of a copy of the workspace elsewhere in the bucket."""
+        """Copy the workspace to another place in the bucket. Returns its address."""
         for key in self.objects():
             source = {"Bucket": self.name, "Key": f"team/{key}"}
             self._client.copy_object(Bucket=self.name, Key=f"{place}/{key}", CopySource=source)
@@ -81,19 +81,19 @@ class Bucket:
         return json.loads(self.read(self.key(f"/{stage}/manifest.json")))
 
     def weights(self) -> str:
-        """SHA-256 of the only run's weights."""
+        """Return the SHA-256 of the only run's weights."""
         return hashlib.sha256(self.read(self.key("/train/model.params"))).hexdigest()
 
     def events(self) -> list[dict[str, Any]]:
-        """What all hosts have told of their work."""
+        """Return the published events of all hosts."""
         lines = b"".join(self.read(key) for key in self.objects(".jsonl")).splitlines()
         return [json.loads(line) for line in lines]
 
 
 class Host:
-    """One host: a folder of its own with its cache, its luigi.cfg and a copy of the configuration.
+    """A host: a folder with its cache, its luigi.cfg and a copy of the configuration.
 
-    `proxy` is before its S3 server, None for another kind of store.
+    `proxy` is the one in front of its S3 server, None for another kind of store.
     """
 
     def __init__(self, folder: Path, url: str, proxy: Proxy | Any, archive: Path, **settings: Any) -> None:
@@ -120,7 +120,7 @@ class Host:
 
     @property
     def copies(self) -> Path:
-        """The folder here with copies of the workspace's files."""
+        """The local folder with copies of the workspace's files."""
         return storage_at(self.url, self.folder / "cache").root
 
     def command(self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> list[str]:
@@ -132,14 +132,14 @@ class Host:
         return clean_environment(**(environment(self.proxy.port) if self.proxy else {}), **own)
 
     def luigi(self, task: str, *arguments: str) -> Result:
-        """Run one task to its end; `ran` are the stages that this host worked on."""
+        """Run a task to its end. `ran` of the result lists the stages that this host started."""
         before = len(self.events())
         done = run(self.command(task, *arguments), self.cwd, self.environment())
         ran = [event["stage"] for event in self.events()[before:] if event["event"] == "started"]
         return Result(done.rc, done.output, done.log, done.seconds, ran)
 
     def good(self, task: str, *arguments: str) -> Result:
-        """As `luigi`, and it must succeed."""
+        """Like `luigi`, but must succeed."""
         result = self.luigi(task, *arguments)
         assert result.rc == 0 or (task == "Status" and result.rc == 3), result.text
         return result
@@ -149,11 +149,11 @@ class Host:
         return Running(command, self.cwd, self.environment(), self.folder)
 
     def events(self) -> list[dict[str, Any]]:
-        return told(self.copies / "events.jsonl")
+        return read_events(self.copies / "events.jsonl")
 
 
 def local_weights(folder: Path, host: Host) -> str:
-    """SHA-256 of the weights that an undisturbed training in a folder gives for a host's configuration."""
+    """Return the SHA-256 of the weights that an undisturbed training with a host's configuration gives in a folder."""
     command = [*luigi_command(), "--module", "tasks", "TrainVGG", "--config", str(host.config), "--local-scheduler"]
     done = run([*command, "--workspace", str(folder)], host.cwd)
     assert done.rc == 0, done.text

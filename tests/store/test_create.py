@@ -1,4 +1,4 @@
-"""Who is first to make an object, where the store has no conditional writes, and what a lock made so says."""
+"""Creating objects exclusively, with and without conditional writes, and what a lock records."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from pipeline.storage.object_locks import ObjectLock
 from pipeline.storage.store import Store
 
 
-def test_of_several_creators_at_once_exactly_one_is_first(tmp_path: Path) -> None:
+def test_exactly_one_of_several_concurrent_creators_succeeds(tmp_path: Path) -> None:
     stores = [Store(f"file://{tmp_path}/shared", retry_timeout=10) for _ in range(4)]
     start = threading.Barrier(4)
 
     def create(number: int) -> list[bool]:
-        found = []
+        results = []
         for turn in range(50):
             start.wait()
-            found.append(stores[number].create(f"lock-{turn}", str(number).encode()))
-        return found
+            results.append(stores[number].create(f"lock-{turn}", str(number).encode()))
+        return results
 
     with ThreadPoolExecutor(4) as threads:
         turns = list(zip(*threads.map(create, range(4)), strict=True))
-    assert [found.count(True) for found in turns] == [1] * 50
-    for turn, found in enumerate(turns):
-        assert stores[0].read(f"lock-{turn}") == str(found.index(True)).encode()
+    assert [results.count(True) for results in turns] == [1] * 50
+    for turn, results in enumerate(turns):
+        assert stores[0].read(f"lock-{turn}") == str(results.index(True)).encode()
 
 
-def test_a_back_end_without_such_writes_looks_again_who_was_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_conditional_writes_the_last_writer_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (Store(f"file://{tmp_path}/shared", retry_timeout=10) for _ in range(2))
     waits: list[float] = []
 
@@ -44,7 +42,7 @@ def test_a_back_end_without_such_writes_looks_again_who_was_last(
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 2:
-            one.write("b", b"one")  # the other one was later
+            one.write("b", b"one")  # the other host writes later
 
     monkeypatch.setattr(backend, "create", refuse)
     monkeypatch.setattr(store.time, "sleep", wait)
@@ -55,7 +53,7 @@ def test_a_back_end_without_such_writes_looks_again_who_was_last(
     assert min(waits) >= store.SETTLE_SECONDS
 
 
-def test_a_lock_that_was_waited_for_says_since_when_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_records_when_it_was_acquired_not_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = Store(f"file://{tmp_path}/shared")
     shared.write("x.lock", b'{"host": "far", "pid": 1}')
     times = iter(["12:00", "13:00"])

@@ -1,4 +1,4 @@
-"""Of many runs those are listed that are asked about, and what is gone is noticed."""
+"""Listings of a store: only the wanted runs are listed, and deleted objects are noticed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.storage.store import Store, Stored
 from pipeline.workspace import RUN_FOLDERS
 
 
-def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_listing(
+def test_only_wanted_runs_are_listed_and_deleted_files_vanish_with_the_next_listing(
     in_reach: Proxy, bucket: Bucket, tmp_path: Path
 ) -> None:
     runs = [f"runs/d/{name}{number}" for name in ("a", "b") for number in range(10)]
@@ -35,7 +35,7 @@ def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_lis
     place.refresh([place.root / run for run in runs], since=time.monotonic())
     assert place.names(place.root / "runs/d/b7/train") == []
     assert place.names(place.root / "runs/d/b8/train") == ["manifest.json", "model.params"]
-    place.listing.objects = len(runs) * PAGE  # as many requests for all of it
+    place.listing.objects = len(runs) * PAGE  # the whole store takes as many requests
     in_reach.quiet()
     place.refresh([place.root / run for run in runs], since=time.monotonic())
     assert len(in_reach.seen) == 1
@@ -43,7 +43,7 @@ def test_only_wanted_runs_are_taken_in_and_a_removed_one_is_gone_at_the_next_lis
 
 
 @pytest.mark.parametrize("prefix", ["exp[lr=0.1]", "x::y", "what?*{a,b}", "exp#1 %20"])
-def test_a_prefix_is_taken_as_it_is_written(in_reach: Proxy, bucket: Bucket, tmp_path: Path, prefix: str) -> None:
+def test_a_prefix_is_taken_literally(in_reach: Proxy, bucket: Bucket, tmp_path: Path, prefix: str) -> None:
     place = ObjectStorage(Store(f"{bucket.url}/{prefix}"), tmp_path / "mirror")
     for run in ("a", "b"):
         place.store.write(f"runs/d/{run}/train/manifest.json", run.encode())
@@ -60,7 +60,7 @@ def test_a_prefix_is_taken_as_it_is_written(in_reach: Proxy, bucket: Bucket, tmp
     assert not roots[0].exists()
 
 
-def test_what_could_not_be_read_is_read_at_the_next_look(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_failed_read_is_retried_by_the_next_refresh(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> None:
     bucket.write("runs/d/r/train/manifest.json", b"{}")
     place = ObjectStorage(Store(bucket.url, retry_timeout=0), tmp_path / "mirror")
     folder = place.root / "runs/d/r/train"
@@ -73,13 +73,13 @@ def test_what_could_not_be_read_is_read_at_the_next_look(in_reach: Proxy, bucket
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"url": "URL", "objects": "x"}', '{"url": "URL", "files": {"a": []}}'])
-def test_a_damaged_index_is_forgotten(bucket: Bucket, tmp_path: Path, content: str) -> None:
+def test_a_damaged_index_is_discarded(bucket: Bucket, tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX).write_text(content.replace("URL", bucket.url))
     assert ObjectStorage(Store(bucket.url), tmp_path).copies._index == {}
 
 
-def test_an_object_that_no_small_file_can_be_is_left_out_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_huge_object_is_skipped_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     store, found = Store("memory://b"), {"a/manifest.json": Stored(1 << 40, "1"), "b/manifest.json": Stored(2, "1")}
     with caplog.at_level("WARNING", "vgg"):
-        assert [list(store.small(found)) for _ in range(2)] == [["b/manifest.json"]] * 2
-    assert caplog.messages == ["memory://b/a/manifest.json: left out, as it has 1100 GB; remove it"]
+        assert [list(store.only_small(found)) for _ in range(2)] == [["b/manifest.json"]] * 2
+    assert caplog.messages == ["memory://b/a/manifest.json: skipped, 1100 GB is far too large; remove it"]

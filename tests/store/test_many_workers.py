@@ -1,4 +1,4 @@
-"""One comparison, several `luigi` commands on it under one luigid: every run once, also when a worker is killed."""
+"""Several `luigi` commands share a comparison under one luigid: each run trains once, even if a worker is killed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import yaml
 from luigi_runs import Running
 from luigid_process import luigid
-from store_hosts import TINY, Bucket, Host, told
+from store_hosts import TINY, Bucket, Host, read_events
 
 WIDTHS = (2, 3, 4, 5)
 
 
 class Team:
-    """Hosts that see one folder of configurations, and a workspace that is a folder or in a store."""
+    """Hosts that share a folder of configurations and a workspace in a folder or a store."""
 
     def __init__(self, folder: Path, url: str, bucket: Bucket, hosts: list[Host], port: int) -> None:
         self.folder, self.url, self.bucket, self.hosts, self.port = folder, url, bucket, hosts, port
@@ -36,14 +36,14 @@ class Team:
     def events(self) -> list[dict[str, Any]]:
         if self.is_stored:
             return [event for host in self.hosts for event in host.events()]
-        return told(Path(self.url) / "events.jsonl")
+        return read_events(Path(self.url) / "events.jsonl")
 
-    def told(self, event: str, stage: str) -> Counter[str]:
-        """How often each run's stage was told of in this way."""
-        return Counter(one["run"] for one in self.events() if (one["event"], one["stage"]) == (event, stage))
+    def count(self, event: str, stage: str) -> Counter[str]:
+        """Count the events of a kind and stage per run."""
+        return Counter(line["run"] for line in self.events() if (line["event"], line["stage"]) == (event, stage))
 
     def manifests(self, stage: str) -> dict[str, dict[str, Any]]:
-        """The manifests of a stage of every run."""
+        """Return the manifests of a stage, by run."""
         if self.is_stored:
             keys = self.bucket.objects(f"/{stage}/manifest.json")
             return {key.split("/")[2]: json.loads(self.bucket.read(key)) for key in keys}
@@ -61,9 +61,9 @@ class Team:
         return list(Path(self.url).glob(f"work/*/{run}/checkpoints/step-*.npz"))
 
     def trained_by(self, running: Running) -> str:
-        """The run that a command is training and has a checkpoint of, "" when there is none."""
+        """Return the run that a command is training, once it has a checkpoint; else ""."""
         pid = running.process.pid
-        mine = [one for one in self.events() if one["stage"] == "train" and one["pid"] == pid]
+        mine = [event for event in self.events() if event["stage"] == "train" and event["pid"] == pid]
         busy = mine[-1]["run"] if mine and mine[-1]["event"] == "started" else ""
         return busy if busy and self.checkpoint_of(busy) else ""
 
@@ -88,24 +88,24 @@ def test_three_workers_and_a_kill_train_every_run_once_and_make_one_page(team: T
     with team.start(one) as first, team.start(two) as second, team.start(three) as third:
         everyone = (first, second, third)
 
-        def one_that_trains() -> tuple[Running, str] | None:
-            return next(((each, run) for each in everyone if (run := team.trained_by(each))), None)
+        def training() -> tuple[Running, str] | None:
+            return next(((command, run) for command in everyone if (run := team.trained_by(command))), None)
 
-        victim, lost = first.wait_for(one_that_trains, "one of them trains a run")
+        victim, lost = first.wait_for(training, "one of them trains a run")
         victim.kill()
         with team.start(four) as fourth:
-            for running in (*(each for each in everyone if each is not victim), fourth):
-                # Luigi's codes for "another worker runs it" and "left to another worker": together they did it all.
+            for running in (*(command for command in everyone if command is not victim), fourth):
+                # Luigi's codes for "another worker runs it" and "left to another worker" are fine, too.
                 assert running.finish() in (0, 10, 25), running.output
                 assert "Traceback" not in running.output
     trained = team.manifests("train")
     assert len(trained) == len(WIDTHS)
-    assert set(team.told("finished", "train").values()) == {1}
-    started = team.told("started", "train")
+    assert set(team.count("finished", "train").values()) == {1}
+    started = team.count("started", "train")
     assert started.pop(lost) == 2
     assert set(started.values()) == {1}
     assert trained[lost]["details"]["resumed"] == 1  # from where the killed worker was
     assert all(train["details"]["exact"] for train in trained.values())
-    assert set(team.told("started", "evaluate").values()) == {1}
-    assert sum(team.told("started", "compare").values()) == 1
+    assert set(team.count("started", "evaluate").values()) == {1}
+    assert sum(team.count("started", "compare").values()) == 1
     assert team.pages() == 1

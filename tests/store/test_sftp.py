@@ -1,4 +1,4 @@
-"""A workspace on a file server: the chain over a real sshd, seen from a second host."""
+"""A workspace on a file server: the chain over a real sshd, and a second host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def answers(port: int) -> bool:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an empty folder on an sshd of the test's own; its key is where `ssh` would look for it."""
+    """Run an sshd, with its key where `ssh` looks for it. Yields the address of an empty folder there."""
     pytest.importorskip("paramiko", reason="paramiko is not installed: pip install paramiko")
     if SSHD is None or os.geteuid():
         pytest.skip("needs sshd, and root to start it")
@@ -61,7 +61,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         process.terminate()
 
 
-def test_the_chain_is_made_recognised_elsewhere_verified_and_set_aside(
+def test_the_chain_runs_is_recognised_by_another_host_verified_and_set_aside(
     server: str, archive: Path, tmp_path: Path
 ) -> None:
     one, two = (Host(tmp_path / name, server, None, archive) for name in ("one", "two"))
@@ -72,17 +72,17 @@ def test_the_chain_is_made_recognised_elsewhere_verified_and_set_aside(
     assert "no damage" in two.good("Verify").output
     two.good("SetAside", "--stage", "evaluate", "--confirm")
     assert list(shared.glob("trash/*/runs/*/*/evaluate/metrics.json"))
-    assert one.good("Report").ran == ["evaluate"]  # to the same figures, so the report stands
+    assert one.good("Report").ran == ["evaluate"]  # with the same figures, so the report stays
     assert not list(shared.glob("work/locks/*.lock"))
 
 
-def test_one_of_two_creators_is_first_and_names_are_taken_as_they_are_written(
+def test_one_of_two_creators_succeeds_and_names_are_taken_literally(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = Store(f"{server}/exp[1]::x", retry_timeout=10), Store(f"{server}/exp[1]::x", retry_timeout=10)
     assert one.create("locks/a", b"one")
-    # The other has looked before that, and writes only now.
-    fs = two._open()[0]
+    # The other host checked before that, and writes only now.
+    fs = two._connection()[0]
     answers = iter([None, None])
     monkeypatch.setattr(two, "read", lambda path: next(answers, one.read(path)))
     looks = iter([False])

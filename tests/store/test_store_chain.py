@@ -1,4 +1,4 @@
-"""The whole chain with its workspace in S3: what is stored, what is asked for, what other hosts make of it."""
+"""The whole chain with its workspace in S3: what is stored, which requests are made, what other hosts see."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGES = ["dataset", "train", "evaluate", "export", "report"]
 
 @pytest.fixture(scope="module")
 def made(proxy: Proxy, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bucket, Host]:
-    """A chain that one host ran to its end. Tests that change it repair it."""
+    """A chain that one host has finished. Tests that change it repair it."""
     bucket = Bucket(proxy.target, "made")
     host = Host(tmp_path_factory.mktemp("hosts") / "first", bucket.url, proxy, archive)
     result = host.good("Report")
@@ -40,7 +40,7 @@ def other(made: tuple[Bucket, Host], tmp_path: Path) -> Host:
     return Host(tmp_path / "other", bucket.url, first.proxy, first.archive)
 
 
-def test_everything_that_the_manifests_record_is_in_the_store(made: tuple[Bucket, Host]) -> None:
+def test_every_file_in_the_manifests_is_in_the_store(made: tuple[Bucket, Host]) -> None:
     bucket, _ = made
     manifests = bucket.objects("/manifest.json")
     assert len(manifests) == 5
@@ -73,7 +73,7 @@ def test_another_host_needs_one_listing_and_a_handful_of_small_files(other: Host
     assert len(other.proxy.seen) == 1
 
 
-def test_another_pipeline_opens_what_is_in_the_store(made: tuple[Bucket, Host], other: Host) -> None:
+def test_another_pipeline_opens_results_in_the_store(made: tuple[Bucket, Host], other: Host) -> None:
     bucket, _ = made
     program = """
 import json, sys, tasks
@@ -94,13 +94,13 @@ except Exception as error: print(error)
     assert accuracy == bucket.manifest("evaluate")["details"]["accuracy"]
     assert size == len(bucket.read(f"{place}/export/model.onnx"))
     assert "found mode 'w', expected 'r'" in refusal
-    # Only what was opened came here.
+    # Only what was opened is downloaded.
     assert [path for path in other.proxy.downloads if not path.endswith(".json")] == [
         f"/{bucket.name}/team/{place}/export/model.onnx"
     ]
 
 
-def test_raised_epochs_go_on_from_another_hosts_weights_exactly(
+def test_raised_epochs_resume_exactly_from_another_hosts_weights(
     made: tuple[Bucket, Host], other: Host, tmp_path: Path
 ) -> None:
     bucket, first = made
@@ -110,13 +110,13 @@ def test_raised_epochs_go_on_from_another_hosts_weights_exactly(
     assert "resumed from 1 epoch of" in result.log
     assert bucket.weights() == local_weights(tmp_path / "undisturbed", other)
     assert bucket.manifest("train")["details"]["exact"]
-    # The first host sees that its own copies are outdated; its configuration wants less than there is.
+    # The first host notices that its copies are outdated; its configuration wants fewer epochs.
     assert sorted(first.good("Report").ran) == ["evaluate", "export", "report"]
     assert "model.params" in json.dumps(bucket.manifest("evaluate")["inputs"])
     assert first.good("Verify").rc == 0
 
 
-def test_half_of_an_artefact_is_never_taken_for_the_whole(made: tuple[Bucket, Host], other: Host) -> None:
+def test_a_truncated_artifact_is_never_mistaken_for_the_whole(made: tuple[Bucket, Host], other: Host) -> None:
     bucket, first = made
     key = bucket.key("/train/model.params")
     whole, manifest = bucket.read(key), bucket.read(bucket.key("/train/manifest.json"))
@@ -125,7 +125,7 @@ def test_half_of_an_artefact_is_never_taken_for_the_whole(made: tuple[Bucket, Ho
     bucket.write(key.replace("model.params", "manifest.json"), manifest)
     bucket.write(key, whole[: len(whole) // 2])
     assert "train     will run  train/model.params has" in other.good("Status").output
-    # The host that made it still has it: nothing is done again.
+    # The host that made it still has it and need not repeat it.
     result = first.good("TrainVGG")
     assert result.ran == []
     assert "publishing the result that was made here earlier" in result.log
@@ -144,10 +144,10 @@ def test_verify_reads_every_byte_in_the_store(made: tuple[Bucket, Host], other: 
     assert "export/model.onnx is damaged" in result.output
     assert "Traceback" not in result.text
     bucket.write(key, whole)
-    assert not list(other.copies.rglob("*.npy"))  # nothing of it was kept
+    assert not list(other.copies.rglob("*.npy"))  # nothing was kept
 
 
-def test_what_one_host_sets_aside_is_gone_for_the_other(made: tuple[Bucket, Host], other: Host) -> None:
+def test_a_stage_that_one_host_sets_aside_is_gone_for_the_other(made: tuple[Bucket, Host], other: Host) -> None:
     bucket, first = made
     assert "export    done" in first.good("Status").output
     preview = other.good("SetAside", "--stage", "export")
@@ -175,7 +175,7 @@ def test_an_export_needs_nothing_of_the_evaluation(made: tuple[Bucket, Host], ot
 def test_vgg_predict_takes_a_model_from_the_store(made: tuple[Bucket, Host], other: Host, tmp_path: Path) -> None:
     bucket, _ = made
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    below_runs = bucket.copied_to("runs/models")  # not all that is below a folder `runs` is a run
+    below_runs = bucket.copied_to("runs/models")  # not everything below a folder `runs` is a run
     run_of = bucket.key("/export/model.onnx").partition("/export")[0]
     for model in (bucket.url, f"{bucket.url}/{run_of}", below_runs, f"{below_runs}/{run_of}/export/model.onnx"):
         command = [sys.executable, "-m", "pipeline.predict", "--json", "--model", model, str(tmp_path / "red.png")]
@@ -193,8 +193,8 @@ def test_vgg_predict_takes_a_model_from_the_store(made: tuple[Bucket, Host], oth
 def test_the_secret_is_nowhere(made: tuple[Bucket, Host], other: Host) -> None:
     bucket, first = made
     files = [file for folder in (first.folder, other.folder) for file in folder.rglob("*") if file.is_file()]
-    told = other.good("Report", "--log-level", "DEBUG").text.encode()
-    texts = [told, *(file.read_bytes() for file in files), *map(bucket.read, bucket.objects())]
+    output = other.good("Report", "--log-level", "DEBUG").text.encode()
+    texts = [output, *(file.read_bytes() for file in files), *map(bucket.read, bucket.objects())]
     assert not [text for text in texts if SECRET.encode() in text]
 
 
@@ -208,7 +208,7 @@ def test_the_secret_is_nowhere(made: tuple[Bucket, Host], other: Host) -> None:
         ("s3://no-such-bucket/x", 30, "there is no such bucket or folder"),
     ],
 )
-def test_an_address_that_cannot_be_is_told_in_one_line(other: Host, address: str, code: int, expected: str) -> None:
+def test_an_invalid_address_is_reported_in_one_line(other: Host, address: str, code: int, expected: str) -> None:
     other.url = address
     result = run(other.command("Report"), other.cwd, other.environment())
     assert expected in result.text
@@ -229,7 +229,7 @@ def test_a_workspace_in_a_folder_imports_no_fsspec(tmp_path: Path) -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_a_folder_of_images_is_published_and_its_changes_are_seen_by_every_host(
+def test_every_host_notices_changes_in_a_folder_of_images(
     host: Callable[..., Host], bucket: Bucket, tmp_path: Path
 ) -> None:
     def arrive(*names: str) -> None:
@@ -243,9 +243,9 @@ def test_a_folder_of_images_is_published_and_its_changes_are_seen_by_every_host(
         return {key.split("/")[1] for key in bucket.objects("/train_images.npy")}
 
     one, two = host("one"), host("two")
-    for each in (one, two):
-        each.values["data"] = {"name": "parts", "source": str(tmp_path / "parts")}
-        each.configure()
+    for peer in (one, two):
+        peer.values["data"] = {"name": "parts", "source": str(tmp_path / "parts")}
+        peer.configure()
     arrive(*(f"{part}/{label}/{n}.png" for part in ("train", "test") for label in "ab" for n in range(3)))
     assert one.good("DownloadCifar").ran == ["dataset"]
     first = datasets()
@@ -256,4 +256,4 @@ def test_a_folder_of_images_is_published_and_its_changes_are_seen_by_every_host(
     assert two.good("DownloadCifar").ran == ["dataset"]
     assert len(datasets() - first) == 1
     assert one.good("DownloadCifar").ran == []
-    assert not bucket.objects(".csv"), "what a host saw of its folder is its own"
+    assert not bucket.objects(".csv"), "each host keeps its own listing of its folder"

@@ -1,4 +1,4 @@
-"""What goes wrong between a host and its store, and between hosts: nothing is lost, nothing half is taken for whole."""
+"""Faults between hosts and their store: nothing is lost, and no part is mistaken for the whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.workspace.freshness import Chain
 
 Hosts = Callable[..., Host]
 
-#: Long enough to be interrupted; a checkpoint after every few steps.
+#: Long enough to interrupt, with a checkpoint every few steps.
 LONG: dict[str, Any] = {"epochs": 40, "checkpoint_seconds": 0.05}
 
 
@@ -35,18 +35,18 @@ def is_upload(method: str, path: str, ending: str = "") -> bool:
 
 
 def checkpoint(bucket: Bucket) -> str:
-    """The newest published checkpoint, "" while there is none."""
+    """Return the newest published checkpoint, "" if there is none."""
     return max((key for key in bucket.objects(".npz") if "/checkpoints/" in key), default="")
 
 
 def training(host: Host, bucket: Bucket) -> Running:
-    """A training that has published a checkpoint and goes on."""
+    """Start a training and wait until it has published a checkpoint."""
     running = host.start("TrainVGG")
     running.wait_for(lambda: checkpoint(bucket), "a checkpoint was published")
     return running
 
 
-def test_server_errors_cut_uploads_and_slow_answers_are_tried_again(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
+def test_server_errors_cut_uploads_and_slow_responses_are_retried(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
     one = host("one")
     kinds, turns = itertools.cycle(["500", "cut", "slow", "500", "cut"]), itertools.count()
     slow = itertools.count()
@@ -55,7 +55,7 @@ def test_server_errors_cut_uploads_and_slow_answers_are_tried_again(host: Hosts,
         if next(turns) % 4:
             return None
         kind = next(kinds)
-        return "500" if kind == "slow" and next(slow) >= 2 else kind  # twice are enough: each takes seconds
+        return "500" if kind == "slow" and next(slow) >= 2 else kind  # two are enough: each takes seconds
 
     proxy.trouble = trouble
     result = one.good("TrainVGG")
@@ -86,7 +86,7 @@ def test_a_result_that_cannot_be_uploaded_is_kept_and_published_by_the_next_comm
     assert "train     done" in host("two").good("Status").output
 
 
-def test_a_store_that_is_away_costs_no_training(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
+def test_training_continues_during_an_outage(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
     one = host("one", retry_timeout=1)
     one.configure(**LONG)
     proxy.trouble = lambda method, path: "500" if "checkpoints" in path and method in ("PUT", "POST") else None
@@ -96,7 +96,7 @@ def test_a_store_that_is_away_costs_no_training(host: Hosts, bucket: Bucket, pro
     assert bucket.manifest("train")["details"]["resumed"] == 0
 
 
-def test_another_host_goes_on_from_the_published_checkpoint_of_a_killed_one_exactly(
+def test_another_host_resumes_exactly_from_the_published_checkpoint_of_a_killed_one(
     host: Hosts, bucket: Bucket, tmp_path: Path
 ) -> None:
     one, two = host("one"), host("two")
@@ -112,13 +112,11 @@ def test_another_host_goes_on_from_the_published_checkpoint_of_a_killed_one_exac
     assert (details["resumed"], details["exact"]) == (1, True)
     assert bucket.weights() == local_weights(tmp_path / "undisturbed", two)
     assert not [key for key in bucket.objects() if key.startswith("work/") and not key.endswith(".lock")]
-    # The first host's own, older checkpoints do not count any more.
+    # The first host's own, older checkpoints are obsolete.
     assert one.good("TrainVGG").ran == []
 
 
-def test_a_host_that_dies_while_it_uploads_leaves_nothing_that_counts(
-    host: Hosts, bucket: Bucket, proxy: Proxy
-) -> None:
+def test_a_host_killed_during_an_upload_leaves_no_finished_stage(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
     one, two = host("one"), host("two")
     proxy.held.clear()
     proxy.release.clear()
@@ -136,8 +134,8 @@ def test_a_host_that_dies_while_it_uploads_leaves_nothing_that_counts(
 
 def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket) -> None:
     one, two, three = host("one"), host("two"), host("three", overlap="wait")
-    for each in (one, two, three):
-        each.configure(**{**LONG, "epochs": 200})
+    for peer in (one, two, three):
+        peer.configure(**{**LONG, "epochs": 200})
     with training(one, bucket) as running:
         result = two.luigi("TrainVGG")
         assert result.rc == 10
@@ -162,33 +160,33 @@ def data(host: Hosts, bucket: Bucket) -> Host:
 
 
 def foreign_lock(bucket: Bucket, key: str, stale_after: float) -> None:
-    """Write a lock as a process of another machine would that is never heard of again."""
+    """Write a lock as of a process on another machine that never renews it."""
     record = {"host": "far", "pid": 1, "since": "2026-11-25T00:00:00Z", "machine": "far", "token": "far", "beat": 0}
     bucket.write(key, json.dumps({**record, "stale_after": stale_after}).encode())
 
 
 def lock_key(one: Host) -> str:
-    """The key of the lock on a host's training."""
-    found = Chain(Workspace(one.copies), load(one.config)).run()
-    assert found is not None
-    return found.lock("train").relative_to(one.copies).as_posix()
+    """Return the key of the lock on a host's training."""
+    run = Chain(Workspace(one.copies), load(one.config)).run()
+    assert run is not None
+    return run.lock("train").relative_to(one.copies).as_posix()
 
 
-def test_a_lock_that_nobody_has_renewed_is_taken_over(data: Host, bucket: Bucket) -> None:
+def test_a_stale_lock_is_taken_over(data: Host, bucket: Bucket) -> None:
     key = lock_key(data)
     foreign_lock(bucket, key, stale_after=3600)
     assert data.luigi("TrainVGG").rc == 10
     assert key in bucket.objects()
-    foreign_lock(bucket, key, stale_after=-1)  # a store tells its time in whole seconds
+    foreign_lock(bucket, key, stale_after=-1)  # the store's clock has a resolution of one second
     assert data.good("TrainVGG").ran == ["train"]
     assert key not in bucket.objects()
 
 
-def test_who_lost_its_lock_stops_and_publishes_nothing(data: Host, bucket: Bucket) -> None:
+def test_a_host_that_lost_its_lock_stops_and_publishes_nothing(data: Host, bucket: Bucket) -> None:
     key = lock_key(data)
     data.configure(**{**LONG, "epochs": 2000})
     with training(data, bucket) as running:
-        # Whoever takes a lock over looks whether its holder has just renewed it, and then tries again.
+        # Repeat it, as a host that takes a lock over does if the holder has just renewed it.
         while running.process.poll() is None and json.loads(bucket.read(key))["host"] != "far":
             foreign_lock(bucket, key, stale_after=3600)
             time.sleep(1)
@@ -199,8 +197,8 @@ def test_who_lost_its_lock_stops_and_publishes_nothing(data: Host, bucket: Bucke
     assert json.loads(bucket.read(key))["host"] == "far"  # it left the other's lock alone
 
 
-def test_only_what_is_not_in_the_store_is_trained_anew(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
-    """A bad network, or a file of the right size with another content, is no reason to train from nothing."""
+def test_only_missing_weights_are_trained_again(host: Hosts, bucket: Bucket, proxy: Proxy) -> None:
+    """A network error, or a file of the right size with other content, must not restart a training from scratch."""
     one, two = host("one"), host("two", retry_timeout=1)
     one.good("TrainVGG")
     two.configure(epochs=2)
@@ -214,9 +212,7 @@ def test_only_what_is_not_in_the_store_is_trained_anew(host: Hosts, bucket: Buck
     bucket.write(key, weights[:-1] + bytes([weights[-1] ^ 1]))
     result = two.luigi("TrainVGG")
     assert result.rc == 30
-    assert (
-        "train/model.params: damaged, not what its manifest recorded; restore it, or set the stage aside" in result.log
-    )
+    assert "train/model.params: damaged, does not match its manifest; restore it, or set the stage aside" in result.log
     assert bucket.manifest("train") == recorded
     bucket.delete(key)
     result = two.good("TrainVGG")
@@ -225,7 +221,7 @@ def test_only_what_is_not_in_the_store_is_trained_anew(host: Hosts, bucket: Buck
     assert [segment["how"] for segment in bucket.manifest("train")["details"]["segments"]] == ["started"]
 
 
-def test_a_training_goes_on_without_its_momentum_as_in_a_folder(host: Hosts, bucket: Bucket) -> None:
+def test_a_training_resumes_without_its_momentum_as_in_a_folder(host: Hosts, bucket: Bucket) -> None:
     one, two = host("one"), host("two")
     one.good("TrainVGG")
     two.configure(epochs=2)
@@ -236,12 +232,12 @@ def test_a_training_goes_on_without_its_momentum_as_in_a_folder(host: Hosts, buc
     assert "resumed from 1 epoch of" in result.log
 
 
-def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reach: Proxy) -> None:
+def test_the_heartbeat_returns_as_soon_as_the_store_is_back(bucket: Bucket, in_reach: Proxy) -> None:
     lock = ObjectLock(Store(bucket.url, retry_timeout=0, stale_seconds=600), "work/locks/x.lock")
     pauses: list[float] = []
 
     class Ended(threading.Event):
-        """Ends after five heartbeats, of which the store answers but the last."""
+        """Ends after five heartbeats; the store responds only to the last two."""
 
         def wait(self, timeout: float | None = None) -> bool:
             pauses.append(timeout or 0.0)
@@ -257,21 +253,21 @@ def test_a_host_is_heard_of_as_soon_as_the_store_is_back(bucket: Bucket, in_reac
     assert not lock.lost
 
 
-def test_a_lock_that_its_holder_renews_at_the_last_moment_is_left_to_it(
+def test_a_lock_renewed_at_the_last_moment_is_not_taken_over(
     bucket: Bucket, in_reach: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign_lock(bucket, "work/locks/x.lock", stale_after=-1)
     lock = ObjectLock(Store(bucket.url, retry_timeout=10), "work/locks/x.lock")
-    looks: list[float] = []
+    calls: list[str] = []
 
-    def age(path: str, beside: str) -> float:
-        looks.append(0.0)
-        if len(looks) == 1:
+    def age(key: str, probe: str) -> float:
+        calls.append(key)
+        if len(calls) == 1:
             foreign_lock(bucket, "work/locks/x.lock", stale_after=3600)
         return 1.0
 
     monkeypatch.setattr(lock.store, "age", age)
-    with pytest.raises(AlreadyRunning), lock.held("the stage", wait=False, waiting=print):
+    with pytest.raises(AlreadyRunning), lock.held("the stage", wait=False, on_wait=print):
         pass
     assert json.loads(bucket.read("work/locks/x.lock"))["host"] == "far"
 
@@ -284,7 +280,7 @@ def test_a_retry_timeout_that_would_lose_a_lock_is_refused(host: Hosts, timeout:
     assert f"found {timeout}, expected at most half of stale_seconds (90)" in line
 
 
-def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
+def test_files_that_a_stage_removed_are_deleted_from_the_store(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
 
     def published(host: str, epochs: int) -> list[str]:
         storage = ObjectStorage(Store(bucket.url), tmp_path / host)
@@ -309,7 +305,7 @@ def test_files_that_a_stage_replaced_are_gone_from_the_store(bucket: Bucket, in_
     assert published("two", 30) == ["model.params", "notes.txt", "tensorboard/events.30"]
 
 
-def test_verify_tells_of_a_file_that_goes_while_it_looks(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
+def test_verify_reports_a_file_deleted_while_it_runs(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> None:
     storage = ObjectStorage(Store(bucket.url, retry_timeout=0), tmp_path / "mirror")
     workspace, folder = Workspace(storage.root, storage), storage.root / "runs/d/r/export"
     folder.mkdir(parents=True)
@@ -320,7 +316,7 @@ def test_verify_tells_of_a_file_that_goes_while_it_looks(bucket: Bucket, in_reac
     assert manifest.damage(folder, recorded, storage) == ["export/model.onnx is missing"]
 
 
-def test_events_of_every_hour_get_into_the_store(
+def test_events_of_every_hour_are_published(
     bucket: Bucket, in_reach: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Workspace(tmp_path / "mirror", ObjectStorage(Store(bucket.url, retry_timeout=0), tmp_path / "mirror"))

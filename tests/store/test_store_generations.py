@@ -1,4 +1,4 @@
-"""Scheduled retraining with the workspace in S3: hosts take turns, the pointer to the current model is one."""
+"""Scheduled retraining with the workspace in S3: hosts take turns and share one pointer to the current model."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from pipeline.workspace.freshness import Chain
 def test_hosts_retrain_roll_back_and_prune_as_one(
     host: Callable[..., Host], bucket: Bucket, proxy: Proxy, tmp_path: Path
 ) -> None:
-    metrics, told = tmp_path / "vgg.prom", tmp_path / "told.jsonl"
-    one, two = host("one"), host("two", metrics=metrics, notify=f"cat >> {told}")
+    metrics, notified = tmp_path / "vgg.prom", tmp_path / "notified.jsonl"
+    one, two = host("one"), host("two", metrics=metrics, notify=f"cat >> {notified}")
     hasty = host("hasty", retry_timeout=1)
-    for each in (one, two, hasty):
-        each.values["retrain"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
-        each.configure()
+    for peer in (one, two, hasty):
+        peer.values["retrain"] = {"every": "day", "keep": 2, "tolerance": 0.99, "warm_start": True}
+        peer.configure()
 
     def current() -> str:
         return json.loads(bucket.read("current/mini/tiny.json"))["generation"]
 
     def served() -> str:
-        """The generation at the stable keys; by whatever way a reader goes, the model is the one that is described."""
+        """Return the generation at the stable keys, after checking that each path to the model matches its manifest."""
         about = json.loads(bucket.read("current/mini/tiny/manifest.json"))
         for key in ("current/mini/tiny/model.onnx", posixpath.normpath(f"current/mini/tiny/{about['model']}")):
             assert hashlib.sha256(bucket.read(key)).hexdigest() == about["files"]["model.onnx"]["sha256"]
@@ -54,13 +54,13 @@ def test_hosts_retrain_roll_back_and_prune_as_one(
     again = two.good("Retrain", "--date", "2026-11-20")
     assert again.ran == []
     assert "up to date: " in again.log
-    # The other host compares with what the first one made, of which it has nothing yet, and starts from its weights.
+    # The other host fetches the first one's run, compares with it and starts from its weights.
     result = two.good("Retrain", "--date", "2026-11-21")
     assert "warm start from the current model" in result.log
     assert current() == served() == "2026-11-21"
     report = json.loads(bucket.read(next(key for key in bucket.objects("report/report.json") if "11-21" in key)))
     assert report["comparison"]["previous"]["run"].endswith("@2026-11-20")
-    # One that cannot be published changes nothing, and its repetition goes back by one.
+    # A rollback that cannot be published changes nothing; repeating it goes back by one.
     proxy.trouble = lambda method, path: "500" if method == "PUT" and path.endswith("/tiny.json") else None
     assert "cannot write" in hasty.luigi("Rollback").log
     proxy.quiet()
@@ -70,17 +70,17 @@ def test_hosts_retrain_roll_back_and_prune_as_one(
     status = two.good("Status", "--generation", "2026-11-21").output
     assert "the current model is runs/" in status
     assert "@2026-11-20, accuracy" in status
-    # Its metrics have the decisions of both hosts; it has told of its own.
+    # Its metrics hold the decisions of both hosts; it has sent notifications of its own only.
     place = f'workspace="{bucket.url}",dataset="mini",architecture="tiny"'
     assert f'vgg_generations_total{{{place},outcome="promoted"}} 2\n' in metrics.read_text()
     assert f'vgg_model_info{{{place},generation="2026-11-20"' in metrics.read_text()
     assert f'vgg_workspace_bytes{{workspace="{bucket.url}",kind="runs"}} ' in metrics.read_text()
-    (event,) = (json.loads(line) for line in told.read_text().splitlines())
+    (event,) = (json.loads(line) for line in notified.read_text().splitlines())
     assert (event["event"], event["generation"], event["workspace"]) == ("promoted", "2026-11-21", bucket.url)
     pruned = two.good("Prune", "--keep", "1", "--confirm")
-    assert "nothing to prune (keeping " in pruned.output  # the older one is the current one
+    assert "nothing to prune (keeping " in pruned.output  # the older generation is current
     one.good("Rollback", "--to", "2026-11-21")
-    # A third host, which has nothing here, finds more test images: the current model is compared on those it shares.
+    # A third host has more test images: the current model is compared on the shared ones.
     three = host("three")
     three.values |= {"retrain": one.values["retrain"]}
     three.values["data"]["source"] = str(small_archive(tmp_path / "grown.tar.gz", test=90))
@@ -100,7 +100,7 @@ def test_hosts_retrain_roll_back_and_prune_as_one(
         return [key for key in bucket.objects() if key.startswith("runs/") and "@2026-11-20" in key]
 
     assert not pruned_objects()
-    # What is in the trash, a run or the pointer, comes back on the other host.
+    # The other host can restore from the trash, a run as well as the pointer.
     assert "@2026-11-20 (" in two.good("Restore").output
     one.good("Restore", "--item", "2026-11-20", "--confirm")
     assert any(key.endswith("train/model.params") for key in pruned_objects())
@@ -111,15 +111,15 @@ def test_hosts_retrain_roll_back_and_prune_as_one(
     assert not [key for key in bucket.objects() if key.startswith("current/")]
     one.good("Restore", "--item", "current/mini/tiny.json", "--confirm")
     assert current() == served() == "2026-11-20"
-    # The stable address names the current model for vgg-predict, too, and what is not there is named as it was given.
+    # vgg-predict accepts the stable address of the current model, and quotes an unknown one as given.
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    for named, told_of in (("tiny", "@2026-11-20/export"), ("tiny/model.onnx", "@2026-11-20/export"), ("x", "x: no ")):
-        model = f"{bucket.url}/current/mini/{named}"
+    for name, expected in (("tiny", "@2026-11-20/export"), ("tiny/model.onnx", "@2026-11-20/export"), ("x", "x: no ")):
+        model = f"{bucket.url}/current/mini/{name}"
         command = [sys.executable, "-m", "pipeline.predict", "--model", model, str(tmp_path / "red.png")]
         predicted = run(command, three.cwd, three.environment())
-        assert predicted.rc == (told_of == "x: no "), predicted.text
+        assert predicted.rc == (expected == "x: no "), predicted.text
         assert bucket.url in predicted.log
-        assert told_of in predicted.log
+        assert expected in predicted.log
 
 
 def test_the_trash_of_a_store_is_measured_and_emptied_by_age(shared: Workspace, bucket: Bucket) -> None:
@@ -141,7 +141,7 @@ def shared(bucket: Bucket, in_reach: Proxy, tmp_path: Path) -> Workspace:
     return Workspace(storage.root, storage)
 
 
-def test_a_command_beside_the_gate_of_its_own_host_waits_for_its_turn(
+def test_a_command_waits_while_the_gate_runs_on_its_own_host(
     shared: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(object_locks, "POLL_SECONDS", 0.1)
@@ -154,7 +154,7 @@ def test_a_command_beside_the_gate_of_its_own_host_waits_for_its_turn(
 
     command = threading.Thread(target=choose, args=("command", shared), daemon=True)
     gate = threading.Thread(target=choose, args=("gate", Workspace(shared.root)), daemon=True)
-    # As `stage_sync` around the process of the gate.
+    # As `stage_sync` does around the gate's process.
     with shared.storage.hold(registry.lock_name(pointer), "the gate", True, print):
         command.start()
         assert waits.wait(TIMEOUT)
@@ -165,9 +165,9 @@ def test_a_command_beside_the_gate_of_its_own_host_waits_for_its_turn(
     assert turns == ["gate", "command"]
 
 
-def test_a_data_set_that_another_host_has_just_taken_into_use_stays(shared: Workspace, bucket: Bucket) -> None:
+def test_a_data_set_that_another_host_has_just_begun_to_use_is_kept(shared: Workspace, bucket: Bucket) -> None:
     assert isinstance(shared.storage, ObjectStorage)
-    shared.storage.listing.objects = 10**6  # of a large store a few folders are listed at a time
+    shared.storage.listing.objects = 10**6  # in a large store, single folders are listed
     bucket.write("datasets/d-00000000/manifest.json", b"{}")
     (folder,) = retention.unneeded(shared)
     chain = Chain(shared, load(CHECKOUT / "config" / "vgg11.yaml"))
@@ -182,7 +182,7 @@ def test_a_data_set_that_another_host_has_just_taken_into_use_stays(shared: Work
     assert "datasets/d-00000000/manifest.json" in bucket.objects()
 
 
-def test_what_a_training_here_moved_to_the_trash_is_deleted_by_age(shared: Workspace) -> None:
+def test_local_files_in_the_trash_are_deleted_by_age(shared: Workspace) -> None:
     target = shared.in_trash(shared.run("d", "r").checkpoints / "step-000000001.npz")
     target.parent.mkdir(parents=True)
     target.touch()

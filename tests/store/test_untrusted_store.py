@@ -1,4 +1,4 @@
-"""What somebody else wrote into the store: nothing of it is written elsewhere, and whatever is wrong is one line."""
+"""Hostile content in the store: nothing is written outside the local folder, and every error is one line."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ RUN = "runs/mini-0123abcd/tiny-0123abcd"
 
 @pytest.fixture
 def storage(in_reach: Proxy, bucket: Bucket, tmp_path: Path) -> ObjectStorage:
-    """Storage in the test's bucket, without copies here."""
+    """Storage in the test's bucket, without local copies."""
     return ObjectStorage(Store(bucket.url, retry_timeout=10), tmp_path / "cache" / "mirror")
 
 
 def put_stage(bucket: Bucket, tmp_path: Path, names: dict[str, str]) -> None:
-    """Put a finished stage with one file into the store, whose manifest calls the file otherwise as well."""
+    """Put a finished stage with one file into the store. Its manifest also lists that file under other names."""
     made = tmp_path / "made"
     made.mkdir()
     (made / "metrics.json").write_text("{}")
@@ -48,7 +48,7 @@ def everything_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_manifest_that_names_a_file_outside_has_nothing_written_there(
+def test_a_manifest_cannot_make_a_host_write_outside_its_folder(
     storage: ObjectStorage, bucket: Bucket, tmp_path: Path
 ) -> None:
     name = "../../../../../victim"
@@ -65,7 +65,7 @@ def test_a_manifest_that_names_a_file_outside_has_nothing_written_there(
 
 
 @pytest.mark.parametrize("key", ["current/../../../victim/manifest.json", "current//manifest.json", "current/./a.json"])
-def test_an_object_with_dots_for_folders_is_left_out_and_told(
+def test_an_object_whose_name_leads_elsewhere_is_skipped_and_reported(
     storage: ObjectStorage, bucket: Bucket, tmp_path: Path, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (key, f"{RUN}/train/a.json"):
@@ -78,10 +78,10 @@ def test_an_object_with_dots_for_folders_is_left_out_and_told(
     assert list(storage.files(storage.root)) == [f"{RUN}/train/a.json"]
     assert [path for path in everything_in(tmp_path) if not path.startswith("cache/mirror/.mirror.json")] == []
     (line,) = caplog.messages
-    assert f"left out an object whose name is no file's: {key!r}; remove it" in line
+    assert f"skipped an object whose name is not a valid path: {key!r}; remove it" in line
 
 
-def test_whoever_can_write_to_the_store_can_write_no_file_of_a_host(
+def test_write_access_to_the_store_gives_none_to_a_hosts_files(
     host: Callable[..., Host], bucket: Bucket, tmp_path: Path
 ) -> None:
     one = host("one")
@@ -95,20 +95,20 @@ def test_whoever_can_write_to_the_store_can_write_no_file_of_a_host(
     bucket.write(f"{run}/train/manifest.json", json.dumps(recorded).encode())
     two = host("two")
     status = two.good("Status")
-    assert "left out an object whose name is no file's" in status.text
+    assert "skipped an object whose name is not a valid path" in status.text
     assert "train     will run  train/manifest.json is damaged" in status.output
     command = [sys.executable, "-m", "pipeline.predict", "--model", bucket.url, str(two.config)]
     predicted = run_command(command, two.cwd, two.environment())
     assert predicted.rc == 1
-    assert "left out an object whose name is no file's" in predicted.text
+    assert "skipped an object whose name is not a valid path" in predicted.text
     assert "Traceback" not in predicted.text
     assert not (tmp_path / "victim").exists()
 
 
-def test_what_stands_for_a_folder_is_left_out_silently(
+def test_folder_placeholders_are_skipped_silently(
     storage: ObjectStorage, bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bucket.write("", b"")  # as consoles and file managers make them
+    bucket.write("", b"")  # as consoles and file managers create them
     bucket.write("runs/", b"")
     with caplog.at_level(logging.WARNING, "vgg"):
         assert storage.store.find() == {}
@@ -126,7 +126,7 @@ def test_a_link_among_the_copies_is_not_followed(storage: ObjectStorage, bucket:
     assert everything_in(outside) == []
 
 
-def test_a_file_that_is_a_link_is_replaced_by_what_comes_from_the_store(
+def test_a_link_in_place_of_a_file_is_replaced_by_the_stored_file(
     storage: ObjectStorage, bucket: Bucket, tmp_path: Path
 ) -> None:
     put_stage(bucket, tmp_path, {})
@@ -154,22 +154,20 @@ def test_a_file_that_is_a_link_is_replaced_by_what_comes_from_the_store(
         None,
     ],
 )
-def test_a_lock_that_no_holder_wrote_counts_until_it_is_stale(
-    storage: ObjectStorage, bucket: Bucket, content: Any
-) -> None:
+def test_a_malformed_lock_is_respected_until_it_is_stale(storage: ObjectStorage, bucket: Bucket, content: Any) -> None:
     def held(stale_seconds: float) -> None:
         store = Store(bucket.url, retry_timeout=10, stale_seconds=stale_seconds)
-        with ObjectLock(store, "work/locks/x.lock").held("the stage", wait=False, waiting=print):
+        with ObjectLock(store, "work/locks/x.lock").held("the stage", wait=False, on_wait=print):
             assert "token" in json.loads(bucket.read("work/locks/x.lock"))
 
     bucket.write("work/locks/x.lock", b"" if content is None else json.dumps(content).encode())
     with pytest.raises(AlreadyRunning, match="worked on by process 0 on unknown since unknown"):
         held(3600)
-    held(-1)  # a store tells its time in whole seconds
+    held(-1)  # the store's clock has a resolution of one second
     assert "work/locks/x.lock" not in bucket.objects()
 
 
-def test_a_record_of_a_source_that_is_none_is_replaced(host: Callable[..., Host], bucket: Bucket) -> None:
+def test_a_malformed_source_record_is_replaced(host: Callable[..., Host], bucket: Bucket) -> None:
     one, two = host("one"), host("two")
     one.good("DownloadCifar")
     key = next(key for key in bucket.objects(".json") if key.startswith("datasets/sources/"))
@@ -179,15 +177,15 @@ def test_a_record_of_a_source_that_is_none_is_replaced(host: Callable[..., Host]
     assert "dataset   done" in one.good("Status").output
 
 
-def test_a_folder_for_copies_that_cannot_be_written_is_told_as_such(
+def test_an_unwritable_folder_for_copies_is_reported_as_such(
     storage: ObjectStorage, bucket: Bucket, host: Callable[..., Host], tmp_path: Path
 ) -> None:
     bucket.write("current/mini/tiny.json", b"{}")
-    with pytest.raises(WorkspaceError, match=r"/dev/full: cannot keep a copy of .*tiny.json here: the disk is full"):
+    with pytest.raises(WorkspaceError, match=r"/dev/full: cannot keep a local copy of .*tiny.json: the disk is full"):
         storage.store.get("current/mini/tiny.json", Path("/dev/full"))
     (tmp_path / "file").write_text("")
     result = host("one", cache=tmp_path / "file").luigi("Status")
     assert result.rc == 30
-    (line,) = [line for line in result.text.splitlines() if "cannot keep a copy" in line]
+    (line,) = [line for line in result.text.splitlines() if "cannot keep a local copy" in line]
     assert str(tmp_path / "file") in line
     assert "Traceback" not in result.text

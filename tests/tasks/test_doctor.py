@@ -161,7 +161,7 @@ def test_a_workspace_that_cannot_be_looked_at(
     monkeypatch.setattr(doctor, "_existing", refused)
     problems = examined(prepared)
     assert list(problems) == ["disk", "workspace"]
-    assert all(f"{prepared.workspace}: cannot look at it: permission denied" in text for text in problems.values())
+    assert all(f"{prepared.workspace}: cannot access it: permission denied" in text for text in problems.values())
 
 
 def test_a_file_where_the_workspace_should_be(fresh: SmallChain, examined: Examined) -> None:

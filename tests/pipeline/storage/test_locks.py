@@ -1,4 +1,4 @@
-"""Locks: one worker at a time, who it is, and that the dead hold none."""
+"""Locks: one worker at a time, who it is, and that no dead process holds one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def other(path):
-    """Another process that holds the lock until its standard input ends."""
+    """Another process that holds the lock until its standard input is closed."""
     command = [sys.executable, "-c", HOLD, str(path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=CHECKOUT, env=clean_environment(), **pipes) as process:
@@ -44,32 +44,32 @@ def other(path):
         process.wait(LIMIT)
 
 
-def test_a_lock_that_is_held_is_refused_and_names_its_holder(path, other):
+def test_a_held_lock_is_refused_and_names_its_holder(path, other):
     assert locks.holder(path).pid == other.pid
-    assert json.loads(path.read_text()).keys() == {"host", "pid", "since"}, "no command line, which can hold a token"
+    assert json.loads(path.read_text()).keys() == {"host", "pid", "since"}, "no command line: it may hold a token"
     refusal = pytest.raises(AlreadyRunning, match=f"train x is already being worked on by process {other.pid} on ")
     with refusal, locks.hold(path, "train x", wait=False):
         pass
 
 
-def test_a_lock_ends_with_its_holder_however_it_ends(path, other):
+def test_a_lock_ends_with_its_holder_even_if_that_is_killed(path, other):
     other.send_signal(signal.SIGKILL)
     other.wait(LIMIT)
     assert locks.holder(path) is None
-    assert path.exists(), "the file is no obstacle"
+    assert path.exists(), "the file does not block anybody"
     with locks.hold(path, "train x", wait=False):
         assert locks.holder(path).pid == os.getpid()
     assert locks.holder(path) is None
 
 
-def test_waiting_tells_for_whom_and_goes_on_when_the_lock_is_free(path, other):
+def test_waiting_names_the_holder_and_ends_when_the_lock_is_free(path, other):
     lines = []
 
-    def told(line):
+    def on_wait(line):
         lines.append(line)
         other.stdin.close()
 
-    with locks.hold(path, "train x", wait=True, waiting=told):
+    with locks.hold(path, "train x", wait=True, on_wait=on_wait):
         assert locks.holder(path).pid == os.getpid()
     assert len(lines) == 1
     assert lines[0].startswith(f"train x: waiting for process {other.pid} on ")
@@ -86,7 +86,7 @@ def test_a_child_that_inherited_the_lock_keeps_it(path):
     assert locks.holder(path) is None
 
 
-def test_two_threads_do_not_hold_one_lock(path):
+def test_two_threads_never_hold_the_same_lock(path):
     inside, most = [], []
 
     def work():
@@ -104,23 +104,23 @@ def test_two_threads_do_not_hold_one_lock(path):
     assert most == [1, 1, 1]
 
 
-def test_a_lock_that_nobody_ever_had_is_free(path):
+def test_a_lock_that_was_never_held_is_free(path):
     assert locks.holder(path) is None
-    assert not path.parent.exists(), "looking makes nothing"
+    assert not path.parent.exists(), "asking creates nothing"
 
 
-def test_looking_at_a_lock_never_makes_a_start_fail(path):
-    """Who looks shares the lock for a moment; who starts in that moment gets it all the same."""
+def test_asking_for_the_holder_never_makes_a_start_fail(path):
+    """`holder` shares the lock for a moment; `hold` at that moment succeeds all the same."""
     done = threading.Event()
 
-    def look():
+    def ask():
         while not done.is_set():
             locks.holder(path)
 
     with locks.hold(path, "x", wait=False):
         pass
-    lookers = [threading.Thread(target=look) for _ in range(3)]
-    for thread in lookers:
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
         thread.start()
     try:
         for _ in range(100):
@@ -128,11 +128,11 @@ def test_looking_at_a_lock_never_makes_a_start_fail(path):
                 pass
     finally:
         done.set()
-        for thread in lookers:
+        for thread in threads:
             thread.join(LIMIT)
 
 
-def test_a_lock_is_held_on_a_full_disk_too(path, monkeypatch):
+def test_a_lock_works_on_a_full_disk(path, monkeypatch):
     monkeypatch.setattr(locks, "ENDING_SECONDS", 0.5)
     with locks.hold(path, "prune", wait=False):
         pass
@@ -145,7 +145,7 @@ def test_a_lock_is_held_on_a_full_disk_too(path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_what_is_being_read_cannot_be_held_by_one_who_moves_it(path):
+def test_a_shared_lock_cannot_be_held(path):
     with locks.share(path, "train a"), locks.share(path, "train b"):
         refusal = pytest.raises(AlreadyRunning, match="data set x is in use by a running stage")
         with refusal, locks.hold(path, "data set x", wait=False):
@@ -155,7 +155,7 @@ def test_what_is_being_read_cannot_be_held_by_one_who_moves_it(path):
 
 
 @pytest.mark.parametrize("plant", [os.symlink, lambda target, path: os.mkfifo(path)])
-def test_a_link_or_a_pipe_in_place_of_a_lock_file_is_refused_untouched(path, tmp_path, plant):
+def test_a_link_or_a_pipe_in_place_of_a_lock_file_is_refused_and_left_alone(path, tmp_path, plant):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     path.parent.mkdir()
@@ -167,7 +167,7 @@ def test_a_link_or_a_pipe_in_place_of_a_lock_file_is_refused_untouched(path, tmp
     assert victim.read_text() == "mine"
 
 
-def test_removing_a_lock_leaves_the_one_that_another_has_just_made_in_its_place(path, monkeypatch):
+def test_removing_a_lock_keeps_a_new_one_just_created_in_its_place(path, monkeypatch):
     with locks.hold(path, "x", wait=False):
         pass
     opened = locks.open_regular
@@ -175,7 +175,7 @@ def test_removing_a_lock_leaves_the_one_that_another_has_just_made_in_its_place(
     def late(*about):
         descriptor = opened(*about)
         monkeypatch.undo()
-        path.unlink()  # by another one that removes it
+        path.unlink()  # as another process that removes it
         held.enter_context(locks.hold(path, "x", wait=False))
         return descriptor
 
@@ -188,7 +188,7 @@ def test_removing_a_lock_leaves_the_one_that_another_has_just_made_in_its_place(
     locks.remove(path)
 
 
-def test_another_users_process_that_is_hidden_here_is_alive(monkeypatch):
+def test_another_users_hidden_process_is_alive(monkeypatch):
     nobody = 2**22 + 1  # a number that no process has, as if /proc were mounted with hidepid
     assert locks.is_gone(nobody)
 

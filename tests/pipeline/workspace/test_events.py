@@ -1,4 +1,4 @@
-"""The event log: what was cut off by a power cut or a full disk costs no other event."""
+"""The event log: a line cut off by a power cut or a full disk affects no other event."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pipeline.files import READ_LIMIT
 from pipeline.workspace import Workspace, events
 
 
-def test_an_event_after_half_a_line_is_read(tmp_path: Path) -> None:
+def test_events_after_a_torn_line_are_read(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     events.record(workspace, "started")
     os.truncate(workspace.events, workspace.events.stat().st_size - 5)
-    for event in ("failed", "finished"):
-        events.record(workspace, event)
-    assert [each["event"] for each in events.read(workspace)] == ["failed", "finished"]
+    for name in ("failed", "finished"):
+        events.record(workspace, name)
+    assert [event["event"] for event in events.read(workspace)] == ["failed", "finished"]
     assert workspace.events.read_bytes().count(b"\n") == 3
 
 
-def test_an_event_that_is_written_in_part_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_partially_written_event_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     workspace = Workspace(tmp_path)
     events.record(workspace, "started")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -31,15 +31,13 @@ def test_an_event_that_is_written_in_part_is_told(tmp_path: Path, caplog: pytest
         events.record(workspace, "failed")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "the event 'failed' is not recorded" in caplog.text
+    assert "event 'failed' was not recorded" in caplog.text
     assert "the disk is full" in caplog.text
     events.record(workspace, "finished")
-    assert [each["event"] for each in events.read(workspace)] == ["started", "finished"]
+    assert [event["event"] for event in events.read(workspace)] == ["started", "finished"]
 
 
-def test_a_log_that_cannot_be_read_counts_as_empty_and_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unreadable_log_is_empty_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     workspace = Workspace(tmp_path)
     assert events.read(workspace) == []
     assert not caplog.text

@@ -1,4 +1,4 @@
-"""Manifests: when a stage counts as done, and in which words it does not."""
+"""Manifests: when a stage is complete, and the reasons when it is not."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ def test_a_finished_stage_has_no_problems_and_records_its_files_and_inputs(folde
     assert manifest.digest(None, "metrics.json") is None
 
 
-def test_a_stage_that_was_never_started_and_one_that_never_finished_are_told_apart(folder, tmp_path):
+def test_never_started_and_unfinished_stages_are_distinguished(folder, tmp_path):
     assert problems(tmp_path / "nowhere") == ["no result yet"]
     (folder / "manifest.json").unlink()
     assert problems(folder) == ["unfinished"]
 
 
-def test_a_manifest_that_is_there_and_cannot_be_read_is_no_reason_to_make_it_anew(folder):
+def test_an_unreadable_manifest_raises_instead_of_repeating_the_stage(folder):
     (folder / "manifest.json").unlink()
     (folder / "manifest.json").symlink_to("/proc/self/mem")  # whose first byte is an input/output error
     with pytest.raises(WorkspaceError, match=r"manifest\.json: cannot read it: Input/output error"):
         problems(folder)
 
 
-def test_a_file_that_cannot_be_looked_at_is_no_reason_to_make_it_anew(folder, monkeypatch):
+def test_an_inaccessible_file_raises_instead_of_repeating_the_stage(folder, monkeypatch):
     def refuse(storage, path):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
 
     monkeypatch.setattr(Storage, "size", refuse)
-    with pytest.raises(WorkspaceError, match=r"metrics\.json: cannot look at it: Stale file handle"):
+    with pytest.raises(WorkspaceError, match=r"metrics\.json: cannot access it: Stale file handle"):
         problems(folder)
     first, _ = manifest.damage(folder, manifest.read(folder))
     assert first == "evaluate/metrics.json cannot be read: Stale file handle"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 99, "files": {}}', "\x00" * 50])
-def test_a_damaged_manifest_is_no_manifest(folder, content):
+def test_a_damaged_manifest_is_rejected(folder, content):
     (folder / "manifest.json").write_text(content)
     assert manifest.read(folder) is None
     assert problems(folder) == ["evaluate/manifest.json is damaged"]
@@ -83,14 +83,14 @@ def test_a_damaged_manifest_is_no_manifest(folder, content):
         ("details", {"segments": [{}]}),
     ],
 )
-def test_a_manifest_with_other_types_is_damaged(folder, part, content):
+def test_a_manifest_with_wrong_types_is_damaged(folder, part, content):
     value = read_json(folder / "manifest.json")
     write_json(folder / "manifest.json", {**value, part: content})
     assert manifest.read(folder) is None
     assert problems(folder) == ["evaluate/manifest.json is damaged"]
 
 
-def test_a_lost_file_and_a_short_one_are_named(folder):
+def test_missing_and_truncated_files_are_named(folder):
     (folder / "metrics.json").unlink()
     os.truncate(folder / "predictions.npz", 999)
     assert problems(folder) == [
@@ -106,13 +106,13 @@ def test_another_version_of_the_stage_is_named(folder):
     assert problems(folder) == [f"made by version 0 of this stage, which is now at version {now}"]
 
 
-def test_other_inputs_are_named(folder):
+def test_changed_inputs_are_named(folder):
     assert problems(folder, {**INPUTS, "dataset": "c" * 64}) == ["the data set changed"]
     assert problems(folder, {**INPUTS, "dataset": None}) == ["the data set changed"]
     assert problems(folder, {**INPUTS, "more": "d"}) == ["new input: more"]
 
 
-def test_a_flipped_bit_is_found_by_hashing_alone(folder):
+def test_a_flipped_bit_is_found_only_by_hashing(folder):
     content = bytearray((folder / "predictions.npz").read_bytes())
     content[500] ^= 1
     (folder / "predictions.npz").write_bytes(content)

@@ -17,7 +17,7 @@ def shown(address: str) -> str:
     scheme, separator, rest = address.partition("://")
     if not separator:
         return address
-    host, after = _parts(rest)
+    host, after = _split_host(rest)
     password = ":" in host.partition("@")[0]
     if "@" in _without_query(after):
         ambiguous = password or scheme.startswith(("http", "ftp"))  # object stores allow @ in names
@@ -38,7 +38,7 @@ def identity(address: str) -> str:
     scheme, separator, rest = address.partition("://")
     if not separator:
         return address
-    host, after = _parts(rest)
+    host, after = _split_host(rest)
     path, _, query = after.partition("#")[0].partition("?")
     parameters = {part: part.partition("=")[0] for part in query.split("&") if part}
     if any(_SIGNATURE.search(name) for name in parameters.values()):
@@ -47,8 +47,7 @@ def identity(address: str) -> str:
     return f"{scheme}://{host.rpartition('@')[2]}{path}{'?' if kept else ''}{kept}"
 
 
-def _parts(rest: str) -> tuple[str, str]:
-    """Split an address without its scheme at the first `/`, `?` or `#`."""
+def _split_host(rest: str) -> tuple[str, str]:
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     return host, rest[len(host) :]
 

@@ -18,8 +18,6 @@ import numpy as np
 
 from pipeline.files import open_regular
 
-# --- .npz ---------------------------------------------------------------------------------------------------------
-
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an `np.savez` file, read-only. Raises `ValueError`, or `OSError` if it cannot be read."""
@@ -55,8 +53,6 @@ def _npy(content: bytes) -> np.ndarray:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-# --- .params ------------------------------------------------------------------------------------------------------
-
 #: First eight bytes of every file written by MXNet's `save` (kMXAPINDArrayListMagic, little-endian).
 PARAMS_MAGIC = (0x112).to_bytes(8, "little")
 
@@ -71,10 +67,7 @@ _MOST_DIMENSIONS = 32
 
 
 def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
-    """Read the arrays of a `.params` file and their names; the names may be missing.
-
-    Raises `ValueError`, or `OSError` if it cannot be read.
-    """
+    """Read the arrays of a `.params` file and their names, if any. Raises `ValueError`, or `OSError` if unreadable."""
     with os.fdopen(open_regular(path), "rb") as file:
         reader = _Reader(file)
         if reader.bytes(8) != PARAMS_MAGIC:

@@ -87,7 +87,6 @@ def synced(chain: Chain, stage: str, options: dict[str, Any]) -> Iterator[None]:
 
 
 def _finish(chain: Chain, stage: str) -> None:
-    """Make a stage's results visible to others."""
     storage, pointer = chain.workspace.storage, chain.workspace.current(chain.config)
     if isinstance(storage, ObjectStorage):
         _publish(chain, storage, stage)
@@ -100,9 +99,6 @@ def publish_folder(workspace: Workspace, folder: Path) -> None:
     """Publish a finished folder. The error, if any, says how to publish it later."""
     with _result_kept(folder):
         workspace.publish(folder)
-
-
-# --- before -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -184,9 +180,6 @@ def _check_checkpoint(file: Path) -> None:
         if archive.testzip() is None:
             return
     raise NotAsRecorded("damaged")
-
-
-# --- after --------------------------------------------------------------------------------------------------------
 
 
 def _publish(chain: Chain, storage: ObjectStorage, stage: str, recorded_only: bool = False) -> None:

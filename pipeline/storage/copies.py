@@ -33,8 +33,6 @@ class FileLost(NotAsRecorded):
 
 
 class _Index(Struct, frozen=True):
-    """Content of the index."""
-
     url: str
     #: Number of objects in the store when it was last listed as a whole.
     objects: int = 0
@@ -51,8 +49,6 @@ class Copies:
         self.unpublished: set[str] = set()
         self.objects = 0
         self._load()
-
-    # --- downloads ----------------------------------------------------------------------------------------------
 
     def fetch(self, wanted: Mapping[str, Stored | None], files: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Download these objects. Raises `NotAsRecorded` if one of `files` has another size or SHA-256 than recorded.
@@ -137,8 +133,6 @@ class Copies:
             error.filename = error.filename or str(self.root)  # `write` does not set it
             instead = "choose another folder for copies ([vgg] cache in luigi.cfg, or XDG_CACHE_HOME)"
             raise from_os_error(error, f"keep a local copy of {self.store}", instead) from error
-
-    # --- the index ----------------------------------------------------------------------------------------------
 
     def is_copy(self, key: str, stored: Stored | None) -> bool:
         """Whether the local file is known to be a copy of this version of the object."""

@@ -39,8 +39,6 @@ class Storage:
     Methods that exchange files with other hosts do nothing here.
     """
 
-    # --- files --------------------------------------------------------------------------------------------------
-
     def shown(self, path: Path) -> str:
         """Return a path as users know it: in an object store, its address."""
         return str(path)
@@ -82,8 +80,6 @@ class Storage:
         """Whether a manifest or pointer was written here and is not in the store."""
         return False
 
-    # --- changes by other hosts ---------------------------------------------------------------------------------
-
     def refresh(self, folders: Iterable[Path], inside: Sequence[str] = ("",), since: float = 0.0) -> bool:
         """List these folders and fetch the small JSON files (manifests, pointers) of their subfolders `inside`.
 
@@ -94,8 +90,6 @@ class Storage:
 
     def refresh_matching(self, pattern: str, inside: Sequence[str] = ("",)) -> None:
         """Like `refresh`, for all folders that match a pattern such as `runs/cifar10-*/vgg11-*`."""
-
-    # --- copies -------------------------------------------------------------------------------------------------
 
     def fetch(
         self, folder: Path, files: Mapping[str, Any], digests: Mapping[str, str], everything: bool = False
@@ -150,8 +144,6 @@ class Storage:
         for other in stable.parent.glob(f"{glob.escape(stable.name)}@*"):
             if other not in (version, former) and other.stat().st_mtime < time.time() - READ_SECONDS:
                 remove(other)
-
-    # --- locks and the event log --------------------------------------------------------------------------------
 
     def hold(self, name: str, what: str, wait: bool, on_wait: OnWait) -> AbstractContextManager[object]:
         """Hold a lock against other hosts. `Workspace.hold` also holds it against local processes."""

@@ -28,7 +28,7 @@ from pipeline.files import now, open_regular, read_json
 #: Seconds to wait for the child of a killed command, which still writes its checkpoint.
 ENDING_SECONDS = 30.0
 
-#: Seconds to retry a lock that is merely shared: `holder` shares it for a moment.
+#: Seconds to retry a lock that is merely shared: `holder` shares it for a moment to find out whether it is held.
 LOOKING_SECONDS = 1.0
 
 #: Errors of `flock` on file systems without locks.
@@ -37,16 +37,15 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 #: Called with a line about the holder on every poll of a lock.
 OnWait = Callable[[str], None]
 
-#: Printable ASCII.
-_Text = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]
+_AsciiText = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*\Z")]
 
 
 class Holder(Struct, frozen=True):
     """What a lock's holder records about itself. Records that do not match are ignored."""
 
-    host: _Text = "unknown"
+    host: _AsciiText = "unknown"
     pid: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    since: _Text = "unknown"
+    since: _AsciiText = "unknown"
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -63,10 +62,7 @@ def host_name() -> str:
 
 
 def holder(path: Path) -> Holder | None:
-    """Return the holder of a lock, or None if it is free or the file system has no locks.
-
-    Shares the lock for a moment to find out, which `hold` does not mistake for a holder.
-    """
+    """Return the holder of a lock, or None if it is free or the file system has no locks."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             if try_lock(file.fileno(), path, fcntl.LOCK_SH):
@@ -83,10 +79,7 @@ def _record(path: Path) -> Holder | None:
 
 
 def try_lock(descriptor: int, path: Path, operation: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file without blocking. Returns whether it worked.
-
-    Raises `WorkspaceError` if the file system has no locks.
-    """
+    """Try to lock an open file without blocking. Raises `WorkspaceError` if the file system has no locks."""
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -121,10 +114,7 @@ def hold(
 
 @contextlib.contextmanager
 def share(path: Path, what: str) -> Iterator[int]:
-    """Share the lock at `path` with other readers. Yields its file descriptor.
-
-    Keeps files in place while they are read: `hold` waits until nobody shares the lock.
-    """
+    """Share the lock at `path`, so that nobody can `hold` it and move what is being read. Yields its descriptor."""
     with _locked(path, what, ENDING_SECONDS, lambda line: None, fcntl.LOCK_SH) as descriptor:
         yield descriptor
 
@@ -138,7 +128,6 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, what: str, timeout: float, on_wait: OnWait, operation: int) -> Iterator[int]:
-    """Open and lock a lock's file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b") as file:

@@ -45,8 +45,6 @@ class ObjectStorage(Storage):
         text, root = str(path), str(self.root)
         return text[len(root) + 1 :] if text.startswith(f"{root}/") else ""
 
-    # --- files --------------------------------------------------------------------------------------------------
-
     def shown(self, path: Path) -> str:
         return f"{self.store}/{self.key(path)}".rstrip("/")
 
@@ -71,8 +69,6 @@ class ObjectStorage(Storage):
 
     def is_unpublished(self, path: Path) -> bool:
         return self.key(path) in self.copies.unpublished
-
-    # --- changes by other hosts ---------------------------------------------------------------------------------
 
     def refresh(self, folders: Iterable[Path], inside: Sequence[str] = ("",), since: float = 0.0) -> bool:
         keys = list(dict.fromkeys(map(self.key, folders)))
@@ -136,8 +132,6 @@ class ObjectStorage(Storage):
                 self.copies.unpublished.add(key)
         return wanted
 
-    # --- copies -------------------------------------------------------------------------------------------------
-
     def fetch(
         self, folder: Path, files: Mapping[str, Any], digests: Mapping[str, str], everything: bool = False
     ) -> None:
@@ -155,7 +149,7 @@ class ObjectStorage(Storage):
         if stored := self.listing.get(self.key(file)):
             self.copies.fetch({self.key(file): stored}, {}, {})
 
-    # --- results: the manifest is written last and deleted first, so that no host mistakes a part for the whole ---
+    # The manifest is written last and deleted first, so that no host mistakes a part for the whole.
 
     def publish(self, folder: Path, files: Mapping[str, Any], only: Mapping[str, str] | None = None) -> None:
         """With `only`, publish just the files that have these SHA-256: an earlier command made the folder, so the rest
@@ -256,8 +250,6 @@ class ObjectStorage(Storage):
                     f"{self.store}/{top}/{name}: {found} there after the upload, expected {recorded['size']} bytes"
                 )
 
-    # --- locks and the event log --------------------------------------------------------------------------------
-
     def _lock(self, name: str) -> ObjectLock:
         return ObjectLock(self.store, f"{LOCKS}/{name}.lock")
 
@@ -304,8 +296,6 @@ def _is_small(folder: str, name: str) -> bool:
     pointers = folder == "datasets/sources" or folder.split("/")[0] == "current"
     return name in SMALL or (pointers and name.endswith(".json"))
 
-
-# --- addresses ----------------------------------------------------------------------------------------------------
 
 _storages: dict[tuple[str, Path], ObjectStorage] = {}
 

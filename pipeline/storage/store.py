@@ -68,8 +68,6 @@ class Store:
     def __str__(self) -> str:
         return shown(self.url)
 
-    # --- requests -----------------------------------------------------------------------------------------------
-
     def find(self, folder: str = "") -> dict[str, Stored]:
         """List every object below a folder ("" is everything), by key."""
 
@@ -208,8 +206,6 @@ class Store:
             return [work(key) for key in keys]
         with ThreadPoolExecutor(THREADS) as threads:
             return list(threads.map(work, keys))
-
-    # --- connections and retries --------------------------------------------------------------------------------
 
     def _connection(self) -> tuple[Any, str]:
         """Return the file system and the address in its own form. Connects anew after a fork.

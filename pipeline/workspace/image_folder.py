@@ -124,9 +124,6 @@ def state(content: Scan, test_fraction: float) -> dict[str, Any] | None:
     return {"files": len(content.files), "digest": digest.hexdigest(), "test_fraction": test_fraction}
 
 
-# --- class and part of each image ---------------------------------------------------------------------------------
-
-
 def labelled(content: Scan) -> tuple[Images, list[str]]:
     """Return the images with their classes and parts, and lines about what is left out. Raises `Unlabelled`."""
     for name, why in content.unlisted.items():
@@ -226,9 +223,6 @@ def _check_classes(classes: set[str], content: Scan) -> None:
             raise Unlabelled(f"classes {other} and {name} differ only in case", "give both one name")
 
 
-# --- what has changed ---------------------------------------------------------------------------------------------
-
-
 def write(path: Path, images: Images) -> None:
     """Record the images of a folder for `difference`. Raises `OSError`."""
     text = io.StringIO()
@@ -245,10 +239,7 @@ def read(path: Path) -> Images | None:
 
 
 def difference(before: Images, after: Images) -> str:
-    """Describe what changed: `214 images more in class scratch, 3 gone, labels of 12 changed`.
-
-    Recognizes moved files by their size and time.
-    """
+    """Describe what changed: `214 images more in class scratch, 3 gone`. Recognizes moved files by size and time."""
     gone = {name: image for name, image in before.items() if name not in after}
     more = {name: image for name, image in after.items() if name not in before}
     pairs = [(image, now) for name, image in before.items() if (now := after.get(name)) and now != image]

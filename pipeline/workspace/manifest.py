@@ -96,10 +96,7 @@ def write(
     details: Mapping[str, Any],
     hashes: Mapping[str, str] = {},
 ) -> dict[str, Any]:
-    """Write the manifest of a finished stage and return it.
-
-    `files` are names in `folder`. `hashes` holds the SHA-256 of those that need not be hashed here.
-    """
+    """Write and return the manifest of a finished stage. `hashes` holds the SHA-256 of files already hashed."""
     value = {
         "schema": SCHEMA,
         "stage": stage,

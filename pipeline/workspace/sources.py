@@ -1,7 +1,4 @@
-"""Local sources of data sets: which of their files belong to the data set, and whether they have changed.
-
-Reads names, sizes and modification times only.
-"""
+"""Local sources of data sets: which files belong to a data set, and what changed, from names, sizes and times only."""
 
 from __future__ import annotations
 

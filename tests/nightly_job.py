@@ -190,7 +190,7 @@ class NightlyJob(ImageFolder):
         self.images.update(more)
         self.wrong += night.wrong
         ranked = sorted(more.items(), key=lambda item: (-item[1], item[0]))
-        told += [f"{count} images more in class {label}" for label, count in ranked[:3]]
+        told += [f"{count} more images in class {label}" for label, count in ranked[:3]]
         told += [f"{count} in another class" for _, count in ranked[3:]]
         if night.corrected:
             for path in (self.root / DATA / "blue").glob("red-*.png"):

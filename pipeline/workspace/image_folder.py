@@ -239,7 +239,7 @@ def read(path: Path) -> Images | None:
 
 
 def difference(before: Images, after: Images) -> str:
-    """Describe what changed: `214 images more in class scratch, 3 gone`. Recognizes moved files by size and time."""
+    """Describe what changed: `214 more images in class scratch, 3 gone`. Recognizes moved files by size and time."""
     gone = {name: image for name, image in before.items() if name not in after}
     more = {name: image for name, image in after.items() if name not in before}
     pairs = [(image, now) for name, image in before.items() if (now := after.get(name)) and now != image]
@@ -268,7 +268,7 @@ def difference(before: Images, after: Images) -> str:
 def _per_class(more: Iterable[Image]) -> Sequence[str]:
     """Describe how many images were added to the three classes with the most, and to all others together."""
     counts = sorted(Counter(image.label for image in more).items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"{counted(number, 'image')} more in class {shown(label)}" for label, number in counts[:3]]
+    lines = [f"{counted(number, 'more image')} in class {shown(label)}" for label, number in counts[:3]]
     if rest := counts[3:]:
         number = sum(count for _, count in rest)
         lines.append(f"{number:,} in {'another class' if len(rest) == 1 else f'{len(rest)} other classes'}")

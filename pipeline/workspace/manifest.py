@@ -138,7 +138,7 @@ def verified(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
     """Return the path of a stage's file after checking its SHA-256. Raises `WorkspaceError` if it does not match."""
     path = folder / name
     try:
-        why = "" if sha256_file(path) == digest(manifest, name) else "damaged, its checksum is not the recorded one"
+        why = "" if sha256_file(path) == digest(manifest, name) else "damaged, its SHA-256 does not match its manifest"
     except OSError as error:
         why = f"cannot be read ({error.strerror})"
     if why:
@@ -191,7 +191,7 @@ def damage(folder: Path, manifest: Mapping[str, Any], storage: Storage = LOCAL) 
     """Return what is wrong with a finished stage's files and its manifest, down to a single flipped bit."""
     lines = file_problems(folder, manifest, storage, rehash=True)
     if "checksum" in manifest and manifest["checksum"] != _checksum(manifest):
-        lines.insert(0, f"{folder.name}/{MANIFEST} is damaged: its content does not have the recorded checksum")
+        lines.insert(0, f"{folder.name}/{MANIFEST} is damaged: it does not match its own checksum")
     return lines
 
 
@@ -202,7 +202,7 @@ def _file_problem(folder: Path, name: str, recorded: Mapping[str, Any], storage:
         if size != recorded["size"]:
             return f"{shown} has {human_size(size)} ({size}), its manifest says {recorded['size']}"
         if rehash and storage.sha256(path) != recorded["sha256"]:
-            return f"{shown} is damaged: its content does not have the recorded SHA-256"
+            return f"{shown} is damaged: its SHA-256 does not match its manifest"
     except (FileNotFoundError, NotADirectoryError):
         return f"{shown} is missing"
     except OSError as error:

@@ -35,7 +35,7 @@ def test_a_folder_that_grows_makes_a_generation_a_night_and_old_data_sets_go(nig
     # The second night there are more images, and one arrives at the start of the training: that is for the third night.
     nights.arrive("red", 14, 100)
     os.rename(nights.root / "parts/red/red-0.png", nights.root / "parts/blue/was-red.png")
-    changed = "14 images more in class red, labels of 1 changed"
+    changed = "14 more images in class red, labels of 1 changed"
     assert f"parts has changed: {changed}" in nights.status()
     nights.arrive("green", 1, 900, place="late")
     command = f'mv {nights.root}/late/green/green-900.png {nights.root}/parts/green/; exec "$@"'
@@ -56,11 +56,11 @@ def test_a_folder_that_grows_makes_a_generation_a_night_and_old_data_sets_go(nig
         assert changed in (report / page).read_text()
     status = nights.status("--generation", "2026-11-02")
     assert f"the data set has changed since {old}: {changed}" in status
-    assert "parts has changed: 1 image more in class green" in status
+    assert "parts has changed: 1 more image in class green" in status
 
     # On the third, the first generation is no longer kept, and nothing needs its data set.
     third = nights.retrain("2026-11-03")
-    assert f"changed since {now}: 1 image more in class green" in third.log
+    assert f"changed since {now}: 1 more image in class green" in third.log
     offered = nights.luigi("Prune", "--keep", "1").output
     assert "would move generation 2026-11-01" in offered
     assert f"would move data set {old} (" in offered

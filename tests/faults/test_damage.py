@@ -113,7 +113,7 @@ def test_verify_ends_with_4_and_a_line_for_each_damaged_file(finished: Place) ->
     flip_a_bit(finished.stage("train") / "model.params")
     command = finished.run("Verify")
     assert command.code == 4
-    assert "train/model.params is damaged: its content does not have the recorded SHA-256" in command.output
+    assert "train/model.params is damaged: its SHA-256 does not match its manifest" in command.output
     assert "Traceback" not in command.output
 
 

@@ -251,7 +251,7 @@ def test_every_host_notices_changes_in_a_folder_of_images(
     first = datasets()
     assert two.good("DownloadCifar").ran == []
     arrive("train/a/new.png")
-    assert "parts has changed: 1 image more in class a" in one.good("Status").output
+    assert "parts has changed: 1 more image in class a" in one.good("Status").output
     assert "parts has changed" in two.good("Status").output, "it has not read the folder itself"
     assert two.good("DownloadCifar").ran == ["dataset"]
     assert len(datasets() - first) == 1

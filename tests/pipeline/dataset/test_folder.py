@@ -244,7 +244,7 @@ def test_a_change_is_told_before_it_is_read_and_after(made, chain, reporter, par
         picture(parts / "train/good" / f"{n}.png", n)
     (parts / "train/dent/0.png").unlink()
     (parts / "train/dent/1.png").rename(parts / "train/good/was-dent.png")
-    what = "3 images more in class good, 1 gone, labels of 1 changed"
+    what = "3 more images in class good, 1 gone, labels of 1 changed"
     assert made.why("dataset") == [f"{parts} has changed: {what}"]
     dataset.prepare(made, reporter)
     assert f"changed since {first}: {what}" in reporter.notes
@@ -288,7 +288,7 @@ def test_a_folder_that_changes_while_it_is_read_is_noticed(chain, reporter, part
         "left out: 1 image that cannot be used (train/good/0.png: changed while the folder was being read)"
         in reporter.notes
     )
-    assert made.why("dataset")[0].endswith("has changed: 1 image more in class good, 1 rewritten")
+    assert made.why("dataset")[0].endswith("has changed: 1 more image in class good, 1 rewritten")
     dataset.prepare(made, reporter)
     assert held(dataset.load(made.dataset_folder()), "train") == on_disk(parts / "train")
 
@@ -303,7 +303,7 @@ def test_a_command_keeps_to_what_it_found_or_read(chain, reporter, parts, monkey
         picture(parts / "train/good" / f"late-{number}.png", 90 + number)
         assert made.why("dataset") == []
         freshness.begin_command()
-        assert made.why("dataset")[0].endswith("has changed: 1 image more in class good")
+        assert made.why("dataset")[0].endswith("has changed: 1 more image in class good")
         dataset.prepare(made, reporter)
 
 
@@ -317,7 +317,7 @@ def test_a_source_that_was_read_in_the_future_is_looked_at(made, parts, monkeypa
         write_json(pointer, {**json.loads(pointer.read_text()), "read": read})
     freshness.begin_command()
     picture(parts / "train/good" / "late.png", 90)
-    assert made.why("dataset")[0].endswith("has changed: 1 image more in class good")
+    assert made.why("dataset")[0].endswith("has changed: 1 more image in class good")
 
 
 def test_an_unchanged_folder_is_looked_at_and_not_read(made, parts, monkeypatch):

@@ -201,7 +201,7 @@ def test_changes_are_reported_per_class(tmp_path):
     os.rename(folder / "train/b/6.png", folder / "test/b/moved.png")
     touch(folder, "train/b/7.png", content=b"other")
     assert image_folder.difference(before, labelled(folder)[0]) == (
-        "1,214 images more in class scratch, 1 image more in class a, 1 image more in class b, 3 in 3 other classes, "
+        "1,214 more images in class scratch, 1 more image in class a, 1 more image in class b, 3 in 3 other classes, "
         "1 gone, labels of 3 changed, 1 moved to another part, 1 rewritten, 1 renamed"
     )
 
@@ -214,7 +214,7 @@ def test_moved_images_of_equal_size_and_time_are_distinguished():
     assert image_folder.difference(before, listed(d="blue", e="blue", c="red")) == "labels of 2 changed"
     assert image_folder.difference(before, listed(d="red", b="red")) == "1 gone, 1 renamed"
     more = {**before, **listed(d="blue")}
-    assert image_folder.difference(before, more) == "1 image more in class blue"
+    assert image_folder.difference(before, more) == "1 more image in class blue"
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n", b"1.png,x,2,train,a\n", b"\x00"])

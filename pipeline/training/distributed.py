@@ -25,7 +25,7 @@ from pipeline import errors
 from pipeline.errors import StageFailed
 from pipeline.process import child, liveness, pipes
 from pipeline.process.cores import thread_environment, usable_cores
-from pipeline.process.launcher import own_environment
+from pipeline.process.launcher import clean_environment
 from pipeline.process.parent import module_command
 from pipeline.process.reporter import COMMANDS, FINISHING, Reporter
 from pipeline.training.rendezvous import SOCKETS, Placement, free_port, own_address, rendezvous
@@ -111,7 +111,7 @@ class Role:
         if status is not None:
             if not self.closed:
                 return None  # its last output may say why
-            how = f"died of {liveness.signal_name(-status)}" if status < 0 else f"ended with status {status}"
+            how = f"was killed by {liveness.signal_name(-status)}" if status < 0 else f"exited with status {status}"
             return f"{about} {how}"
         if moment - self.last_heartbeat > HEARTBEAT_TIMEOUT:
             return f"{about} hangs: no heartbeat for {moment - self.last_heartbeat:.0f} s"
@@ -160,7 +160,7 @@ class Supervisor:
         local = {"DMLC_LOCAL": "1"} if self.where.supervisors == 1 and os.access(SOCKETS, os.W_OK) else {}
         return {
             **local,
-            **own_environment(os.environ),
+            **clean_environment(os.environ),
             **thread_environment(os.environ, cores),
             "DMLC_PS_ROOT_URI": host,
             "DMLC_PS_ROOT_PORT": str(port),

@@ -82,10 +82,10 @@ def pair(chain: SmallChain) -> SmallChain:
 
 #: What happens to whom; each time the same command is then run again.
 INCIDENTS = [
-    ("scheduler", signal.SIGKILL, "died of SIGKILL"),
-    ("server", signal.SIGKILL, "died of SIGKILL"),
-    ("worker 1", signal.SIGKILL, "died of SIGKILL"),
-    ("worker 0", signal.SIGKILL, "died of SIGKILL"),
+    ("scheduler", signal.SIGKILL, "was killed by SIGKILL"),
+    ("server", signal.SIGKILL, "was killed by SIGKILL"),
+    ("worker 1", signal.SIGKILL, "was killed by SIGKILL"),
+    ("worker 0", signal.SIGKILL, "was killed by SIGKILL"),
     ("supervisor", signal.SIGKILL, "was killed"),
 ]
 

@@ -94,8 +94,11 @@ def test_a_slow_launcher_is_said_to_wait(chain: SmallChain) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["no-such-program", "--token=x"], "launcher: there is no program 'no-such-program' here"),
-        (["sh", "-c", "echo no room >&2; exit 5"], "ended with status 5 before the training began; its last line: no "),
+        (["no-such-program", "--token=x"], "launcher: program 'no-such-program' not found"),
+        (
+            ["sh", "-c", "echo no room >&2; exit 5"],
+            "exited with status 5 before the training started; its last line: no ",
+        ),
     ],
 )
 def test_a_launcher_that_starts_nothing_is_one_line(chain: SmallChain, words: list[str], said: str) -> None:

@@ -132,7 +132,7 @@ def test_what_slurm_refuses_is_one_line_that_names_the_command_and_the_reason(jo
     job.configure(launcher=["srun", "--gres=gpu:7"])
     luigi = Luigi(job)
     assert luigi.finish() == 30
-    assert "the launcher 'srun' ended with status 1 before the training began" in luigi.output
+    assert "the launcher 'srun' exited with status 1 before the training started" in luigi.output
     assert "Invalid generic resource" in luigi.output
     assert "Traceback" not in luigi.output
 
@@ -164,7 +164,7 @@ def test_a_dying_worker_and_a_cancelled_job_leave_nobody_and_the_training_goes_o
     os.kill(roles(pair)["worker 1"], signal.SIGKILL)
     assert luigi.finish() == 30, luigi.output
     assert "distributed training: worker 1 (process" in luigi.output
-    assert "died of SIGKILL" in luigi.output
+    assert "was killed by SIGKILL" in luigi.output
     assert "Traceback" not in luigi.output
     eventually(lambda: not roles(pair), "nobody is left", limit=60)
 
@@ -198,7 +198,9 @@ def test_what_comes_in_through_an_open_port_ends_the_training_in_one_line_and_it
                 while connection.recv(4096):
                     pass
     assert luigi.finish() == 30, luigi.output
-    assert re.search(r"distributed training: .* died of SIG\w+; the other processes were ended; run", luigi.output)
+    assert re.search(
+        r"distributed training: .* was killed by SIG\w+; the other processes were ended; run", luigi.output
+    )
     assert "Traceback" not in luigi.output
     luigi = start(pair)
     assert luigi.finish() == 0, luigi.output

@@ -57,14 +57,14 @@ def test_the_users_own_number_of_threads_wins_of_a_list_the_first(monkeypatch):
     assert cores.thread_environment({})["OMP_NUM_THREADS"] == "6"
     for given, threads in ("", "6"), ("2,1", "2"), (" 3 ", "3"), ("128", "128"):
         assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == threads
-        assert cores.misread_threads({"OMP_NUM_THREADS": given}) is None
+        assert cores.ignored_threads_warning({"OMP_NUM_THREADS": given}) is None
 
 
 @pytest.mark.parametrize("given", ["auto", "1.0", "0", "-1", "99999", "0x2", "9" * 5000, ","])
 def test_a_number_of_threads_that_cannot_be_meant_is_not_obeyed_and_told(given, monkeypatch):
     monkeypatch.setattr(cores, "usable_cores", lambda: 6)
     assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == "6"
-    assert "unset it; using 6" in cores.misread_threads({"OMP_NUM_THREADS": given})
+    assert "unset it; using 6" in cores.ignored_threads_warning({"OMP_NUM_THREADS": given})
 
 
 # --- trainings take turns ---------------------------------------------------------------------------------------------
@@ -82,36 +82,36 @@ def machine(monkeypatch, tmp_path):
 def test_of_two_trainings_on_all_cores_the_second_waits_for_the_end_of_the_first(machine):
     said = []
     with contextlib.ExitStack() as first:
-        first.enter_context(cores.turn("train a", 1, print))
+        first.enter_context(cores.take_turn("train a", 1, print))
 
         def waiting(line):
             said.append(line)
             if len(said) == 2:
                 first.close()
 
-        with cores.turn("train b", 1, waiting) as inherited:
+        with cores.take_turn("train b", 1, waiting) as inherited:
             assert len(inherited) == 1
     assert said == [said[0]] * 2  # at every look, so that it can be told to stop
     assert said[0].startswith(f"train b: waiting for process {os.getpid()} on ")
 
 
 def test_trainings_that_leave_cores_free_run_side_by_side(machine, monkeypatch):
-    with cores.turn("train a", 1, print):
+    with cores.take_turn("train a", 1, print):
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        with cores.turn("train b", 1, print) as inherited:
+        with cores.take_turn("train b", 1, print) as inherited:
             assert inherited == []
-    with cores.turn("train c in two processes", 2, print) as inherited:
+    with cores.take_turn("train c in two processes", 2, print) as inherited:
         assert len(inherited) == 1
 
 
 def test_where_there_can_be_no_lock_or_the_folder_is_somebody_elses_nobody_waits(machine, monkeypatch):
     (machine / "ours").write_text("a file")
-    with cores.turn("train a", 1, print) as inherited:
+    with cores.take_turn("train a", 1, print) as inherited:
         assert inherited == []
     (machine / "ours").unlink()
     (machine / "ours").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: (machine / "ours").stat().st_uid + 1)
-    with cores.turn("train a", 1, print) as inherited:
+    with cores.take_turn("train a", 1, print) as inherited:
         assert inherited == []
 
 

@@ -88,11 +88,11 @@ def test_an_expected_error_comes_back_as_what_it_was_and_another_one_names_the_l
     ("lines", "words"),
     [
         ("os.kill(os.getpid(), 9)", "was killed (SIGKILL: by the out-of-memory killer or by hand)"),
-        ("os.kill(os.getpid(), 11)", "died of SIGSEGV"),
-        ("os.kill(os.getpid(), 40)", "died of signal 40"),
-        ("sys.exit(7)", "ended with status 7 and no result"),
-        ("pass", "ended with status 0 and no result"),
-        ("say(event='result', value={}); sys.exit(7)", "ended with status 7 and no result"),
+        ("os.kill(os.getpid(), 11)", "was killed by SIGSEGV"),
+        ("os.kill(os.getpid(), 40)", "was killed by signal 40"),
+        ("sys.exit(7)", "exited with status 7 and no result"),
+        ("pass", "exited with status 0 and no result"),
+        ("say(event='result', value={}); sys.exit(7)", "exited with status 7 and no result"),
     ],
 )
 def test_a_death_without_a_word_is_told_with_the_last_line_of_the_log(run_child, lines, words):
@@ -203,18 +203,18 @@ def test_a_queued_job_is_told_nothing_that_nobody_reads(tmp_path, monkeypatch):
     monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.0)
     monitor = liveness.Monitor(["srun"], tmp_path / "log")
     assert not monitor.heartbeat_due()
-    monitor.attend({"event": "hello", "host": "n1"}, None)
+    monitor.filter({"event": "hello", "host": "n1"}, None)
     assert monitor.heartbeat_due()
 
 
 def test_a_parent_that_was_stopped_itself_reads_the_heartbeats_that_wait_before_it_calls_its_child_dead(tmp_path):
     moment, monitor = time.monotonic(), liveness.Monitor([], tmp_path / "log")
     child = subprocess.Popen(["sleep", "60"])
-    monitor._last_received = monitor._last_look = moment - 2 * liveness.CHILD_TIMEOUT  # since Ctrl-Z
-    monitor.attend(None, child)
+    monitor._last_received = monitor._last_call = moment - 2 * liveness.CHILD_TIMEOUT  # since Ctrl-Z
+    monitor.filter(None, child)
     assert not monitor.lost
     monitor._last_received = moment - 2 * liveness.CHILD_TIMEOUT
-    monitor.attend(None, child)
+    monitor.filter(None, child)
     assert monitor.lost
     assert child.wait() == -signal.SIGKILL
 
@@ -238,7 +238,7 @@ def test_what_is_meant_for_the_parent_or_another_cluster_does_not_reach_the_chil
     assert not set(foreign) & set(seen)
     assert {name: seen[name] for name in kept} == kept
     words = launcher.command_line(["env"], ["python", "start", "x"], Path("/x"), Path("/x"))
-    assert [name for flag, name in itertools.pairwise(words) if flag == "-u"] == list(launcher.FOREIGN)
+    assert [name for flag, name in itertools.pairwise(words) if flag == "-u"] == list(launcher.DROPPED)
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import sys
 from pipeline.process import liveness, spinning
 from pipeline.process.reporter import Reporter
 from pipeline.runtime import native_library
-from pipeline.training.distributed import HEARTBEAT_SECONDS, follow_supervisor
+from pipeline.training.distributed import HEARTBEAT_SECONDS, die_with_supervisor
 
 
 def serve(supervisor: int) -> None:
     """Be the `scheduler` or a `server`, as DMLC_ROLE says, until killed."""
-    follow_supervisor(supervisor)
+    die_with_supervisor(supervisor)
     os.umask(0o077)  # for its socket
     reporter = Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)

@@ -46,7 +46,7 @@ def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
         except Damaged as error:
             note(f"{error}; falling back to the one before")
             if session.worker.is_leader:
-                checkpoint.set_damaged_aside(path)
+                checkpoint.quarantine(path)
             continue
         if why_not:
             target = session.run.workspace.in_trash(path)
@@ -84,7 +84,7 @@ def _why_not(session: Session, snapshot: Snapshot) -> str:
 def _check_fit(session: Session, snapshot: Snapshot, path: Path) -> None:
     """Raise `Damaged` for a checkpoint of this training that this training cannot have written."""
     why = session.network.misfit(snapshot.parameters, snapshot.optimizer_state)
-    if not why and not snapshot.finite():
+    if not why and not snapshot.is_finite():
         why = "its numbers are not all finite"
     if not why and snapshot.meta["counters"]["step_in_epoch"] > session.batches.steps_per_epoch:
         step = snapshot.meta["counters"]["step_in_epoch"]

@@ -32,7 +32,7 @@ def train(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = Non
         raise PipelineError("the data set is not there yet: run the DownloadCifar task first")
     options = options or {}
     if "rank" in options:
-        distributed.follow_supervisor(options["supervisor"], is_leader=options["rank"] == 0)
+        distributed.die_with_supervisor(options["supervisor"], is_leader=options["rank"] == 0)
         return _train(chain, run, reporter, options)
     where = rendezvous.placement(chain.config, launched="launched" in options)
     if not where.is_leader:
@@ -151,7 +151,7 @@ class Trainer:
         snapshot = resuming.save(self.session)
         self._check_finite()
         # The update after the last finite loss may have ruined the weights: do not keep them as a checkpoint.
-        if not snapshot.finite():
+        if not snapshot.is_finite():
             self._diverged()
         self.last_checkpoint = time.monotonic()
         return self.writer.write(snapshot, wait)

@@ -170,8 +170,8 @@ def test_a_card_that_the_wheels_have_no_code_for_is_refused_before_it_fails(monk
         (
             "nd.ones",
             "no kernel image is available for execution",
-            "device: gpu:0 does not compute: MXNetError: no kernel image is available for execution; this mxnet has no "
-            "code for this card",
+            "device: gpu:0 failed a test computation: MXNetError: no kernel image is available for execution; this "
+            "mxnet has no code for this card",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_the_last_two_are_kept_beside_damaged_ones_and_what_a_killed_writer_left
     (tmp_path / ".step-000000007.npz.abc.tmp").write_bytes(b"half")
     writer = checkpoint.Writer(tmp_path)
     for step in (98, 99):
-        checkpoint.set_damaged_aside(writer.write(snapshot(step), wait=True))
+        checkpoint.quarantine(writer.write(snapshot(step), wait=True))
     for step in (1, 2, 10):
         writer.write(snapshot(step), wait=True)
     assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-000000010.npz", "step-000000002.npz"]
@@ -143,12 +143,12 @@ def test_a_write_that_failed_is_told_by_the_next_look_and_leaves_the_old_ones(
 
 def test_numbers_that_are_not_finite_are_seen_anywhere() -> None:
     good = snapshot()
-    assert good.finite()
+    assert good.is_finite()
     good.optimizer_state["0.0.weight"][1, 2, 0, 1] = np.inf
-    assert not good.finite()
+    assert not good.is_finite()
     good = snapshot()
     good.parameters["0.0.weight"][3, 2, 2, 2] = np.nan
-    assert not good.finite()
+    assert not good.is_finite()
 
 
 def test_an_array_that_declares_more_than_there_is_is_damaged_and_costs_nothing(tmp_path: Path) -> None:

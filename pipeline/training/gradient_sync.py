@@ -112,7 +112,7 @@ class ProcessGroup:
             self._store._barrier()
 
     def leave(self) -> None:
-        """Leave the group. The leader waits for the others, because the server exits after it."""
+        """Leave the group: the leader waits for the others, which wait at most 5 s for it. Then the server may exit."""
         if self.worker.is_leader:
             self.barrier()
         elif self.worker.world_size > 1:

@@ -20,7 +20,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 
 
 def loss_block(mx: Any, smoothing: float, classes: int) -> Any:
-    """A block that returns a batch's summed cross-entropy (with optional label smoothing) and number of hits."""
+    """A block that returns the summed cross-entropy (optionally smoothed) and the number of correct predictions."""
 
     class Loss(mx.gluon.HybridBlock):
         def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:

@@ -170,8 +170,8 @@ def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.
     monkeypatch.setenv("SLURM_PROCID", "0")
     wanted = config.load(pair.config)
     with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: give srun --ntasks=2"):
-        rendezvous.placement(wanted, launched=True)
-    assert rendezvous.placement(wanted, launched=False).ranks == (0, 1)
+        rendezvous.find_placement(wanted, launched=True)
+    assert rendezvous.find_placement(wanted, launched=False).ranks == (0, 1)
 
 
 def test_a_first_task_that_finds_the_work_done_tells_the_others(

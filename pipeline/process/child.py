@@ -1,8 +1,7 @@
 """The child's side of a stage, which runs in its own process: `python -m pipeline.<stage>`.
 
-Reads one JSON request from standard input, then commands, one word per line. Writes one JSON object per line to
-standard output; anything that libraries print goes to standard error, the stage's log. End of file on standard input
-means that the parent is gone, and the stage stops as on SIGTERM.
+Reads one JSON request from standard input, then commands, one word per line; at end of file, the parent is gone, and
+the stage stops as on SIGTERM. Writes one JSON event per line to standard output, and the log to standard error.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ GRACE_SECONDS = 9.5
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 
-#: Command-line argument of a process that is started before there is work for it.
+#: Argument of a process that is started before there is work for it.
 EARLY = "--early"
 
 #: How long a training waits for the last process of an earlier one that lost its parent.
@@ -160,7 +159,7 @@ def _install_signals(reporter: Reporter, graceful: bool) -> None:
             if not graceful:
                 raise Interrupted("stopped on request; run the same command again to resume")
 
-    # The process exits even if a stuck device or a dead disk blocks the main thread.
+    # Exit even if a stuck device or a dead disk blocks the main thread.
     threading.Thread(target=exit_after_grace_period, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, stop)

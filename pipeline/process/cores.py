@@ -56,23 +56,21 @@ def ignored_threads_warning(environment: Mapping[str, str]) -> str | None:
 def thread_environment(environment: Mapping[str, str], cores: int | None = None) -> dict[str, str]:
     """OpenMP variables for a stage's process: number of threads and wait policy. The user's own settings win.
 
-    MXNet's default of half the logical cores halves the speed on small machines, so use all usable `cores`. Results
-    depend on the number of threads, so OpenMP must not vary it.
+    MXNet's default of half the logical cores halves the speed on small machines. OMP_DYNAMIC is off because results
+    depend on the number of threads.
     """
     threads = given_threads(environment) or cores or usable_cores()
     return {"OMP_NUM_THREADS": str(threads), "OMP_DYNAMIC": "false", **spinning.environment(environment)}
 
 
 def turn_lock() -> Path:
-    """Path of the lock that this user's processes share if they run on the same cores.
-
-    /dev/shm is local to the machine, and systemd units with a private /tmp see it too.
-    """
+    """Path of the lock that this user's processes share if they run on the same cores."""
     cores = sorted(os.sched_getaffinity(0))
     key = str(cores)
     if usable_cores() < len(cores):  # a cgroup or a job limits this process to a share of them
         key += Path("/proc/self/cgroup").read_text() + os.environ.get("SLURM_JOB_ID", "")
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
+    # /dev/shm is local to the machine, and systemd units with a private /tmp see it too.
     return Path("/dev/shm") / f"luigi-vgg-{os.getuid()}" / f"cores-{name}.lock"
 
 
@@ -80,9 +78,8 @@ def turn_lock() -> Path:
 def take_turn(label: str, processes: int, waiting: Callable[[str], None]) -> Iterator[list[int]]:
     """If a training in `processes` local processes uses all cores, wait until no other training does.
 
-    Yields the file descriptors (locks) that those processes must inherit. Trainings with fewer threads could run side
-    by side, but that changes their results, so it is left to the user. Each poll calls `waiting` with a line that
-    names the holder. Does not wait if the lock cannot be created.
+    Yields the file descriptors (locks) that those processes must inherit. Calls `waiting` with the holder of the cores
+    at every poll. Does not wait if the lock cannot be created. Dividing the cores would change the results.
     """
     threads = given_threads(os.environ)
     with contextlib.ExitStack() as held:

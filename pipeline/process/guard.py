@@ -1,10 +1,9 @@
 """Run a command that does not outlive its parent: `python guard.py PARENT COMMAND…`, used by `launcher`.
 
-Sits between a training's parent and its launcher, forwards signals, and exits as the command did. When the parent
-dies, it sends the launcher a single SIGINT: srun then removes a pending job from the queue (if killed, it would leave
-the job there, to occupy a node for nothing) and leaves a running job alone, which checkpoints when its standard input
-closes. A second SIGINT would kill the job. That is why the launcher does not use PR_SET_PDEATHSIG itself: the kernel
-sends that signal for every thread of the parent. Imports nothing from the plugin, so that it starts fast.
+Forwards signals to the command, a launcher, and exits as it did. When the parent dies, it sends the launcher a single
+SIGINT: srun then cancels a pending job (if killed, it would leave the job in the queue) and leaves a running job alone,
+which checkpoints when its standard input closes. A second SIGINT would kill the job, so PR_SET_PDEATHSIG on the
+launcher will not do: it fires for every thread of the parent. Imports nothing from the plugin, to start fast.
 """
 
 from __future__ import annotations

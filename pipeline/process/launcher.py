@@ -1,8 +1,7 @@
 """The launcher: arguments put before a training's command to run it elsewhere (Slurm's `srun`, a container, `ssh`).
 
-A launcher comes from the configuration. It must pass through standard input, standard output and the exit status, and
-see the workspace under the same path. Not every launcher passes on the environment or open files, so the request on
-standard input and the command line carry everything the training needs.
+It must pass through standard input, standard output and the exit status, and see the workspace under the same path.
+Everything else travels in the request and the command line: some launchers drop the environment and open files.
 """
 
 from __future__ import annotations
@@ -41,10 +40,9 @@ def clean_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 def command_line(launcher: Sequence[str], command: Sequence[str], workspace: Path, package: Path) -> list[str]:
     """Put `launcher` in front of `command`, which is `[python, start.py, module]`.
 
-    `{workspace}` and `{package}` (the folder of the `pipeline` package) are expanded in the launcher. If its last
-    argument is a Python (`python3`, `/opt/conda/bin/python`), that interpreter runs the training and must find the
-    package itself; otherwise this interpreter does, from a shared file system. Raises `StageFailed` if the launcher's
-    program is not installed.
+    Expands `{workspace}` and `{package}`, the folder of the `pipeline` package. If the launcher's last argument is a
+    Python (`/opt/conda/bin/python`), that interpreter runs the training and must find the package itself; otherwise
+    this one does, from a shared file system. Raises `StageFailed` if the launcher is not installed.
     """
     host = _ssh_host_index(launcher)
     folders = {"workspace": str(workspace), "package": str(package)}

@@ -106,16 +106,13 @@ def run_stage(
 
 
 def start_early(stage: str, chain: Chain) -> None:
-    """Start the process of a stage that will run here soon, so that its imports overlap with the current stage.
-
-    Its command line has the configured precision: `auto` makes a training start a second process.
-    """
+    """Start the process of a stage that will run here soon, so that its imports overlap with the current stage."""
     if stage in _early:
         return
     with contextlib.suppress(OSError):  # `run_stage` then starts it
         ours, theirs = socket.socketpair()
         with theirs:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # with precision auto, a training starts its measurement early, too
                 module_command(MODULES[stage], EARLY, chain.config.training.precision),
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
@@ -164,8 +161,6 @@ def environment(local: bool = True) -> dict[str, str]:
 
 @dataclass
 class _Child:
-    """A running stage's process."""
-
     stage: str
     request: dict[str, Any]
     log: Path
@@ -231,11 +226,9 @@ class _Child:
 
     @property
     def forced(self) -> bool:
-        """Whether the user pressed Ctrl-C a second time.
-
-        Supervisors and wrappers deliver the same signal twice within milliseconds (to the process and to its group),
-        and after Ctrl-C Luigi sends SIGTERM to the processes that it forked: neither counts.
-        """
+        """Whether the user pressed Ctrl-C a second time."""
+        # Wrappers may deliver one SIGINT twice within milliseconds (to the process and to its group), and Luigi sends
+        # SIGTERM after Ctrl-C to the processes that it forked: neither is a second Ctrl-C.
         times = [moment for number, moment in self.received if number == signal.SIGINT]
         return bool(times) and times[-1] - times[0] > 0.2
 
@@ -272,7 +265,6 @@ class _Child:
         return errors.StageFailed(f"{stage}: its process {how}; last line of {self.log}: {last}")
 
     def kill(self) -> None:
-        """Kill the process, through its launcher if it has one."""
         if self.monitor:
             self.monitor.end(self.process)
         else:
@@ -315,7 +307,7 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
 def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
     """Raise `WorkspaceError` if a stage would write through a symbolic link, which others may plant in a workspace."""
     run = chain.run()
-    # The folder of a finished data set may be a link.
+    # The folder of a data set may be a link.
     folders = [run.root.parent, run.root, run.stage(stage)] if run and stage != "dataset" else []
     for folder in [log.parent] if stage == "compare" else folders:
         if folder.is_symlink():
@@ -325,10 +317,7 @@ def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
 
 
 def end_with_parent() -> None:
-    """In a process that Luigi forked for one task (`--workers 2`): receive SIGTERM when the luigi command dies.
-
-    Otherwise `kill -9` of the command would leave the task running.
-    """
+    """End this process, which Luigi forked for one task (`--workers 2`), with SIGTERM if the luigi command dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None

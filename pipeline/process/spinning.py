@@ -1,13 +1,13 @@
 """Adapt how long OpenMP threads spin while they wait for each other to the machine's load.
 
-At the end of every operator the threads wait for the slowest one. On idle cores spinning is the fastest way to wait.
-Beside other busy processes it burns the time in which the slowest thread could run, and training slows down to a few
-per cent of its speed. libgomp spins only briefly while there are more OpenMP threads than cores (see GOMP_SPINCOUNT in
-its documentation), so a team of sleeping threads switches a running process to short spins. Results stay identical to
-the bit. Does nothing if MXNet is built with another OpenMP.
+After every operator the threads wait for the slowest one. Spinning is the fastest way to wait on idle cores, but beside
+other busy processes it takes the time in which the slowest thread could run, and slows training down to a few per cent.
+libgomp spins only briefly while there are more OpenMP threads than cores (see its GOMP_SPINCOUNT), so a team of
+sleeping threads switches a running process to short spins. Results stay identical to the bit. Does nothing if MXNet is
+built with another OpenMP.
 
-MXNet itself would start a second team, in the thread that copies batches of 200,000 numbers and more, and libgomp
-would spin briefly from then on. So a single thread makes those copies.
+MXNet itself would start a second team for copying batches of 200,000 numbers and more, and libgomp would then always
+spin briefly. So a single thread makes those copies.
 """
 
 from __future__ import annotations

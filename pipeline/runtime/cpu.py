@@ -1,8 +1,8 @@
 """The processor: its instruction sets, and AMX, the matrix unit of Intel Xeons since 2023, for bfloat16.
 
-oneDNN 2.4, which MXNet 1.9.1 bundles, has AMX convolutions several times as fast as those for AVX-512, but uses them
-only on request, and the program itself must ask Linux for permission to use the unit's registers
-(https://docs.kernel.org/arch/x86/xstate.html). float32 results stay identical to the bit.
+oneDNN 2.4, bundled with MXNet 1.9.1, has AMX convolutions several times as fast as those for AVX-512. It uses them only
+on request, after the program has asked Linux for the registers (https://docs.kernel.org/arch/x86/xstate.html). float32
+results stay identical to the bit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Import MXNet lazily, in a third of the time.
 
-MXNet 1.9.1 spends most of its import on generating and compiling 2,500 functions, one for each operator in each
-namespace, of which a network uses a few dozen. `quick_import` compiles each on its first call, and loads the modules
-for MXNet's own tests and for reading ONNX on first use, which is never.
+MXNet 1.9.1 spends most of its import compiling 2,500 operators, of which a network uses a few dozen. Inside
+`quick_import`, each is compiled on its first call, and modules that training never uses are loaded on first use.
 """
 
 from __future__ import annotations

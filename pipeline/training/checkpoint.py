@@ -1,8 +1,8 @@
 """Checkpoints: everything that a training needs to resume as if it had never stopped.
 
-Each checkpoint is one `.npz` in the run's `work/…/checkpoints`: plain arrays, no pickle, with a ZIP CRC-32 per array.
-It is written to a temporary file, fsynced and renamed. The last two are kept, so that a damaged one costs a minute and
-not the run. A damaged checkpoint is renamed to `damaged-…`, so that it does not count as one of the two.
+Each is an `.npz` in the run's `work/…/checkpoints` (plain arrays, no pickle, a ZIP CRC-32 per array), written to a
+temporary file, fsynced and renamed. The last two are kept, so that a damaged one costs a minute and not the run; it is
+renamed to `damaged-…` and no longer counts.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Counters(Struct, forbid_unknown_fields=True):
     epoch_seconds: float = 0.0
     seconds: float = 0.0
     images: _Count = 0
-    #: Seconds that steps spent waiting for their batch.
+    #: The part of `seconds` that steps spent waiting for their batch.
     input_seconds: float = 0.0
     resumed: _Count = 0
     history: list[Row] = []
@@ -108,14 +108,13 @@ class _Meta(Struct):
 
 @dataclass
 class Snapshot:
-    """The state of a training at a step boundary.
+    """The state of a training at a step boundary. Arrays are float32, by structural name."""
 
-    `parameters` and `optimizer_state` (momentum buffers, loss scale) map structural names to float32 arrays. A suffix
-    `@1`, `@2` … marks the running statistics of the second and further devices. `meta` is JSON.
-    """
-
+    #: A suffix `@1`, `@2` … marks the running statistics of the second and further devices.
     parameters: dict[str, np.ndarray]
+    #: Momentum buffers and loss scale.
     optimizer_state: dict[str, np.ndarray]
+    #: Plain JSON.
     meta: dict[str, Any]
 
     def is_finite(self) -> bool:

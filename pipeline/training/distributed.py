@@ -1,10 +1,9 @@
 """Distributed training: start and supervise the processes of one training on one or several hosts.
 
-MXNet's `dist_sync` has a scheduler, servers and workers. The process that `parent.run_stage` starts becomes a
-supervisor: it starts the processes of its host, relays events from and commands to the leader (worker 0), and kills
-all of them as soon as one dies or stops sending heartbeats; with ps-lite alone, the others would wait for ever
-(apache/mxnet issues 15923, 4887, 6063). Under `srun` with one task per worker, each task supervises its own worker;
-otherwise one supervisor starts them all.
+MXNet's `dist_sync` has a scheduler, servers and workers. The stage's process supervises those of its host: it starts
+them, relays the leader's (worker 0's) events and commands, and kills all of them as soon as one dies or stops sending
+heartbeats; with ps-lite alone, the others would wait for ever (apache/mxnet issues 15923, 4887, 6063). Under `srun`
+with one task per worker, each task supervises its own worker.
 """
 
 from __future__ import annotations
@@ -42,12 +41,8 @@ STARTUP_SECONDS = 600.0
 
 
 def die_with_supervisor(supervisor: int, is_leader: bool = False) -> None:
-    """Tie this process to the supervisor that started it.
-
-    Only the leader handles SIGTERM, which Slurm sends to every process of a job: the others must stay alive while the
-    leader writes its checkpoint.
-    """
-    if not is_leader:
+    """Make this process die with the supervisor that started it."""
+    if not is_leader:  # Slurm signals every process of a job, but the leader needs the others to write its checkpoint
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     liveness.end_with_parent(supervisor, signal.SIGKILL)

@@ -33,8 +33,7 @@ def orthogonal(F: Any, matrix: Any, identity: Any, shape: tuple[int, int]) -> An
     """A float32 matrix of the same shape with the singular vectors of `matrix` and singular values near 1.
 
     `F` is `mx.nd` or `mx.sym`; `identity` is square, of the smaller side. Iterates on `x x^T` or `x^T x`, whichever is
-    smaller: each step multiplies `x` by a polynomial in it, so `x` itself is only needed at the beginning and the end.
-    This halves the time for matrices that are not square.
+    smaller, and uses `x` only at the beginning and the end, which halves the time for matrices that are not square.
     """
     a, b, c = COEFFICIENTS
     rows, columns = shape
@@ -65,8 +64,8 @@ def orthogonal(F: Any, matrix: Any, identity: Any, shape: tuple[int, int]) -> An
 def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
     """A Muon optimizer with the `settings` of MXNet's `NAG`. `hidden` says for each parameter if Muon updates it.
 
-    Before each step, a kernel is rescaled to the norm of a matrix with orthogonal rows of length 1. Batch
-    normalisation ignores the norm, and as it grew, the learning rate would lose its effect. In a network without batch
+    Before each step, a kernel is rescaled to the norm of a matrix with orthogonal rows of length 1. Otherwise it would
+    grow under batch normalisation, which ignores the norm, and the learning rate would lose its effect. Without batch
     normalisation, the fixed norm replaces weight decay.
     """
 

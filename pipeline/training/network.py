@@ -1,8 +1,7 @@
 """The network in training: a step over one or several devices, its optimizer, and its whole state as arrays.
 
-Owns everything that lives on the devices. Does not use Gluon's `Trainer`, which pickles its state, keys momentum by
-position, and overwrites the learning rate when loaded (apache/mxnet issues 10910, 15918, 17056); the optimizers and
-the kvstore are MXNet's own.
+Does not use Gluon's `Trainer`, which pickles its state, keys momentum by position, and overwrites the learning rate
+when loaded (apache/mxnet issues 10910, 15918, 17056); the optimizers and the kvstore are MXNet's own.
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ _AGGREGATE = 32
 
 
 class Network:
-    """A VGG with its optimizer on one or several devices.
-
-    `step` runs one update; `set_state` restores what `state` returned. With precision `bfloat16` or `float16`, layers
-    compute in that type and weights stay in float32.
-    """
+    """A VGG with its optimizer on one or several devices. Weights stay in float32 whatever the precision of layers."""
 
     def __init__(
         self,
@@ -61,8 +56,6 @@ class Network:
         self._architecture = architecture
         self._inference_net: Any = None
         self._last_loss: Any = None
-
-    # --- state --------------------------------------------------------------------------------------------------
 
     def initialize(self, seed: int) -> None:
         """Initialise the weights as configured. The result depends on the seed but not on the number of devices."""
@@ -139,8 +132,6 @@ class Network:
             for d in range(len(self.devices.contexts))
         ]
         self.group.prepare([parameter.list_data()[0] for parameter in self.learned.values()])
-
-    # --- training -----------------------------------------------------------------------------------------------
 
     def start_epoch(self, sums: list[list[float]]) -> None:
         """Set the sums that `step` adds to: zero (an empty list), or those of an interrupted epoch."""
@@ -242,10 +233,9 @@ class Network:
         batch_size: int,
         between: Callable[[], None] = lambda: None,
     ) -> tuple[float | None, float | None]:
-        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, without augmentation or smoothing.
+        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, on the first device; (None, None) without images.
 
-        Returns None for both if there are no images. Computes on the first device. Calls `between`, which may raise,
-        after each batch.
+        Does not use augmentation or smoothing. Calls `between`, which may raise, after each batch.
         """
         if not len(labels):
             return None, None

@@ -42,10 +42,10 @@ def start_early() -> None:
 
 
 def choose(architecture: Architecture, training: Training, devices: runtime.Devices, run: Run) -> tuple[str, str]:
-    """Return the precision for a training of `run` and the reason. Only `auto` on a CPU with bfloat16 measures.
+    """Return the precision for a training of `run` and the reason. Measures for `auto` on a CPU with bfloat16 only.
 
-    The result is stored in the run's work folder, and a finished run keeps its precision on the same processor, so
-    that resuming never switches. Raises `DeviceError` if the device does not support the configured precision.
+    Records the choice in the run's work folder and keeps that of a finished run on the same processor, so that resuming
+    never switches. Raises `DeviceError` if the device does not support the configured precision.
     """
     try:
         return _choose(architecture, training, devices, run)

@@ -37,10 +37,7 @@ class Placement:
 
 
 def find_placement(config: Config, launched: bool) -> Placement:
-    """Find the workers of this process, from Slurm's environment if it was `launched`.
-
-    Raises `ConfigError` if the number of tasks is neither one nor the number of workers.
-    """
+    """Find this process's workers, from Slurm if `launched`. Raises `ConfigError` if tasks and workers do not match."""
     workers = config.distributed.workers
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if launched else 1
     if tasks == 1:
@@ -54,10 +51,7 @@ def find_placement(config: Config, launched: bool) -> Placement:
 
 
 def rendezvous(reporter: Reporter, placement: Placement) -> tuple[str, int] | None:
-    """Return address and port of the scheduler, or None if the training is already finished.
-
-    If there are several supervisors, the leader chooses, and its parent broadcasts the choice.
-    """
+    """Agree on the scheduler's address and port, chosen by the leader; None if the training is already finished."""
     if placement.supervisors == 1:
         return "127.0.0.1", free_port("127.0.0.1")
     if placement.is_leader:

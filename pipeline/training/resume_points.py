@@ -32,10 +32,7 @@ def _identity_keys(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
-    """The newest intact checkpoint of this training and a description for the log, or None.
-
-    Renames damaged checkpoints, and moves those of another configuration to the trash.
-    """
+    """The newest intact checkpoint of this training, with a line for the log. Moves unusable ones out of the way."""
     result, note, paths = _finished(session), session.reporter.note, checkpoint.paths(session.run.checkpoints)
     if paths and result and manifest.damage(session.run.stage("train"), result):
         result = None
@@ -97,7 +94,7 @@ def _check_intact(session: Session, snapshot: Snapshot, path: Path) -> None:
 
 
 def finished_run(session: Session) -> tuple[Snapshot, str] | None:
-    """The state of the finished run and a description for the log, if more epochs are configured than it has."""
+    """The state of the finished run, with a line for the log, if more epochs are configured than it has."""
     finished, folder = _finished(session), session.run.stage("train")
     epochs = trained_epochs(finished)
     if finished is None or epochs >= session.training.epochs:

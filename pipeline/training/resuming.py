@@ -1,7 +1,7 @@
 """Resuming: save the state of a training and restore it in another process.
 
-`save` and `restore` mirror each other: each numbered step of one corresponds to the same step of the other. There is no
-random state to save, because every step seeds its random numbers from the seed and its own number.
+The numbered steps of `save` and `restore` mirror each other. There is no random state to save, because every training
+step seeds its random numbers from the seed and its own number.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def start(session: Session, init_from: str | None) -> None:
 
 
 def _initialize(session: Session, init_from: str | None) -> str:
-    """Set the initial weights and return a description for the log."""
+    """Set the initial weights and return a line for the log."""
     if init_from is not None:
         weights.load(session.network.net, Path(init_from), session.devices.contexts)
         return f"started from {init_from}"

@@ -10,10 +10,10 @@ from pipeline.config import Training
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     """The learning rate of update number `step` (from 0) in a training of `training.epochs` epochs.
 
-    `constant` and `step` depend on the step alone, so after raising `epochs`, a training resumes bit for bit as one
-    long run. `cosine` (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017, arXiv:1708.07120, one
-    cycle: linear up to the fraction `peak` of all steps, then linear down) depend on the total number of steps; after
-    raising `epochs`, the rate is that of the new, longer curve at the same step.
+    With `constant` and `step`, a training whose `epochs` were raised resumes bit for bit as one long run. `cosine`
+    (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017, arXiv:1708.07120, one cycle: linear up to
+    the fraction `peak` of all steps, then linear down) depend on the total number of steps: the training continues at
+    the same step of the new, longer curve.
     """
     schedule, base = training.schedule, training.learning_rate
     total = training.epochs * steps_per_epoch

@@ -25,10 +25,7 @@ CURVES = {
 
 
 class Curves:
-    """The event file in `folder` of one process; each process of a training adds its own.
-
-    Raises `PipelineError` if tensorboardX is not installed.
-    """
+    """One process's event file in `folder`. Raises `PipelineError` if tensorboardX is not installed."""
 
     def __init__(self, folder: Path) -> None:
         try:

@@ -23,9 +23,9 @@ from pipeline.workspace.freshness import Chain
 def train(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train up to `training.epochs`, publish the result and return its manifest.
 
-    Resumes from the newest intact checkpoint, else from the finished run if `epochs` were raised. Otherwise starts from
-    `options["init_from"]` (a warm start), `training.init_from` or the configured initialisation. Raises `Interrupted`,
-    after writing a checkpoint, if asked to stop, and `TrainingDiverged` if the loss is no longer finite.
+    Resumes from the newest intact checkpoint or the finished run (if `epochs` were raised); otherwise starts from
+    `options["init_from"]` (a warm start), `training.init_from` or the configured initialisation. Raises `Interrupted`
+    after writing a checkpoint if asked to stop, and `TrainingDiverged` if the loss is no longer finite.
     """
     run = chain.run()
     if run is None:

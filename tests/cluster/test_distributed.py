@@ -1,4 +1,4 @@
-"""One training in several processes on this host: the same weights as one process, and never one process too many."""
+"""One training in several processes on this host: the weights of a single process, and no process left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, StageFailed
 from pipeline.process import child, parent
 from pipeline.training import rendezvous
 
-#: Batch normalisation goes by each worker's part of a batch.
+#: Without batch normalisation, which depends on each worker's part of a batch.
 VGG8_PLAIN = {"architecture": {**VGG8["architecture"], "batch_norm": False}, "training__initializer": "whitening"}
 
 
@@ -45,7 +45,7 @@ def history(chain: SmallChain) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(("workers", "network"), [(2, {}), (3, {}), (2, VGG8_PLAIN)])
 def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: int, network: dict[str, Any]) -> None:
-    # 200 images in batches of 19: ten whole ones and one of ten images; 5 epochs are 55 steps
+    # 200 images in batches of 19: ten full batches and one of ten images; 5 epochs are 55 steps
     chain.configure(
         training__epochs=5,
         training__batch_size=19,
@@ -54,7 +54,7 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
         **network,
     )
     assert start(chain).finish() == 0
-    alone, told = arrays(chain), history(chain)
+    alone, history_alone = arrays(chain), history(chain)
     chain.configure(distributed={"workers": workers})
     assert chain.luigi("TrainVGG").ran == [], "the number of workers is no reason to train again"
     shutil.rmtree(chain.folder("train"))
@@ -63,10 +63,10 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
     for name, value in alone.items():
         assert np.linalg.norm(together[name] - value) <= 1e-5 * np.linalg.norm(value), name
     assert chain.manifest("train")["details"]["workers"] == workers
-    for one, several in zip(told, history(chain), strict=True):
+    for one, several in zip(history_alone, history(chain), strict=True):
         assert float(several["train_loss"]) == pytest.approx(float(one["train_loss"]), rel=1e-4)
         assert float(several["train_accuracy"]) == pytest.approx(float(one["train_accuracy"]), abs=0.011)
-    if workers > 2:  # whose sums would depend on the order in which they arrive
+    if workers > 2:  # their sums must not depend on the order of arrival
         once = weights(chain)
         shutil.rmtree(chain.folder("train"))
         assert start(chain).finish() == 0
@@ -75,12 +75,12 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
 
 @pytest.fixture
 def pair(chain: SmallChain) -> SmallChain:
-    """A chain that trains with two workers, writes a checkpoint every moment, and takes a while."""
+    """A chain that trains with two workers for a while and writes checkpoints all the time."""
     chain.configure(distributed={"workers": 2}, training__epochs=40, training__checkpoint_seconds=0.05)
     return chain
 
 
-#: What happens to whom; each time the same command is then run again.
+#: Which process gets which signal, and the expected message. Each time the same command runs again afterwards.
 INCIDENTS = [
     ("scheduler", signal.SIGKILL, "was killed by SIGKILL"),
     ("server", signal.SIGKILL, "was killed by SIGKILL"),
@@ -90,10 +90,10 @@ INCIDENTS = [
 ]
 
 
-def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
+def test_a_dead_process_ends_the_others_and_the_next_run_resumes_exactly(
     pair: SmallChain, with_data: SmallChain, tmp_path: Path
 ) -> None:
-    for name, number, said in INCIDENTS:
+    for name, number, message in INCIDENTS:
         before = checkpoints(pair)
         luigi = start(pair)
         new_checkpoint(pair, luigi, before)
@@ -105,7 +105,7 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
         eventually(lambda: not roles(pair), f"nobody is left after {name} got {number}", limit=60)
         assert time.monotonic() - moment < 60
         assert f"distributed training: {name} (process" in luigi.output or name == "supervisor"
-        assert said in luigi.output
+        assert message in luigi.output
         assert "Traceback" not in luigi.output
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
@@ -136,7 +136,7 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
 def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("CLUSTER_TEST", str(pair.workspace))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    pair.configure(training__epochs=1000)  # which never ends before the role is frozen
+    pair.configure(training__epochs=1000)  # enough that it never ends before the role is frozen
     chain, frozen = pair.chain(), []
     run = chain.run()
     assert run is not None
@@ -152,7 +152,7 @@ def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.pythons
-def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: SmallChain) -> None:
+def test_resuming_with_another_number_of_workers_is_reported_as_inexact(pair: SmallChain) -> None:
     (pair.cwd / "pipeline").mkdir()
     (pair.cwd / "pipeline" / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
     luigi = start(pair)
@@ -174,7 +174,7 @@ def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.
     assert rendezvous.find_placement(wanted, launched=False).ranks == (0, 1)
 
 
-def test_a_first_task_that_finds_the_work_done_tells_the_others(
+def test_a_first_task_that_finds_the_training_finished_notifies_the_others(
     chain: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain.configure(training__epochs=1)
@@ -190,4 +190,4 @@ def test_a_first_task_that_finds_the_work_done_tells_the_others(
     follower.broadcasts.put(line)
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert training.train(chain.chain(), follower, {"launched": True}) == {}
-    assert follower.events is None, "the result is for the first task to tell"
+    assert follower.events is None, "only the first task reports the result"

@@ -239,7 +239,7 @@ class Supervisor:
                 message = role.error["message"] if role.rank == 0 else f"{role.name}: {role.error['message']}"
                 raise errors.BY_NAME.get(role.error["type"], StageFailed)(message)
             raise StageFailed(
-                f"distributed training: {failure}; the other processes were ended; run the same command again to "
+                f"distributed training: {failure}; the other processes were killed; run the same command again to "
                 "resume from the last checkpoint"
             )
 

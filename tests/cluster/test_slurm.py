@@ -201,7 +201,7 @@ def test_garbage_on_an_open_port_ends_the_training_in_one_line_and_it_resumes_ex
                     pass
     assert luigi.finish() == 30, luigi.output
     assert re.search(
-        r"distributed training: .* was killed by SIG\w+; the other processes were ended; run", luigi.output
+        r"distributed training: .* was killed by SIG\w+; the other processes were killed; run", luigi.output
     )
     assert "Traceback" not in luigi.output
     luigi = start(pair)

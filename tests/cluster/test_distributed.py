@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -20,8 +19,9 @@ from luigi_runs import VGG8, SmallChain
 
 from pipeline import config, training
 from pipeline.errors import ConfigError, StageFailed
-from pipeline.process import child, parent
-from pipeline.training import rendezvous
+from pipeline.process import child
+from pipeline.process.reporter import Reporter
+from pipeline.training import distributed, rendezvous
 
 #: Without batch normalisation, which depends on each worker's part of a batch.
 VGG8_PLAIN = {"architecture": {**VGG8["architecture"], "batch_norm": False}, "training__initializer": "whitening"}
@@ -76,7 +76,7 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
 @pytest.fixture
 def pair(chain: SmallChain) -> SmallChain:
     """A chain that trains with two workers for a while and writes checkpoints all the time."""
-    chain.configure(distributed={"workers": 2}, training__epochs=40, training__checkpoint_seconds=0.05)
+    chain.configure(distributed={"workers": 2}, training__epochs=15, training__checkpoint_seconds=0.05)
     return chain
 
 
@@ -136,18 +136,19 @@ def test_a_dead_process_ends_the_others_and_the_next_run_resumes_exactly(
 def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("CLUSTER_TEST", str(pair.workspace))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    pair.configure(training__epochs=1000)  # enough that it never ends before the role is frozen
-    chain, frozen = pair.chain(), []
-    run = chain.run()
-    assert run is not None
+    pair.configure(training__epochs=1000)  # enough that it never finishes before the role is frozen
+    chain, frozen = pair.chain(), list[int]()
 
-    def freeze(event: dict[str, Any]) -> None:
-        if not frozen and re.search(r"epoch \d+/", event.get("message", "")):
-            frozen.append(roles(pair)[name])
-            os.kill(frozen[0], signal.SIGSTOP)
+    class Freezing(Reporter):
+        def send(self, event: str, **values: Any) -> None:
+            if event == "progress" and not frozen:
+                frozen.append(roles(pair)[name])
+                os.kill(frozen[0], signal.SIGSTOP)
+                monkeypatch.setattr(distributed, "HEARTBEAT_TIMEOUT", 10.0)  # all imports are done
 
+    placement = rendezvous.find_placement(chain.config, launched=False)
     with pytest.raises(StageFailed, match=f"distributed training: {name} .* hangs: no heartbeat"):
-        parent.run_stage("train", chain, log=run.log("train"), on_event=freeze)
+        distributed.supervise(chain, Freezing(), {}, placement)
     assert not roles(pair)
 
 

@@ -78,8 +78,8 @@ def turn_lock() -> Path:
 def take_turn(label: str, processes: int, waiting: Callable[[str], None]) -> Iterator[list[int]]:
     """If a training in `processes` local processes uses all cores, wait until no other training does.
 
-    Yields the file descriptors (locks) that those processes must inherit. Calls `waiting` with the holder of the cores
-    at every poll. Does not wait if the lock cannot be created. Dividing the cores would change the results.
+    Yields the file descriptors (locks) that those processes must inherit. Calls `waiting` at every poll with a line
+    that names the holder. Does not wait if the lock cannot be created. Fewer threads instead would change the results.
     """
     threads = given_threads(os.environ)
     with contextlib.ExitStack() as held:

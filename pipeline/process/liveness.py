@@ -1,7 +1,4 @@
-"""Detect dead processes: heartbeats from the child, and the parent's monitor over it.
-
-For distributed training and for processes on other hosts, where a host that loses power closes no connection.
-"""
+"""Heartbeats and their monitor, to detect dead processes even on a host that loses power and closes no connection."""
 
 from __future__ import annotations
 

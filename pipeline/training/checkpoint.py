@@ -80,7 +80,6 @@ class Counters(Struct, forbid_unknown_fields=True):
     input_seconds: float = 0.0
     resumed: _Count = 0
     history: list[Row] = []
-    #: One entry per process that trained.
     segments: list[Segment] = []
     #: Why the weights may not be bit-identical to those of an uninterrupted run; empty if they are.
     inexact: list[str] = []

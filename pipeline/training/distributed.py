@@ -73,7 +73,6 @@ class Role:
 
     name: str
     process: subprocess.Popen[bytes]
-    #: Standard input, for workers only.
     input: pipes.Input | None = None
     rank: int | None = None
     last_heartbeat: float = field(default_factory=time.monotonic)
@@ -101,20 +100,20 @@ class Role:
     def failure(self) -> str | None:
         """Why the process counts as dead or hanging; None if it is healthy."""
         status = self.process.poll()
-        about = f"{self.name} (process {self.process.pid} on {liveness.host_name()})"
-        moment = time.monotonic()
+        label = f"{self.name} (process {self.process.pid} on {liveness.host_name()})"
+        now = time.monotonic()
         if status is not None:
             if not self.closed:
                 return None  # its unread output may have the reason
             how = f"was killed by {liveness.signal_name(-status)}" if status < 0 else f"exited with status {status}"
-            return f"{about} {how}"
-        if moment - self.last_heartbeat > HEARTBEAT_TIMEOUT:
-            return f"{about} hangs: no heartbeat for {moment - self.last_heartbeat:.0f} s"
+            return f"{label} {how}"
+        if now - self.last_heartbeat > HEARTBEAT_TIMEOUT:
+            return f"{label} hangs: no heartbeat for {now - self.last_heartbeat:.0f} s"
         limit = max(STALLED_SECONDS, 10 * self.longest_step) if self.activity else STARTUP_SECONDS
         stepping = self.rank is not None and self.activity != FINISHING
-        if stepping and moment - self.last_progress > limit:
+        if stepping and now - self.last_progress > limit:
             return (
-                f"{about} made no progress for {moment - self.last_progress:.0f} s: a worker, the server or the "
+                f"{label} made no progress for {now - self.last_progress:.0f} s: a worker, the server or the "
                 "network hangs"
             )
         return None
@@ -191,12 +190,12 @@ class Supervisor:
         """Relay events and watch the processes until all workers of this host are done."""
         last_check = time.monotonic()
         while any(worker.result is None for worker in self.workers):
-            moment = time.monotonic()
-            if moment - last_check > HEARTBEAT_TIMEOUT / 3:  # this process was suspended: heartbeats may be unread
+            now = time.monotonic()
+            if now - last_check > HEARTBEAT_TIMEOUT / 3:  # this process was suspended: heartbeats may be unread
                 for role in self.roles:
-                    role.last_heartbeat = role.last_progress = moment
-            last_check = moment
-            self._send()
+                    role.last_heartbeat = role.last_progress = now
+            last_check = now
+            self._send_commands_and_heartbeats()
             try:
                 role, event = self.events.get(timeout=0.2)
             except queue.Empty:
@@ -215,8 +214,7 @@ class Supervisor:
                     self._remove_sockets()  # all are connected by the first step; let nobody else in
         return self.workers[0].result or {}
 
-    def _send(self) -> None:
-        """Forward commands to the leader, and send heartbeats to all workers."""
+    def _send_commands_and_heartbeats(self) -> None:
         due = time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS
         if due:
             self._last_heartbeat = time.monotonic()

@@ -183,7 +183,6 @@ class Network:
                 previous[0].wait_to_read()
 
     def _accumulate(self, tallies: list[tuple[Any, Any]]) -> None:
-        """Add a step's loss and number of correct predictions to the epoch's sums."""
         if self.group.worker.world_size > 1:
             both = self.group.all_reduce_tallies(tallies)
             tallies = [(both[0:1], both[1:2])]

@@ -14,7 +14,7 @@ from pipeline.training.schedule import depends_on_total, learning_rate
 from pipeline.training.session import Session
 from pipeline.workspace.freshness import config_changes
 
-#: Conditions on which the bits of a result depend, with the preposition, and for numbers the noun, for the message.
+#: Conditions on which the bits of a result depend, each with the preposition (and noun, for numbers) for messages.
 _CONDITIONS = {
     "threads": ("with", "thread"),
     "workers": ("with", "worker"),

@@ -27,7 +27,6 @@ def identity(session: Session) -> dict[str, Any]:
 
 
 def _identity_keys(training: dict[str, Any]) -> dict[str, Any]:
-    """The keys of `training` that belong to the identity."""
     return {key: value for key, value in training.items() if key not in ("epochs", "precision", *OPERATIONAL_KEYS)}
 
 

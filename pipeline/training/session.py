@@ -58,7 +58,7 @@ class Session:
         return learning_rate(self.training, self.counters.step, self.batches.steps_per_epoch)
 
     def conditions(self) -> dict[str, Any]:
-        """Hardware and software that computes. The bits of the result depend on all of it but `host`."""
+        """The hardware and software in use. The bits of the result depend on all of it but `host`."""
         return {
             "device": self.devices.name,
             "precision": self.precision,

@@ -1,7 +1,4 @@
-"""TensorBoard event files with the learning curves of a training. Off unless `training.tensorboard` is set.
-
-Writes the history of a running training to the run's `train/tensorboard/`. Requires tensorboardX.
-"""
+"""Learning curves for TensorBoard in `train/tensorboard/`, if `training.tensorboard` is set. Needs tensorboardX."""
 
 from __future__ import annotations
 

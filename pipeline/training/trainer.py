@@ -93,24 +93,24 @@ class Trainer:
             counters.input_seconds += batches.waited
             batches.waited = 0.0
             session.reporter.activity += 1
-            moment = time.monotonic()
-            counters.epoch_seconds = moment - started
-            if moment - last_report >= 1:
-                last_report = moment
+            now = time.monotonic()
+            counters.epoch_seconds = now - started
+            if now - last_report >= 1:
+                last_report = now
                 if not progress.report(session):
                     self._raise_diverged()
             if session.worker.is_leader:
-                self._handle_commands(moment)
+                self._handle_commands(now)
         self._end_epoch(started)
 
-    def _handle_commands(self, moment: float) -> None:
+    def _handle_commands(self, now: float) -> None:
         """Stop or write a checkpoint if requested; also write one when it is due. Only the leader gets commands."""
         self._stop_if_requested()
         self.writer.check()
         if self.session.reporter.take("checkpoint"):
             path = self.checkpoint(wait=True)
             self.session.reporter.note(f"checkpoint written on request: {path.name}, {self._position()}")
-        elif moment - self.last_checkpoint >= self.session.training.checkpoint_seconds and not self.writer.busy:
+        elif now - self.last_checkpoint >= self.session.training.checkpoint_seconds and not self.writer.busy:
             self.checkpoint()
 
     def _stop_if_requested(self) -> None:

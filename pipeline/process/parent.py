@@ -209,7 +209,7 @@ class _Child:
         return self.outcome(self.process.wait())
 
     def outcome(self, status: int) -> dict[str, Any]:
-        """Return the result of the process that exited with `status`, or raise the reason why there is none."""
+        """Return the result of the process that exited with `status`, or raise an error if there is none."""
         result = self.result if status == 0 else None
         if self.received:
             finished = result is not None or self.is_done()

@@ -1,4 +1,4 @@
-"""`python -m pipeline.runtime`: show the device that a training would use; exits with status 1 if there is none."""
+"""`python -m pipeline.runtime`: show the device that a training would use; exits with status 1 if it does not work."""
 
 import sys
 

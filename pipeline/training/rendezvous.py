@@ -45,7 +45,7 @@ def find_placement(config: Config, launched: bool) -> Placement:
     if tasks != workers:
         raise ConfigError(
             f"distributed.workers: found {workers}, but the launcher started {tasks} tasks: "
-            f"give srun --ntasks={workers}, or --ntasks=1 for all of them on one host"
+            f"use srun --ntasks={workers}, or --ntasks=1 for all of them on one host"
         )
     return Placement((int(os.environ["SLURM_PROCID"]),), tasks)
 

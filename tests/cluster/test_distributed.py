@@ -102,28 +102,28 @@ def test_a_dead_process_ends_the_others_and_the_next_run_resumes_exactly(
         os.kill(everyone[name], number)
         moment = time.monotonic()
         assert luigi.finish() == 30, luigi.output
-        eventually(lambda: not roles(pair), f"nobody is left after {name} got {number}", limit=60)
+        eventually(lambda: not roles(pair), f"no process is left after {name} got {number}", limit=60)
         assert time.monotonic() - moment < 60
         assert f"distributed training: {name} (process" in luigi.output or name == "supervisor"
         assert message in luigi.output
         assert "Traceback" not in luigi.output
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
-    doors = [path for process in roles(pair).values() for path in listening(process)]
-    assert len(doors) == 4
-    assert all(path.startswith("/tmp/") for path in doors)
-    eventually(lambda: not any(Path(path).exists() for path in doors), "nobody else can connect")
+    addresses = [path for process in roles(pair).values() for path in listening(process)]
+    assert len(addresses) == 4
+    assert all(path.startswith("/tmp/") for path in addresses)
+    eventually(lambda: not any(Path(path).exists() for path in addresses), "no one else can connect")
     luigi.send(signal.SIGINT)
     assert luigi.finish() == 130, luigi.output
     assert "checkpoint written at epoch" in luigi.output
-    eventually(lambda: not roles(pair), "nobody is left after Ctrl-C", limit=60)
+    eventually(lambda: not roles(pair), "no process is left after Ctrl-C", limit=60)
 
     last = start(pair)
     assert last.finish() == 0, last.output
     details = pair.manifest("train")["details"]
     assert details["resumed"] == len(INCIDENTS) + 1
     assert details["exact"]
-    eventually(lambda: not roles(pair), "nobody is left at the end", limit=60)
+    eventually(lambda: not roles(pair), "no process is left at the end", limit=60)
 
     undisturbed = SmallChain(tmp_path / "undisturbed", with_data.archive, pair.values)
     luigi = start(undisturbed)
@@ -170,7 +170,7 @@ def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
     monkeypatch.setenv("SLURM_PROCID", "0")
     wanted = config.load(pair.config)
-    with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: give srun --ntasks=2"):
+    with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: use srun --ntasks=2"):
         rendezvous.find_placement(wanted, launched=True)
     assert rendezvous.find_placement(wanted, launched=False).ranks == (0, 1)
 

@@ -168,14 +168,14 @@ def test_after_a_dead_worker_or_a_cancelled_job_nothing_is_left_and_the_training
     assert "distributed training: worker 1 (process" in luigi.output
     assert "was killed by SIGKILL" in luigi.output
     assert "Traceback" not in luigi.output
-    eventually(lambda: not roles(pair), "nobody is left", limit=60)
+    eventually(lambda: not roles(pair), "no process is left", limit=60)
 
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
     slurm.cancel(luigi.wait_for_output(r"\(Slurm job (\d+)\)")[1])
     assert luigi.finish() == 30, luigi.output
     assert "checkpoint written at epoch" in luigi.output
-    eventually(lambda: not roles(pair), "nobody is left", limit=60)
+    eventually(lambda: not roles(pair), "no process is left", limit=60)
 
     luigi = start(pair)
     assert luigi.finish() == 0, luigi.output
@@ -228,7 +228,7 @@ def test_a_wrong_number_of_tasks_is_reported_in_one_line(pair: SmallChain) -> No
     pair.configure(launcher=["srun", "--ntasks=3"])
     luigi = start(pair)
     assert luigi.finish() == 30
-    assert "distributed.workers: found 2, but the launcher started 3 tasks: give srun --ntasks=2" in luigi.output
+    assert "distributed.workers: found 2, but the launcher started 3 tasks: use srun --ntasks=2" in luigi.output
     assert "Traceback" not in luigi.output
 
 

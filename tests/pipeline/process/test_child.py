@@ -15,12 +15,12 @@ stage.GRACE_SECONDS = 0.2
 stage._install_signals(stage.Reporter(), graceful=True)
 threading.Thread.start = None  # as if the process limit were reached
 os.kill(os.getpid(), signal.SIGTERM)
-print("goes on", flush=True)
+print("still running", flush=True)
 time.sleep(600)
 """
 
 
 def test_a_stop_request_starts_no_thread_and_ends_a_hanging_process(tmp_path):
     done = run([sys.executable, "-c", PROGRAM], tmp_path)
-    assert done.output == "goes on\n"
+    assert done.output == "still running\n"
     assert done.rc == child.EXIT_INTERRUPTED

@@ -65,9 +65,13 @@ def roles(chain: SmallChain) -> dict[str, int]:
     """The processes of the training: `supervisor`, `scheduler`, `server`, `worker 0` …"""
     found: dict[str, int] = {}
     modules = {"pipeline.training", "pipeline.training.parameter_server"}
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        environment = process.info["environ"] or {}
-        if environment.get("CLUSTER_TEST") == str(chain.workspace) and modules & set(process.info["cmdline"] or ()):
+    for process in psutil.process_iter(["cmdline"]):
+        if not modules & set(process.info["cmdline"] or ()):
+            continue
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("CLUSTER_TEST") != str(chain.workspace):
+                continue
             role = environment.get("DMLC_ROLE", "supervisor")
             found[f"worker {environment['DMLC_WORKER_ID']}" if role == "worker" else role] = process.pid
     return found

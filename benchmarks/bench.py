@@ -1,8 +1,4 @@
-"""Shared by the benchmarks: machine info, configurations, running the real command, tables, JSON results.
-
-Most benchmarks print tables and write `benchmarks/results/<name>.json`. Run them on an otherwise idle machine.
-README.md has the figures.
-"""
+"""Shared helpers of the benchmarks: machine info, configurations, running the real command, tables, JSON results."""
 
 from __future__ import annotations
 

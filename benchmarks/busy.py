@@ -1,9 +1,9 @@
 """How much busy processes slow down a training, while they run and after they end.
 
 Busy processes start and stop beside one training (the quickstart's network and data). `spinning` waits as OpenMP does
-by default, `adapted` as this plugin does. The fair share is the idle speed times the share of the cores that plain
-processes get, one per training thread. Goal: adapted reaches 98 % of spinning on an idle machine, and half of the fair
-share beside the busy processes. The machine must be otherwise idle.
+by default, `adapted` as this plugin does. The fair share is the idle speed times the share of the cores that one plain
+process per training thread gets. Goals on an otherwise idle machine: adapted reaches 98 % of spinning, and half of the
+fair share beside the busy processes.
 """
 
 from __future__ import annotations

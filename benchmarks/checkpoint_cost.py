@@ -1,9 +1,7 @@
 """The cost of checkpoints: full-width VGG-11 (`config/vgg11.yaml`) in the real training process.
 
-Alternates trainings with a checkpoint every `--every` seconds and trainings without. The difference of the medians
-divided by the number of checkpoints is the cost of one; that divided by 60 is its share at the default
-`checkpoint_seconds`. Then kills a training and measures the time from restart to its first new step. Takes about ten
-minutes on two idle cores.
+Trains in turns with a checkpoint every `--every` seconds and without; the difference of the medians per checkpoint is
+the cost of one. Then kills a training and measures the time from restart to the first new step. Takes ten minutes.
 """
 
 from __future__ import annotations

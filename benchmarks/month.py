@@ -1,8 +1,7 @@
 """A month of a nightly job on a folder in which images arrive, some of them mislabelled for a week.
 
-Each night runs the real commands under a real luigid: `Retrain`, `Prune --older-than 5d --confirm`, `Status --json`. A
-service constantly reloads the current model. `tests/nightly_job.py` checks all that they report against its own record
-and aborts this program on the first difference.
+Each night runs `Retrain`, `Prune --older-than 5d --confirm` and `Status --json` under a real luigid, while a service
+keeps reloading the current model. `tests/nightly_job.py` checks all they report and aborts on the first difference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rerun of a finished chain of four stages: this plugin, DVC, Snakemake and gokart.
 
-Each tool gets its own finished pipeline (data -> train -> evaluate -> report, stages that write small files). The tools
-run in turns. `--python` is a Python that has dvc, snakemake and gokart; missing tools are skipped.
+Each pipeline is data -> train -> evaluate -> report, stages that write small files. The tools run in turns; those that
+`--python` lacks are skipped.
 """
 
 from __future__ import annotations

@@ -49,9 +49,6 @@ def main() -> None:
     report(found, memory, options)
 
 
-# --- the workspace ------------------------------------------------------------------------------------------------
-
-
 def make_workspace(folder: Path, runs: int) -> list[Path]:
     """Write configurations of `runs` + 1 architectures and a workspace where all but the last are finished."""
     (folder / "configs").mkdir()
@@ -107,9 +104,6 @@ def upload(workspace: Path, port: int) -> int:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda path: bucket.write(path.relative_to(workspace).as_posix(), path.read_bytes()), files))
     return len(files)
-
-
-# --- measuring ----------------------------------------------------------------------------------------------------
 
 
 def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, proxy: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Training speed side by side: this plugin under Luigi, a bare MXNet loop, the published loop, and PyTorch.
 
-All use the same network, batch size and cores, and run in turns in separate processes; PyTorch may live in another
-environment (`--torch-python`). Reports the median images per second over rounds, without the first, slower steps.
+All use the same network, batch size and cores, and run in turns, each in its own process. Reports the median images per
+second over rounds, without the first, slower steps.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="length of the other loops, per round")
     parser.add_argument("--precisions", default="float32,bfloat16", help="bfloat16 is slow on CPUs without it")
-    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="a Python that has torch, maybe of another environment"
+    )
     return parser.parse_args()
 
 

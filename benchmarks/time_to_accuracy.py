@@ -1,9 +1,7 @@
 """Time to accuracy over several seeds: the whole command from archive to report, its training, and each stage.
 
-Every seed starts from an empty workspace: it downloads or unpacks, trains, evaluates, exports and reports. Accuracy is
-measured on the test images once, after the last epoch. `--record` writes the medians to accuracy.json, from which
-plot_accuracy.py draws the README's plot. CPU seconds (user and system, all processes) are meaningful even on a busy
-machine.
+Every seed starts from an empty workspace. Accuracy is measured on the test images once, after the last epoch. CPU time
+(user and system, all processes) is meaningful even on a busy machine. plot_accuracy.py draws what `--record` writes.
 """
 
 from __future__ import annotations
@@ -85,7 +83,6 @@ def record(name: str, runs: list[dict[str, Any]]) -> None:
 
 
 def breakdown(run: dict[str, Any]) -> dict[str, float]:
-    """Break the seconds of the whole command down."""
     epochs, stages = run["training_seconds"], run["stage_seconds"]
     seconds_by_part = {
         "Luigi, before, between and after the stages": run["command_seconds"] - sum(stages.values()),

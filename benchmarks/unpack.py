@@ -1,7 +1,4 @@
-"""Archive to arrays against gunzip alone: the DownloadCifar stage in its own process, start and checksums included.
-
-Both read the archive (CIFAR10_SOURCE or `--archive`) from the page cache, in turns.
-"""
+"""Archive to arrays (the whole DownloadCifar stage) against gunzip alone, both from the page cache, in turns."""
 
 from __future__ import annotations
 

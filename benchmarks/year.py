@@ -53,7 +53,6 @@ def main() -> None:
 
 
 def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
-    """Simulate the nights, then measure."""
     workspace, made = small.chain().workspace, [time.time()]
     folder.READ_SECONDS = 0  # real nights are longer than that
     for _ in nights(small, count):

@@ -1,7 +1,7 @@
 """The cost of checkpoints: full-width VGG-11 (`config/vgg11.yaml`) in the real training process.
 
 Trains in turns with a checkpoint every `--every` seconds and without; the difference of the medians per checkpoint is
-the cost of one. Then kills a training and measures the time from restart to the first new step. Takes ten minutes.
+the cost of one. Then kills a training and measures the time from restart to the first new step. About ten minutes.
 """
 
 from __future__ import annotations

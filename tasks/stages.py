@@ -47,7 +47,7 @@ class TrainVGG(StageTask):
     def turn(self, chain: Chain, waiting: Callable[[str], None]) -> AbstractContextManager[list[int]]:
         if launcher_of(chain.config) or gpus.computes_on_a_card(chain.config.device):
             return super().turn(chain, waiting)
-        return cores.turn(self.what, chain.config.distributed.workers, waiting)
+        return cores.take_turn(self.what, chain.config.distributed.workers, waiting)
 
     def options(self, chain: Chain) -> dict[str, Any]:
         path, why = generations.warm_start(chain)

@@ -69,7 +69,7 @@ def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared
         assert central.tell(task, "stop-after-epoch") == "ok"
         assert command.finish() == 30, command.output
     assert "luigid had lost track of the running tasks: registered them again" in command.output
-    assert "stopped after an epoch as asked" in command.output
+    assert "stopped after an epoch, as requested" in command.output
     assert "step 0 of 5" in command.output
     assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
 

@@ -25,10 +25,10 @@ def check_meaning(config: Config, value: Any, where: str) -> None:
         raise ConfigError(f"{where}: device: found {config.device}, the same device twice")
 
 
-def check_launcher(words: list[str], where: str) -> None:
-    """Raise `ConfigError` if a launcher argument is empty or contains a NUL."""
-    if any("\0" in word or not word for word in words):
-        raise ConfigError(f"{where}: found {shown(words)}, an argument cannot be empty or hold a NUL")
+def check_launcher(arguments: list[str], where: str) -> None:
+    """Raise `ConfigError` if an argument of the launcher is empty or contains a NUL."""
+    if any("\0" in argument or not argument for argument in arguments):
+        raise ConfigError(f"{where}: found {shown(arguments)}, an argument cannot be empty or hold a NUL")
 
 
 def _check_leaves(config: Config, where: str) -> None:
@@ -108,10 +108,7 @@ _SCHEDULE_KEYS = {
 
 
 def check_schedule(training: Training, where: str) -> None:
-    """Raise `ConfigError` for schedule keys that have no effect, or one that nobody wants.
-
-    Called for files only, so that older runs with such a schedule stay readable. Defaults may be spelled out.
-    """
+    """Raise `ConfigError` for useless schedule keys. Called for files only: older runs with them must stay readable."""
     schedule, epochs = training.schedule, training.epochs
     for key, kinds in _SCHEDULE_KEYS.items():
         found = getattr(schedule, key)

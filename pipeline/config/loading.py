@@ -133,26 +133,23 @@ def ready_made_folder() -> Path:
 def with_launcher(config: Config, launcher: str, where: str) -> Config:
     """Return `config` with another launcher: the name of a YAML file, a command line, or `none`."""
     if launcher == "none":
-        words = []
+        arguments = []
     elif launcher.endswith((".yaml", ".yml")):
-        words = load_launcher(launcher, where, Path())
+        arguments = load_launcher(launcher, where, Path())
     else:
         try:
-            words = shlex.split(launcher)
+            arguments = shlex.split(launcher)
         except ValueError as error:
             raise ConfigError(f"{where}: found {launcher!r}: {error}") from None
-    check_launcher(words, where)
-    return replace(config, launcher=words)
+    check_launcher(arguments, where)
+    return replace(config, launcher=arguments)
 
 
 def load_launcher(name: str, where: str, folder: Path) -> list[str]:
-    """Read the `launcher` list from the file `name`: in `folder`, the working directory or the ready-made launchers.
-
-    Raises `ConfigError`; `where` says which setting names the file.
-    """
+    """Read the `launcher` list from the file `name`: in `folder`, the working directory or the ready-made launchers."""
     ready_made = ready_made_folder() / "launchers"
-    places = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
-    file = next((place for place in places if os.path.isfile(place)), None)
+    candidates = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
+    file = next((path for path in candidates if os.path.isfile(path)), None)
     if file is None:
         known = ", ".join(f"config/launchers/{path.name}" for path in sorted(ready_made.glob("*.yaml")))
         raise ConfigError(
@@ -160,8 +157,8 @@ def load_launcher(name: str, where: str, folder: Path) -> list[str]:
             f"a YAML file that holds one, or one of the ready-made {known}"
         )
     value = parse(read(file, name), name)
-    words = value.get("launcher")
-    if set(value) != {"launcher"} or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    arguments = value.get("launcher")
+    if set(value) != {"launcher"} or not isinstance(arguments, list) or not all(isinstance(a, str) for a in arguments):
         raise ConfigError(f"{name}: found {shown(value)}, expected the one key launcher with a list of arguments")
-    check_launcher(words, f"{name}: launcher")
-    return words
+    check_launcher(arguments, f"{name}: launcher")
+    return arguments

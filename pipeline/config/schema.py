@@ -127,7 +127,6 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def norm(self) -> BatchNorm | None:
-        """The batch normalisation, if any."""
         return BatchNorm() if self.batch_norm is True else self.batch_norm or None
 
 

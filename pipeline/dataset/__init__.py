@@ -78,8 +78,8 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
         for split in (content.train, content.test)
     )
     official = next((known for known in OFFICIAL.values() if known.sha256 == archive_sha256), None)
-    other = data.name if content.layout == "images" else f"{data.name}, not the official archive"
-    label = f"{official.title}, the official archive" if official else other
+    unofficial = data.name if content.layout == "images" else f"{data.name}, not the official archive"
+    label = f"{official.title}, the official archive" if official else unofficial
     return {
         "name": data.name,
         "digest": store.digest(content),

@@ -24,9 +24,9 @@ class Plan:
 
     def part(self, number: int, parts: int) -> Plan:
         """Return part `number` of `parts`, of consecutive images; earlier parts may be longer, as in `split_data`."""
-        places = np.array_split(np.arange(len(self.rows)), parts)[number]
-        several = (None if value is None else value[..., places] for value in (self.flips, self.shifts, self.holes))
-        return Plan(self.rows[places], *several)
+        indices = np.array_split(np.arange(len(self.rows)), parts)[number]
+        changes = (None if value is None else value[..., indices] for value in (self.flips, self.shifts, self.holes))
+        return Plan(self.rows[indices], *changes)
 
 
 def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.ndarray:

@@ -153,7 +153,9 @@ def _get(url: str, offset: int, validator: str | None) -> requests.Response:
     try:
         timeouts = (CONNECT_TIMEOUT, READ_TIMEOUT)
         response = _with_timeout(
-            lambda: requests.get(url, headers=headers, stream=True, timeout=timeouts, hooks={"response": _close}),
+            lambda: requests.get(
+                url, headers=headers, stream=True, timeout=timeouts, hooks={"response": _close_redirect}
+            ),
             "no answer",
         )
     except (requests.exceptions.SSLError, requests.exceptions.TooManyRedirects) as error:
@@ -195,7 +197,7 @@ def _refuse_negative_chunks(answer: Any) -> None:
     answer._read_next_chunk_size = checked
 
 
-def _close(response: requests.Response, **about: object) -> None:
+def _close_redirect(response: requests.Response, **options: object) -> None:
     """Close a redirect unread: `requests` would read and decompress its whole body."""
     if response.is_redirect:
         response.close()
@@ -207,8 +209,8 @@ def _describe(response: requests.Response, address: str) -> _Content:
     etag = headers.get("ETag", "")
     # A weak ETag may not be used to resume (RFC 9110, section 13.1.5).
     validator = etag if etag.startswith('"') else headers.get("Last-Modified")
-    whole = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("Content-Range", ""))
-    length = whole[1] if whole else headers.get("Content-Length", "") if response.status_code == 200 else ""
+    part = re.fullmatch(r"bytes \d+-\d+/(\d+)", headers.get("Content-Range", ""))
+    length = part[1] if part else headers.get("Content-Length", "") if response.status_code == 200 else ""
     # int() refuses more than 4,300 digits; 16 are enough to see that it is too large.
     return _Content(address, validator, int(length[:16]) if length.isdecimal() else None)
 
@@ -241,8 +243,8 @@ def _store(response: requests.Response, content: _Content, offset: int, partial:
                 received += len(block)
                 if received > DOWNLOAD_LIMIT:
                     raise Refused(f"is larger than {human_size(DOWNLOAD_LIMIT)}; stopped")
-                whole = f" of {human_size(length)}" if length else ""
-                progress(min(received / length, 1.0) if length else 0.0, f"downloading {human_size(received)}{whole}")
+                total = f" of {human_size(length)}" if length else ""
+                progress(min(received / length, 1.0) if length else 0.0, f"downloading {human_size(received)}{total}")
                 block = _read(response)
             file.flush()
             os.fsync(file.fileno())

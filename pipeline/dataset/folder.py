@@ -28,7 +28,7 @@ from pipeline.workspace import image_folder
 from pipeline.workspace.image_folder import examples
 
 #: Largest share of unreadable images; with more of them the folder is refused.
-UNREADABLE = 0.1
+MAX_UNREADABLE = 0.1
 
 #: Images read between two progress reports.
 _GROUP = 256
@@ -116,7 +116,7 @@ def _unreadable(reasons: Sequence[str], images: int) -> list[str]:
     if not reasons:
         return []
     first = "; ".join(reasons[:3])
-    if len(reasons) > UNREADABLE * images:
+    if len(reasons) > MAX_UNREADABLE * images:
         raise Refused(
             f"{len(reasons):,} of {counted(images, 'image')} cannot be used ({first})", "repair or remove them"
         )

@@ -117,22 +117,22 @@ class Collector:
         return Content(train, [test], self._classes(layout, highest), layout.form)
 
     def _check_count(self, layout: Layout, name: str, images: int) -> None:
-        about = _PUBLISHED[layout.published]
-        expected = about.test_images if name == layout.test else about.batch_images
+        published = _PUBLISHED[layout.published]
+        expected = published.test_images if name == layout.test else published.batch_images
         if self._name == layout.published and images != expected:
-            raise Refused(f"{name} has {images:,} images, that of {OFFICIAL[self._name].title} has {expected:,}")
+            raise Refused(f"{name} has {images:,} images, but that of {OFFICIAL[self._name].title} has {expected:,}")
 
     def _batch(self, layout: Layout, name: str, content: bytes | bytearray) -> Batch:
-        about = _PUBLISHED[layout.published]
+        published = _PUBLISHED[layout.published]
         if layout.form == "binary":
-            records = np.frombuffer(content, np.uint8).reshape(-1, about.labels + PIXELS)
-            batch = Batch(records[:, about.labels :], records[:, about.labels - 1].copy())
+            records = np.frombuffer(content, np.uint8).reshape(-1, published.labels + PIXELS)
+            batch = Batch(records[:, published.labels :], records[:, published.labels - 1].copy())
         else:
-            batch = _unpickled(name, content, f"{about.prefix}labels")
+            batch = _unpickled(name, content, f"{published.prefix}labels")
             self._check_count(layout, name, len(batch.images))
-        wrong = np.flatnonzero(batch.labels >= self._label_limit)
-        if wrong.size:
-            first = int(wrong[0])
+        invalid = np.flatnonzero(batch.labels >= self._label_limit)
+        if invalid.size:
+            first = int(invalid[0])
             reason = f"{name}: image {first} has label {batch.labels[first]}, expected 0 to {self._label_limit - 1}"
             advice = ADVICE if self._strict else f"get a good copy, or raise architecture.classes ({self._label_limit})"
             raise Refused(reason, advice, fits="" if self._strict else self._name)
@@ -140,12 +140,12 @@ class Collector:
 
     def _layout(self) -> Layout:
         """Return the layout of the training batches, of which there must be exactly one."""
-        found = {name: FILES[name] for name in self._contents if name in TRAINING_FILES}
-        if not found:
+        layouts = {name: FILES[name] for name in self._contents if name in TRAINING_FILES}
+        if not layouts:
             others = ", ".join(shown(name) for name in [*self._contents, *self._others][:5]) or "nothing"
             raise Refused(f"holds no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …); found {others}")
-        first, layout = min(found.items())
-        if other := next((name for name in found if found[name] != layout), None):
+        first, layout = min(layouts.items())
+        if other := next((name for name in layouts if layouts[name] != layout), None):
             raise Refused(f"holds batches of more than one layout: {first} and {other}")
         if self._strict and layout.published != self._name:
             advice = f"set data.name to {layout.published}, or data.source to a copy of {OFFICIAL[self._name].title}"

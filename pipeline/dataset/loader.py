@@ -108,14 +108,11 @@ class TrainingLoader:
 
 
 def padded_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (batch_size, 3, 32, 32) float32 batches in order, each with its number of images.
-
-    The last one is padded with zeros: a constant shape saves MXNet from planning its memory again.
-    """
+    """Yield (batch_size, 3, 32, 32) float32 batches in order, padded with zeros, each with its number of images."""
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         values = norm.apply(np.asarray(part))
-        if len(part) < batch_size:
+        if len(part) < batch_size:  # a constant shape saves MXNet from planning its memory again
             values = np.concatenate([values, np.zeros((batch_size - len(part), *values.shape[1:]), np.float32)])
         yield values, len(part)
 

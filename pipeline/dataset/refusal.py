@@ -17,10 +17,7 @@ Progress = Callable[[float, str], None]
 
 
 class Refused(DataError):
-    """Raised when a source cannot be used; `source.fetch` adds the name of the source and tries the next one.
-
-    `fits` is the `data.name` under which a corrected configuration could use it.
-    """
+    """A source cannot be used, except perhaps under the `data.name` in `fits`. `source.fetch` adds which source."""
 
     def __init__(self, reason: str, advice: str = ADVICE, may_pass: bool = False, fits: str = "") -> None:
         super().__init__(reason)

@@ -30,9 +30,9 @@ def draw() -> Content:
 def _batch(count: int, seed: int) -> Batch:
     """Draw `count` shuffled pictures, `count / 10` of each class."""
     random = np.random.RandomState(seed)
-    each = count // len(CLASSES)
-    pictures = np.concatenate([_pictures(shape, each, random) for shape in _SHAPES.values()])
-    labels = np.repeat(np.arange(len(CLASSES), dtype=np.uint8), each)
+    per_class = count // len(CLASSES)
+    pictures = np.concatenate([_pictures(shape, per_class, random) for shape in _SHAPES.values()])
+    labels = np.repeat(np.arange(len(CLASSES), dtype=np.uint8), per_class)
     order = random.permutation(count)
     return Batch(pictures.reshape(count, -1)[order], labels[order])
 

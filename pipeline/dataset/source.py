@@ -1,7 +1,4 @@
-"""From `data.source` and its mirrors to checked images: the first usable source wins.
-
-Reads archives and folders in place; keeps downloads in the workspace until the data set is made.
-"""
+"""From `data.source` and its mirrors to checked images: the first usable source wins. Reads local sources in place."""
 
 from __future__ import annotations
 

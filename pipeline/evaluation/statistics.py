@@ -90,10 +90,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIB
 
 
 def expected_calibration_error(bins: list[Bin]) -> float:
-    """Return the mean gap between confidence and accuracy over the predictions, 0 (calibrated) to 1.
-
-    Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, equation 3.
-    """
+    """Return the mean gap between confidence and accuracy, 0 to 1 (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
     gap = sum(item.count * abs((item.confidence or 0.0) - (item.accuracy or 0.0)) for item in bins)
     return gap / max(1, sum(item.count for item in bins))
 

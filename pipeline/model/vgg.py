@@ -1,7 +1,4 @@
-"""VGG from a configuration: the Gluon network, and its layers and sizes without MXNet.
-
-Simonyan and Zisserman 2014, arXiv:1409.1556.
-"""
+"""VGG (Simonyan and Zisserman 2014, arXiv:1409.1556): the Gluon network, and a table of its layers without MXNet."""
 
 from __future__ import annotations
 
@@ -127,8 +124,8 @@ def _dense_convolution(mx: Any) -> Any:
                 for column in (1, 0)
             ]
             matrix = F.reshape(F.concat(*parts, dim=0), (4 * self._channels, -1))
-            more = {"no_bias": True} if bias is None else {"bias": F.tile(bias, 4)}
-            y = F.FullyConnected(x, matrix, num_hidden=4 * self._channels, **more)
+            tiled = {"no_bias": True} if bias is None else {"bias": F.tile(bias, 4)}
+            y = F.FullyConnected(x, matrix, num_hidden=4 * self._channels, **tiled)
             y = F.reshape(F.transpose(F.reshape(y, (0, 4, self._channels)), (0, 2, 1)), (0, 0, 2, 2))
             return y if self.act is None else self.act(y)
 

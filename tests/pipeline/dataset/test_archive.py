@@ -201,7 +201,7 @@ def test_an_archive_of_several_gzip_parts_is_read_whole(chain, archive, reporter
 
 
 def test_cifar10_must_have_its_exact_sizes(chain, archive, reporter):
-    with pytest.raises(DataError, match=r"data_batch_1.bin has 12 images, that of CIFAR-10 has 10,000"):
+    with pytest.raises(DataError, match=r"data_batch_1.bin has 12 images, but that of CIFAR-10 has 10,000"):
         dataset.prepare(chain(archive(WHOLE), name="cifar10", classes=10), reporter)
 
 

@@ -116,7 +116,7 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up(chain, site, re
     site.ranges, site.cuts = False, [70_000] * 50
     with pytest.raises(DataError, match=r"cut off .*\(4 tries\)") as caught:
         dataset.prepare(chain(site.url()), reporter)
-    assert caught.value.may_pass, "the same command may have more luck later"
+    assert caught.value.may_pass, "the same command may succeed later"
     assert len(site.requests) == 5
 
 

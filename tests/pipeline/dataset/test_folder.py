@@ -312,7 +312,7 @@ def test_a_source_with_a_read_time_in_the_future_is_checked(made, parts, monkeyp
     monkeypatch.setattr(freshness, "_command_began", time.time())
     here = made.workspace.seen_source(made.given.data)
     write_json(here, {**{key: made.source_record()[key] for key in ("digest", "stat")}, "read": read})
-    if read != "tomorrow":  # a record cannot contain this
+    if read != "tomorrow":  # only a number is valid in the pointer
         pointer = made.workspace.source_pointer(made.given.data)
         write_json(pointer, {**json.loads(pointer.read_text()), "read": read})
     freshness.begin_command()

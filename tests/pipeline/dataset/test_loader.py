@@ -84,7 +84,7 @@ def test_alternating_flips_mirror_each_image_in_every_other_epoch():
     assert np.array_equal(first, third)
     assert np.array_equal(first, second[..., ::-1])
     mirrored = np.isclose(first, IMAGES[..., ::-1] / np.float32(255)).all((1, 2, 3))
-    assert 15 < mirrored.sum() < 55, "about a half starts mirrored"
+    assert 15 < mirrored.sum() < 55, "about half start mirrored"
 
 
 def test_a_planned_flip_mirrors_left_and_right_only():
@@ -118,7 +118,7 @@ def test_a_cutout_blanks_one_square_and_may_hang_over_the_edge():
     inside, over = augment(IMAGES[:2], plan, Augmentation(cutout=8))
     assert np.argwhere(inside[0] == 0).tolist() == [[y, x] for y in range(5, 13) for x in range(6, 14)]
     assert np.argwhere(over[2] == 0).tolist() == [[y, x] for y in range(5) for x in range(28, 32)]
-    assert IMAGES.min() == 1, "the images themselves stay as they are"
+    assert IMAGES.min() == 1, "the originals are unchanged"
 
 
 def test_random_augmentation_uses_its_whole_range():

@@ -97,7 +97,7 @@ def test_a_file_address_is_known_even_from_a_record_of_an_earlier_version(chain,
     pointers, data = made.workspace, made.given.data
     former = pointers.source_pointer(data).rename(list(pointers.former_pointers(data))[1])
     write_json(former, {**read_json(former), "stat": None})
-    assert "has changed" in made.why("dataset")[0], "its state was not known then: it is read once"
+    assert "has changed" in made.why("dataset")[0], "the old record has no state, so the source is read once"
     content = path.read_bytes()
     path.unlink()
     assert made.why("dataset") == []
@@ -136,7 +136,7 @@ def test_each_host_reads_its_own_copy_of_the_source_once(chain, archive, reporte
     archive(tar_gz(mini_files(batches=3)))
     dataset.prepare(made, reporter)
     os.utime(path, ns=(1, 1))
-    assert "has changed" in made.why("dataset")[0], "what was known of other images does not count"
+    assert "has changed" in made.why("dataset")[0], "copies of the previous images are forgotten"
 
 
 @pytest.mark.parametrize("copies", [None, 5, ["x", {}]])
@@ -211,7 +211,7 @@ def test_runs_on_a_data_set_of_an_earlier_version_keep_their_ten_outputs(chain, 
     assert made.run() == chain(path, classes=10).run(), "the same images, read again"
     archive(tar_gz(mini_files(batches=3)))
     dataset.prepare(made, reporter)
-    assert made.run() == chain(path, classes=4).run(), "other images are another run in any case"
+    assert made.run() == chain(path, classes=4).run(), "other images always make another run"
 
 
 def test_an_intact_data_set_is_not_written_again(chain, archive, reporter):

@@ -50,7 +50,7 @@ def test_any_architecture_maps_images_to_one_logit_per_class(architecture):
 
 def test_the_bfloat16_network_computes_the_same_without_amp(architecture):
     architecture = msgspec.structs.replace(architecture, dropout=0.0)
-    mx.random.seed(1)  # with others the ReLUs of the narrow networks may all be zero, and so the logits
+    mx.random.seed(1)  # other seeds can zero all ReLUs of the narrow networks, and so the logits
     plain, other = model.build(architecture), model.build(architecture, "bfloat16")
     for net in (plain, other):
         net.initialize(mx.init.Xavier())
@@ -122,7 +122,7 @@ def test_names_do_not_depend_on_networks_built_before(architecture):
 
 
 def test_the_order_by_name_is_the_order_of_the_layers_for_all_widths(small_architecture):
-    # MXNet sorts parameters by their full names; ten and more layers of a kind must not swap places.
+    # MXNet sorts parameters by full name; ten or more layers of a kind must stay in order.
     architecture = small_architecture(conv_arch=[[12, 2]], batch_norm=False, dense=[2] * 12)
     names = list(model.parameters(built(architecture)))
     assert len(names) == len(set(names)) == 2 * (12 + 12 + 1)

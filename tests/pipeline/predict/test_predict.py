@@ -46,7 +46,7 @@ def run(finished: SmallChain) -> Path:
     return finished.folder("export").parent
 
 
-def answered(capsys: pytest.CaptureFixture[str], *arguments: Any, expected: int = 0) -> tuple[dict[str, Any], str]:
+def predict_json(capsys: pytest.CaptureFixture[str], *arguments: Any, expected: int = 0) -> tuple[dict[str, Any], str]:
     """Return the command's --json output and its standard error."""
     status = predict.main([*map(str, arguments), "--json"])
     captured = capsys.readouterr()
@@ -70,7 +70,7 @@ def refused(capfd: pytest.CaptureFixture[str], model: Path, *arguments: Any) -> 
 def test_predictions_for_a_folder_match_the_evaluation(
     run: Path, folder: Path, finished: SmallChain, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    value, errors = answered(capsys, "--model", run, folder)
+    value, errors = predict_json(capsys, "--model", run, folder)
     with np.load(finished.folder("evaluate") / "predictions.npz") as file:
         expected, probabilities = file["predictions"], file["probabilities"]
     assert value["classes"] == CLASSES
@@ -89,7 +89,7 @@ def test_a_model_of_several_views_predicts_like_its_evaluation(
 ) -> None:
     done.configure(evaluation__tta=6)
     assert done.report().ran == ["evaluate", "export", "report"]
-    value, _ = answered(capsys, "--model", done.folder("export").parent, folder)
+    value, _ = predict_json(capsys, "--model", done.folder("export").parent, folder)
     assert value["views"] == 6
     with np.load(done.folder("evaluate") / "predictions.npz") as file:
         probabilities = file["probabilities"]
@@ -114,7 +114,7 @@ def test_other_sizes_are_resized_with_one_warning_and_not_squashed(
     for name, size in (("wide", (640, 320)), ("high", (33, 400)), ("dot", (1, 1))):
         Image.fromarray(pixels[0]).resize(size).save(tmp_path / f"{name}.jpg")
     Image.fromarray(pixels[0]).save(tmp_path / "exact.png")
-    value, errors = answered(capsys, "--model", run, tmp_path)
+    value, errors = predict_json(capsys, "--model", run, tmp_path)
     sizes = {Path(item["file"]).stem: item["resized_from"] for item in value["predictions"]}
     assert sizes == {"wide": [640, 320], "high": [33, 400], "dot": [1, 1], "exact": None}
     (warning,) = [line for line in errors.splitlines() if "warning" in line]
@@ -129,7 +129,7 @@ def test_unreadable_files_are_named_and_the_rest_is_classified(
     (folder / "empty.png").touch()
     whole = (folder / "000.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    value, errors = answered(capsys, "--model", run, folder, expected=1)
+    value, errors = predict_json(capsys, "--model", run, folder, expected=1)
     assert {Path(item["file"]).name for item in value["unreadable"]} == {"note.png", "empty.png", "cut.png"}
     assert len(value["predictions"]) == 60
     assert all(item["why"] and item["why"] in errors for item in value["unreadable"])
@@ -152,7 +152,7 @@ def test_other_files_in_a_folder_are_skipped(run: Path, folder: Path, capsys: py
     (folder / "deeper").mkdir()
     (folder / "000.png").rename(folder / "deeper" / "000.PNG")
     (folder / "deeper" / "photo.HEIC").write_bytes(b"x")
-    value, errors = answered(capsys, "--model", run, folder)
+    value, errors = predict_json(capsys, "--model", run, folder)
     assert len(value["predictions"]) == 60
     assert value["skipped"] == [str(folder / "deeper" / "photo.HEIC"), str(folder / "labels.csv")]
     assert "vgg-predict: 2 files skipped: 1 .heic, 1 .csv" in errors.splitlines()
@@ -163,7 +163,7 @@ def test_a_missing_path_does_not_stop_the_others(
 ) -> None:
     missing, empty = tmp_path / "nowhere.png", tmp_path / "empty"
     empty.mkdir()
-    value, errors = answered(capsys, "--model", run, missing, folder / "000.png", empty, expected=1)
+    value, errors = predict_json(capsys, "--model", run, missing, folder / "000.png", empty, expected=1)
     assert [item["file"] for item in value["predictions"]] == [str(folder / "000.png")]
     assert {item["file"]: item["why"] for item in value["unreadable"]} == {
         str(missing): "no such file or folder",
@@ -184,10 +184,10 @@ def test_linked_folders_are_named_and_can_be_passed_directly(
     message = f"1 linked folder not followed (give each by name): {linked}"
     assert f"{linked.parent}: no image files in this folder ({message})" in capsys.readouterr().err
     shutil.copy(folder / "000.png", linked.parent)
-    value, errors = answered(capsys, "--model", run, linked.parent)
+    value, errors = predict_json(capsys, "--model", run, linked.parent)
     assert (len(value["predictions"]), value["skipped"]) == (1, [str(linked)])
     assert f"vgg-predict: {message}" in errors.splitlines()
-    assert len(answered(capsys, "--model", run, linked)[0]["predictions"]) == 60
+    assert len(predict_json(capsys, "--model", run, linked)[0]["predictions"]) == 60
 
 
 def test_a_folder_that_cannot_be_entered_does_not_stop_the_rest(
@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_entered_does_not_stop_the_rest(
         return real(path, **options)
 
     monkeypatch.setattr(Path, "stat", stat)
-    value, _ = answered(capsys, "--model", run, folder, expected=1)
+    value, _ = predict_json(capsys, "--model", run, folder, expected=1)
     assert len(value["predictions"]) == 59
     assert [item["why"] for item in value["unreadable"]] == ["cannot be read: Permission denied"]
 
@@ -261,7 +261,7 @@ def test_the_current_model_of_a_workspace_takes_precedence_over_the_newest(
     served.serve(done.chain().workspace, pointer)
     stable = served.folder(pointer)
     for named in (stable, stable.resolve(), stable / "model.onnx"):
-        value, _ = answered(capsys, "--model", named, folder / "000.png")
+        value, _ = predict_json(capsys, "--model", named, folder / "000.png")
         assert value["predictions"]
     (stable / "model.onnx").unlink()
     (stable / "model.onnx").write_bytes(b"damaged")
@@ -344,7 +344,7 @@ def test_terminal_codes_in_class_names_are_printed_harmlessly(
     captured = capsys.readouterr()
     assert printable(captured.out + captured.err, lines=True) == captured.out + captured.err
     assert "?]0;title??" in captured.out
-    value, _ = answered(capsys, "--model", path, folder)
+    value, _ = predict_json(capsys, "--model", path, folder)
     assert set(value["classes"]) == {*hostile, "\ud800"}
 
 
@@ -356,10 +356,10 @@ def test_a_model_of_the_drawn_shapes_says_so_first(
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("vgg-predict: this model was trained on drawn shapes (bundled sample, not CIFAR-10)")
     assert "airplane, " in first
-    value, errors = answered(capsys, "--model", path, folder / "000.png")
+    value, errors = predict_json(capsys, "--model", path, folder / "000.png")
     assert next(iter(value.items())) == ("trained_on", "bundled sample, not CIFAR-10")
     assert errors.splitlines()[0] == first
-    value, errors = answered(capsys, "--model", run, folder / "000.png")
+    value, errors = predict_json(capsys, "--model", run, folder / "000.png")
     assert value["trained_on"] == "mini, not the official archive"
     assert "drawn shapes" not in errors
 

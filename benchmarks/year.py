@@ -68,7 +68,9 @@ def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
         "Retrain, until it knows what is due": of(
             lambda: [generations.why_due(tomorrow), generations.same_weights(tomorrow)]
         ),
-        "Prune, until it knows what to move": of(lambda: retention.unneeded(workspace, retention.expired(chain, KEEP))),
+        "Prune, until it knows what to move": of(
+            lambda: retention.unneeded_datasets(workspace, retention.expired(chain, KEEP))
+        ),
         "Prune, until it knows what to delete": of(lambda: deletion.old_trash(workspace, datetime.timedelta(days=1))),
         "Status, the command": bench.luigi("Status", *about(small), allowed=(0, 3)),
         "Prune, the command": bench.luigi("Prune", *about(small), "--keep", str(KEEP)),
@@ -79,7 +81,7 @@ def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
 def prune_like_the_command(small: SmallChain, workspace: Workspace, age: datetime.timedelta) -> None:
     chain = small.chain()
     expired = retention.expired(chain, KEEP)
-    retention.prune(chain, expired, retention.unneeded(workspace, expired))
+    retention.prune(chain, expired, retention.unneeded_datasets(workspace, expired))
     deletion.delete(workspace, deletion.old_trash(workspace, age), deletion.leftovers(workspace, age))
 
 

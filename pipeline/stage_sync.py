@@ -106,7 +106,7 @@ def publish_folder(workspace: Workspace, folder: Path) -> None:
 def _gate_held(chain: Chain, storage: ObjectStorage) -> Iterator[None]:
     """For the promotion gate, whose process moves the pointer: hold it against other hosts."""
     lock = registry.lock_name(chain.workspace.current(chain.config))
-    with storage.hold(lock, "the choice of the current model", True, functools.cache(log.info)):
+    with storage.hold(lock, "updating the current model", True, functools.cache(log.info)):
         refresh([chain], since=time.monotonic())
         yield
 

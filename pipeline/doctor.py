@@ -148,9 +148,8 @@ def disk(chain: Chain) -> str:
 
 def needed_bytes(chain: Chain) -> int:
     """Estimate the bytes still to be written: data set, archive, weights, optimizer state, checkpoints, export."""
-    parameters = 4 * model.count_parameters(
-        with_classes(chain.config, 10).architecture
-    )  # the data set may have another number of classes
+    # Assumes 10 classes as long as the data set is unknown.
+    parameters = 4 * model.count_parameters(with_classes(chain.config, 10).architecture)
     # Weights and momentum: in `train`, in two checkpoints, and in a third being written. Weights: twice in `export`.
     run = chain.run()
     trained = run is not None and (run.stage("train") / MANIFEST).exists()

@@ -46,8 +46,8 @@ def write(path: Path, workspace: Workspace, retrained: Config | None = None) -> 
         # Drop retired models: their last success would only grow old.
         samples += [(key, value) for key, value in _successes(path) if key.partition("{")[2] in models]
         if retrained is not None:
-            about = {"dataset": retrained.data.name, "architecture": retrained.architecture.name}
-            samples.append(_sample(SUCCESS, workspace, int(time.time()), **about))
+            labels = {"dataset": retrained.data.name, "architecture": retrained.architecture.name}
+            samples.append(_sample(SUCCESS, workspace, int(time.time()), **labels))
         latest = dict(samples)  # the last sample wins where labels repeat
         lines = []
         for name, (kind, help_) in METRICS.items():
@@ -61,13 +61,13 @@ def _samples(workspace: Workspace) -> list[tuple[str, str]]:
     for path in registry.pointers(workspace):
         with contextlib.suppress(WorkspaceError, ValueError):  # damaged; Status and Retrain report it
             if pointer := registry.read(path):
-                about = {"dataset": path.parent.name, "architecture": path.stem}
+                labels = {"dataset": path.parent.name, "architecture": path.stem}
                 run = {"generation": pointer.generation, "run": pointer.run}
-                samples.append(_sample("vgg_model_info", workspace, 1, **about, **run))
-                samples.append(_sample("vgg_model_accuracy", workspace, pointer.accuracy, **about))
+                samples.append(_sample("vgg_model_info", workspace, 1, **labels, **run))
+                samples.append(_sample("vgg_model_accuracy", workspace, pointer.accuracy, **labels))
                 since = datetime.datetime.fromisoformat(pointer.since.replace("Z", "+00:00"))
                 name = "vgg_model_current_since_timestamp_seconds"
-                samples.append(_sample(name, workspace, int(since.timestamp()), **about))
+                samples.append(_sample(name, workspace, int(since.timestamp()), **labels))
     decided = collections.Counter(
         (str(event.get("dataset")), str(event.get("architecture")), event["event"])
         for event in events.read(workspace)
@@ -75,9 +75,9 @@ def _samples(workspace: Workspace) -> list[tuple[str, str]]:
     )
     for data, architecture in sorted({key[:2] for key in decided}):
         for outcome in (PROMOTED, REFUSED):  # start at 0: Prometheus sees no increase in a counter that appears
-            about = {"dataset": data, "architecture": architecture, "outcome": outcome}
+            labels = {"dataset": data, "architecture": architecture, "outcome": outcome}
             count = decided[data, architecture, outcome]
-            samples.append(_sample("vgg_generations_total", workspace, count, **about))
+            samples.append(_sample("vgg_generations_total", workspace, count, **labels))
     for kind, size in status.sizes(workspace).items():
         samples.append(_sample("vgg_workspace_bytes", workspace, size["bytes"], kind=kind))
     return samples

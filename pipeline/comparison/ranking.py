@@ -113,9 +113,7 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
     train, evaluate = entry.chain.manifest("train"), entry.chain.manifest("evaluate")
     run = entry.chain.run()
     if run is None or train is None or evaluate is None:
-        raise PipelineError(
-            f"{entry.chain.run_id}: not trained and evaluated yet: run the Compare task, which does both"
-        )
+        raise PipelineError(f"{entry.chain.run_id}: not trained and evaluated yet: run the Compare task")
     details, measured = train["details"], evaluate["details"]
     report = run.stage("report") / "index.html"
     keys = ("epochs", "seconds", "images_per_second", *_CONDITIONS, "host", "resumed", "inexact")

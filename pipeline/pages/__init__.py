@@ -47,7 +47,7 @@ def publish(
     title = "comparison" if stage == "compare" else stage
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Without its manifest the stage is incomplete until the new one is written.
+        # Without a manifest the stage is incomplete, until the new one is written.
         (folder / MANIFEST).unlink(missing_ok=True)
         for name, content in contents.items():
             if isinstance(content, str):

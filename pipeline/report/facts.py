@@ -79,7 +79,7 @@ def read(chain: Chain) -> Sources:
 def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
     """Return the content of `report.json`."""
     trained = configuration.from_record(sources.train["details"]["config"], "the trained configuration")
-    # Show the `evaluation` keys that the evaluation used: they may have changed since training.
+    # `evaluation` may have changed since training: show what the evaluation used.
     measured = configuration.Evaluation(tta=sources.views)
     trained = msgspec.structs.replace(trained, evaluation=measured)
     decision = _decision(chain, sources.run)

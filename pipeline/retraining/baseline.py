@@ -41,31 +41,31 @@ def compare(
     other = registry.run_at(chain.workspace, baseline.run)
     if problems := registry.problems(chain.workspace, baseline):
         raise WorkspaceError(
-            f"cannot compare with the current model: {'; '.join(problems)}; restore it, go back to an earlier one "
+            f"cannot compare with the current model: {'; '.join(problems)}; restore it, roll back to an earlier one "
             f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
         )
     about = {"run": baseline.run, "generation": baseline.generation, "accuracy_when_promoted": baseline.accuracy}
-    every, before = np.arange(len(labels)), None
+    all_rows, correct_before = np.arange(len(labels)), None
     if _test_set(run) == _test_set(other):
-        shared, notes = every, list[str]()
-        before = _saved_correct(other, labels, chain.config.evaluation.tta)
+        shared, notes = all_rows, list[str]()
+        correct_before = _saved_correct(other, labels, chain.config.evaluation.tta)
     else:
         shared, notes = _shared(run, other)
     changed = _changed_classes(_classes(other), _classes(run))
     notes += changed
-    comparable = shared if changed else every  # an unknown class would be held against the baseline
+    comparable = shared if changed else all_rows  # an unknown class would be held against the baseline
     if not len(comparable):
         return {**about, "on": "none", "images": 0, "all": None, "notes": notes}
-    if before is None:
-        before = np.zeros(len(labels), bool)
-        before[comparable] = _evaluate(chain, run, other, comparable, reporter)
+    if correct_before is None:
+        correct_before = np.zeros(len(labels), bool)
+        correct_before[comparable] = _evaluate(chain, run, other, comparable, reporter)
     on = "all" if not len(shared) else "shared" if len(shared) < len(labels) else "same"
-    decisive = shared if len(shared) else every
+    decisive = shared if len(shared) else all_rows
     return {
         **about,
         "on": on,
-        **compare_paired(correct[decisive], before[decisive]),
-        "all": compare_paired(correct, before) if on == "shared" and not changed else None,
+        **compare_paired(correct[decisive], correct_before[decisive]),
+        "all": compare_paired(correct, correct_before) if on == "shared" and not changed else None,
         "notes": notes,
     }
 
@@ -79,9 +79,9 @@ def describe(compared: dict[str, Any], tolerance: float) -> str:
         f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}, p = {compared['p']:.2g}; tolerance "
         f"{tolerance * 100:g} points)"
     ]
-    if every := compared["all"]:
-        after = every["accuracy"] + every["difference"]
-        parts.append(f"on all {every['images']:,}: {after:.2%}, {every['difference'] * 100:+.2f} points")
+    if overall := compared["all"]:
+        after = overall["accuracy"] + overall["difference"]
+        parts.append(f"on all {overall['images']:,}: {after:.2%}, {overall['difference'] * 100:+.2f} points")
     return "; ".join([*parts, *compared["notes"]])
 
 

@@ -121,7 +121,7 @@ def _trained(workspace: Workspace, config: Config) -> Iterator[tuple[Run, dict[s
 def unfinished(chain: Chain) -> list[str]:
     """Return why the generation of `chain` is not finished; empty if it is, whatever the gate decided.
 
-    Unlike in `Chain.why`, raised epochs are no reason: they apply to the next generation, not to a finished one.
+    Unlike in `Chain.why`, a raised `training.epochs` is no reason: it applies from the next generation on.
     """
     for stage in STAGES:
         folder = chain.folder(stage)

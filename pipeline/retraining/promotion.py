@@ -24,7 +24,7 @@ SCHEMA = 1
 def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Decide whether to promote the chain's run, make it current if so, and publish the decision.
 
-    Returns the manifest. Raises `PipelineError` if the run is not evaluated, or the baseline's files are damaged.
+    Returns the manifest. Raises `PipelineError` if the run is not evaluated, or the baseline is gone or damaged.
     """
     run, _ = evaluation.trained_run(chain)
     inputs = chain.inputs("promote")

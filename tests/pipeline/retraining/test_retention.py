@@ -16,9 +16,7 @@ def test_promoted_generations_are_counted_and_the_rollback_target_is_always_kept
     make(done, "2026-W42")
     make(done, "2026-W43", "refused")
     assert expired(done, keep=2) == []
-    assert expired(done, keep=1) == [], (
-        "keeps the current one, its predecessor, and the newest, which would be made again"
-    )
+    assert expired(done, keep=1) == [], "the current one, its predecessor, and the newest, which would be made again"
     make(done, "2026-W44", "refused")
     assert expired(done, keep=2) == ["2026-W43"]
     make(done, "2026-W45", outcome="")

@@ -192,7 +192,7 @@ def test_without_links_two_files_are_replaced_and_the_manifest_names_its_own_mod
     assert sorted(path.name for path in stable_of(two).iterdir()) == ["manifest.json", "model.onnx"]
 
 
-def test_a_roll_back_to_a_model_that_cannot_be_served_changes_nothing(two: SmallChain) -> None:
+def test_a_rollback_to_a_model_that_cannot_be_served_changes_nothing(two: SmallChain) -> None:
     run = two.run("2026-W41")
     (run.stage("export") / "model.onnx").write_text("exported from 2026-W40")
     with pytest.raises(PipelineError, match=r"W41/export/model.onnx is damaged; remove .*Export --generation 2026-W41"):

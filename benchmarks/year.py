@@ -68,7 +68,7 @@ def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
             lambda: [generations.why_due(tomorrow), generations.same_weights(tomorrow)]
         ),
         "Prune, until it knows what to move": median_seconds(
-            lambda: retention.unneeded(workspace, retention.expired(chain, KEEP))
+            lambda: retention.unneeded_datasets(workspace, retention.expired(chain, KEEP))
         ),
         "Prune, until it knows what to delete": median_seconds(
             lambda: deletion.old_trash(workspace, datetime.timedelta(days=1))
@@ -82,7 +82,7 @@ def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
 def prune_like_the_command(small: SmallChain, workspace: Workspace, age: datetime.timedelta) -> None:
     chain = small.chain()
     expired = retention.expired(chain, KEEP)
-    retention.prune(chain, expired, retention.unneeded(workspace, expired))
+    retention.prune(chain, expired, retention.unneeded_datasets(workspace, expired))
     deletion.delete(workspace, deletion.old_trash(workspace, age), deletion.leftovers(workspace, age))
 
 

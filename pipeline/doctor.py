@@ -1,7 +1,6 @@
-"""Is this machine fit for the work? Each check gives one line: what was found, or what is wrong and what to do.
+"""Check that this machine can run the pipeline. Each check reports one line: a result, or a problem and its fix.
 
-Leaves nothing behind. MXNet is tried in a process of its own (`python -m pipeline.doctor`), where it may crash. The
-checks that concern Luigi are in `tasks.doctor`.
+Leaves nothing behind. `python -m pipeline.doctor` tests MXNet in a separate process, where it may crash.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, Workspace
 from pipeline.workspace.freshness import Chain
 
-#: Seconds that MXNet has to be imported and to compute something; a cold disk can need half a minute.
+#: Time limit for importing MXNet and computing something, in seconds. With a cold disk it can take half a minute.
 PROBE_SECONDS = 60
 
-#: Seconds for which the machine's load is looked at.
+#: For how many seconds to measure the load of the machine.
 LOAD_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: what was found, or what is wrong and what to do."""
+    """The result of one check. `text` says what was found, or what is wrong and what to do."""
 
     name: str
     ok: bool
@@ -47,23 +46,23 @@ class Finding:
 
 
 def examine(chain: Chain) -> list[Finding]:
-    """The results of all checks that do not concern Luigi."""
+    """Run all checks that do not concern Luigi."""
     return [
-        finding("python", python),
+        run_check("python", python),
         *machine_learning(chain.config),
-        finding("threads", threads),
-        finding("load", load),
-        finding("shared memory", semaphores),
-        finding("disk", disk, chain),
-        finding("workspace", workspace, chain.workspace.root),
-        finding("locks", locked, chain.workspace),
+        run_check("threads", threads),
+        run_check("load", load),
+        run_check("shared memory", semaphores),
+        run_check("disk", disk, chain),
+        run_check("workspace", workspace, chain.workspace.root),
+        run_check("locks", locked, chain.workspace),
     ]
 
 
-def finding(name: str, check: Callable[..., str], *about: Any) -> Finding:
-    """The result of one check: a function that returns what it found, and raises an error for a problem."""
+def run_check(name: str, check: Callable[..., str], *arguments: Any) -> Finding:
+    """Call `check`, which returns what it found or raises an error for a problem."""
     try:
-        return Finding(name, True, check(*about))
+        return Finding(name, True, check(*arguments))
     except OSError as error:
         return Finding(name, False, str(from_os_error(error, "access it")))
     except PipelineError as error:
@@ -71,71 +70,71 @@ def finding(name: str, check: Callable[..., str], *about: Any) -> Finding:
 
 
 def python() -> str:
-    """The interpreter's version and path."""
+    """Report the version and path of the interpreter."""
     runtime.check_python()
     return f"{platform.python_version()} ({sys.executable})"
 
 
 def machine_learning(config: Config) -> list[Finding]:
-    """MXNet with numpy, and the configured device, tried in a process of their own."""
+    """Test MXNet with numpy, and the configured device, in a separate process."""
     command = parent.module_command("pipeline.doctor", config.device, config.training.precision)
-    # One thread is enough, and starts quickly whatever OMP_NUM_THREADS says.
+    # One thread is enough, and starts quickly even if OMP_NUM_THREADS is large.
     environment = {**parent.environment(), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, timeout=PROBE_SECONDS, text=True, errors="replace"
         )
     except subprocess.TimeoutExpired:
-        text = f"not imported and tried within {PROBE_SECONDS} s: is the disk or the GPU driver stuck?"
+        text = f"no result within {PROBE_SECONDS} s: is the disk or the GPU driver stuck?"
         return [Finding("mxnet", False, text)]
     findings = [Finding(*json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode:
-        # The last line of a traceback, or nothing when a signal killed it.
+        # The last line of the traceback; empty if a signal killed the process.
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         how = f"was killed by {signal_name(-done.returncode)}" if done.returncode < 0 else "failed"
         name = ["mxnet", "device"][min(len(findings), 1)]
         advice = "pip install --force-reinstall mxnet==1.9.1 'numpy>=1.23.5,<2'"
-        findings.append(Finding(name, False, f"trying it {how}: {last}; try {advice}"))
+        findings.append(Finding(name, False, f"the test {how}: {last}; try {advice}"))
     return findings
 
 
 def threads() -> str:
-    """How many threads a stage uses, and how many cores it may use."""
+    """Report how many threads a stage uses, and how many cores it may use."""
     if warning := ignored_threads_warning(os.environ):
         raise PipelineError(warning)
     cores, quota, given = usable_cores(), cgroup_quota(), given_threads(os.environ)
-    of = f"{cores} usable cores (of {os.cpu_count()}" + (f", quota {quota:g} CPUs)" if quota else ", no quota)")
+    cores_text = f"{cores} usable cores (of {os.cpu_count()}" + (f", quota {quota:g} CPUs)" if quota else ", no quota)")
     if given is None:
-        return f"{cores} threads on {of}"
+        return f"{cores} threads on {cores_text}"
     if given > cores:
-        raise PipelineError(f"OMP_NUM_THREADS is {given} on {of}: threads slow each other down; unset it")
-    return f"{given} threads (OMP_NUM_THREADS) on {of}"
+        raise PipelineError(f"OMP_NUM_THREADS is {given} on {cores_text}: threads slow each other down; unset it")
+    return f"{given} threads (OMP_NUM_THREADS) on {cores_text}"
 
 
 def load() -> str:
-    """How busy other processes keep the cores: never a problem, but the reason when a training is slow."""
-    looked = Load()
+    """Report how busy other processes keep the cores. Never a problem, but it can explain a slow training."""
+    measured = Load()
     time.sleep(LOAD_SECONDS)
-    others, cores = looked.others(), len(looked.cores)
+    others, cores = measured.others(), len(measured.cores)
     slower = others + usable_cores() > cores + TOLERATED
-    told = f"other processes use {others:.1f} of {cores} cores" + (": trainings will be slower" if slower else "")
+    text = f"other processes use {others:.1f} of {cores} cores" + (": trainings will be slower" if slower else "")
     holder = locks.holder(turn_lock())
-    return told + (f"; {holder} trains on all of them: other trainings wait" if holder else "")
+    return text + (f"; {holder} trains on all of them: other trainings wait" if holder else "")
 
 
 def semaphores() -> str:
-    """Whether Luigi's workers can make semaphores, which Linux keeps in /dev/shm."""
+    """Check that Luigi's workers can create semaphores, which Linux keeps in /dev/shm."""
     try:
         multiprocessing.Lock()
     except (OSError, ImportError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        text = f"/dev/shm: cannot make a semaphore there ({why}), which Luigi needs to run anything: mount it writable"
+        text = f"/dev/shm: cannot create a semaphore ({why}), and Luigi cannot run without one: mount it writable"
         raise PipelineError(text) from None
-    return "semaphores can be made in /dev/shm"
+    return "semaphores can be created in /dev/shm"
 
 
 def disk(chain: Chain) -> str:
-    """Free space and free inodes, and what the configured run still needs."""
+    """Check that there is enough free space, and free inodes, for what the configured run still writes."""
     folder, needed = _existing(chain.workspace.root), needed_bytes(chain)
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
@@ -143,14 +142,15 @@ def disk(chain: Chain) -> str:
     if free < needed:
         raise PipelineError(f"{text}: free some space, or choose another --workspace")
     if status.f_files and status.f_favail < 1000:
-        raise PipelineError(f"{folder}: only {status.f_favail} more files can be made there: remove some")
+        raise PipelineError(f"{folder}: only {status.f_favail} more files can be created there: remove some")
     return text
 
 
 def needed_bytes(chain: Chain) -> int:
-    """Roughly what is still to be written: data set and archive, weights, optimizer state, checkpoints, export."""
-    parameters = 4 * model.count_parameters(with_classes(chain.config, 10).architecture)  # what the data may say
-    # Weights and momentum in `train`, in two checkpoints and the one being written; weights twice in `export`.
+    """Estimate the bytes still to be written: data set, archive, weights, optimizer state, checkpoints, export."""
+    # Assumes 10 classes as long as the data set is unknown.
+    parameters = 4 * model.count_parameters(with_classes(chain.config, 10).architecture)
+    # Weights and momentum: in `train`, in two checkpoints, and in a third being written. Weights: twice in `export`.
     run = chain.run()
     trained = run is not None and (run.stage("train") / MANIFEST).exists()
     network = 0 if trained else parameters * (2 + 3 * 2 + 2)
@@ -159,7 +159,7 @@ def needed_bytes(chain: Chain) -> int:
 
 
 def workspace(root: Path) -> str:
-    """Whether files can be written, replaced and locked in the workspace, or where it would be made."""
+    """Check that files can be written, replaced and locked in the workspace, or where it would be created."""
     folder = _existing(root)
     if not folder.is_dir():
         raise PipelineError(f"{folder} is a file: remove it, or choose another --workspace")
@@ -170,14 +170,14 @@ def workspace(root: Path) -> str:
             locks.try_lock(file.fileno(), folder)
         path.unlink()
     except OSError as error:
-        what = "cannot write, lock and replace a file there"
-        raise PipelineError(f"{folder}: {what}: {error.strerror}; choose another --workspace") from None
-    made = "" if root.exists() else f" ({root} will be made)"
-    return f"files in {folder} can be written and locked{made}"
+        problem = "cannot write, lock and replace a file there"
+        raise PipelineError(f"{folder}: {problem}: {error.strerror}; choose another --workspace") from None
+    created = "" if root.exists() else f" ({root} will be created)"
+    return f"files in {folder} can be written and locked{created}"
 
 
 def locked(workspace: Workspace) -> str:
-    """Who works in the workspace now. A lock whose holder is gone is held by something that it started."""
+    """Report who is working in the workspace. If a lock's holder has died, a process that it started still holds it."""
     held = []
     for path in sorted(workspace.locks.glob("*.lock")):
         if owner := locks.holder(path):
@@ -189,19 +189,19 @@ def locked(workspace: Workspace) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists."""
+    """Return `path`, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-# --- the process that tries MXNet -----------------------------------------------------------------------------------
+# --- the process that tests MXNet -----------------------------------------------------------------------------------
 
 
 def probe(device: str, precision: str) -> Iterator[Finding]:
-    """Import MXNet and compute on the device; ends with the first problem."""
+    """Import MXNet and compute on the device, up to the first problem."""
     checks = {"mxnet": _mxnet, "device": lambda: _device(device, precision)}
     for name, check in checks.items():
         try:
-            result = finding(name, check)
+            result = run_check(name, check)
         except ImportError as error:
             text = f"cannot be imported: {error}; pip install 'numpy>=1.23.5,<2' mxnet==1.9.1"
             result = Finding(name, False, text)
@@ -224,14 +224,14 @@ def _device(device: str, precision: str) -> str:
         images, weights = (mx.nd.ones(shape, ctx=context) for shape in ((2, 3, 5, 5), (4, 3, 3, 3)))
         sums = mx.nd.Convolution(images, weights, no_bias=True, kernel=(3, 3), num_filter=4).asnumpy()
         if abs(sums - 27).max() > 0.01:  # 3 x 3 x 3 ones
-            raise PipelineError(f"{context}: computes a convolution wrong: its driver or the hardware is broken")
-    runtime.resolve_precision(precision, devices)  # raises what a training would
+            raise PipelineError(f"{context}: computes a convolution incorrectly: its driver or the hardware is broken")
+    runtime.resolve_precision(precision, devices)  # raises the same errors as a training
     return f"{devices.name} computes (configured: device {device}, precision {precision})"
 
 
 def main(arguments: list[str]) -> None:
-    """Print the findings of `probe`, a JSON list a line."""
-    # What libraries print must not come between the lines.
+    """Print the findings of `probe`, one JSON list per line."""
+    # Send everything that libraries print to stderr, so that stdout holds only findings.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for result in probe(*arguments):

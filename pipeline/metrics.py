@@ -1,7 +1,4 @@
-"""A workspace in figures for Prometheus, as a file that node_exporter's textfile collector reads.
-
-Reads the registry, the event log, the sizes of all files, and the file that it replaces.
-"""
+"""Prometheus metrics of a workspace, written to a file for node_exporter's textfile collector."""
 
 from __future__ import annotations
 
@@ -22,72 +19,72 @@ from pipeline.retraining.generations import PROMOTED, REFUSED
 from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
 
-#: The figures, each with its type and what it says.
-FIGURES = {
-    "vgg_model_info": ("gauge", "1; the labels name the generation and the run that is current."),
+#: Metric name -> type and help text.
+METRICS = {
+    "vgg_model_info": ("gauge", "Always 1; the labels name the current generation and its run."),
     "vgg_model_accuracy": ("gauge", "Share of the test images that the current model classifies correctly."),
     "vgg_model_current_since_timestamp_seconds": ("gauge", "When the current model became current."),
     "vgg_generations_total": ("counter", "Decisions of the promotion gate, by outcome."),
     "vgg_retrain_last_success_timestamp_seconds": ("gauge", "When Retrain last ended with exit code 0 on this host."),
-    "vgg_workspace_bytes": ("gauge", "Size of all files of a kind."),
+    "vgg_workspace_bytes": ("gauge", "Total size of all files of a kind."),
 }
 
 SUCCESS = "vgg_retrain_last_success_timestamp_seconds"
 
 
 def write(path: Path, workspace: Workspace, retrained: Config | None = None) -> None:
-    """Replace the file at `path`; `retrained` is the configuration that was retrained with success just now.
+    """Replace the file at `path`. `retrained` is the configuration whose retraining has just succeeded, if any.
 
-    Walks the whole workspace. Raises `OSError`, or `PipelineError` from a store or for what is no file.
+    Walks the whole workspace. Raises `OSError`, or `PipelineError` if the store fails or `path` is not a regular file.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise WorkspaceError(f"{path}: is no regular file")
+        raise WorkspaceError(f"{path}: is not a regular file")
     with locks.hold(workspace.lock("metrics"), "the metrics", wait=True):
-        found = _figures(workspace)
-        models = {key.partition("{")[2] for key, _ in found}
-        # Of models that are current: the time of one that was retired would only grow old.
-        found += [(key, value) for key, value in _successes(path) if key.partition("{")[2] in models]
+        samples = _samples(workspace)
+        models = {key.partition("{")[2] for key, _ in samples}
+        # Drop retired models: their last success would only grow old.
+        samples += [(key, value) for key, value in _successes(path) if key.partition("{")[2] in models]
         if retrained is not None:
-            about = {"dataset": retrained.data.name, "architecture": retrained.architecture.name}
-            found.append(_sample(SUCCESS, workspace, int(time.time()), **about))
-        samples = dict(found)  # of two with the same labels the later one
+            labels = {"dataset": retrained.data.name, "architecture": retrained.architecture.name}
+            samples.append(_sample(SUCCESS, workspace, int(time.time()), **labels))
+        latest = dict(samples)  # the last sample wins where labels repeat
         lines = []
-        for name, (kind, help_) in FIGURES.items():
+        for name, (kind, help_) in METRICS.items():
             lines += [f"# HELP {name} {help_}", f"# TYPE {name} {kind}"]
-            lines += [f"{key} {value}" for key, value in samples.items() if key.partition("{")[0] == name]
+            lines += [f"{key} {value}" for key, value in latest.items() if key.partition("{")[0] == name]
         write_atomically(path, "\n".join(lines) + "\n")
 
 
-def _figures(workspace: Workspace) -> list[tuple[str, str]]:
-    found = []
+def _samples(workspace: Workspace) -> list[tuple[str, str]]:
+    samples = []
     for path in registry.pointers(workspace):
-        with contextlib.suppress(WorkspaceError, ValueError):  # damaged, which Status and Retrain tell
+        with contextlib.suppress(WorkspaceError, ValueError):  # damaged; Status and Retrain report it
             if pointer := registry.read(path):
-                about = {"dataset": path.parent.name, "architecture": path.stem}
+                labels = {"dataset": path.parent.name, "architecture": path.stem}
                 run = {"generation": pointer.generation, "run": pointer.run}
-                found.append(_sample("vgg_model_info", workspace, 1, **about, **run))
-                found.append(_sample("vgg_model_accuracy", workspace, pointer.accuracy, **about))
+                samples.append(_sample("vgg_model_info", workspace, 1, **labels, **run))
+                samples.append(_sample("vgg_model_accuracy", workspace, pointer.accuracy, **labels))
                 since = datetime.datetime.fromisoformat(pointer.since.replace("Z", "+00:00"))
                 name = "vgg_model_current_since_timestamp_seconds"
-                found.append(_sample(name, workspace, int(since.timestamp()), **about))
+                samples.append(_sample(name, workspace, int(since.timestamp()), **labels))
     decided = collections.Counter(
         (str(event.get("dataset")), str(event.get("architecture")), event["event"])
         for event in events.read(workspace)
         if event.get("event") in (PROMOTED, REFUSED)
     )
     for data, architecture in sorted({key[:2] for key in decided}):
-        for outcome in (PROMOTED, REFUSED):  # 0 where there was none: a counter that appears is no increase
-            about = {"dataset": data, "architecture": architecture, "outcome": outcome}
+        for outcome in (PROMOTED, REFUSED):  # start at 0: Prometheus sees no increase in a counter that appears
+            labels = {"dataset": data, "architecture": architecture, "outcome": outcome}
             count = decided[data, architecture, outcome]
-            found.append(_sample("vgg_generations_total", workspace, count, **about))
+            samples.append(_sample("vgg_generations_total", workspace, count, **labels))
     for kind, size in status.sizes(workspace).items():
-        found.append(_sample("vgg_workspace_bytes", workspace, size["bytes"], kind=kind))
-    return found
+        samples.append(_sample("vgg_workspace_bytes", workspace, size["bytes"], kind=kind))
+    return samples
 
 
 def _successes(path: Path) -> list[tuple[str, str]]:
-    """The successes that the present file tells of; nobody else remembers nights on which nothing was due."""
+    """Read the last successes from the existing file, the only record of runs in which nothing was due."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return re.findall(rf"^({SUCCESS}\{{.*\}}) (\d+)$", read_regular(path).decode(), re.MULTILINE)
     return []
@@ -95,10 +92,10 @@ def _successes(path: Path) -> list[tuple[str, str]]:
 
 def _sample(name: str, workspace: Workspace, value: float, **labels: str) -> tuple[str, str]:
     labels = {"workspace": workspace.shown(workspace.root), **labels}
-    told = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-    return f"{name}{{{told}}}", str(value)
+    pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    return f"{name}{{{pairs}}}", str(value)
 
 
 def _escaped(text: str) -> str:
-    text = text.encode(errors="replace").decode()  # a file name can hold half a character
+    text = text.encode(errors="replace").decode()  # a file name may not be valid UTF-8
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -105,7 +105,7 @@ def publish_folder(workspace: Workspace, folder: Path) -> None:
 def _gate_held(chain: Chain, storage: ObjectStorage) -> Iterator[None]:
     """Lock the pointer against other hosts while the promotion gate's process updates it."""
     lock = registry.lock_name(chain.workspace.current(chain.config))
-    with storage.hold(lock, "the choice of the current model", True, functools.cache(log.info)):
+    with storage.hold(lock, "updating the current model", True, functools.cache(log.info)):
         refresh([chain], since=time.monotonic())
         yield
 

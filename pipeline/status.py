@@ -1,7 +1,4 @@
-"""What `Status` says of a chain: which stages are done, what would run and why, which model is current.
-
-Reads manifests and file sizes; leaves nothing behind. `gather` gives plain JSON, `lines` the same for people.
-"""
+"""The facts behind `Status`: which stages are done, what would run and why, and which model is current. Read-only."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ SCHEMA = 2
 
 DONE, WILL_RUN, MAY_RUN = "done", "will run", "may run"
 
-#: Generations that the lines for people list at most.
-SHOWN = 5
+#: The text output lists at most this many generations.
+MAX_SHOWN = 5
 
 
 def gather(chain: Chain) -> dict[str, Any]:
-    """The content of `Status --json`. `done` is true when `Report` of this very chain would run nothing."""
+    """Return the content of `Status --json`. `done` is true if `Report` of exactly this chain would run nothing."""
     with json_cache():
         stages = _stages(chain)
     pointer, problem = _current(chain)
@@ -47,16 +44,16 @@ def gather(chain: Chain) -> dict[str, Any]:
         "checkpoint": kept[-1] if kept else None,
         "current": pointer,
         "current_problem": problem,
-        # Without a current model nothing was retrained, and a store need not be asked for all of its runs.
+        # Without a current model nothing was retrained: do not list all runs of a store for nothing.
         "generations": _generations(chain, pointer) if pointer or problem else [],
         "next_generation": _next(chain) if pointer and not chain.generation else None,
     }
 
 
 def sizes(workspace: Workspace) -> dict[str, dict[str, int]]:
-    """How many files and bytes there are of each kind: `runs`, `datasets`, `trash`, `work`, …
+    """Count the files and bytes of each kind: `runs`, `datasets`, `trash`, `work`, …
 
-    Of a workspace in a store that is what is there; `cache` is what this host has of it, its work in progress included.
+    For a workspace in a store, counts what is in the store; `cache` is the local copy, including work in progress.
     """
     storage = workspace.storage
     storage.refresh([workspace.root])
@@ -72,47 +69,47 @@ def sizes(workspace: Workspace) -> dict[str, dict[str, int]]:
 
 
 def lines(facts: dict[str, Any], config_path: str) -> list[str]:
-    """What `gather` found, for people."""
+    """Format the facts of `gather` for people."""
     generation = f", generation {facts['generation']}" if facts["generation"] else ""
     about = facts["dataset"]
-    told = [f"{config_path}: {facts['run']}{generation} on {about['name']} from {about['source']}"]
+    output = [f"{config_path}: {facts['run']}{generation} on {about['name']} from {about['source']}"]
     for stage in facts["stages"]:
         why = f"{stage['made']}  {stage['folder']}" if stage["state"] == DONE else "; ".join(stage["reasons"])
-        told.append(f"  {stage['stage']:<9} {stage['state']:<8}  {why}")
+        output.append(f"  {stage['stage']:<9} {stage['state']:<8}  {why}")
         if stage["worker"]:
-            told.append(f"            being worked on by {stage['worker']}")
+            output.append(f"            being worked on by {stage['worker']}")
     if change := about["change"]:
-        what = f": {change['what']}" if change["what"] else ""
-        told.append(printable(f"  the data set has changed since {change['since']}{what}"))
+        details = f": {change['what']}" if change["what"] else ""
+        output.append(printable(f"  the data set has changed since {change['since']}{details}"))
     if pointer := facts["current"]:
         accuracy = f"{pointer['accuracy']:.2%}"
-        told.append(f"  the current model is {pointer['run']}, accuracy {accuracy}, since {pointer['since']}")
+        output.append(f"  the current model is {pointer['run']}, accuracy {accuracy}, since {pointer['since']}")
     if facts["current_problem"]:
-        told.append(f"  the current model is not known: {facts['current_problem']}")
+        output.append(f"  the current model is not known: {facts['current_problem']}")
     if known := facts["generations"]:
-        more = f", and {len(known) - SHOWN} older ones" if len(known) > SHOWN else ""
+        more = f", and {len(known) - MAX_SHOWN} older ones" if len(known) > MAX_SHOWN else ""
         which = "" if facts["generation"] else " (--generation NAME shows one)"
-        told.append(f"  generations{which}: {', '.join(_described(item) for item in known[:SHOWN])}{more}")
+        output.append(f"  generations{which}: {', '.join(_describe(item) for item in known[:MAX_SHOWN])}{more}")
     if due := facts["next_generation"]:
         when = f"due now: {'; '.join(due['reasons'])}" if due["reasons"] else f"due {due['due']}"
-        told.append(f"  next generation: {due['name']}, {when}")
-    told += [f"  config changed: {line} (does not retrain)" for line in facts["config_changes"]]
+        output.append(f"  next generation: {due['name']}, {when}")
+    output += [f"  config changed: {line} (does not retrain)" for line in facts["config_changes"]]
     for kind, size in facts.get("sizes", {}).items():
-        told.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {counted(size['files'], 'file')}")
+        output.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {counted(size['files'], 'file')}")
     if facts["checkpoint"]:
-        kept = f"  an unfinished training left {facts['checkpoint']}; the next one resumes from it"
-        told.append(f"{kept}, unless keys of `training` were changed since")
-    return told
+        rule = "the next one resumes from it, unless keys under `training` have changed since"
+        output.append(f"  an unfinished training left {facts['checkpoint']}; {rule}")
+    return output
 
 
 def worker_on(run: Run, stage: str) -> locks.Holder | None:
-    """Who works on a stage: the command that asked for it, else a job that outlived its command."""
+    """Return who is working on a stage: the command that runs it, or else a job that outlived its command."""
     job = locks.holder(run.job_lock) if stage == "train" else None
     return run.workspace.holder(run.lock(stage)) or job
 
 
 def checkpoints(run: Run) -> list[str]:
-    """The names of a run's checkpoints, newest last."""
+    """Return the names of a run's checkpoints, newest last."""
     storage = run.workspace.storage
     storage.refresh([run.checkpoints])
     names = {*(path.name for path in run.workspace.listed(run.checkpoints)), *storage.names(run.checkpoints)}
@@ -120,7 +117,7 @@ def checkpoints(run: Run) -> list[str]:
 
 
 def _stages(chain: Chain) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    stages: list[dict[str, Any]] = []
     will_run: set[str] = set()
     run = chain.run()
     for stage in STAGES:
@@ -128,14 +125,14 @@ def _stages(chain: Chain) -> list[dict[str, Any]]:
         before = ", ".join(upstream for upstream in UPSTREAM.get(stage, ()) if upstream in will_run)
         if before:
             state = WILL_RUN if reasons else MAY_RUN
-            reasons = [f"after {before}" + ("" if reasons else ", if that gives something new")]
+            reasons = [f"after {before}" + ("" if reasons else ", if its output changes")]
         elif not reasons:
             state = DONE
         if state != DONE:
             will_run.add(stage)
         made, folder = chain.manifest(stage) if state == DONE else None, chain.folder(stage)
         worker = worker_on(run, stage) if run and stage != "dataset" else None
-        found.append(
+        stages.append(
             {
                 "stage": stage,
                 "state": state,
@@ -145,11 +142,11 @@ def _stages(chain: Chain) -> list[dict[str, Any]]:
                 "worker": str(worker) if worker else None,
             }
         )
-    return found
+    return stages
 
 
 def _current(chain: Chain) -> tuple[dict[str, Any] | None, str | None]:
-    """The current model, and why it is not known."""
+    """Return the current model, and why it is unknown if it is."""
     try:
         pointer = registry.read(chain.workspace.current(chain.config))
     except WorkspaceError as error:
@@ -179,7 +176,7 @@ def _next(chain: Chain) -> dict[str, Any]:
     return {"name": name, "due": day.isoformat(), "reasons": reasons}
 
 
-def _described(item: dict[str, Any]) -> str:
+def _describe(item: dict[str, Any]) -> str:
     words = [item["outcome"] or "not decided yet", *(["current"] if item["current"] else [])]
     words += [f"{item['accuracy']:.2%}"] if item["accuracy"] is not None else []
     return f"{item['label']} ({', '.join(words)})"

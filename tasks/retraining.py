@@ -47,7 +47,7 @@ class Promote(StageTask):
         accuracy, why, compared = (decision[key] for key in ("accuracy", "reason", "compared"))
         line = f"accuracy {accuracy:.2%} ({why})" if why == generations.FIRST_MODEL else why
         told = {"accuracy": accuracy, "reason": why, "before": Path(compared["run"]).name if compared else None}
-        notify(decision["outcome"], f"{chain.run_id}: {line}", **self.about, **registry.about(chain), **told)
+        notify(decision["outcome"], f"{chain.run_id}: {line}", **self.about, **registry.event_fields(chain), **told)
 
 
 @requires(Promote)
@@ -242,7 +242,7 @@ class Rollback(Command, ChainTask):
         run, before = Path(new.run).name, Path(old.run).name
         told = {"run": run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
         line = f"{run} is current again (accuracy {new.accuracy:.2%}), in place of {before}"
-        notify("rolled back", line, **self.about | registry.about(self.chain) | told)
+        notify("rolled back", line, **self.about | registry.event_fields(self.chain) | told)
         write_metrics(self.chain.workspace)
         pointer = registry.read(path)
         if pointer and old.run in pointer.rolled_back:
@@ -322,7 +322,7 @@ class Prune(Command, ChainTask):
             except OSError as error:
                 undeleted = error
         expired = retention.expired(chain, keep)
-        unneeded = retention.unneeded(workspace, expired)
+        unneeded = retention.unneeded_datasets(workspace, expired)
         moving = "moving" if self.confirm else "would move"
         total = 0
         for item in expired:

@@ -37,7 +37,7 @@ def nights(small: SmallChain, count: int) -> Iterator[datetime.date]:
 def age(workspace: Workspace, days: int) -> None:
     """As if what is in the trash and in `work/`, and the models that were served before, were so many days older."""
     passed = datetime.timedelta(days=days)
-    for name in trash.moments(workspace):  # the oldest first, which makes room for the next one
+    for name in trash.folder_names(workspace):  # the oldest first, which makes room for the next one
         when = datetime.datetime.strptime(name, trash.WHEN) - passed
         (workspace.trash / name).rename(workspace.trash / when.strftime(trash.WHEN))
     for path in (*workspace.work.rglob("*"), *workspace.root.glob("current/*/*@*")):

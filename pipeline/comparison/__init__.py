@@ -1,7 +1,7 @@
-"""Comparisons of several configurations and seeds on one data set: which runs belong to one, and whether it is done.
+"""Comparisons of several configurations and seeds on one data set: which runs to compare, and whether they are done.
 
-Reads configurations and manifests only, and imports nothing heavy; `ranking` and `page` make the page. A configuration
-with its own seed is its plain run; with another seed N it is generation `seed-N`, since a seed alone does not retrain.
+Imports nothing heavy; `ranking` and `page` render the page. A configuration with its own seed is the run without a
+generation. With another seed N it is the generation `seed-N`, as a changed seed alone does not start a training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.workspace.freshness import Chain, shown_source
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a comparison: the configuration file as the user named it, the seed, and the chain of the run."""
+    """One run of a comparison: the configuration file as the user named it, the seed, and the run's chain."""
 
     source: str
     seed: int
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs to rank, and where their page is. With `reports`, each run gets its own report too."""
+    """The runs to rank, and where their page goes. With `reports`, each run also gets its own report."""
 
     workspace: Workspace
     name: str
@@ -47,20 +47,20 @@ class Comparison:
         return self.workspace.comparison(self.name)
 
     def inputs(self) -> dict[str, str | None]:
-        """The inputs of the page: the digest of each run's metrics."""
+        """Return the inputs of the page: the digest of each run's metrics."""
         return {
             entry.chain.run_id: manifest.digest(entry.chain.manifest("evaluate"), "metrics.json")
             for entry in self.entries
         }
 
     def waiting_for(self) -> list[Entry]:
-        """The runs that are not done yet."""
-        known = ("dataset",) if self.entries[0].chain.complete("dataset") else ()  # it is the same for all
+        """Return the runs that are not done yet."""
+        known = ("dataset",) if self.entries[0].chain.complete("dataset") else ()  # all runs share it
         needed = "report" if self.reports else "evaluate"
         return [entry for entry in self.entries if not entry.chain.complete(needed, known)]
 
     def why(self) -> list[str]:
-        """Why the page must be rendered once its runs are done; empty when it is up to date."""
+        """Return why the page must be rendered once its runs are done; empty if it is up to date."""
         inputs = self.inputs()
         recorded = manifest.read(self.folder)
         gone = [name for name in recorded["inputs"] if name not in inputs] if recorded else []
@@ -68,7 +68,7 @@ class Comparison:
         return problems + [f"{name} is no longer compared" for name in gone]
 
     def complete(self) -> bool:
-        """True when the page and all its runs are up to date. Reads manifests and file sizes only."""
+        """Whether the page and all its runs are up to date. Reads only manifests and file sizes."""
         with json_cache():
             return not self.why() and not self.waiting_for()
 
@@ -76,9 +76,9 @@ class Comparison:
 def plan(
     sources: Sequence[str], seeds: Sequence[int], workspace: Workspace, name: str = "", reports: bool = False
 ) -> Comparison:
-    """The comparison of these configuration files with each of the seeds, or with their own seed when none are given.
+    """Plan a comparison of configuration files with each of the seeds, or with their own seeds if none are given.
 
-    Raises `ConfigError` for an invalid file, for two files that mean the same run, and for different data sets.
+    Raises `ConfigError` if a file is invalid, if two files describe the same run, or if their data sets differ.
     """
     configs = {source: configuration.load(source) for source in dict.fromkeys(sources)}
     _check_data(configs)
@@ -92,7 +92,7 @@ def plan(
 
 
 def request(compared: Comparison) -> dict[str, Any]:
-    """The comparison as the options of its process."""
+    """Return the options that describe the comparison to its process."""
     return {
         "name": compared.name,
         "reports": compared.reports,
@@ -109,12 +109,12 @@ def request(compared: Comparison) -> dict[str, Any]:
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """The configuration files that match paths and globs, in order. Raises `ConfigError` when one matches none."""
-    found: list[str] = []
+    """Expand paths and globs to configuration files, in order. Raises `ConfigError` if a pattern matches none."""
+    sources: list[str] = []
     for pattern in patterns:
         given = Path(pattern)
-        if not glob.has_magic(pattern) or os.path.isfile(pattern):  # not pathlib's, which raises for what cannot be
-            found.append(pattern)
+        if not glob.has_magic(pattern) or os.path.isfile(pattern):  # Path.is_file raises for names that are too long
+            sources.append(pattern)
             continue
         matches = sorted(glob.glob(pattern))
         if not matches and given.parent.as_posix() in (".", "config"):
@@ -124,8 +124,8 @@ def expand(patterns: Iterable[str]) -> list[str]:
             raise ConfigError(
                 f"--configs: no file matches {pattern}; expected files, a pattern, or a JSON list of files"
             )
-        found += matches
-    return list(dict.fromkeys(found))
+        sources += matches
+    return list(dict.fromkeys(sources))
 
 
 def _entry(source: str, config: Config, seed: int, workspace: Workspace) -> Entry:
@@ -156,11 +156,11 @@ def _check_distinct(entries: Sequence[Entry]) -> None:
 
 
 def _name(configs: dict[str, Config], seeds: Sequence[int], entries: Sequence[Entry]) -> str:
-    """A name for these runs, always the same for the same runs."""
+    """Return a name for the comparison, the same for the same runs."""
     identity = [
         [run_id(entry.chain.given.architecture, entry.chain.generation), source_key(entry.chain.given.data)]
         for entry in entries
     ]
     digest = hashlib.sha256(json.dumps(sorted(identity)).encode()).hexdigest()[:8]
     name = f"{counted(len(configs), 'configuration')} {counted(len(set(seeds)) or 1, 'seed')} {digest}"
-    return name.replace(" ", "-").replace(",", "")  # of 1,000
+    return name.replace(" ", "-").replace(",", "")  # a thousands separator

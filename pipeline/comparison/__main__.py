@@ -1,4 +1,4 @@
-"""`python -m pipeline.comparison`: the comparison in a process of its own, see `pipeline.process`."""
+"""`python -m pipeline.comparison`: render a comparison in a separate process, see `pipeline.process`."""
 
 from pipeline.comparison.ranking import render
 from pipeline.process import child

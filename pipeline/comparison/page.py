@@ -1,4 +1,4 @@
-"""From a ranking to its page: `index.html`, in the style of the report."""
+"""Render the page of a ranking, `index.html`, in the style of the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.pages.formats import short
 
 _TEMPLATE = Path(__file__).parent / "templates" / "comparison.html.j2"
 
-#: Key of a configuration -> what its axis is called.
+#: Key of a ranking entry -> label of its axis.
 COSTS = {
     "multiply_adds": "multiply-adds per image",
     "parameters": "parameters",
@@ -23,7 +23,7 @@ COSTS = {
 
 
 def html(facts: dict[str, Any]) -> str:
-    """The page for the facts of `ranking.gather`."""
+    """Render the page from the facts of `ranking.gather`."""
     ranking = facts["ranking"]
     ends = _ends(ranking)
     rows = [
@@ -35,7 +35,7 @@ def html(facts: dict[str, Any]) -> str:
 
 
 def pareto_front(ranking: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
-    """The configurations that no other one beats in accuracy at the same or less cost, the cheapest first."""
+    """Return the configurations on the Pareto front, cheapest first: none is beaten at the same or lower cost."""
 
     def beaten(group: dict[str, Any]) -> bool:
         own = group["accuracy"], group[cost]
@@ -46,7 +46,7 @@ def pareto_front(ranking: Sequence[dict[str, Any]], cost: str) -> list[dict[str,
 
 
 def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """The scale of the rows: from the least to the most single accuracy, and the intervals as far as they are near."""
+    """Return the ends of the scale. It covers all accuracies, and the intervals up to a margin around them."""
     low, high = min(group["least"] for group in ranking), max(group["most"] for group in ranking)
     margin = max(0.05, high - low)
     low = max(low - margin, min(group["interval"][0] for group in ranking))
@@ -56,7 +56,7 @@ def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 @plotting.styled
 def _plot(cost: str, ranking: Sequence[dict[str, Any]]) -> str:
-    """Accuracy against a cost on a logarithmic scale, with a line along the Pareto front."""
+    """Plot accuracy against a cost on a logarithmic scale, with a line along the Pareto front."""
     figure, axes = plotting.new_figure(size=(3.9, 3.0))
     front = [_point(group, cost) for group in pareto_front(ranking, cost)]
     axes.plot(*zip(*front, strict=True), color=plotting.LINE, linewidth=1.5, zorder=1)
@@ -79,7 +79,7 @@ def _point(group: dict[str, Any], cost: str) -> tuple[float, float]:
 
 
 def _few_ticks(axes: Any) -> None:
-    """Round numbers along a logarithmic axis, also where it does not reach from one power of ten to the next."""
+    """Put ticks at round numbers on a logarithmic x axis, even if it spans less than a power of ten."""
     low, high = axes.get_xlim()
     steps = (1,) if high / low > 100 else (1, 3) if high / low > 15 else (1, 2, 5) if high / low > 2 else range(1, 10)
     axes.xaxis.set_major_locator(LogLocator(subs=tuple(steps)))

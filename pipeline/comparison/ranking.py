@@ -1,7 +1,7 @@
-"""The ranking of a comparison: from the manifests of its runs to its page and tables.
+"""Rank the runs of a comparison from their manifests, and write its page and tables.
 
-Leaves `index.html` (one file, nothing loaded from elsewhere), `ranking.csv` (a row for each configuration), `runs.csv`
-(a row for each run), `ranking.json` (all of it for programs) and the manifest. Never imports MXNet.
+Writes `index.html` (self-contained), `ranking.csv` (one row per configuration), `runs.csv` (one row per run),
+`ranking.json` (everything, for programs) and the manifest. Never imports MXNet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.workspace.freshness import Chain, config_changes
 
 SCHEMA = 1
 
-#: What must be equal for the times of two trainings to be comparable.
+#: Training times are comparable only if these are equal.
 _CONDITIONS = ("device", "precision", "threads", "cpu")
 
 _RANKING_COLUMNS = (
@@ -41,10 +41,9 @@ _RUN_COLUMNS = (
 
 
 def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> dict[str, Any]:
-    """Render a comparison whose runs are done, and publish it; returns the manifest.
+    """Render and publish a comparison whose runs are done. Returns the manifest.
 
-    `options` are those of `comparison.request`; `chain` says which workspace. Raises `PipelineError` when a run is
-    not done.
+    `options` come from `comparison.request`, the workspace from `chain`. Raises `PipelineError` if a run is not done.
     """
     started = time.monotonic()
     compared = _comparison(chain, options)
@@ -62,7 +61,7 @@ def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> d
 
 
 def gather(compared: Comparison) -> dict[str, Any]:
-    """The content of `ranking.json`, the best configuration first."""
+    """Return the content of `ranking.json`, best configuration first."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for entry in compared.entries:
         grouped.setdefault(entry.source, []).append(_run(compared, entry))
@@ -111,11 +110,10 @@ def _comparison(chain: Chain, options: dict[str, Any]) -> Comparison:
 
 
 def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
-    """The facts of a finished run."""
     train, evaluate = entry.chain.manifest("train"), entry.chain.manifest("evaluate")
     run = entry.chain.run()
     if run is None or train is None or evaluate is None:
-        raise PipelineError(f"{entry.chain.run_id}: not trained and evaluated yet: run the Compare task, which does it")
+        raise PipelineError(f"{entry.chain.run_id}: not trained and evaluated yet: run the Compare task")
     details, measured = train["details"], evaluate["details"]
     report = run.stage("report") / "index.html"
     keys = ("epochs", "seconds", "images_per_second", *_CONDITIONS, "host", "resumed", "inexact")
@@ -137,15 +135,15 @@ def _run(compared: Comparison, entry: Entry) -> dict[str, Any]:
 
 
 def _dataset(compared: Comparison) -> dict[str, Any]:
-    """The data set, which `plan` has made sure is the same for all runs."""
+    """Return the facts about the data set; `plan` has checked that all runs share it."""
     folder = compared.entries[0].chain.dataset_folder()
     if folder is None:
-        raise PipelineError("there is no data set yet: run the Compare task, which gets it first")
+        raise PipelineError("there is no data set yet: run the Compare task, which prepares it first")
     return pages.dataset_facts(folder.name, dataset.load(folder).manifest["details"])
 
 
 def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One configuration: its runs and their means."""
+    """Summarise the runs of one configuration by their means."""
     architecture = config.from_dict({"architecture": runs[0]["architecture"], "training": {"epochs": 1}}).architecture
     accuracies = [run["accuracy"] for run in runs]
     rates = [run["images_per_second"] for run in runs if run["images_per_second"]]
@@ -167,15 +165,15 @@ def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _other_keys(architecture: config.Architecture) -> list[str]:
-    """The keys with other values than their default, besides those that have a column of their own."""
-    usual = config.Architecture(name=architecture.name, conv_arch=architecture.conv_arch)
-    given, default = ({**config.to_dict(each), "dense": [], "classes": None} for each in (architecture, usual))
+    """List the non-default keys that have no column of their own."""
+    minimal = config.Architecture(name=architecture.name, conv_arch=architecture.conv_arch)
+    given, default = ({**config.to_dict(item), "dense": [], "classes": None} for item in (architecture, minimal))
     defaults = dict(flatten(default))
     return [f"{key}: {plain(value)}" for key, value in flatten(given) if value != defaults.get(key)]
 
 
 def _add_intervals(ranking: Sequence[dict[str, Any]], images: int) -> None:
-    """The interval of each accuracy: of the mean over the seeds, or of the test images where there is one seed."""
+    """Add an interval to each accuracy: of the mean over the seeds, or over the test images if there is one seed."""
     groups = [[run["accuracy"] for run in group["runs"]] for group in ranking]
     several = any(len(group) > 1 for group in groups)
     if several:

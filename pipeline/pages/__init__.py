@@ -1,7 +1,4 @@
-"""What the pages of reports and comparisons share: the template they extend, the style sheet, how they are published.
-
-A page is one file that loads nothing from elsewhere. Every value is escaped.
-"""
+"""Shared parts of the report and comparison pages, which are self-contained files with every value escaped."""
 
 from __future__ import annotations
 
@@ -27,14 +24,14 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def html(template: Path, facts: Mapping[str, Any], **values: Any) -> str:
-    """The page that a template makes of these facts. It extends `page.html.j2`."""
+    """Render a page from facts. The template extends `page.html.j2`."""
     style = Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8"))
     return _template(template, autoescape=True).render(**facts, **values, style=style, version=__version__)
 
 
-def markdown(template: Path, facts: Mapping[str, Any], **more: Any) -> str:
-    """The Markdown text that a template makes of these facts."""
-    return _template(template, autoescape=False, finalize=formats.markdown).render(**facts, **more)
+def markdown(template: Path, facts: Mapping[str, Any], **values: Any) -> str:
+    """Render Markdown from facts."""
+    return _template(template, autoescape=False, finalize=formats.markdown).render(**facts, **values)
 
 
 def publish(
@@ -46,11 +43,11 @@ def publish(
     started: float,
     reporter: child.Reporter,
 ) -> dict[str, Any]:
-    """Write the files of a page, dicts as JSON, and the manifest, which is returned. `started` is monotonic time."""
+    """Write the files of a page (dicts as JSON) and the manifest, and return it. `started` is from `time.monotonic`."""
     title = "comparison" if stage == "compare" else stage
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # From here until the new manifest is there the stage is not complete.
+        # Without a manifest the stage is incomplete, until the new one is written.
         (folder / MANIFEST).unlink(missing_ok=True)
         for name, content in contents.items():
             if isinstance(content, str):
@@ -67,7 +64,7 @@ def publish(
 
 
 def dataset_facts(dataset_id: str, details: Mapping[str, Any]) -> dict[str, Any]:
-    """What a page says about a data set; `details` are those of its manifest."""
+    """Return the facts about a data set that a page shows; `details` come from its manifest."""
     keys = ("name", "digest", "train_images", "test_images", "sample", "official", "label", "classes", "archive_sha256")
     return {"id": dataset_id, **{key: details.get(key) for key in keys}}
 

@@ -1,7 +1,4 @@
-"""Accuracies drawn on a scale, each with its interval.
-
-Plain SVG with the page's CSS variables as colours; text goes in through `Markup.format`, which escapes it.
-"""
+"""Draw accuracies with their intervals as SVG, in the page's CSS variables. `Markup.format` escapes all text."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from matplotlib.ticker import MaxNLocator
 
 from pipeline.pages.formats import percent
 
-#: Width of the scale in its own units, about CSS pixels on a phone.
+#: Width of the drawing in SVG units, about the CSS pixels of a phone screen.
 _WIDTH = 340
 
 
 def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Mapping[str, float]) -> Markup:
-    """An accuracy with its interval on a scale, beside up to two others, `marks`, with their names."""
+    """Draw an accuracy and its interval on a scale, with up to two named accuracies, `marks`, for comparison."""
     low, high = _scale_ends([*interval, accuracy, *marks.values()])
 
     def x(value: float) -> float:
@@ -38,7 +35,7 @@ def accuracy_scale(accuracy: float, interval: Sequence[float], marks: Mapping[st
 
 
 def interval_row(accuracy: float, interval: Sequence[float], values: Sequence[float], ends: Sequence[float]) -> Markup:
-    """An accuracy on the scale of all rows of a table: a dot, its interval, and the values it is the mean of."""
+    """Draw a table row's accuracy, on a scale shared by all rows: a dot, its interval, and the values it averages."""
 
     def x(value: float) -> float:
         return 6 + 188 * (min(max(value, ends[0]), ends[1]) - ends[0]) / (ends[1] - ends[0])
@@ -67,8 +64,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float,
 
 
 def _text(x: float, y: float, text: str, colour: str) -> Markup:
-    """Centred text, or aligned to an edge of the scale that it would cross."""
-    half = 3.6 * len(text)  # of a wide font: half of about 0.65 em a letter
+    """Draw centred text, or align it to an edge of the drawing that it would cross."""
+    half = 3.6 * len(text)  # half the width, at about 0.65 em per letter of a wide font
     x, anchor = (2, "start") if x < half else (_WIDTH - 2, "end") if x + half > _WIDTH else (x, "middle")
     element = '<text x="{:.1f}" y="{}" font-size="11" text-anchor="{}" fill="{}">{}</text>'
     return Markup(element).format(x, y, anchor, colour, text)

@@ -1,4 +1,4 @@
-"""Values as people read them: the filters of the page templates."""
+"""Format values for people: the filters of the page templates."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from markupsafe import Markup
 from pipeline.files import human_size
 from pipeline.text import counted, printable
 
-#: Letters of a word that stay together in a narrow column.
+#: A word breaks after this many letters in a narrow column.
 _LONG_WORD = 12
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """0.7405 as `74.05 %`; nothing as a dash."""
+    """Format 0.7405 as `74.05 %`, and None as a dash."""
     return "–" if value is None else f"{value * 100:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
 
 
 def share(value: float) -> str:
-    """A probability or a share that must not read as none or all when it is not: `12.3 %`, `<0.1 %`, `>99.9 %`."""
+    """Format a share as `12.3 %`, or as `<0.1 %` or `>99.9 %` where rounding would give 0 or 100."""
     text = "<0.1" if 0 < value < 0.0005 else ">99.9" if 0.9995 <= value < 1 else f"{value * 100:.1f}"
     return f"{text}\N{NARROW NO-BREAK SPACE}%"
 
 
 def points(value: float) -> str:
-    """A difference of shares in percentage points, with its sign: `+1.20`, `−0.35`."""
+    """Format a difference of shares in percentage points: `+1.20`, `−0.35`."""
     return f"{value * 100:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: float | None) -> str:
-    """A number with separators: `613,402`."""
+    """Format a number with separators: `613,402`."""
     return "–" if value is None else f"{value:,.0f}"
 
 
 def times(number: int) -> str:
-    """How often something happened: `never`, `1 time`, `3 times`."""
+    """Format how often something happened: `never`, `1 time`, `3 times`."""
     return counted(number, "time") if number else "never"
 
 
 def short(value: float) -> str:
-    """A large number for reading: `613 k`, `37.7 M`, `1.25 G`."""
+    """Abbreviate a large number: `613 k`, `37.7 M`, `1.25 G`."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}\N{NARROW NO-BREAK SPACE}{unit}"
@@ -49,7 +49,7 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for reading: `4.2 s`, `11 min 18 s`, `5 h 03 min`."""
+    """Format seconds as `4.2 s`, `11 min 18 s` or `5 h 03 min`."""
     if seconds is None:
         return "–"
     if seconds < 60:
@@ -60,12 +60,12 @@ def duration(seconds: float | None) -> str:
 
 
 def day(moment: str) -> str:
-    """`2026-11-25T04:02:10Z` as `2026-11-25 04:02 UTC`."""
+    """Format `2026-11-25T04:02:10Z` as `2026-11-25 04:02 UTC`."""
     return re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", moment)
 
 
 def plain(value: Any) -> str:
-    """A value of the configuration as it stands in YAML."""
+    """Format a configuration value as in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -76,21 +76,21 @@ def plain(value: Any) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A dotted or underscored name that may be broken after its dots and underscores, escaped."""
-    return _broken_where(r"([^._]*[._])", name)
+    """Escape a name, and let it break after its dots and underscores."""
+    return _breaking_after(r"([^._]*[._])", name)
 
 
 def name(text: str) -> Markup:
-    """A class name that may be broken between its words, and within one that no column can hold, escaped."""
-    return _broken_where(rf"(\S{{{_LONG_WORD}}}(?=\S))", text)
+    """Escape a class name, and let it break within words that are too long for a column."""
+    return _breaking_after(rf"(\S{{{_LONG_WORD}}}(?=\S))", text)
 
 
-def _broken_where(pattern: str, text: str) -> Markup:
+def _breaking_after(pattern: str, text: str) -> Markup:
     return Markup("<wbr>").join(part for part in re.split(pattern, text) if part)
 
 
 def markdown(value: Any) -> Any:
-    """Keep a value from being read as Markdown or HTML."""
+    """Escape a string so that it is not read as Markdown or HTML."""
     if not isinstance(value, str):
         return value
     text = printable(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""Plots as SVG text that takes its colours from the page, so that they are right in light, dark and print alike."""
+"""Plots as SVG that take their colours from the page, so that they fit its light, dark and print styles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-#: Stand-ins that matplotlib can draw with, and the CSS variables that replace them in the SVG.
+#: Placeholder colours that matplotlib can draw with -> the CSS variables that replace them in the SVG.
 _COLOURS = {
     "#010101": "var(--ink)",
     "#020202": "var(--muted)",
@@ -22,10 +22,10 @@ _COLOURS = {
 }
 INK, MUTED, LINE, FIRST, SECOND, MARK = _COLOURS
 
-#: Inches. At 72 units an inch this is about the width of a phone, so that text keeps its size there.
+#: Inches. At 72 units per inch this is about the width of a phone screen, where text then keeps its size.
 _SIZE = (3.9, 2.6)
 
-#: What differs from matplotlib's own defaults.
+#: Differences from matplotlib's defaults.
 _STYLE = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -46,27 +46,27 @@ _STYLE = {
     "svg.fonttype": "none",
 }
 
-#: Those that a figure written as SVG depends on; the others are about windows and notebooks.
+#: The defaults that affect SVG output. The others are for windows and notebooks.
 _DEFAULTS = {
     key: value
     for key, value in matplotlib.rcParamsDefault.items()
     if not key.startswith(("backend", "interactive", "toolbar", "timezone", "webagg", "tk."))
 }
 
-#: Decorates a function that draws: it does so in the page's style, whatever a matplotlibrc or the caller has set.
+#: Decorator for functions that plot: applies the page's style, whatever a matplotlibrc or the caller has set.
 styled = matplotlib.rc_context({**_DEFAULTS, **_STYLE})  # type: ignore[dict-item]
 
 
 def new_figure(size: tuple[float, float] = _SIZE) -> Any:
-    """A figure and its axes; not registered with pyplot, which would need a display."""
+    """Return a new figure and its axes, not registered with pyplot, which would need a display."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots()
 
 
 def as_svg(figure: Any, name: str) -> Markup:
-    """The figure as an `<svg>` element whose colours are CSS variables and whose ids are its own.
+    """Convert a figure to an `<svg>` element with CSS variables as colours, and ids prefixed with `name`.
 
-    It is hidden from assistive technology: the page gives each figure a text alternative of its own.
+    Hides it from assistive technology: the page gives each figure a text alternative.
     """
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -74,9 +74,9 @@ def as_svg(figure: Any, name: str) -> Markup:
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*|<style.*?</style>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id|clip-path|xlink:href)="(url\()?(#?)', rf'\1="\2\3{name}-', svg)
-    for stand_in, variable in _COLOURS.items():
-        svg = svg.replace(stand_in, variable)
-    # The page's own font; matplotlib's names one that few machines have.
+    for placeholder, variable in _COLOURS.items():
+        svg = svg.replace(placeholder, variable)
+    # Use the font of the page: few machines have matplotlib's.
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     head = re.compile(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>')
     namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'

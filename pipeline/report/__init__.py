@@ -1,8 +1,7 @@
 """The report: the results of a run on one page.
 
-Reads `train/`, `evaluate/` and `export/` of the run; leaves `index.html` (one file, nothing loaded from elsewhere),
-`report.json` (the same facts for programs), `report.md` (a summary for mail and pull requests) and the manifest.
-Never imports MXNet.
+Reads `train/`, `evaluate/` and `export/` of the run. Writes `index.html` (self-contained), `report.json` (the same
+facts, for programs), `report.md` (a summary for mail and pull requests) and the manifest. Never imports MXNet.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from pipeline.workspace.freshness import Chain
 
 
 def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Render the report of the chain's run and publish it; returns the manifest.
+    """Render and publish the report of the chain's run. Returns the manifest.
 
-    Raises `PipelineError` when an earlier stage is not done, `WorkspaceError` when one of its files is damaged.
+    Raises `PipelineError` if an earlier stage is not done, `WorkspaceError` if one of its files is damaged.
     """
     started = time.monotonic()
     inputs = chain.inputs("report")
     sources = facts.read(chain)
-    found = facts.gather(chain, sources)
+    values = facts.gather(chain, sources)
     contents: dict[str, Any] = {
-        "index.html": page.html(found, sources.data.test_images),
-        "report.json": found,
-        "report.md": page.markdown(found),
+        "index.html": page.html(values, sources.data.test_images),
+        "report.json": values,
+        "report.md": page.markdown(values),
     }
     folder, details = sources.run.stage("report"), {"run": sources.run.run_id}
     return pages.publish(folder, "report", contents, inputs, details, started=started, reporter=reporter)

@@ -1,4 +1,4 @@
-"""`python -m pipeline.report`: the report in a process of its own, see `pipeline.process`."""
+"""`python -m pipeline.report`: render a report in a separate process, see `pipeline.process`."""
 
 from pipeline.process import child
 from pipeline.report import render

@@ -1,7 +1,4 @@
-"""The facts of a report as plain JSON, from the data set and from `train/`, `evaluate/` and `export/` of a run.
-
-Reads manifests and the files that they record; writes nothing.
-"""
+"""The facts of a report as plain JSON, read from the data set and the manifests and files of a run. Writes nothing."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ from pipeline.workspace.freshness import Chain, config_changes
 
 SCHEMA = 2
 
-#: Most frequent mistakes that a report lists.
+#: How many pairs of confused classes a report lists.
 CONFUSIONS = 12
 
-#: How many wrong predictions it shows, and how many of the probabilities beside each.
+#: How many misclassified images it shows, and how many probabilities beside each.
 IMAGES, PROBABILITIES = 12, 3
 
 _DECISION = ("outcome", "reason", "tolerance", "decided")
@@ -40,7 +37,7 @@ _DECISION = ("outcome", "reason", "tolerance", "decided")
 
 @dataclass(frozen=True)
 class Sources:
-    """What a report is made from: the run's manifests, metrics and predictions, and the data set."""
+    """The sources of a report: the run's manifests, metrics and predictions, and the data set."""
 
     run: Run
     train: dict[str, Any]
@@ -54,17 +51,17 @@ class Sources:
 
     @property
     def views(self) -> Literal[1, 2, 6]:
-        """How many views the predictions are averaged over; older evaluations, which do not say, used one."""
+        """The number of views that each prediction averages; one for older evaluations, which do not record it."""
         return self.metrics.get("views", 1)
 
     @property
     def correct(self) -> np.ndarray:
-        """(n,) booleans: which test images are predicted correctly."""
+        """Which test images are classified correctly, (n,) booleans."""
         return self.probabilities.argmax(1) == self.labels
 
 
 def read(chain: Chain) -> Sources:
-    """Read what the earlier stages left; raises `PipelineError` when a stage is missing or a file is damaged."""
+    """Read the output of the earlier stages. Raises `PipelineError` if a stage is missing or a file is damaged."""
     run = chain.run()
     if run is None:
         raise PipelineError("there is no data set yet: run the DownloadCifar task first")
@@ -80,9 +77,9 @@ def read(chain: Chain) -> Sources:
 
 
 def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
-    """The content of `report.json`."""
+    """Return the content of `report.json`."""
     trained = configuration.from_record(sources.train["details"]["config"], "the trained configuration")
-    # `evaluation` may have changed since training: what counts is what the evaluation used.
+    # `evaluation` may have changed since training: show what the evaluation used.
     measured = configuration.Evaluation(tta=sources.views)
     trained = msgspec.structs.replace(trained, evaluation=measured)
     decision = _decision(chain, sources.run)
@@ -113,7 +110,7 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
 
 
 def _dataset(chain: Chain, sources: Sources) -> dict[str, Any]:
-    """What the page says about the data set, with how its source had changed when it was made."""
+    """Return the facts about the data set, including the recorded change of its source, if any."""
     details = sources.data.manifest["details"]
     facts = pages.dataset_facts(sources.run.dataset_id, details)
     change = (chain.source_record() or {}).get("change")
@@ -145,11 +142,11 @@ def _training(sources: Sources, trained: Config) -> dict[str, Any]:
 
 
 def _measured_with(training: Training) -> list[str]:
-    """What makes training's loss and accuracy harder than validation's."""
-    words = [] if training.augmentation == Augmentation() else ["with augmentation"]
+    """Return what makes the training metrics stricter than the validation metrics."""
+    conditions = [] if training.augmentation == Augmentation() else ["with augmentation"]
     if training.label_smoothing:
-        words.append(f"with label smoothing {training.label_smoothing:g}")
-    return words
+        conditions.append(f"with label smoothing {training.label_smoothing:g}")
+    return conditions
 
 
 def _evaluation(sources: Sources) -> dict[str, Any]:
@@ -180,18 +177,18 @@ def _evaluation(sources: Sources) -> dict[str, Any]:
 
 
 def _confusions(confusion: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
-    """The most frequent mistakes, as `cat` predicted as `dog`."""
-    found: list[dict[str, Any]] = [
+    """Return the most frequent mistakes, such as `cat` predicted as `dog`."""
+    confusions: list[dict[str, Any]] = [
         {"label": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
         for i, row in enumerate(confusion)
         for j, count in enumerate(row)
         if i != j and count
     ]
-    return sorted(found, key=lambda item: -item["count"])[:CONFUSIONS]
+    return sorted(confusions, key=lambda item: -item["count"])[:CONFUSIONS]
 
 
 def _baseline(sources: Sources) -> dict[str, Any] | None:
-    """How the accuracy compares with that of the published network; None where the data set is another one."""
+    """Compare the accuracy with that of the published network; None if the data set is not CIFAR-10."""
     details = sources.data.manifest["details"]
     if details["name"] != "cifar10" or details["sample"]:
         return None
@@ -205,34 +202,35 @@ def _baseline(sources: Sources) -> dict[str, Any] | None:
 
 
 def _decision(chain: Chain, run: Run) -> dict[str, Any] | None:
-    """The decision of the promotion gate about these weights, if there is one."""
+    """Read the promotion gate's decision about these weights, if there is one."""
     recorded = chain.decision_manifest()
     return read_json(manifest.verified(run.stage("promote"), recorded, "decision.json")) if recorded else None
 
 
 def _previous(decision: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The comparison of the promotion gate with the model that was current; None where it made none."""
+    """Return the promotion gate's comparison with the model that was current; None if it made none."""
     compared = decision["compared"] if decision else None
     if not compared or not compared["images"]:
         return None
-    told = {"run": Path(compared["run"]).name, "images_compared": baseline.images(compared)}
-    return {"on": "same", "all": None, **compared, **told}  # older decisions have no `on` and no `all`
+    shown = {"run": Path(compared["run"]).name, "images_compared": baseline.describe_images(compared)}
+    return {"on": "same", "all": None, **compared, **shown}  # older decisions have no `on` and no `all`
 
 
 def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
-    """Wrong predictions in falling order of their probability; (n, classes) probabilities, (n,) labels.
+    """Return the wrong predictions with the highest probability, from (n, classes) probabilities and (n,) labels.
 
-    Each image's number, true and predicted class, and largest probabilities; the true class is always among them.
+    Each has the image's index, its true and predicted class, and the largest probabilities, always including that of
+    the true class.
     """
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
     order = np.argsort(-probabilities.max(1)[wrong], kind="stable")
-    found = []
+    mistakes = []
     for index in wrong[order][:IMAGES]:
         row = probabilities[index]
         best = np.argsort(-row, kind="stable")[:PROBABILITIES]
         if labels[index] not in best:
             best[-1] = labels[index]
-        found.append(
+        mistakes.append(
             {
                 "image": int(index),
                 "label": classes[int(labels[index])],
@@ -240,7 +238,7 @@ def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, class
                 "probabilities": {classes[int(number)]: round(float(row[number]), 6) for number in best},
             }
         )
-    return found
+    return mistakes
 
 
 def _export(export: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +277,7 @@ def _provenance(chain: Chain, sources: Sources, trained: Config) -> dict[str, An
 
 
 def _chosen(trained: Config, classes: int) -> list[dict[str, Any]]:
-    """The keys of the configuration that are required or have another value than their default."""
+    """Return the configuration's required and non-default keys."""
     least = {
         "architecture": {"name": trained.architecture.name, "conv_arch": trained.architecture.conv_arch},
         "training": {"epochs": trained.training.epochs},
@@ -295,7 +293,7 @@ def _chosen(trained: Config, classes: int) -> list[dict[str, Any]]:
 
 
 def _manifest(run: Run, stage: str) -> dict[str, Any]:
-    found = manifest.read(run.stage(stage))
-    if found is None:
+    recorded = manifest.read(run.stage(stage))
+    if recorded is None:
         raise PipelineError(f"{run.stage(stage)}: this stage is not done yet: run the Report task, which runs it first")
-    return found
+    return recorded

@@ -1,4 +1,4 @@
-"""From facts to pages: `index.html` and `report.md`."""
+"""Render the facts of a report as `index.html` and `report.md`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pipeline.pages import drawing, plotting
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
-#: With more classes than so many, the worst ones come first.
+#: With more classes than this, the page puts the worst ones first.
 _FEW_CLASSES = 12
 
-#: For each curve: its axis, the keys of the history that it shows, and the factor to show them with.
+#: Curve -> label of its axis, the keys of the history that it shows, and the factor to scale them by.
 _CURVES = {
     "loss": ("loss", ("train_loss", "validation_loss"), 1),
     "accuracy": ("accuracy, %", ("train_accuracy", "validation_accuracy"), 100),
@@ -31,7 +31,7 @@ _CURVES = {
 
 
 def html(facts: dict[str, Any], test_images: np.ndarray) -> str:
-    """The page, which shows some of the test images, (n, 3, H, W) uint8."""
+    """Render the page, with some of the test images, (n, 3, H, W) uint8."""
     training, evaluation, marks = facts["training"], facts["evaluation"], _marks(facts["comparison"])
     resumes = _resumes(training)
     recall = _recall(evaluation["per_class"])
@@ -54,21 +54,22 @@ def html(facts: dict[str, Any], test_images: np.ndarray) -> str:
 
 
 def markdown(facts: dict[str, Any]) -> str:
-    """The summary for pull requests and mail."""
+    """Render the summary for pull requests and mail."""
     per_class = facts["evaluation"]["per_class"]
     many = len(per_class) > _FEW_CLASSES
     return pages.markdown(_TEMPLATES / "report.md.j2", facts, many=many, worst=_worst(per_class))
 
 
 def _resumes(training: dict[str, Any]) -> list[float]:
-    """The (fractional) epochs at which a training was resumed."""
+    """Return the (fractional) epochs at which a training was resumed."""
     rate = training["epochs"] / training["steps"]
-    # An average: with another batch size an epoch has more or fewer steps.
-    return [min(max(each["step"] * rate, each["epoch"]), each["epoch"] + 1) for each in training["segments"][1:]]
+    # An average: a changed batch size changes the steps per epoch.
+    resumed = training["segments"][1:]
+    return [min(max(segment["step"] * rate, segment["epoch"]), segment["epoch"] + 1) for segment in resumed]
 
 
 def _marks(comparison: dict[str, Any]) -> dict[str, float]:
-    """The accuracies of the baseline, and of the previous generation where it is known on all of these test images."""
+    """Return the accuracies of the baseline, and of the previous generation if known on all of these test images."""
     previous = comparison["previous"]
     if previous and previous["on"] == "shared":
         previous = previous["all"]
@@ -77,7 +78,7 @@ def _marks(comparison: dict[str, Any]) -> dict[str, float]:
 
 
 def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:
-    """The recall of each class drawn on one scale, from the 5 % below the lowest interval to 100 %."""
+    """Draw the recall of each class on one scale, from the multiple of 5 % below the lowest interval to 100 %."""
     low = min(row["recall_interval"][0] for row in per_class)
     ends = (math.floor(max(0.0, low - 0.01) * 20) / 20, 1.0)
     rows = [drawing.interval_row(row["recall"] or 0.0, row["recall_interval"], [], ends) for row in per_class]
@@ -85,22 +86,22 @@ def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _worst(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The classes of the lowest recall. Those without test images have none."""
+    """Return the classes with the lowest recall, which is undefined for classes without test images."""
     return sorted((row for row in per_class if row["support"]), key=lambda row: row["recall"])[:_FEW_CLASSES]
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
+# --- plots and images ------------------------------------------------------------------------------------------------
 
 
 @plotting.styled
 def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float]) -> Markup:
-    """A curve over the epochs; `resumes` are marked at their (fractional) epochs."""
+    """Plot a curve over the epochs, with a line at each of the (fractional) epochs `resumes`."""
     label, keys, factor = _CURVES[name]
     epochs = [row["epoch"] for row in history]
     figure, axes = plotting.new_figure()
     for key, colour, style in zip(keys, (plotting.FIRST, plotting.SECOND), ("-", "--"), strict=False):
         values = [float("nan") if row[key] is None else row[key] * factor for row in history]
-        if any(value == value for value in values):
+        if any(value == value for value in values):  # not all are NaN
             marker = "o" if len(epochs) < 13 else None
             text = "training" if key.startswith("train") else "validation"
             axes.plot(epochs, values, style, color=colour, label=text, marker=marker, markersize=3.5)
@@ -117,7 +118,7 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
 
 
 def _data_uri(image: np.ndarray) -> str:
-    """A (3, H, W) uint8 image as a PNG inside a `data:` address."""
+    """Encode a (3, H, W) uint8 image as a PNG in a `data:` URL."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0))).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,8 +1,8 @@
-"""A new model beside the baseline, the current one, on the same test images.
+"""Compare a new model with the baseline, the current model, on the same test images.
 
-Where the test set has changed there are two comparisons: on the images that are in both test sets, which decides, and
-on all of the new one. An image is known by its pixels and the name of its class: one whose label was corrected would be
-held against the model that was trained on the other label, so it counts among the new ones only.
+If the test set has changed there are two comparisons: on the images in both test sets, which decides, and on the whole
+new test set. Images match if their pixels and class names match. An image with a corrected label is therefore not
+shared: it would be held against the model that was trained on the old label.
 """
 
 from __future__ import annotations
@@ -25,75 +25,75 @@ from pipeline.text import counted
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain
 
-#: Names of classes that a sentence lists at most.
-_NAMED = 5
+#: A note lists at most this many class names.
+_MAX_NAMES = 5
 
 
 def compare(
     chain: Chain, run: Run, baseline: Entry, labels: np.ndarray, correct: np.ndarray, reporter: child.Reporter
 ) -> dict[str, Any]:
-    """The run, which classified `correct` of the test images with these labels correctly, beside the baseline.
+    """Compare a run with the baseline. `correct` says which of its test images, with these `labels`, it got right.
 
-    Gives what `compare_paired` finds on the images that decide. `on` says which these are: the "same" test set, the
-    images "shared" by the two, "all" of the new one when these are too few, or "none" when the classes changed as well:
-    `images` is 0 then. `all` is the comparison on all of the new test set where the shared ones decide.
+    Returns the result of `compare_paired` on the images that decide, which `on` names: the "same" test set, the images
+    "shared" by both, "all" of the new ones if too few are shared, or "none" (and `images` is 0) if the classes changed
+    as well. If the shared images decide, `all` is the comparison on the whole new test set.
     """
     other = registry.run_at(chain.workspace, baseline.run)
     if problems := registry.problems(chain.workspace, baseline):
         raise WorkspaceError(
-            f"cannot compare with the current model: {'; '.join(problems)}; restore it, go back to an earlier one "
+            f"cannot compare with the current model: {'; '.join(problems)}; restore it, roll back to an earlier one "
             f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
         )
-    found = {"run": baseline.run, "generation": baseline.generation, "accuracy_when_promoted": baseline.accuracy}
-    every, before = np.arange(len(labels)), None
+    about = {"run": baseline.run, "generation": baseline.generation, "accuracy_when_promoted": baseline.accuracy}
+    all_rows, correct_before = np.arange(len(labels)), None
     if _test_set(run) == _test_set(other):
-        shared, notes = every, list[str]()
-        before = _saved(other, labels, chain.config.evaluation.tta)
+        shared, notes = all_rows, list[str]()
+        correct_before = _saved_correct(other, labels, chain.config.evaluation.tta)
     else:
         shared, notes = _shared(run, other)
     changed = _changed_classes(_classes(other), _classes(run))
     notes += changed
-    comparable = shared if changed else every  # a class that it does not know would be held against the baseline
+    comparable = shared if changed else all_rows  # an unknown class would be held against the baseline
     if not len(comparable):
-        return {**found, "on": "none", "images": 0, "all": None, "notes": notes}
-    if before is None:
-        before = np.zeros(len(labels), bool)
-        before[comparable] = _evaluate(chain, run, other, comparable, reporter)
+        return {**about, "on": "none", "images": 0, "all": None, "notes": notes}
+    if correct_before is None:
+        correct_before = np.zeros(len(labels), bool)
+        correct_before[comparable] = _evaluate(chain, run, other, comparable, reporter)
     on = "all" if not len(shared) else "shared" if len(shared) < len(labels) else "same"
-    decisive = shared if len(shared) else every
+    decisive = shared if len(shared) else all_rows
     return {
-        **found,
+        **about,
         "on": on,
-        **compare_paired(correct[decisive], before[decisive]),
-        "all": compare_paired(correct, before) if on == "shared" and not changed else None,
+        **compare_paired(correct[decisive], correct_before[decisive]),
+        "all": compare_paired(correct, correct_before) if on == "shared" and not changed else None,
         "notes": notes,
     }
 
 
-def described(compared: dict[str, Any], tolerance: float) -> str:
-    """A comparison for people, as the reason of the gate's decision."""
+def describe(compared: dict[str, Any], tolerance: float) -> str:
+    """Describe a comparison in one line, as the reason for the gate's decision."""
     low, high = compared["interval"]
     parts = [
         f"accuracy {compared['accuracy'] + compared['difference']:.2%}, {compared['difference'] * 100:+.2f} points "
-        f"from the baseline {compared['run']} ({compared['accuracy']:.2%}) on {images(compared)} "
+        f"from the baseline {compared['run']} ({compared['accuracy']:.2%}) on {describe_images(compared)} "
         f"(95% interval {low * 100:+.2f} to {high * 100:+.2f}, p = {compared['p']:.2g}; tolerance "
         f"{tolerance * 100:g} points)"
     ]
-    if every := compared["all"]:
-        after = every["accuracy"] + every["difference"]
-        parts.append(f"on all {every['images']:,}: {after:.2%}, {every['difference'] * 100:+.2f} points")
+    if overall := compared["all"]:
+        after = overall["accuracy"] + overall["difference"]
+        parts.append(f"on all {overall['images']:,}: {after:.2%}, {overall['difference'] * 100:+.2f} points")
     return "; ".join([*parts, *compared["notes"]])
 
 
-def images(compared: dict[str, Any]) -> str:
-    """The images that two models were compared on, in words. Older decisions do not say `on`."""
-    words = {"shared": "the {} that are in both test sets", "all": "all {} of the new test set"}
+def describe_images(compared: dict[str, Any]) -> str:
+    """Say which images two models were compared on. Older decisions have no `on`."""
+    phrases = {"shared": "the {} that are in both test sets", "all": "all {} of the new test set"}
     count = counted(compared["images"], "test image")
-    return words.get(compared.get("on", ""), "the same {}").format(count)
+    return phrases.get(compared.get("on", ""), "the same {}").format(count)
 
 
 def evaluated(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The labels (n,) of the test images, and which of them the run classified correctly, (n,) booleans."""
+    """Return the labels of the test images, (n,), and which ones the run classified correctly, (n,) booleans."""
     folder = run.stage("evaluate")
     recorded = manifest.read(folder)
     if recorded is None:
@@ -101,7 +101,7 @@ def evaluated(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return _read_predictions(manifest.verified(folder, recorded, "predictions.npz"))
 
 
-# --- which images -------------------------------------------------------------------------------------------------
+# --- shared test images -------------------------------------------------------------------------------------------
 
 
 def _classes(run: Run) -> list[str]:
@@ -111,7 +111,7 @@ def _classes(run: Run) -> list[str]:
 
 
 def _test_set(run: Run) -> list[Any]:
-    """What tells the test set of a run from another one: digests and classes; of one that is gone, its name."""
+    """Identify the test set of a run by its digests and classes, or by the data set's name if that is gone."""
     recorded = manifest.read(run.workspace.dataset(run.dataset_id))
     if recorded is None:
         return [run.dataset_id]
@@ -119,14 +119,14 @@ def _test_set(run: Run) -> list[Any]:
 
 
 def _shared(run: Run, other: Run) -> tuple[np.ndarray, list[str]]:
-    """Indices of the run's test images that are in the other one's test set, too, and what to tell of the rest.
+    """Return the indices of the run's test images that are also in the other run's test set, and notes on the rest.
 
-    None are when less than a tenth of the smaller test set is: a few duplicates decide nothing.
+    Returns no indices if less than a tenth of the smaller test set is shared: a few duplicates must not decide.
     """
     try:
         before = set(_identities(other))
     except WorkspaceError as error:
-        return np.empty(0, int), [f"the test images of the baseline are not known any more ({error})"]
+        return np.empty(0, int), [f"the baseline's test images are no longer available ({error})"]
     now, pixels_before = _identities(run), {pixels for pixels, _ in before}
     shared = [index for index, identity in enumerate(now) if identity in before]
     relabelled = sum(pixels in pixels_before for pixels, _ in now) - len(shared)
@@ -138,26 +138,26 @@ def _shared(run: Run, other: Run) -> tuple[np.ndarray, list[str]]:
 
 
 def _identities(run: Run) -> list[tuple[bytes, str]]:
-    """What each test image of a run's data set is known by."""
+    """Identify each test image of a run's data set: the digest of its pixels, and the name of its class."""
     images, labels, classes = dataset.load_test(run.workspace.dataset(run.dataset_id))
     return [(hashlib.sha256(image).digest(), classes[label]) for image, label in zip(images, labels, strict=True)]
 
 
 def _changed_classes(before: list[str], now: list[str]) -> list[str]:
-    """A note on how two lists of classes differ; none when they do but for their order."""
+    """Return a note on how two lists of classes differ; no note if only their order does."""
     sides = (("new", sorted(set(now) - set(before))), ("gone", sorted(set(before) - set(now))))
-    listed = {what: ", ".join(names[:_NAMED] + ["…"] * (len(names) > _NAMED)) for what, names in sides}
-    told = [f"{what}: {names}" for what, names in listed.items() if names]
-    return [f"the classes changed ({'; '.join(told)})"] if told else []
+    listed = {side: ", ".join(names[:_MAX_NAMES] + ["…"] * (len(names) > _MAX_NAMES)) for side, names in sides}
+    parts = [f"{side}: {names}" for side, names in listed.items() if names]
+    return [f"the classes changed ({'; '.join(parts)})"] if parts else []
 
 
-# --- what the baseline makes of them ------------------------------------------------------------------------------
+# --- predictions of the baseline ----------------------------------------------------------------------------------
 
 
-def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
-    """Which test images the run classified correctly, (n,) booleans, by its saved predictions.
+def _saved_correct(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
+    """Read from the saved predictions which test images the run classified correctly, (n,) booleans.
 
-    None when they are gone, or of other weights, images or views.
+    Returns None if they are gone, or were made with other weights, images or views.
     """
     path = run.stage("evaluate") / "predictions.npz"
     recorded, train = manifest.read(run.stage("evaluate")), manifest.read(run.stage("train"))
@@ -172,7 +172,7 @@ def _saved(run: Run, labels: np.ndarray, views: int) -> np.ndarray | None:
 
 
 def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Reporter) -> np.ndarray:
-    """Which of these test images of the run the other one's weights classify correctly: as the class of that name."""
+    """Evaluate the other run's weights on test images of `run`. Classes match by name, not by index."""
     reporter.note(f"evaluating the current model, {other.place}, on the same images and views as the new one")
     train = manifest.read(other.stage("train"))
     assert train is not None

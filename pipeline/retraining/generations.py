@@ -1,6 +1,6 @@
-"""Generations: which ones exist, whether one is due, and the weights that a warm start begins with.
+"""Generations: which ones exist, whether one is due, and which weights a warm start begins with.
 
-Reads manifests, leaves nothing behind. Imports nothing heavy: a timer that finds nothing due is done in a moment.
+Read-only, and imports nothing heavy: a timer that finds nothing due exits at once.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from pipeline.workspace import (
 )
 from pipeline.workspace.freshness import Chain, config_changes, trained_epochs
 
-#: The stages of a generation, in order; the gate comes before the report, which shows its decision.
+#: The stages of a generation, in order. The report shows the gate's decision, so the gate runs first.
 STAGES = ("dataset", "train", "evaluate", "export", "promote", "report")
 
-#: What the promotion gate decides.
+#: Outcomes of the promotion gate.
 PROMOTED, REFUSED = "promoted", "refused"
 
-#: Its reason when there is no current model to compare with.
+#: The gate's reason if there is no current model to compare with.
 FIRST_MODEL = "first model"
 
 
-# --- which ones exist ---------------------------------------------------------------------------------------------
+# --- existing generations -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A trained generation. `outcome` is the gate's decision, "" before it.
+    """A trained generation. `outcome` is the gate's decision, empty if there is none yet.
 
-    The run without a generation is one as soon as it was ever current; its name is that of its folder.
+    A run without a generation is included once it has been current; it goes by the name of its folder.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Generation:
 
 
 def find(workspace: Workspace, config: Config) -> list[Generation]:
-    """The trained generations of this data set and architecture (both by name), newest first."""
+    """Return the trained generations of this data set and architecture (matched by name), newest first."""
     ever_current = registry.ever_current(workspace.current(config))
-    found = []
+    made = []
     for run, train in _trained(workspace, config):
         outcome = (decision(run) or {}).get("outcome", "")
         if not run.generation and not outcome:
@@ -69,18 +69,18 @@ def find(workspace: Workspace, config: Config) -> list[Generation]:
             outcome = PROMOTED
         evaluate = manifest.read(run.stage("evaluate"))
         accuracy = evaluate["details"].get("accuracy") if evaluate else None
-        found.append(Generation(run.generation or run.run_id, run, train["created"], accuracy, outcome))
-    return sorted(found, key=lambda item: (item.trained, item.name), reverse=True)
+        made.append(Generation(run.generation or run.run_id, run, train["created"], accuracy, outcome))
+    return sorted(made, key=lambda item: (item.trained, item.name), reverse=True)
 
 
-def labels(found: Sequence[Generation]) -> list[str]:
-    """What to call generations, each by itself: the name, or the run's place where others have the same name."""
-    names = [item.name for item in found]
-    return [item.run.place if names.count(item.name) > 1 else item.name for item in found]
+def labels(made: Sequence[Generation]) -> list[str]:
+    """Return an unambiguous label for each generation: its name, or its run's path if others share the name."""
+    names = [item.name for item in made]
+    return [item.run.place if names.count(item.name) > 1 else item.name for item in made]
 
 
 def decision(run: Run) -> dict[str, Any] | None:
-    """What the promotion gate decided about a run; None before that."""
+    """Read what the promotion gate decided about a run; None if it has not decided yet."""
     if manifest.read(run.stage("promote")) is None:
         return None
     value = read_json(run.stage("promote") / "decision.json")
@@ -90,24 +90,21 @@ def decision(run: Run) -> dict[str, Any] | None:
 
 
 def decided(chain: Chain) -> set[str]:
-    """The names of the generations that the gate ever decided about, those that are gone included."""
-    about, outcomes = registry.about(chain), (PROMOTED, REFUSED)
+    """Return the names of all generations that the gate has ever decided about, including deleted ones."""
+    model, outcomes = registry.event_fields(chain), (PROMOTED, REFUSED)
     logged = (event for event in events.read(chain.workspace) if event.get("event") in outcomes)
-    names = {str(event.get("generation")) for event in logged if about.items() <= event.items()}
+    names = {str(event.get("generation")) for event in logged if model.items() <= event.items()}
     return names | {item.name for item in find(chain.workspace, chain.config) if item.outcome}
 
 
 def verdict(decision: dict[str, Any]) -> str:
-    """The gate's decision for people: `promoted (first model)`, or with what it was compared with."""
+    """Describe the gate's decision: `promoted (first model)`, or the outcome with the comparison."""
     outcome, reason = decision.get("outcome"), decision.get("reason")
     return f"{outcome} ({reason})" if reason == FIRST_MODEL else f"{outcome}: {reason}"
 
 
 def _trained(workspace: Workspace, config: Config) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """The finished trainings on this data set and architecture (both by name), with their manifests.
-
-    Not those that repeat one with another seed.
-    """
+    """Yield the finished trainings of these names, with their manifests. Skips `seed-N`, repeats with another seed."""
     runs_of_both = f"runs/{config.data.name}-*/{config.architecture.name}-*"
     workspace.storage.refresh_matching(runs_of_both, ("train", "evaluate", "promote"))
     data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
@@ -118,13 +115,13 @@ def _trained(workspace: Workspace, config: Config) -> Iterator[tuple[Run, dict[s
             yield run, train
 
 
-# --- whether one is due -------------------------------------------------------------------------------------------
+# --- due or not ---------------------------------------------------------------------------------------------------
 
 
 def unfinished(chain: Chain) -> list[str]:
-    """Why the generation of `chain` is not finished; empty when it is, whatever the gate decided.
+    """Return why the generation of `chain` is not finished; empty if it is, whatever the gate decided.
 
-    Unlike in `Chain.why`, raised epochs are no reason: a finished generation stays as it is, the next one has them.
+    Unlike in `Chain.why`, a raised `training.epochs` is no reason: it applies from the next generation on.
     """
     for stage in STAGES:
         folder = chain.folder(stage)
@@ -138,7 +135,7 @@ def unfinished(chain: Chain) -> list[str]:
 
 
 def why_due(chain: Chain) -> list[str]:
-    """Why the generation of `chain` is due, for people; empty when it is not."""
+    """Return the reasons why the generation of `chain` is due; empty if it is not."""
     reasons = unfinished(chain)
     run = chain.run()
     if not reasons or run is None or run.stage("train").exists():
@@ -148,25 +145,26 @@ def why_due(chain: Chain) -> list[str]:
     if same_name is None:
         return [
             f"there is no generation {chain.generation} yet",
-            *(why for why in reasons if why.startswith("dataset: ")),
+            *(reason for reason in reasons if reason.startswith("dataset: ")),
         ]
-    changed = []
+    changes = []
     if same_name.dataset_id != run.dataset_id:
         change = (chain.source_record() or {}).get("change") or {}
-        what = f": {change['what']}" if change.get("what") and change["since"] == same_name.dataset_id else ""
-        changed.append(f"the data set changed from {same_name.dataset_id} to {run.dataset_id}{what}")
+        details = f": {change['what']}" if change.get("what") and change["since"] == same_name.dataset_id else ""
+        changes.append(f"the data set changed from {same_name.dataset_id} to {run.dataset_id}{details}")
     if same_name.run_id != run.run_id:
-        changed.append(f"the architecture changed from {same_name.run_id} to {run.run_id}")
-    return changed or reasons
+        changes.append(f"the architecture changed from {same_name.run_id} to {run.run_id}")
+    return changes or reasons
 
 
 def same_weights(chain: Chain) -> Run | None:
-    """A finished run whose weights this generation would only reproduce; None when it is trained itself already.
+    """Find a finished run whose weights this generation would only reproduce.
 
-    It has the same images, architecture, settings and seed, and was trained from scratch and bit-reproducibly.
+    Such a run has the same images, architecture, settings and seed, and was trained from scratch and bit-reproducibly.
+    Returns None if there is none, or if this generation itself is already trained.
     """
     run, config, record = chain.run(), chain.config, chain.source_record()
-    if record is None or chain.source_changed(record):  # whose images are not known yet
+    if record is None or chain.source_changed(record):  # the images are not known yet
         return None
     fresh = not (config.training.init_from or config.retrain.warm_start)
     if run is None or not fresh or (run.stage("train") / MANIFEST).exists():
@@ -181,16 +179,13 @@ def same_weights(chain: Chain) -> Run | None:
 
 
 def subject(chain: Chain) -> Chain:
-    """The chain of the run that a generation is: its own, or one whose weights its training would only repeat."""
+    """Return the chain whose run stands for this generation: its own, or one that its training would only repeat."""
     twin = same_weights(chain)
     return dataclasses.replace(chain, generation=twin.generation) if twin else chain
 
 
 def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, list[str]]:
-    """The generation that `Retrain` makes next, from when on, and why, if it is due today.
-
-    `chain` is without a generation.
-    """
+    """Return the next generation for a chain without one, the day it is due, and the reasons if that is today."""
     every, name = chain.given.retrain.every, periods.name(chain.given.retrain.every, today)
     given = with_generation_seed(chain.given, name)
     reasons = why_due(subject(dataclasses.replace(chain, given=given, generation=name)))
@@ -201,34 +196,34 @@ def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, li
 
 
 def _would_repeat(train: dict[str, Any], config: Config) -> bool:
-    """True when the configuration would train the very same weights, started from scratch."""
+    """Whether training this configuration from scratch would give exactly the recorded weights."""
     details = train["details"]
     from_scratch = [segment.get("how") for segment in details.get("segments", [])][:1] == ["started"]
     same_settings = trained_epochs(train) == config.training.epochs and not config_changes(train, config)
     return details.get("exact") is True and from_scratch and same_settings
 
 
-# --- what it starts from ------------------------------------------------------------------------------------------
+# --- warm starts --------------------------------------------------------------------------------------------------
 
 
 def plain_run(chain: Chain) -> Entry | None:
-    """The finished run without a generation, which counts as current before the first generation.
+    """Return the finished run without a generation, which is the current model until a generation is promoted.
 
-    That of the same images and architecture, else the newest of the same names. None when none is there as a whole, or
-    the chain is without a generation itself.
+    Prefers the run with the same images and architecture, then the newest run with the same names. Returns None if no
+    such run is intact, or if the chain itself has no generation.
     """
     run = chain.run()
     if run is None or not run.generation:
         return None
     same = f"runs/{run.dataset_id}/{run_id(chain.config.architecture)}"
-    made = [each for each in _trained(chain.workspace, chain.config) if not each[0].generation]
-    made.sort(key=lambda each: (each[0].place == same, each[1]["created"]), reverse=True)
-    entries = (registry.entry_of(plain, "") for plain, _ in made)
+    trained = [(plain, train) for plain, train in _trained(chain.workspace, chain.config) if not plain.generation]
+    trained.sort(key=lambda pair: (pair[0].place == same, pair[1]["created"]), reverse=True)
+    entries = (registry.entry_of(plain, "") for plain, _ in trained)
     return next((entry for entry in entries if entry and not registry.problems(chain.workspace, entry)), None)
 
 
 def warm_start(chain: Chain) -> tuple[Path | None, str]:
-    """The weights that a warm start of this generation begins with, or None, and a line about them for the log."""
+    """Return the weights from which this generation starts, or None, and a line about them for the log."""
     named = chain.generation and generation_seed(chain.generation) is None
     if not named or not chain.config.retrain.warm_start:
         return None, ""
@@ -236,7 +231,7 @@ def warm_start(chain: Chain) -> tuple[Path | None, str]:
     if current is None:
         return None, "warm start: there is no current model yet, training from scratch"
     if current.architecture != chain.config.fingerprint:
-        return None, f"warm start: {current.run} is of another architecture, training from scratch"
+        return None, f"warm start: {current.run} has another architecture, training from scratch"
     if problems := registry.problems(chain.workspace, current):
         return None, f"warm start: {'; '.join(problems)}, training from scratch"
     run = registry.run_at(chain.workspace, current.run)

@@ -1,7 +1,4 @@
-"""The calendar of generations: the name of each period, when the next one starts, which of two is over before.
-
-Reads nothing but the clock.
-"""
+"""The calendar of generations: how periods are named, when the next one starts, and which is older."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ import re
 
 
 def today() -> datetime.date:
-    """The present day in UTC."""
+    """Return today's date in UTC."""
     return datetime.datetime.now(datetime.timezone.utc).date()
 
 
 def name(every: str, day: datetime.date) -> str:
-    """The generation that `day` belongs to: `2026-11-25`, `2026-W48` (ISO 8601 week), `2026-11`."""
+    """Return the name of the period that contains `day`: `2026-11-25`, `2026-W48` (ISO 8601 week), `2026-11`."""
     if every == "day":
         return day.isoformat()
     if every == "month":
@@ -25,7 +22,7 @@ def name(every: str, day: datetime.date) -> str:
 
 
 def next_start(every: str, day: datetime.date) -> datetime.date:
-    """The first day of the period after that of `day`. Weeks start on Monday."""
+    """Return the first day of the period after the one that contains `day`. Weeks start on Monday."""
     if every == "day":
         return day + datetime.timedelta(days=1)
     if every == "month":
@@ -34,11 +31,11 @@ def next_start(every: str, day: datetime.date) -> datetime.date:
 
 
 def period(name: str) -> tuple[datetime.date, datetime.date] | None:
-    """The first and the last day of the period that a generation is named after; None for any other name."""
-    found = re.fullmatch(r"(\d{4})-(?:W(\d\d)|(\d\d)(?:-(\d\d))?)", name)
-    if found is None:
+    """Return the first and last day of the period that a generation is named after; None for any other name."""
+    match = re.fullmatch(r"(\d{4})-(?:W(\d\d)|(\d\d)(?:-(\d\d))?)", name)
+    if match is None:
         return None
-    year, week, month, day = (int(part) if part else 0 for part in found.groups())
+    year, week, month, day = (int(part) if part else 0 for part in match.groups())
     try:
         first = datetime.date.fromisocalendar(year, week, 1) if week else datetime.date(year, month, day or 1)
         every = "week" if week else "day" if day else "month"
@@ -48,6 +45,6 @@ def period(name: str) -> tuple[datetime.date, datetime.date] | None:
 
 
 def is_older(name: str, than: str) -> bool:
-    """True when the period of one generation was over before that of the other began, whatever their lengths."""
-    one, other = period(name), period(than)
-    return one is not None and other is not None and one[1] < other[0]
+    """Whether one generation's period ended before the other's began. The periods may differ in length."""
+    first, second = period(name), period(than)
+    return first is not None and second is not None and first[1] < second[0]

@@ -1,8 +1,7 @@
-"""The promotion gate: a generation becomes the current model unless it is worse than the baseline, the current one.
+"""The promotion gate: a generation becomes the current model unless it is worse than the baseline, the current model.
 
-Both are compared on the same test images, see `baseline`. Writes `promote/decision.json` and its manifest in the run,
-and updates the registry when the generation is promoted. Run as `python -m pipeline.retraining.promotion` by
-`parent.run_stage`.
+Compares both on the same test images, see `baseline`. Writes `promote/decision.json` and its manifest to the run, and
+updates the registry. `parent.run_stage` runs it as `python -m pipeline.retraining.promotion`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ SCHEMA = 1
 
 
 def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Decide about the chain's run, make it current if it is promoted, publish the decision; gives the manifest.
+    """Decide whether to promote the chain's run, make it current if so, and publish the decision.
 
-    Raises `PipelineError` when the run is not evaluated, or the files of the baseline are gone or damaged.
+    Returns the manifest. Raises `PipelineError` if the run is not evaluated, or the baseline is gone or damaged.
     """
     run, _ = evaluation.trained_run(chain)
     inputs = chain.inputs("promote")
@@ -43,9 +42,9 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
             if pointer is None or (pointer.run, pointer.weights_sha256) != (entry.run, entry.weights_sha256):
                 registry.set_current(path, entry)
         value = _publish(run, decision, inputs)
-    told = {key: decision[key] for key in ("run", "generation", "accuracy", "reason")}
+    fields = {key: decision[key] for key in ("run", "generation", "accuracy", "reason")}
     before = compared["run"] if compared else None
-    events.record(chain.workspace, decision["outcome"], **registry.about(chain), **told, before=before)
+    events.record(chain.workspace, decision["outcome"], **registry.event_fields(chain), **fields, before=before)
     reporter.note(generations.verdict(decision))
     return value
 
@@ -53,23 +52,23 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
 def decide(
     run: Run, pointer: Pointer | None, accuracy: float, compared: dict[str, Any] | None, tolerance: float
 ) -> dict[str, Any]:
-    """The decision as it is published: the outcome, the reason for people, and the comparison with the baseline."""
+    """Return the content of `decision.json`: the outcome, the reason in words, and the comparison with the baseline."""
     if objection := _objection(run, pointer, compared):
         reason = f"{objection}; `Rollback --to {run.generation or run.run_id}` makes it current by hand"
         outcome = REFUSED
     elif compared is None:
         outcome, reason = PROMOTED, generations.FIRST_MODEL
     else:
-        # Whole images: a rounding error of the difference must not decide.
+        # Count whole images, so that no rounding error of the difference decides.
         missing = round(-compared["difference"] * compared["images"])
         outcome = PROMOTED if missing <= tolerance * compared["images"] + 1e-6 else REFUSED
-        reason = baseline.described(compared, tolerance)
+        reason = baseline.describe(compared, tolerance)
     about = {"schema": SCHEMA, "run": run.place, "accuracy": accuracy, "tolerance": tolerance, "compared": compared}
     return {**about, "outcome": outcome, "reason": reason, "decided": now()}
 
 
 def _objection(run: Run, pointer: Pointer | None, compared: dict[str, Any] | None) -> str:
-    """Why a run is not promoted however good it is; empty when nothing is against it."""
+    """Return why a run is not promoted whatever its accuracy; empty if there is no objection."""
     if pointer is None:
         return ""
     if run.place in pointer.rolled_back:
@@ -89,9 +88,9 @@ def _objection(run: Run, pointer: Pointer | None, compared: dict[str, Any] | Non
 
 
 def _adopted(chain: Chain, reporter: child.Reporter) -> Pointer | None:
-    """The pointer, in which the run without a generation (if there is one) counts as the first current model.
+    """Return the pointer, after making the run without a generation (if there is one) the first current model.
 
-    When it was trained further since, its present weights count. The caller holds the pointer's lock.
+    If that run is current but was trained further, its new weights become current. The caller holds the pointer's lock.
     """
     path = chain.workspace.current(chain.config)
     pointer, entry = registry.read(path), generations.plain_run(chain)
@@ -99,15 +98,15 @@ def _adopted(chain: Chain, reporter: child.Reporter) -> Pointer | None:
         return pointer
     if pointer and pointer.run != entry.run:
         return pointer
-    since = "was trained further since it became current" if pointer else "exists since before the first generation"
-    reporter.note(f"{entry.run} {since}: its present weights are the current model")
-    told = {"run": entry.run, "generation": entry.generation, "accuracy": entry.accuracy}
-    events.record(chain.workspace, "adopted", **registry.about(chain), **told)
+    why = "was trained further since it became current" if pointer else "predates the first generation"
+    reporter.note(f"{entry.run} {why}: its weights are now the current model")
+    fields = {"run": entry.run, "generation": entry.generation, "accuracy": entry.accuracy}
+    events.record(chain.workspace, "adopted", **registry.event_fields(chain), **fields)
     return registry.set_current(path, entry)
 
 
 def _baseline(pointer: Pointer | None, run: Run) -> Entry | None:
-    """The current model, or the one before it when a gate that was killed had already promoted this run."""
+    """Return the current model, or its predecessor if a gate promoted this run and was then killed."""
     if pointer is None or pointer.run != run.place:
         return pointer
     return pointer.before[0] if pointer.before else None

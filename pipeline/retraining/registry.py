@@ -1,7 +1,7 @@
-"""The registry of current models: a small file for each data set and architecture name, replaced atomically.
+"""The registry of current models. It has one small file, the pointer, for each data set and architecture name.
 
-`current/<data name>/<architecture name>.json` names the current run, the digest of its weights, its accuracy and since
-when, and the runs that were current before it, for a roll back. Imports nothing heavy.
+`current/<data name>/<architecture name>.json` records the current run, the digest of its weights, its accuracy, since
+when it is current, and the former current runs for a rollback. Replaced atomically. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.storage import locks
 from pipeline.workspace import Run, Workspace, manifest
 from pipeline.workspace.freshness import Chain
 
-#: How many former current runs the pointer remembers.
+#: How many former current runs a pointer keeps.
 REMEMBERED = 50
 
 log = logging.getLogger("vgg")
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One run that is or was current. `run` is its folder, as seen from the workspace."""
+    """A run that is or was current. `run` is its folder, relative to the workspace."""
 
     run: str
     generation: str
@@ -40,7 +40,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     since: str
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a text that this program does not write."""
+        """Raise `ValueError` for a value that this program would never write."""
         _check_run(self.run)
         for text in (self.generation, self.weights_sha256, self.architecture, self.since):
             if text and not names.is_name(text):
@@ -48,7 +48,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Pointer(Entry, frozen=True, kw_only=True):
-    """The content of the file: the current run, those before it (newest first), and those that were rolled back."""
+    """The content of the file: the current run, the former ones (newest first), and those that were rolled back."""
 
     before: list[Entry] = []
     rolled_back: list[str] = []
@@ -70,7 +70,7 @@ def _check_run(run: str) -> None:
 
 
 def read(path: Path) -> Pointer | None:
-    """The pointer in `path`, or None when nothing was promoted yet. Raises `WorkspaceError` when it is damaged."""
+    """Read the pointer at `path`; None if nothing was promoted yet. Raises `WorkspaceError` if it is damaged."""
     try:
         return msgspec.json.decode(read_regular(path), type=Pointer)
     except (FileNotFoundError, NotADirectoryError):
@@ -79,12 +79,12 @@ def read(path: Path) -> Pointer | None:
         raise from_os_error(error, "read which run is current") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WorkspaceError(
-            f"{path}: damaged ({error}); restore it, or delete it, and the next Retrain chooses anew"
+            f"{path}: damaged ({error}); restore it, or delete it and let the next Retrain choose a new one"
         ) from error
 
 
 def ever_current(path: Path) -> set[str]:
-    """The runs that are or were current, by the pointer in `path`; none when it is missing or damaged."""
+    """Return all runs that are or were current; empty if the pointer at `path` is missing or damaged."""
     try:
         pointer = read(path)
     except WorkspaceError:
@@ -93,18 +93,18 @@ def ever_current(path: Path) -> set[str]:
 
 
 def pointers(workspace: Workspace) -> list[Path]:
-    """The pointers to all current models of the workspace."""
+    """Return the paths of all pointers of the workspace."""
     workspace.storage.refresh_matching("current/*")
     return workspace.currents()
 
 
 def run_at(workspace: Workspace, place: str) -> Run:
-    """The folders of the run at `runs/<dataset>/<run>`, as an entry names it."""
+    """Return the run whose path in the workspace is `place`, `runs/<dataset>/<run>`."""
     return workspace.run(*place.split("/")[1:])
 
 
 def problems(workspace: Workspace, entry: Entry) -> list[str]:
-    """Why the run of `entry` is not what was promoted any more; empty when it is."""
+    """Return why the run of `entry` is no longer what was promoted; empty if it still is."""
     run = run_at(workspace, entry.run)
     workspace.storage.refresh([run.root], ("train", "evaluate"))
     folder = run.stage("train")
@@ -115,28 +115,26 @@ def problems(workspace: Workspace, entry: Entry) -> list[str]:
         return [f"{entry.run}/train no longer has the weights that were promoted"]
     try:
         return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.storage)]
-    except WorkspaceError as error:  # it cannot be looked at, so it cannot be used now
+    except WorkspaceError as error:  # unreadable, so unusable for now
         return [str(error)]
 
 
 def set_current(path: Path, entry: Entry) -> Pointer:
-    """Make `entry` current; the former one goes on top of `before`. The caller holds the lock."""
+    """Make `entry` current, and put the former one first in `before`. The caller holds the lock."""
     old = read(path)
     before, rolled_back = ([old.entry, *old.before], old.rolled_back) if old else ([], [])
     return _write(path, entry, before, rolled_back)
 
 
 def withdraw(path: Path, entry: Entry) -> Pointer:
-    """Make `entry` current; the former one counts as rolled back: the gate does not promote it again. The caller
-    holds the lock.
-    """
+    """Make `entry` current, and bar the gate from promoting the former one again. The caller holds the lock."""
     old = read(path)
     assert old is not None
     return _write(path, entry, old.before, [*old.rolled_back, old.run])
 
 
 def entry_of(run: Run, generation: str) -> Entry | None:
-    """The entry for a run that becomes current now; None when its weights are not evaluated."""
+    """Build the entry for a run that becomes current now; None if its weights are not evaluated."""
     train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
     weights = manifest.digest(train, "model.params")
     accuracy = evaluate["details"].get("accuracy") if evaluate else None
@@ -153,23 +151,23 @@ def entry_of(run: Run, generation: str) -> Entry | None:
 
 
 def name_of(path: Path) -> str:
-    """The name of a pointer on the command line: `<data name>/<architecture name>`."""
+    """Return a pointer's name on the command line: `<data name>/<architecture name>`."""
     return f"{path.parent.name}/{path.stem}"
 
 
 def lock_name(path: Path) -> str:
-    """The name of the lock of a pointer."""
+    """Return the name of a pointer's lock."""
     return f"current.{path.parent.name}.{path.stem}"
 
 
 @contextlib.contextmanager
-def held(workspace: Workspace, path: Path, tell: locks.OnWait = log.info) -> Iterator[None]:
-    """Hold the lock of the pointer `path` while it is read and replaced; of one in a store, publish it then.
+def held(workspace: Workspace, path: Path, on_wait: locks.OnWait = log.info) -> Iterator[None]:
+    """Hold the lock of the pointer at `path` while it is read and replaced, then publish it to the store, if any.
 
-    After an error a former pointer is there again. `tell` hears once for whom this waits.
+    Restores the former pointer after an error. Calls `on_wait` once with a line about the holder it waits for.
     """
-    name, what, once = lock_name(path), "the choice of the current model", functools.cache(tell)
-    # The store's lock first: the gate's command holds it while its process takes the one here.
+    name, what, once = lock_name(path), "updating the current model", functools.cache(on_wait)
+    # Take the store's lock first: the gate's parent holds it while its process takes the local one.
     with workspace.storage.hold(name, what, True, once), locks.hold(workspace.lock(name), what, True, once):
         workspace.storage.refresh([path.parent], since=time.monotonic())
         before = _content(path)
@@ -178,7 +176,7 @@ def held(workspace: Workspace, path: Path, tell: locks.OnWait = log.info) -> Ite
             if _content(path) not in (None, before):
                 workspace.storage.publish_file(path)
         except BaseException:
-            _put_back(workspace, path, before)
+            _restore(workspace, path, before)
             raise
 
 
@@ -189,15 +187,15 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _put_back(workspace: Workspace, path: Path, before: bytes | None) -> None:
-    with contextlib.suppress(OSError, PipelineError):  # what went wrong before is told
+def _restore(workspace: Workspace, path: Path, before: bytes | None) -> None:
+    with contextlib.suppress(OSError, PipelineError):  # the first error is the one to report
         if before is not None and _content(path) != before:
             write_atomically(path, before)
-            workspace.storage.publish_file(path)  # where an upload without an answer may have replaced it
+            workspace.storage.publish_file(path)  # an upload that got no response may have replaced it there
 
 
-def about(chain: Chain) -> dict[str, str]:
-    """What an event says about the pointer that it changed."""
+def event_fields(chain: Chain) -> dict[str, str]:
+    """Return the fields that say in an event which pointer it is about."""
     return {"dataset": chain.config.data.name, "architecture": chain.config.architecture.name}
 
 

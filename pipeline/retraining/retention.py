@@ -1,4 +1,4 @@
-"""Retention: which generations have expired and which data sets nobody needs any more, and moving them to the trash."""
+"""Retention: find expired generations and unneeded data sets, and move them to the trash."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pipeline.retraining import generations, registry, served, trash
 from pipeline.retraining.generations import PROMOTED, Generation
 from pipeline.retraining.periods import period
 from pipeline.retraining.registry import Pointer
-from pipeline.retraining.rollback import former
+from pipeline.retraining.rollback import rollback_target
 from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
 from pipeline.workspace.freshness import Chain
 
 
 def expired(chain: Chain, keep: int) -> list[Generation]:
-    """The generations that are no longer kept, newest first.
+    """Return the generations that are no longer kept, newest first.
 
-    Kept are the newest `keep` of those that were promoted and not rolled back, the current one, the one that a roll
-    back goes to, those that await the gate's decision, and the newest one, which a timer would otherwise make again.
+    Keeps the newest `keep` of those that were promoted and not rolled back, the current one, the rollback target, those
+    that await the gate's decision, and the newest one, which a timer would otherwise make again.
     """
     pointer = registry.read(chain.workspace.current(chain.config))
     made = generations.find(chain.workspace, chain.config)
@@ -37,15 +37,15 @@ def expired(chain: Chain, keep: int) -> list[Generation]:
 
 
 def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ()) -> tuple[list[str], list[str]]:
-    """Move generations and data sets to the trash; gives their new places, and why any others cannot be moved now."""
+    """Move generations and data sets to the trash. Returns their new paths, and why the rest cannot be moved now."""
     moved, left = [], []
     path = chain.workspace.current(chain.config)
-    with registry.held(chain.workspace, path):  # so that nobody makes one of them current meanwhile
+    with registry.held(chain.workspace, path):  # so that none of them becomes current in the meantime
         served.try_to_serve(chain.workspace, path)
         needed = _needed(chain.workspace, registry.read(path))
         for item in chosen:
             if item.run.place in needed:
-                left.append(f"generation {item.name} has become the current one, or the one before it")
+                left.append(f"generation {item.name} is now the current model, or the target of a rollback")
                 continue
             try:
                 moved.append(_move(chain, item))
@@ -60,10 +60,10 @@ def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ())
     return moved, left
 
 
-def unneeded(workspace: Workspace, pruned: Collection[Generation] = ()) -> list[Path]:
-    """The data sets that no source is now and no finished run was trained on, when those to be pruned are gone.
+def unneeded_datasets(workspace: Workspace, pruned: Collection[Generation] = ()) -> list[Path]:
+    """Return the data sets that no source points to and that no finished run was trained on, `pruned` runs aside.
 
-    Raises `OSError` or `WorkspaceError` for what this user may not read: a data set may be needed by that.
+    Raises `OSError` or `WorkspaceError` for anything this user may not read: it could need any of the data sets.
     """
     workspace.storage.refresh([workspace.datasets], ("", "sources"))
     workspace.storage.refresh_matching("datasets/*")
@@ -72,7 +72,7 @@ def unneeded(workspace: Workspace, pruned: Collection[Generation] = ()) -> list[
     needed = {root.parent.name for root in trained - {item.run.root for item in pruned}}
     for path in workspace.listed(workspace.datasets / "sources"):
         if path.suffix == ".json":
-            os.close(open_regular(path))  # one that this user may not read could name any of them
+            os.close(open_regular(path))  # raises if this user may not read it: it could name any of them
             pointer = read_json(path)
             needed |= {str(pointer.get("dataset"))} if isinstance(pointer, dict) else set()
     made = [folder for folder in workspace.listed(workspace.datasets) if (folder / MANIFEST).exists()]
@@ -80,12 +80,12 @@ def unneeded(workspace: Workspace, pruned: Collection[Generation] = ()) -> list[
 
 
 def _needed(workspace: Workspace, pointer: Pointer | None) -> set[str]:
-    """The runs of the current model and of the one that a roll back goes to."""
-    return {entry.run for entry in (pointer, former(workspace, pointer)[0]) if entry} if pointer else set()
+    """Return the runs of the current model and of the rollback target."""
+    return {entry.run for entry in (pointer, rollback_target(workspace, pointer)[0]) if entry} if pointer else set()
 
 
 def _move_dataset(workspace: Workspace, folder: Path) -> str:
-    """Move a data set to the trash, unless it is in use by now; gives its new place. Raises `AlreadyRunning`."""
+    """Move a data set to the trash and return its new path. Raises `AlreadyRunning` if it is in use by now."""
     what, target = f"data set {folder.name}", workspace.in_trash(folder)
     workspace.storage.refresh([workspace.locks, workspace.runs, workspace.datasets], since=time.monotonic())
     for name in workspace.storage.names(workspace.locks):
@@ -95,14 +95,14 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
         workspace.hold(workspace.lock(folder.name), what),
         locks.hold(workspace.readers_lock(folder.name), what, wait=False),
     ):
-        if folder not in unneeded(workspace):
+        if folder not in unneeded_datasets(workspace):
             there = workspace.storage.exists(folder)
-            raise AlreadyRunning(f"{what} is now in use" if there else f"{what} was moved meanwhile")
+            raise AlreadyRunning(f"{what} is now in use" if there else f"{what} has already been moved")
         size = workspace.storage.folder_size(folder)
         workspace.move(folder, target)
-        for room in (workspace.runs, workspace.work):  # of its runs, which are gone
+        for parent in (workspace.runs, workspace.work):  # its runs are gone
             with contextlib.suppress(OSError):
-                (room / folder.name).rmdir()
+                (parent / folder.name).rmdir()
     events.record(workspace, "data set pruned", dataset=folder.name, bytes=size, to=workspace.shown(target))
     return workspace.shown(target)
 
@@ -110,11 +110,11 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
 def _move(chain: Chain, item: Generation) -> str:
     workspace, run = chain.workspace, item.run
     size, target = workspace.storage.folder_size(run.root), workspace.in_trash(run.root)
-    with trash.whole_run(run, f"generation {item.name}"):
+    with trash.hold_run(run, f"generation {item.name}"):
         workspace.storage.refresh([run.root], since=time.monotonic())
         if not workspace.storage.exists(run.root):
-            raise AlreadyRunning(f"generation {item.name} was moved meanwhile")
+            raise AlreadyRunning(f"generation {item.name} has already been moved")
         workspace.move(run.root, target)
-    told = {"run": run.place, "generation": item.name, "bytes": size, "to": workspace.shown(target)}
-    events.record(workspace, "pruned", **registry.about(chain), **told)
+    fields = {"run": run.place, "generation": item.name, "bytes": size, "to": workspace.shown(target)}
+    events.record(workspace, "pruned", **registry.event_fields(chain), **fields)
     return workspace.shown(target)

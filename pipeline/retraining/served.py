@@ -1,8 +1,9 @@
-"""The model that a service loads: `current/<data name>/<architecture name>/model.onnx`, with a manifest beside it.
+"""The model that services load: `current/<data name>/<architecture name>/model.onnx`, with a manifest beside it.
 
-In a folder the last part is a link, replaced in one step, to `<architecture name>@<version>`: a folder that is never
-changed and needs no run, as its model is a hard link. Without links, and in a store, it is a folder whose two files are
-replaced one after the other; `model` in the manifest leads to the very version that the manifest is about.
+On a file system with links, that folder is a symbolic link, replaced atomically, to `<architecture name>@<version>`.
+A version never changes, and outlives its run because its model is a hard link. Without links, and in a store, it is a
+plain folder whose two files are replaced one after the other; `model` in the manifest is the path of the version that
+the manifest describes.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from pipeline.workspace import Workspace, manifest
 
 MODEL = "model.onnx"
 
-#: What a service wants to know of the exported model.
+#: Facts about the exported model that a service needs.
 _FACTS = ("classes", "input", "outputs", "normalisation", "views", "trained_on")
 
 log = logging.getLogger("vgg")
 
 
 def folder(pointer: Path) -> Path:
-    """The stable path of the model that a pointer is about."""
+    """Return the stable path of a pointer's model."""
     return pointer.with_suffix("")
 
 
 def serve(workspace: Workspace, pointer: Path) -> None:
-    """Make the stable path that of the current model, or remove it when there is none. The caller holds the lock.
+    """Point the stable path at the current model, or remove it if there is none. The caller holds the lock.
 
-    Raises `WorkspaceError` when the model is not exported; the path then leads where it did.
+    Raises `WorkspaceError` if the model is not exported, and then leaves the path as it was.
     """
     storage, stable = workspace.storage, folder(pointer)
     storage.refresh([stable.parent, stable], since=time.monotonic())
@@ -50,7 +51,7 @@ def serve(workspace: Workspace, pointer: Path) -> None:
             remove(workspace, pointer)
             return
         about = msgspec.to_builtins(current.entry)
-        if about.items() <= _recorded(stable).items() and _is_whole(workspace, stable):
+        if about.items() <= _recorded(stable).items() and _has_recorded_size(workspace, stable):
             return
         model, export = exported(workspace, current.entry)
         value = {
@@ -68,7 +69,7 @@ def serve(workspace: Workspace, pointer: Path) -> None:
 
 
 def remove(workspace: Workspace, pointer: Path) -> None:
-    """Let services find no model at the stable path. The caller holds the lock. Raises `WorkspaceError`."""
+    """Remove the stable path and all versions. The caller holds the lock. Raises `WorkspaceError` if that fails."""
     storage, stable = workspace.storage, folder(pointer)
     try:
         storage.refresh([stable.parent, stable], since=time.monotonic())
@@ -77,11 +78,11 @@ def remove(workspace: Workspace, pointer: Path) -> None:
             if storage.exists(stable.with_name(name)):
                 storage.delete(stable.with_name(name))
     except OSError as error:
-        raise from_os_error(error, "take the model away from services") from error
+        raise from_os_error(error, "withdraw the model from services") from error
 
 
 def withdrawn(workspace: Workspace, pointer: Path, current: Pointer) -> Entry | None:
-    """The model that services still load although it was rolled back: by a command that was killed."""
+    """Return the rolled-back model that services still load, which happens if the rollback was killed; else None."""
     workspace.storage.refresh([folder(pointer)], since=time.monotonic())
     recorded = _recorded(folder(pointer))
     if recorded.get("run") == current.run or recorded.get("run") not in current.rolled_back:
@@ -92,7 +93,7 @@ def withdrawn(workspace: Workspace, pointer: Path, current: Pointer) -> Entry | 
 
 
 def try_to_serve(workspace: Workspace, pointer: Path) -> None:
-    """As `serve`; what stands in its way is told, and no error."""
+    """Like `serve`, but log a failure instead of raising."""
     try:
         serve(workspace, pointer)
     except WorkspaceError as error:
@@ -100,50 +101,50 @@ def try_to_serve(workspace: Workspace, pointer: Path) -> None:
 
 
 def exported(workspace: Workspace, entry: Entry) -> tuple[Path, dict[str, Any]]:
-    """The exported model of a run, and the manifest of its export; raises `WorkspaceError` when it is not whole."""
+    """Return a run's exported model and the manifest of its export. Raises `WorkspaceError` if it is not intact."""
     stage = registry.run_at(workspace, entry.run).stage("export")
     workspace.storage.refresh([stage])
     export = manifest.read(stage)
     generation = f" --generation {entry.generation}" if entry.generation else ""
-    advice = f"luigi --module tasks Export{generation} makes it"
+    advice = f"run luigi --module tasks Export{generation}"
     if export is None or export["details"].get("weights_sha256") != entry.weights_sha256:
         raise WorkspaceError(f"{entry.run} is not exported with the weights that were promoted; {advice}")
     try:
-        whole = workspace.storage.sha256(stage / MODEL) == manifest.digest(export, MODEL)
+        intact = workspace.storage.sha256(stage / MODEL) == manifest.digest(export, MODEL)
     except OSError:
-        whole = False
-    if not whole:
-        raise WorkspaceError(f"{entry.run}/export/{MODEL} is damaged; remove {entry.run}/export, and {advice}")
+        intact = False
+    if not intact:
+        raise WorkspaceError(f"{entry.run}/export/{MODEL} is damaged; remove {entry.run}/export, then {advice}")
     return stage / MODEL, export
 
 
 def damage(workspace: Workspace, pointer: Path) -> list[str]:
-    """What is wrong with the files at the stable path; nothing when there is none yet."""
+    """Return what is wrong with the files at the stable path; empty if nothing is served yet."""
     stable, storage = folder(pointer), workspace.storage
     storage.refresh([stable])
     if not storage.exists(stable):
         return []
     try:
-        sound = storage.sha256(stable / MODEL) == _recorded(stable)["files"][MODEL]["sha256"]
+        intact = storage.sha256(stable / MODEL) == _recorded(stable)["files"][MODEL]["sha256"]
     except (KeyError, TypeError, OSError):
-        sound = False
+        intact = False
     place = stable.parent.relative_to(workspace.root) / os.path.basename(os.path.realpath(stable))
-    again = "`luigi --module tasks Prune --confirm` with its configuration makes it again"
-    return [] if sound else [f"{place}: damaged; remove it, then {again}"]
+    advice = "remove it, then run `luigi --module tasks Prune --confirm` with its configuration to restore it"
+    return [] if intact else [f"{place}: damaged; {advice}"]
 
 
 def outdated(pointer: Path, current: Pointer) -> str:
-    """That services load another model than the current one, in words; empty when they do not."""
+    """Say that services load another model than the current one; empty if they do not."""
     recorded = _recorded(folder(pointer))
     about = msgspec.to_builtins(current.entry)
     if not recorded or about.items() <= recorded.items():
         return ""
-    what = f"services load {recorded.get('run')}, but {current.run} is current"
-    return f"current/{registry.name_of(pointer)}: {what}; the next Retrain makes it available"
+    mismatch = f"services load {recorded.get('run')}, but {current.run} is current"
+    return f"current/{registry.name_of(pointer)}: {mismatch}; the next Retrain makes it available"
 
 
-def _is_whole(workspace: Workspace, stable: Path) -> bool:
-    """Whether the model at the stable path has its recorded size; a power cut can leave an empty one."""
+def _has_recorded_size(workspace: Workspace, stable: Path) -> bool:
+    """Whether the model at the stable path has its recorded size: a power failure can leave an empty file."""
     with contextlib.suppress(KeyError, TypeError, OSError):
         return bool(workspace.storage.size(stable / MODEL) == _recorded(stable)["files"][MODEL]["size"])
     return False

@@ -24,7 +24,7 @@ def test_a_month_of_nights_is_bounded_by_a_nightly_prune(done: SmallChain) -> No
     for _ in nights(done, 30):
         chain = done.chain()
         expired = retention.expired(chain, 3)
-        moved, left = retention.prune(chain, expired, retention.unneeded(workspace, expired))
+        moved, left = retention.prune(chain, expired, retention.unneeded_datasets(workspace, expired))
         assert not left
         most = max(most, len(moved))
     assert most == 2, "each night one generation, once a week a data set"

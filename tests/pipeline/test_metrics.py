@@ -1,4 +1,4 @@
-"""The metrics file: what Prometheus reads, and what is kept when it is rewritten."""
+"""The metrics file: what Prometheus reads from it, and what survives when it is replaced."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _promote(small: SmallChain, generation: str, accuracy: float) -> registry.Po
     return registry.set_current(run.workspace.current(small.chain().config), entry)
 
 
-def test_the_file_lists_current_models_gate_decisions_and_sizes(done: SmallChain, tmp_path: Path) -> None:
+def test_the_file_has_current_models_gate_decisions_and_sizes(done: SmallChain, tmp_path: Path) -> None:
     workspace, path = Workspace(done.workspace), tmp_path / "node" / "vgg.prom"
     for name, accuracy in (("2026-W47", 0.25), ("2026-W48", 0.75)):
         current = _promote(done, name, accuracy)
@@ -74,12 +74,12 @@ def test_the_last_success_of_each_model_is_kept_until_it_is_retired(done: SmallC
     metrics.write(path, workspace)
     assert success not in _read(path)
     path.write_bytes(b"\xff{")
-    workspace.current(done.chain().config).write_text("{")  # damaged, as the file that is replaced
+    workspace.current(done.chain().config).write_text("{")  # damaged, like the file that is replaced
     metrics.write(path, workspace)
     assert ("workspace_bytes", "runs") in _read(path)
 
 
-def test_the_file_is_valid_for_any_name_of_the_workspace(tmp_path: Path) -> None:
+def test_a_workspace_name_with_special_characters_is_escaped(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / 'a "b"\\n\nc')
     events.record(workspace, "refused", dataset="mini", architecture="tiny")
     metrics.write(tmp_path / "vgg.prom", workspace)
@@ -91,7 +91,7 @@ def test_the_file_is_valid_for_any_name_of_the_workspace(tmp_path: Path) -> None
     assert family.samples[0].labels["workspace"] == str(workspace.root)
 
 
-def test_odd_file_names_and_log_lines_do_not_suppress_other_figures(tmp_path: Path) -> None:
+def test_odd_file_names_and_damaged_log_lines_do_not_hide_other_metrics(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "artifacts")
     events.record(workspace, "refused", dataset="mini", architecture="tiny")
     (workspace.root / os.fsdecode(b"\xff")).touch()
@@ -104,10 +104,10 @@ def test_odd_file_names_and_log_lines_do_not_suppress_other_figures(tmp_path: Pa
     assert found["workspace_bytes", "?"] == 0
 
 
-def test_special_files_are_refused_and_links_are_followed(tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_and_a_link_is_followed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/null")):
-        with pytest.raises(WorkspaceError, match="is no regular file"):
+        with pytest.raises(WorkspaceError, match="is not a regular file"):
             metrics.write(path, Workspace(tmp_path / "ws"))
     assert Path("/dev/null").is_char_device()
     (tmp_path / "link").symlink_to("vgg.prom")

@@ -1,4 +1,4 @@
-"""Status as facts: what is done, the generations, the current model; a damaged pointer hides nothing else."""
+"""Status: what is done, which generations exist, which model is current, and what damage leaves of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_script_can_tell_whether_a_chain_is_done(finished: SmallChain, fresh: 
     assert json.loads(json.dumps(done)) == done
 
 
-def test_status_without_a_generation_lists_all_generations(done: SmallChain) -> None:
+def test_status_without_a_generation_lists_the_existing_ones(done: SmallChain) -> None:
     plain, week = done.run(), done.run("2026-W48")
     plain.root.rename(week.root)
     entry = _promoted(done.chain("2026-W48"))
@@ -50,7 +50,7 @@ def test_status_without_a_generation_lists_all_generations(done: SmallChain) -> 
     assert status.gather(done.chain("2026-W48"))["done"]
 
 
-def test_status_says_what_retrain_makes_next_and_when(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_says_what_retrain_will_make_next_and_when(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
     done.configure(retrain={"new_seed": True})
     plain, week = done.run(), done.run("2026-W48")
     assert status.gather(done.chain())["next_generation"] is None, "nothing was retrained yet"
@@ -80,7 +80,7 @@ def test_a_damaged_pointer_is_reported_and_hides_nothing_else(done: SmallChain, 
     assert any("the current model is not known" in line for line in status.lines(facts, "x.yaml"))
 
 
-def test_damaged_files_do_not_break_status(done: SmallChain) -> None:
+def test_huge_files_and_values_of_wrong_types_do_not_break_status(done: SmallChain) -> None:
     chain = done.chain("2026-W48")
     run = done.run("2026-W48")
     done.run().root.rename(run.root)

@@ -169,7 +169,7 @@ def test_a_data_set_that_another_host_has_just_begun_to_use_is_kept(shared: Work
     assert isinstance(shared.storage, ObjectStorage)
     shared.storage.listing.objects = 10**6  # in a large store, single folders are listed
     bucket.write("datasets/d-00000000/manifest.json", b"{}")
-    (folder,) = retention.unneeded(shared)
+    (folder,) = retention.unneeded_datasets(shared)
     chain = Chain(shared, load(CHECKOUT / "config" / "vgg11.yaml"))
     lock = "work/locks/d-00000000.a-1.train.lock"
     bucket.write(lock, b'{"host": "far", "pid": 1}')

@@ -133,7 +133,7 @@ def test_shared_memory_that_cannot_be_written_is_told_by_every_command(prepared:
     for task in ("Doctor", "TrainVGG"):
         result = run([*inside, *luigi_command(), "--module", "tasks", task, *about], prepared.cwd)
         (line,) = (line for line in result.text.splitlines() if "/dev/shm" in line)
-        assert "cannot make a semaphore there (Read-only file system), which Luigi needs to run anything" in line
+        assert "cannot create a semaphore (Read-only file system), and Luigi cannot run without one" in line
         assert result.rc == 35
         assert "Traceback" not in result.text
 

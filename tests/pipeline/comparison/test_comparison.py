@@ -1,4 +1,4 @@
-"""Comparisons: which files the user means, and how networks are told apart."""
+"""Comparisons: which files a pattern means, and how networks are told apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.workspace import Workspace
 
 
-def test_patterns_mean_what_they_match_and_names_of_files_that_are_there_themselves(
+def test_patterns_match_as_globs_unless_they_name_an_existing_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -32,12 +32,12 @@ def test_patterns_mean_what_they_match_and_names_of_files_that_are_there_themsel
         expand(["b[1].yaml"])
 
 
-def test_the_name_of_a_large_comparison_can_be_that_of_a_folder(tmp_path: Path) -> None:
+def test_the_name_of_a_large_comparison_is_a_valid_folder_name(tmp_path: Path) -> None:
     compared = plan(["config/quickstart.yaml"], range(1000), Workspace(tmp_path))
     assert compared.name.startswith("1-configuration-1000-seeds-")
 
 
-def test_what_else_makes_networks_differ_is_listed_by_its_keys(small_architecture: Callable[..., Architecture]) -> None:
+def test_other_differences_between_networks_are_listed_by_key(small_architecture: Callable[..., Architecture]) -> None:
     assert ranking._other_keys(small_architecture(conv_arch=[[1, 8]], dense=[16])) == []
     keys = {"activation": "gelu", "stem": 8, "batch_norm": {"scale": False}, "dropout": 0}
     found = ranking._other_keys(small_architecture(conv_arch=[[1, 8]], dense=[], **keys))

@@ -266,7 +266,7 @@ def test_the_current_model_of_a_workspace_takes_precedence_over_the_newest(
     (stable / "model.onnx").unlink()
     (stable / "model.onnx").write_bytes(b"damaged")
     assert predict.main(["--model", str(stable), str(folder)]) == 1
-    assert "damaged; remove it, then `luigi --module tasks Prune --confirm`" in capsys.readouterr().err
+    assert "damaged; remove it, then run `luigi --module tasks Prune --confirm`" in capsys.readouterr().err
 
 
 def test_an_export_of_other_weights_than_the_promoted_ones_is_refused(

@@ -1,4 +1,4 @@
-"""A browser for tests: headless Chromium, spoken to over pipes in the DevTools protocol; needs no package."""
+"""Headless Chromium for tests, driven over pipes with the DevTools protocol. Needs no package."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ FLAGS = (
 
 
 def executable() -> str | None:
-    """The browser's path, or None when there is none on this machine."""
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome"))
-    return next(filter(None, found), None)
+    """Return the browser's path, or None if there is none on this machine."""
+    paths = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome"))
+    return next(filter(None, paths), None)
 
 
 class Page:
-    """One open page: sends commands, keeps every event that arrives meanwhile."""
+    """An open page. Sends commands, and collects the events that arrive in between."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from, self._rest = to_browser, from_browser, b""
@@ -60,7 +60,7 @@ class Page:
         return answer["result"]
 
     def open(self, file: Path, width: int, height: int = 800, dark: bool = False) -> None:
-        """Load a file into a window of this size (CSS pixels) and wait until it is there."""
+        """Load a file into a window of this size (CSS pixels) and wait for it."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send(
@@ -72,22 +72,22 @@ class Page:
             self.events.append(self._receive())
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Evaluate a JavaScript expression in the page."""
         answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def requested(self) -> list[str]:
-        """The address of everything that the page loaded."""
+        """Return the URL of everything that the page requested."""
         return [event["params"]["request"]["url"] for event in self._of("Network.requestWillBeSent")]
 
     def complaints(self) -> list[str]:
-        """What the console of the page shows: messages, errors, uncaught exceptions."""
+        """Return everything on the page's console: messages, errors, uncaught exceptions."""
         methods = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(event["params"]) for method in methods for event in self._of(method)]
 
     def screenshot(self, file: Path) -> None:
-        """The whole page as a PNG file."""
+        """Save the whole page as a PNG file."""
         answer = self.send("Page.captureScreenshot", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(answer["data"]))
 
@@ -105,12 +105,12 @@ class Page:
 
 @contextlib.contextmanager
 def page() -> Iterator[Page]:
-    """A fresh browser with one empty page."""
+    """Start a browser with one empty page."""
     browser = executable()
     assert browser, "no browser"
     read_commands, to_browser = os.pipe()
     from_browser, write_events = os.pipe()
-    # Chromium reads commands from descriptor 3 and writes to 4; a shell puts them there, as Popen cannot.
+    # Chromium reads commands from descriptor 3 and writes to 4. Popen cannot assign those, but a shell can.
     wiring = f'exec "$@" 3<&{read_commands} 4>&{write_events}'
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
@@ -124,7 +124,7 @@ def page() -> Iterator[Page]:
         try:
             yield Page(to_browser, from_browser)
         finally:
-            os.close(to_browser)  # ends the browser in order
+            os.close(to_browser)  # makes the browser exit cleanly
             os.close(from_browser)
             try:
                 process.wait(timeout=10)

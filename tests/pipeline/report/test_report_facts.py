@@ -1,4 +1,4 @@
-"""What a report says: statistics against published values, the facts against the files that they come from."""
+"""Report facts: statistics against published values, and facts against the files they come from."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_wilson_intervals_are_those_of_newcombe_1998_table_1(hits: int, count: i
     assert statistics.wilson_interval(hits, count) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_a_share_of_all_or_of_nothing_has_an_interval_within_0_and_1() -> None:
+def test_wilson_intervals_stay_within_0_and_1() -> None:
     assert statistics.wilson_interval(10_000, 10_000)[1] == 1.0
     assert statistics.wilson_interval(0, 10_000)[0] == 0.0
     assert statistics.wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_the_interval_of_a_mean_is_student_s() -> None:
+def test_the_interval_of_a_mean_is_students() -> None:
     ((low, high),) = statistics.mean_intervals([[1, 2, 3, 4, 5]])
     assert (low, high) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-3)  # t(4) = 2.776
 
@@ -52,7 +52,7 @@ def test_its_quantiles_are_those_of_the_tables(freedom: int, quantile: float) ->
     assert (high - low) / 2 / deviation == pytest.approx(quantile, abs=1e-3)
 
 
-def test_several_groups_share_their_spread() -> None:
+def test_groups_share_a_pooled_variance() -> None:
     first, second = statistics.mean_intervals([[1, 3], [10, 12]])
     assert first == pytest.approx((2 - 4.303, 2 + 4.303), abs=1e-3)  # t(2) = 4.303, pooled deviation sqrt(2)
     assert second == pytest.approx((11 - 4.303, 11 + 4.303), abs=1e-3)
@@ -81,7 +81,7 @@ def test_mcnemar_is_exact(gained: int, lost: int) -> None:
 # --- facts of a finished run --------------------------------------------------------------------------------------
 
 
-def gathered(chain: Chain) -> dict[str, Any]:
+def gather(chain: Chain) -> dict[str, Any]:
     return facts.gather(chain, facts.read(chain))
 
 
@@ -107,8 +107,8 @@ def test_the_versions_name_this_package(finished: SmallChain) -> None:
     assert f"luigi-vgg {__version__}" in (finished.folder("report") / "index.html").read_text()
 
 
-def test_the_figures_are_those_of_the_evaluation(finished: SmallChain) -> None:
-    report = gathered(finished.chain())["evaluation"]
+def test_the_metrics_are_those_of_the_evaluation(finished: SmallChain) -> None:
+    report = gather(finished.chain())["evaluation"]
     metrics = json.loads((finished.folder("evaluate") / "metrics.json").read_text())
     assert (report["accuracy"], report["loss"]) == (metrics["accuracy"], metrics["loss"])
     assert report["correct"] == sum(row[index] for index, row in enumerate(report["confusion"]))
@@ -121,7 +121,7 @@ def test_the_figures_are_those_of_the_evaluation(finished: SmallChain) -> None:
     assert frequent == sorted(frequent, reverse=True)
 
 
-def test_the_page_says_what_makes_training_harder_than_validation(finished: SmallChain) -> None:
+def test_the_page_says_why_training_metrics_are_stricter_than_validation(finished: SmallChain) -> None:
     chain = finished.chain()
     sources = facts.read(chain)
     plain = page.html(facts.gather(chain, sources), sources.data.test_images)
@@ -129,12 +129,14 @@ def test_the_page_says_what_makes_training_harder_than_validation(finished: Smal
     settings = sources.train["details"]["config"]["training"]
     settings.update(label_smoothing=0.1, augmentation={"flip": "random"})
     harder = page.html(facts.gather(chain, sources), sources.data.test_images)
-    told = "epoch, with augmentation and with label smoothing 0.1; validation is measured at its end, without either."
-    assert told in harder
+    sentence = (
+        "epoch, with augmentation and with label smoothing 0.1; validation is measured at its end, without either."
+    )
+    assert sentence in harder
 
 
 @pytest.mark.parametrize("validated", [(None, 1.5, 0.5), (1.5, 0.5, None), (None, None, None)])
-def test_a_training_that_was_validated_in_some_epochs_only_has_its_page(
+def test_a_training_validated_in_only_some_epochs_has_a_page(
     finished: SmallChain, validated: tuple[float | None, ...]
 ) -> None:
     sources = facts.read(finished.chain())
@@ -147,36 +149,36 @@ def test_a_training_that_was_validated_in_some_epochs_only_has_its_page(
     assert ("validation from 1.500 to 0.500" in text) is any(validated)
 
 
-def test_curves_look_alike_whatever_matplotlib_is_set_to(finished: SmallChain) -> None:
+def test_curves_do_not_depend_on_matplotlib_settings(finished: SmallChain) -> None:
     history = facts.read(finished.chain()).history
     plain = page._curve("loss", history, [0.5])
     with matplotlib.rc_context({"text.usetex": True, "axes.linewidth": 5, "font.family": "cursive"}):
         assert page._curve("loss", history, [0.5]) == plain
 
 
-def test_a_resume_is_marked_in_its_epoch_whatever_the_batch_size_was() -> None:
+def test_a_resume_is_marked_in_its_epoch_whatever_the_batch_size() -> None:
     segments = [{"epoch": 0, "step": 0}, {"epoch": 2, "step": 10}, {"epoch": 3, "step": 30}]
     assert page._resumes({"epochs": 4, "steps": 40, "segments": segments}) == [2, 3]
 
 
-def test_the_report_says_that_the_exported_file_alone_sees_one_view(finished: SmallChain) -> None:
+def test_the_report_says_that_the_exported_model_sees_one_view(finished: SmallChain) -> None:
     sources = facts.read(finished.chain())
     sources.metrics.update(views=6, single_view_accuracy=0.5)
     found = facts.gather(finished.chain(), sources)
-    told = "sees one view (accuracy 50.00\N{NARROW NO-BREAK SPACE}%)"
-    assert f"<code>model.onnx</code> {told}" in page.html(found, sources.data.test_images)
-    assert f"model.onnx {told}, vgg-predict averages over 6 |" in page.markdown(found)
+    text = "sees one view (accuracy 50.00\N{NARROW NO-BREAK SPACE}%)"
+    assert f"<code>model.onnx</code> {text}" in page.html(found, sources.data.test_images)
+    assert f"model.onnx {text}, vgg-predict averages over 6 |" in page.markdown(found)
 
 
 def test_layers_add_up_to_the_whole_network(finished: SmallChain) -> None:
-    architecture = gathered(finished.chain())["architecture"]
+    architecture = gather(finished.chain())["architecture"]
     assert sum(layer["parameters"] for layer in architecture["layers"]) == architecture["parameters"]
     # 3 -> 4 channels at 32x32, 4 -> 8 at 16x16, 3x3 each; then 8 * 8 * 8 values into 10 classes.
     assert architecture["multiply_adds"] == 3 * 4 * 9 * 32 * 32 + 4 * 8 * 9 * 16 * 16 + 512 * 10
     assert architecture["layers"][-1]["output"] == (10,)
 
 
-def test_examples_are_wrong_and_sure_and_show_the_true_class() -> None:
+def test_examples_are_confident_mistakes_that_show_the_true_class() -> None:
     generator = np.random.RandomState(0)
     probabilities = generator.dirichlet(np.full(10, 0.3), 300).astype(np.float32)
     labels = generator.randint(0, 10, 300)
@@ -189,7 +191,7 @@ def test_examples_are_wrong_and_sure_and_show_the_true_class() -> None:
         assert example["label"] in example["probabilities"]
 
 
-def test_a_source_s_password_does_not_get_into_the_report(finished: SmallChain) -> None:
+def test_the_report_does_not_show_a_sources_password(finished: SmallChain) -> None:
     value = config.to_dict(finished.chain().config)
     value["data"]["source"] = "https://user:secret@example.org/cifar.tar.gz?token=hidden"
     value["data"]["mirrors"] = ["https://other:secret@example.org/cifar.tar.gz"]
@@ -200,14 +202,14 @@ def test_a_source_s_password_does_not_get_into_the_report(finished: SmallChain) 
     assert "hidden" not in json.dumps(rows)
 
 
-def test_what_was_chosen_is_told_from_the_defaults(finished: SmallChain) -> None:
-    rows = {row["key"]: row["value"] for row in gathered(finished.chain())["provenance"]["config"]}
+def test_only_required_and_non_default_keys_are_shown(finished: SmallChain) -> None:
+    rows = {row["key"]: row["value"] for row in gather(finished.chain())["provenance"]["config"]}
     assert rows["training.batch_size"] == 40
     assert "training.momentum" not in rows
     assert "training.epochs" in rows
 
 
-def test_the_published_baseline_is_compared_with_on_cifar10_only(finished: SmallChain) -> None:
+def test_the_published_baseline_is_shown_for_cifar10_only(finished: SmallChain) -> None:
     sources = facts.read(finished.chain())
     assert facts._baseline(sources) is None
     details = {**sources.data.manifest["details"], "name": "cifar10"}
@@ -232,7 +234,7 @@ def test_a_decision_of_an_earlier_version_is_still_shown(done: SmallChain) -> No
     decided = {"outcome": "promoted", "reason": "better", "tolerance": 0.0, "decided": "2026-11-25T08:00:00Z"}
     write_json(folder / "decision.json", {**decided, "compared": compared})
     manifest.write(folder, "promote", ["decision.json"], weights, {})
-    found = gathered(done.chain())
+    found = gather(done.chain())
     assert found["comparison"]["previous"]["images_compared"] == "the same 1 test image"
     assert "from 0.00\N{NARROW NO-BREAK SPACE}% on the same 1 test image; 1 newly correct" in page.markdown(found)
 
@@ -241,7 +243,7 @@ def test_a_decision_of_an_earlier_version_is_still_shown(done: SmallChain) -> No
 
 
 @pytest.mark.parametrize(("stage", "name"), [("evaluate", "predictions.npz"), ("train", "history.csv")])
-def test_a_file_that_is_not_what_was_recorded_is_refused(done: SmallChain, stage: str, name: str) -> None:
+def test_a_file_that_differs_from_its_manifest_is_refused(done: SmallChain, stage: str, name: str) -> None:
     path = done.folder(stage) / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -250,7 +252,7 @@ def test_a_file_that_is_not_what_was_recorded_is_refused(done: SmallChain, stage
         facts.read(done.chain())
 
 
-def test_a_new_version_of_the_stage_renders_again_and_nothing_else(
+def test_a_new_stage_version_renders_the_report_again_and_nothing_else(
     done: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain = done.chain()
@@ -263,7 +265,7 @@ def test_a_new_version_of_the_stage_renders_again_and_nothing_else(
     assert chain.complete("report")
 
 
-def test_the_summary_for_mail_is_one_table_of_figures(finished: SmallChain) -> None:
+def test_the_summary_for_mail_has_the_results_in_tables(finished: SmallChain) -> None:
     text = Path(finished.folder("report") / "report.md").read_text()
     accuracy = json.loads((finished.folder("evaluate") / "metrics.json").read_text())["accuracy"]
     assert text.startswith("# tiny on mini: ")

@@ -1,4 +1,4 @@
-"""The pages in a real browser: they load nothing, complain about nothing, fit a phone, and can be read by everyone."""
+"""The pages in a real browser: self-contained, without console errors, readable on a phone, and accessible."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pipeline.workspace import Workspace
 
 HOSTILE = "<script>window.hacked = 1</script>\"'><img src=http://127.0.0.1:9/x onerror='window.hacked = 2'>{{7*7}}"
 
-#: What reaches beyond the right edge of the window. (Its own innerWidth grows with what does.)
+#: Elements that extend beyond the right edge of the window, whose own innerWidth would grow with them.
 BEYOND = """
 [...document.querySelectorAll('body, body *')].filter(e => e.getClientRects().length)
   .filter(e => e.getBoundingClientRect().right > %d + 1 && !e.closest('.skip, thead'))
   .map(e => e.outerHTML.slice(0, 90))
 """
 
-#: Names around the confusion matrix that do not fit their cell, and words of a drawing that leave it.
+#: Labels of the confusion matrix that do not fit their cell, and words that leave their drawing.
 CUT_OFF = """
 [...document.querySelectorAll('.confusion tbody th, .confusion thead th span')]
   .filter(e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1).map(e => e.textContent)
@@ -41,7 +41,7 @@ CUT_OFF = """
   }).map(e => e.textContent))
 """
 
-#: Words of text that are shown on more than one line.
+#: Words that are broken across lines.
 BROKEN = """
 (() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
@@ -59,7 +59,7 @@ BROKEN = """
 })()
 """
 
-#: Every piece of text with less contrast than WCAG 2.1 AA asks for: 4.5, or 3 where it is large.
+#: Every text with less contrast than WCAG 2.1 AA requires: 4.5, or 3 if it is large.
 LOW_CONTRAST = """
 (() => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
@@ -106,7 +106,7 @@ def browser() -> Iterator[chromium.Page]:
 
 @pytest.fixture(scope="module")
 def report(finished: SmallChain) -> dict[str, Any]:
-    """The facts of a run that was resumed twice, with everything that a page can show."""
+    """The facts of a twice-resumed run, with everything that a page can show."""
     chain = finished.chain()
     value = facts.gather(chain, facts.read(chain))
     first = value["training"]["segments"][0]
@@ -134,7 +134,7 @@ def report(finished: SmallChain) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ranked(finished: SmallChain) -> dict[str, Any]:
-    """The facts of a comparison of five configurations with two seeds, made out of one run."""
+    """The facts of a comparison of five configurations with two seeds, made from one run."""
     compared = comparison.plan([str(finished.config)], [], Workspace(finished.workspace))
     value = ranking.gather(compared)
     (group,) = value["ranking"]
@@ -172,7 +172,7 @@ def pictures(finished: SmallChain) -> np.ndarray:
 
 @pytest.fixture
 def written(pictures: np.ndarray, tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
-    """Writes the page of these facts."""
+    """A function that writes the page of given facts."""
 
     def write(value: dict[str, Any]) -> Path:
         file = tmp_path / "index.html"
@@ -195,7 +195,7 @@ def test_the_page_of_a_real_run_is_complete(finished: SmallChain, browser: chrom
 
 
 @pytest.mark.parametrize("width", [1280, 375])
-def test_it_requests_nothing_says_nothing_on_the_console_and_has_no_horizontal_scroll(
+def test_it_requests_nothing_logs_nothing_and_does_not_scroll_horizontally(
     file: Path, browser: chromium.Page, width: int
 ) -> None:
     browser.open(file, width)
@@ -210,7 +210,7 @@ def test_it_requests_nothing_says_nothing_on_the_console_and_has_no_horizontal_s
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 375])
-def test_all_text_has_the_contrast_that_wcag_aa_asks_for(
+def test_all_text_has_the_contrast_that_wcag_aa_requires(
     file: Path, browser: chromium.Page, width: int, dark: bool
 ) -> None:
     browser.open(file, width, dark=dark)
@@ -220,7 +220,7 @@ def test_all_text_has_the_contrast_that_wcag_aa_asks_for(
     assert result["found"] == []
 
 
-def test_it_is_dark_where_the_reader_wants_dark(file: Path, browser: chromium.Page) -> None:
+def test_it_follows_the_readers_colour_scheme(file: Path, browser: chromium.Page) -> None:
     colours = []
     for dark in (False, True):
         browser.open(file, 800, dark=dark)
@@ -228,7 +228,7 @@ def test_it_is_dark_where_the_reader_wants_dark(file: Path, browser: chromium.Pa
     assert colours == ["rgb(255, 255, 255)", "rgb(16, 19, 23)"]
 
 
-def test_it_can_be_read_without_seeing_it(file: Path, browser: chromium.Page) -> None:
+def test_it_is_accessible_to_screen_readers(file: Path, browser: chromium.Page) -> None:
     browser.open(file, 1280)
     count = 'document.querySelectorAll("%s").length'
     assert browser.evaluate("document.documentElement.lang") == "en"
@@ -238,7 +238,7 @@ def test_it_can_be_read_without_seeing_it(file: Path, browser: chromium.Page) ->
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), levels
     assert browser.evaluate(count % "img:not([alt]), img[alt='']") == 0
     assert browser.evaluate(count % "[role=img]:not([aria-label]), [role=img][aria-label='']") == 0
-    # A drawing is either told by its frame's text, or decoration beside a table that says the same.
+    # The label of its frame describes a drawing, unless it only decorates a table.
     assert browser.evaluate(count % "svg:not([aria-hidden])") == 0
     assert browser.evaluate(count % "th:not([scope])") == 0
     assert browser.evaluate("[...document.querySelectorAll('table')].every(t => t.querySelector('thead th'))")
@@ -264,8 +264,8 @@ def test_resumes_comparisons_and_config_changes_are_shown(
     file = written(report)
     browser.open(file, 1280)
     text = browser.evaluate("document.body.innerText")
-    for told in ("resumed from step-2.npz", "Refused", "tiny-12345678@2026-W47", "74.05", "threads 2 -> 1"):
-        assert told in text
+    for text_shown in ("resumed from step-2.npz", "Refused", "tiny-12345678@2026-W47", "74.05", "threads 2 -> 1"):
+        assert text_shown in text
     assert "training.learning_rate: trained with 0.05, config now says 0.01" in text
     assert "(76.00\N{NARROW NO-BREAK SPACE}%) on the 55 test images that are in both test sets: −1.00 points" in text
     assert "On all 60 test images (71.00\N{NARROW NO-BREAK SPACE}% before): +2.00 points" in text
@@ -273,7 +273,7 @@ def test_resumes_comparisons_and_config_changes_are_shown(
     assert browser.evaluate("document.querySelectorAll('[style*=\"var(--mark)\"]').length") == 2 * 4
 
 
-def test_names_that_are_markup_stay_text(
+def test_markup_in_names_is_escaped(
     report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     hostile = json.loads(json.dumps(report).replace("airplane", json.dumps(HOSTILE)[1:-1]))
@@ -296,7 +296,7 @@ def test_names_that_are_markup_stay_text(
     assert browser.evaluate(BEYOND % 375) == []
 
 
-def test_markup_stays_text_in_the_markdown_summary(report: dict[str, Any]) -> None:
+def test_markup_is_escaped_in_the_markdown_summary(report: dict[str, Any]) -> None:
     hostile = {**report, "run": "x | y\n\n# `<script>alert(1)</script>` [a](http://b) **c**"}
     text = page.markdown(hostile)
     assert "<script>" not in text
@@ -305,7 +305,7 @@ def test_markup_stays_text_in_the_markdown_summary(report: dict[str, Any]) -> No
     assert r"x \| y" in text
 
 
-def test_no_word_is_broken_and_no_name_shortened(
+def test_no_word_is_broken_and_no_name_is_truncated(
     report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     own = json.loads(json.dumps(report).replace("airplane", "checkerboard").replace("automobile", "horizontal stripes"))
@@ -322,7 +322,7 @@ def test_no_word_is_broken_and_no_name_shortened(
         )
 
 
-def test_what_the_page_links_to_is_there(finished: SmallChain) -> None:
+def test_all_links_of_the_page_work(finished: SmallChain) -> None:
     file = finished.folder("report") / "index.html"
     links = {link for link in re.findall(r'href="([^"]+)"', file.read_text()) if not link.startswith("#")}
     named = {"../export/model.onnx", "../train/history.csv", "../train/train.log", "report.json"}
@@ -330,14 +330,14 @@ def test_what_the_page_links_to_is_there(finished: SmallChain) -> None:
     assert [link for link in links if not (file.parent / link).is_file()] == []
 
 
-def test_one_configuration_alone_is_not_drawn_against_its_cost(ranked: dict[str, Any]) -> None:
+def test_a_single_configuration_is_not_plotted_against_cost(ranked: dict[str, Any]) -> None:
     assert 'href="#cost"' in comparison_page.html(ranked)
     assert "cost" not in re.findall(
         r'(?:href="#|id=")(\w+)"', comparison_page.html({**ranked, "ranking": ranked["ranking"][:1]})
     )
 
 
-def test_the_recall_of_classes_between_95_and_100_percent_is_drawn_apart(report: dict[str, Any]) -> None:
+def test_recalls_between_95_and_100_percent_can_be_told_apart(report: dict[str, Any]) -> None:
     rows = [{"recall": value, "recall_interval": [value - 0.02, min(1, value + 0.01)]} for value in (0.95, 0.97, 1.0)]
     drawn = page._recall(rows)
     assert drawn["ends"] == (0.9, 1.0)
@@ -346,7 +346,7 @@ def test_the_recall_of_classes_between_95_and_100_percent_is_drawn_apart(report:
     assert dots[2] - dots[1] > 50
 
 
-def test_no_name_and_no_figure_is_cut_off(
+def test_no_name_and_no_number_is_cut_off(
     report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     own = copy.deepcopy(report)
@@ -360,7 +360,7 @@ def test_no_name_and_no_figure_is_cut_off(
 
 
 def with_many_classes(report: dict[str, Any]) -> dict[str, Any]:
-    """The report as it would be of 100 classes, of which the last ones are recognised worst; one has no test images."""
+    """Turn a report into one with 100 classes. The last ones have the lowest recall; one has no test images."""
     many = copy.deepcopy(report)
     row = many["evaluation"]["per_class"][0]
     names = [f"class {number}" for number in range(100)]
@@ -373,7 +373,9 @@ def with_many_classes(report: dict[str, Any]) -> dict[str, Any]:
     return many
 
 
-def test_of_many_classes_the_summary_has_the_worst_and_the_most_frequent_mistakes(report: dict[str, Any]) -> None:
+def test_with_many_classes_the_summary_has_the_worst_ones_and_the_most_frequent_mistakes(
+    report: dict[str, Any],
+) -> None:
     text = page.markdown(with_many_classes(report))
     assert "| class 98 | 2.0\u202f% |" in text.replace("\u00a0", "\u202f").replace(" %", "\u202f%")
     assert text.count("| class ") == 12
@@ -381,7 +383,7 @@ def test_of_many_classes_the_summary_has_the_worst_and_the_most_frequent_mistake
     assert "| True class |" not in page.markdown(report)
 
 
-def test_of_many_classes_the_worst_come_first_and_the_rest_is_folded_away(
+def test_with_many_classes_the_worst_come_first_and_the_rest_is_collapsed(
     report: dict[str, Any], browser: chromium.Page, written: Callable[..., Path]
 ) -> None:
     many = with_many_classes(report)

@@ -1,4 +1,4 @@
-"""Generations of a small chain without training them: copies of a finished run with other weights."""
+"""Make generations of a small chain without training: copies of a finished run with other weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Data = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str = "") -> Run:
-    """A generation after all others, copied from the finished run without one, with weights of its own."""
+    """Make the newest generation by copying the finished run without one and giving it its own weights."""
     plain, run = small.run(), small.run(name)
     for folder in ("train", "evaluate", "export", "report"):
         shutil.copytree(plain.stage(folder), run.stage(folder))
-    trained_anew(run, weights or name)
+    retrain(run, weights or name)
     made = len(generations.find(small.chain().workspace, small.chain().config))
     change(run.stage("train"), created=f"2030-01-{made + 1:02}T00:00:00Z")
     if outcome:
@@ -37,17 +37,17 @@ def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str =
     return run
 
 
-def trained_anew(run: Run, weights: str) -> None:
-    """Other weights in a finished run, evaluated (the same) and exported."""
+def retrain(run: Run, weights: str) -> None:
+    """Replace the weights of a finished run, with unchanged metrics and a new export."""
     (run.stage("train") / "model.params").write_text(weights)
     (run.stage("export") / "model.onnx").write_text(f"exported from {weights}")
-    digest = _write_anew(run, "train")["files"]["model.params"]["sha256"]
-    _write_anew(run, "evaluate", inputs={"model.params": digest})
-    _write_anew(run, "export", details={"weights_sha256": digest})
+    digest = _rewrite(run, "train")["files"]["model.params"]["sha256"]
+    _rewrite(run, "evaluate", inputs={"model.params": digest})
+    _rewrite(run, "export", details={"weights_sha256": digest})
 
 
-def _write_anew(run: Run, stage: str, **more: dict[str, str]) -> dict[str, Any]:
-    """The manifest of a stage for its files as they are now, with more `inputs` or `details`."""
+def _rewrite(run: Run, stage: str, **more: dict[str, str]) -> dict[str, Any]:
+    """Rewrite the manifest of a stage for its present files, with more `inputs` or `details`."""
     old = manifest.read(run.stage(stage))
     assert old
     inputs, details = ({**old[part], **more.get(part, {})} for part in ("inputs", "details"))
@@ -55,9 +55,9 @@ def _write_anew(run: Run, stage: str, **more: dict[str, str]) -> dict[str, Any]:
 
 
 def new_test_set(small: SmallChain, name: str, test: Data, right: np.ndarray | None = None) -> Run:
-    """The trained generation `name` on a data set with another test set under the same name.
+    """Make the trained generation `name` on a data set of the same name with another test set.
 
-    It is evaluated: `right` says of which images correctly, by default all.
+    `right` says which images it classifies correctly, by default all.
     """
     chain, plain = small.chain(), small.run()
     record = chain.source_record()
@@ -109,8 +109,8 @@ def current(small: SmallChain) -> registry.Pointer:
     return pointer
 
 
-def promoted_or_refused(small: SmallChain, generation: str) -> dict[str, Any]:
-    """The decision of the promotion gate about a generation."""
+def run_gate(small: SmallChain, generation: str) -> dict[str, Any]:
+    """Run the promotion gate on a generation and return its decision."""
     promotion.promote(small.chain(generation), child.Reporter())
     decision = generations.decision(small.run(generation))
     assert decision

@@ -1,4 +1,4 @@
-"""A new model beside the current one when the test set has changed: which images decide, what is told of the rest."""
+"""The comparison with the current model when the test set has changed: which images decide, and what notes say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_runs import Data, new_test_set, promoted_or_refused
+from generation_runs import Data, new_test_set, run_gate
 from luigi_runs import CLASSES, SmallChain
 
 from pipeline import dataset
@@ -63,7 +63,7 @@ def _change(small: SmallChain, change: Callable[..., Data]) -> Data:
 
 def _decided(small: SmallChain, change: Callable[..., Data], right: np.ndarray | None = None) -> dict[str, Any]:
     new_test_set(small, "2026-W48", _change(small, change), right)
-    return promoted_or_refused(small, "2026-W48")
+    return run_gate(small, "2026-W48")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def _decided(small: SmallChain, change: Callable[..., Data], right: np.ndarray |
         (_with_a_new_class, "shared", range(60), None, ["the classes changed (new: van)"]),
     ],
 )
-def test_the_images_of_both_test_sets_decide(
+def test_the_images_in_both_test_sets_decide(
     done: SmallChain, change: Callable[..., Data], on: str, images: range, on_all: int | None, notes: list[str]
 ) -> None:
     _, right = _first(done)
@@ -87,7 +87,7 @@ def test_the_images_of_both_test_sets_decide(
     assert (compared["all"] and compared["all"]["images"]) == on_all
 
 
-def test_a_model_that_lost_on_the_shared_images_is_refused_however_good_it_is_on_the_new_ones(
+def test_a_model_that_is_worse_on_the_shared_images_is_refused_even_if_better_on_all(
     done: SmallChain,
 ) -> None:
     plain, right = _first(done)
@@ -105,7 +105,7 @@ def test_a_model_that_lost_on_the_shared_images_is_refused_however_good_it_is_on
 
 
 @pytest.mark.parametrize(("change", "shared"), [(_replaced, "no test image"), (_nearly_replaced, "only 5 test images")])
-def test_when_hardly_a_test_image_is_shared_all_of_the_new_ones_decide(
+def test_if_hardly_any_test_image_is_shared_the_whole_new_test_set_decides(
     done: SmallChain, change: Callable[..., Data], shared: str
 ) -> None:
     _first(done)
@@ -115,16 +115,16 @@ def test_when_hardly_a_test_image_is_shared_all_of_the_new_ones_decide(
     assert decision["reason"].endswith(f"; the two test sets have {shared} in common")
 
 
-def test_test_images_that_are_gone_are_told(done: SmallChain) -> None:
+def test_the_reason_says_that_the_baselines_test_images_are_gone(done: SmallChain) -> None:
     plain, _ = _first(done)
     new_test_set(done, "2026-W48", _change(done, _grown))
     shutil.rmtree(plain.workspace.dataset(plain.dataset_id))
-    decision = promoted_or_refused(done, "2026-W48")
+    decision = run_gate(done, "2026-W48")
     assert decision["compared"]["on"] == "all"
-    assert "the test images of the baseline are not known any more (" in decision["reason"]
+    assert "the baseline's test images are no longer available (" in decision["reason"]
 
 
-def test_a_model_of_other_classes_and_images_does_not_become_current_by_itself(done: SmallChain) -> None:
+def test_a_model_with_other_classes_and_images_is_not_promoted(done: SmallChain) -> None:
     _first(done)
     decision = _decided(done, _of_something_else)
     assert decision["outcome"] == "refused"

@@ -1,4 +1,4 @@
-"""Generations: which would only reproduce a training, their seeds, and what they start from."""
+"""Generations: which ones would only repeat a training, their seeds, and what a warm start begins with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def twin(small: SmallChain, **changes: Any) -> str | None:
     return run.run_id if run else None
 
 
-def test_a_generation_that_would_only_repeat_a_training_is_known_as_such(done: SmallChain) -> None:
+def test_a_generation_that_would_only_repeat_a_training_is_recognised(done: SmallChain) -> None:
     plain = done.chain().run_id
     rate = done.values["training"]["learning_rate"]
     assert twin(done) == plain
@@ -38,7 +38,7 @@ def test_a_generation_that_would_only_repeat_a_training_is_known_as_such(done: S
     assert twin(done) is None, "it is trained already"
 
 
-def test_generations_with_a_seed_of_their_own_have_each_another_one_and_always_the_same(done: SmallChain) -> None:
+def test_with_new_seed_each_generation_has_its_own_reproducible_seed(done: SmallChain) -> None:
     done.configure(retrain={"new_seed": True})
     config = done.chain().config
     seeds = [with_generation_seed(config, f"2026-W{week}").training.seed for week in range(10, 50)]
@@ -49,7 +49,7 @@ def test_generations_with_a_seed_of_their_own_have_each_another_one_and_always_t
     assert with_generation_seed(config, "seed-3").training.seed == 3
 
 
-def test_a_warm_start_begins_with_what_was_made_before_any_generation(done: SmallChain) -> None:
+def test_a_warm_start_begins_with_the_run_without_a_generation(done: SmallChain) -> None:
     done.configure(retrain={"warm_start": True})
     path, why = generations.warm_start(done.chain("2026-W48"))
     assert path == done.folder("train") / "model.params"

@@ -51,7 +51,7 @@ def test_names_sort_by_time() -> None:
         ("2026-11-30", "2026-12"),
     ],
 )
-def test_periods_of_any_length_are_older_than_others(older: str, newer: str) -> None:
+def test_periods_of_different_lengths_are_compared(older: str, newer: str) -> None:
     assert periods.is_older(older, newer)
     assert not periods.is_older(newer, older)
 
@@ -70,6 +70,6 @@ def test_periods_of_any_length_are_older_than_others(older: str, newer: str) -> 
         ("0000-01", "9999-12"),
     ],
 )
-def test_periods_that_overlap_and_other_names_are_in_no_order(one: str, other: str) -> None:
+def test_overlapping_periods_and_other_names_have_no_order(one: str, other: str) -> None:
     assert not periods.is_older(one, other)
     assert not periods.is_older(other, one)

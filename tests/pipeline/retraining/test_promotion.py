@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generation_runs import current, expired, make, new_test_set, promoted_or_refused, trained_anew
+from generation_runs import current, expired, make, new_test_set, retrain, run_gate
 from luigi_runs import CLASSES, SmallChain
 from msgspec.structs import asdict
 
@@ -30,7 +30,7 @@ def _entry(name: str) -> registry.Entry:
 
 
 def _current(name: str, *before: str, rolled_back: Sequence[str] = ()) -> registry.Pointer:
-    former = [_entry(one) for one in before]
+    former = [_entry(former_name) for former_name in before]
     return registry.Pointer(**asdict(_entry(name)), before=former, rolled_back=list(rolled_back))
 
 
@@ -42,7 +42,7 @@ def _compared(right: int, right_before: int, images: int = 1000) -> dict[str, An
 @pytest.mark.parametrize(
     ("right", "outcome"), [(1000, "promoted"), (700, "promoted"), (695, "promoted"), (694, "refused"), (0, "refused")]
 )
-def test_the_tolerance_is_met_to_the_image(right: int, outcome: str) -> None:
+def test_the_tolerance_is_exact_to_the_image(right: int, outcome: str) -> None:
     decision = promotion.decide(_run(), None, right / 1000, _compared(right, 700), 0.005)
     assert decision["outcome"] == outcome
     assert "same 1,000 test images" in decision["reason"]
@@ -58,9 +58,7 @@ def test_the_first_generation_is_promoted_and_a_rolled_back_one_is_not() -> None
 
 @pytest.mark.parametrize("pointer", [_current("2026-W48"), _current("by-hand", "2026-W48"), _current("2026-11-26")])
 @pytest.mark.parametrize("name", ["1970-W01", "2026-10", "2026-W46"])
-def test_an_older_generation_is_made_but_does_not_become_current_by_itself(
-    pointer: registry.Pointer, name: str
-) -> None:
+def test_a_generation_from_an_earlier_period_is_not_promoted(pointer: registry.Pointer, name: str) -> None:
     decision = promotion.decide(_run(name), pointer, 1.0, _compared(1000, 700), 0.005)
     assert decision["outcome"] == "refused"
     assert "from an earlier period than 2026-" in decision["reason"]
@@ -77,11 +75,11 @@ def test_an_older_generation_is_made_but_does_not_become_current_by_itself(
         ("2026-W48", _current("by-hand")),
     ],
 )
-def test_what_is_not_older_is_decided_by_its_accuracy(name: str, pointer: registry.Pointer) -> None:
+def test_otherwise_accuracy_decides(name: str, pointer: registry.Pointer) -> None:
     assert promotion.decide(_run(name), pointer, 1.0, _compared(1000, 700), 0.005)["outcome"] == "promoted"
 
 
-def test_the_interval_of_the_difference_holds_what_it_promises() -> None:
+def test_the_interval_of_the_difference_has_its_nominal_coverage() -> None:
     random = np.random.RandomState(0)
     inside = 0
     for _ in range(400):
@@ -91,7 +89,7 @@ def test_the_interval_of_the_difference_holds_what_it_promises() -> None:
     assert 0.92 <= inside / 400 <= 0.98
 
 
-def test_the_pointer_remembers_what_was_current(tmp_path: Path) -> None:
+def test_the_pointer_remembers_former_models(tmp_path: Path) -> None:
     path = tmp_path / "current" / "mini" / "tiny.json"
     assert registry.read(path) is None
     for name in ("a", "b", "c"):
@@ -102,17 +100,17 @@ def test_the_pointer_remembers_what_was_current(tmp_path: Path) -> None:
     pointer = registry.withdraw(path, pointer.before[0])
     assert (pointer.generation, [entry.generation for entry in pointer.before]) == ("b", ["a"])
     assert pointer.rolled_back == [_entry("c").run]
-    # Going forward again by hand pardons it.
+    # Making it current again by hand lifts the ban.
     pointer = registry.withdraw(path, _entry("c"))
     assert pointer.rolled_back == [_entry("b").run]
-    # The names stay few, whatever happens.
+    # The list stays short.
     for number in range(2 * registry.REMEMBERED):
         pointer = registry.set_current(path, _entry(str(number)))
     assert len(pointer.before) == registry.REMEMBERED
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"run": 3}', b"\xff\xfe", b"[" * 1000])
-def test_a_damaged_pointer_says_so(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_pointer_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tiny.json"
     path.write_bytes(content)
     with pytest.raises(WorkspaceError, match=r"tiny\.json: damaged"):
@@ -122,10 +120,10 @@ def test_a_damaged_pointer_says_so(tmp_path: Path, content: bytes) -> None:
 # --- the run without a generation ---------------------------------------------------------------------------------
 
 
-def test_what_was_made_before_any_generation_is_compared_with_and_gone_back_to(done: SmallChain) -> None:
+def test_the_run_without_a_generation_is_the_first_baseline_and_rollback_target(done: SmallChain) -> None:
     plain = done.run()
-    trained_anew(make(done, "2026-W48", outcome=""), "a week later")
-    decision = promoted_or_refused(done, "2026-W48")
+    retrain(make(done, "2026-W48", outcome=""), "a week later")
+    decision = run_gate(done, "2026-W48")
     assert decision["outcome"] == "promoted"
     assert decision["compared"]["run"] == plain.place
     names = [item.name for item in generations.find(done.chain().workspace, done.chain().config)]
@@ -138,12 +136,12 @@ def test_what_was_made_before_any_generation_is_compared_with_and_gone_back_to(d
     assert current(done).generation == ""
 
 
-def test_what_was_made_before_any_generation_counts_on_images_and_widths_of_the_same_names(done: SmallChain) -> None:
+def test_the_run_without_a_generation_is_the_baseline_even_if_images_or_widths_change(done: SmallChain) -> None:
     plain, test = done.run(), dataset.load(done.folder("dataset"))
     grown = np.concatenate([test.test_images, 255 - test.test_images[:30]])
     labels = np.concatenate([test.test_labels, test.test_labels[:30]])
     new_test_set(done, "2026-W48", (grown, labels, CLASSES), right=np.zeros(90, bool))
-    decision = promoted_or_refused(done, "2026-W48")
+    decision = run_gate(done, "2026-W48")
     assert (decision["outcome"], decision["compared"]["run"]) == ("refused", plain.place)
     done.configure(architecture__dense=[4])
     entry = generations.plain_run(done.chain("2026-W48"))
@@ -155,15 +153,15 @@ def test_a_current_model_without_a_generation_may_be_trained_further(done: Small
     plain = done.run()
     promotion.promote(done.chain(), child.Reporter())
     first = current(done)
-    trained_anew(plain, "further")
+    retrain(plain, "further")
     promotion.promote(done.chain(), child.Reporter())
     second = current(done)
     assert second.run == first.run == plain.place
     assert second.weights_sha256 != first.weights_sha256
-    # The next generation is compared with it as it is then, whether the gate had been asked about it or not.
-    trained_anew(plain, "and further")
+    # The next generation is compared with its present weights, even if the gate has not seen them yet.
+    retrain(plain, "and further")
     week = make(done, "2026-W48", outcome="")
-    trained_anew(week, "a week later")
+    retrain(week, "a week later")
     promotion.promote(done.chain("2026-W48"), child.Reporter())
     assert current(done).run == week.place
     (before,) = current(done).before

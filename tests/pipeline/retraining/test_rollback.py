@@ -1,4 +1,4 @@
-"""Changing the current model by hand: rolling back, and retiring a model."""
+"""Changing the current model by hand: rolling back and retiring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from generation_runs import current, make, pointer_of, trained_anew
+from generation_runs import current, make, pointer_of, retrain
 from luigi_runs import SmallChain
 
 import tasks
@@ -22,57 +22,55 @@ from pipeline.retraining import promotion, registry, rollback, served, trash
 from pipeline.storage import LOCAL
 
 
-def test_a_roll_back_passes_over_the_very_same_weights_and_can_be_undone(done: SmallChain) -> None:
+def test_a_rollback_skips_identical_weights_and_can_be_undone(done: SmallChain) -> None:
     make(done, "2026-W41")
     make(done, "2026-W42", weights="same")
     make(done, "2026-W43", weights="same")
     old, new = rollback.roll_back(done.chain())
     assert (old.generation, new.generation) == ("2026-W43", "2026-W41")
-    # Neither of the two comes back by itself.
+    # Neither of the two is promoted again.
     twin = done.run("2026-W44")
     shutil.copytree(done.folder("train", "2026-W42"), twin.stage("train"))
     decision = promotion.decide(twin, current(done), 1.0, None, 0.0)
     assert decision["outcome"] == "refused"
     assert "the very same weights as " in decision["reason"]
-    # Going forward again restores the way back as well.
+    # After making it current again, a rollback works as before.
     rollback.roll_back(done.chain(), "2026-W43")
     rollback.roll_back(done.chain())
     assert current(done).generation == "2026-W41"
 
 
-def test_a_roll_back_passes_over_a_model_that_cannot_be_looked_at(
-    done: SmallChain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollback_skips_a_model_that_cannot_be_read(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("2026-W41", "2026-W42", "2026-W43"):
         make(done, name)
     size, stale = LOCAL.size, done.folder("train", "2026-W42")
 
-    def looked(path: Path) -> int:
+    def failing_size(path: Path) -> int:
         if stale in path.parents:
             raise OSError(errno.ESTALE, "Stale file handle", str(path))
         return size(path)
 
-    monkeypatch.setattr(LOCAL, "size", looked)
+    monkeypatch.setattr(LOCAL, "size", failing_size)
     assert rollback.roll_back(done.chain())[1].generation == "2026-W41"
 
 
-def test_a_roll_back_that_was_killed_is_finished_by_the_next_and_goes_back_once(done: SmallChain) -> None:
+def test_a_killed_rollback_is_finished_by_the_next_one_without_going_back_twice(done: SmallChain) -> None:
     for name in ("2026-W41", "2026-W42", "2026-W43"):
         make(done, name)
     workspace, path = done.chain().workspace, pointer_of(done)
     newest, former = current(done).entry, current(done).before[0]
     served.serve(workspace, path)
-    registry.withdraw(path, former)  # all that the killed one did
+    registry.withdraw(path, former)  # as far as the killed one got
     old, new = rollback.roll_back(done.chain())
     assert (old.generation, new.generation) == ("2026-W43", "2026-W42")
     assert read_json(served.folder(path) / "manifest.json")["generation"] == current(done).generation == "2026-W42"
-    registry.set_current(path, newest)  # likewise, of --to
-    with pytest.raises(PipelineError, match="it is current already"):
+    registry.set_current(path, newest)  # the same with --to
+    with pytest.raises(PipelineError, match="already current"):
         rollback.roll_back(done.chain(), "2026-W43")
     assert read_json(served.folder(path) / "manifest.json")["generation"] == "2026-W43"
 
 
-def test_of_generations_with_one_name_on_several_data_sets_each_is_told_and_named_by_its_place(
+def test_generations_of_one_name_on_several_data_sets_are_named_by_their_path(
     done: SmallChain,
 ) -> None:
     run = make(done, "2026-W41")
@@ -80,32 +78,32 @@ def test_of_generations_with_one_name_on_several_data_sets_each_is_told_and_name
     shutil.copytree(run.root, other)
     make(done, "2026-W42")
     places = [run.place, f"runs/mini-00000000/{run.root.name}"]
-    with pytest.raises(PipelineError, match="--to 2026-W41: several have this name; give one of ") as refused:
+    with pytest.raises(PipelineError, match="--to 2026-W41: several have this name; use one of ") as refused:
         rollback.roll_back(done.chain(), "2026-W41")
     assert all(place in str(refused.value) for place in places)
-    told = "\n".join(status.lines(status.gather(done.chain()), "run.yaml"))
-    assert all(f"{place} (promoted" in told for place in places)
+    text = "\n".join(status.lines(status.gather(done.chain()), "run.yaml"))
+    assert all(f"{place} (promoted" in text for place in places)
     assert rollback.roll_back(done.chain(), run.place)[1].run == run.place
 
 
-def test_only_of_a_model_that_was_withdrawn_the_task_says_that_it_does_not_come_back(
+def test_only_a_rolled_back_model_is_said_not_to_be_promoted_again(
     done: SmallChain, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(done, "2026-W41")
     make(done, "2026-W42")
-    for to, told in (("2026-W41", True), ("2026-W42", False)):
+    for to, warned in (("2026-W41", True), ("2026-W42", False)):
         tasks.Rollback(config=str(done.config), workspace=str(done.workspace), to=to).run()
-        assert ("will not be promoted again automatically" in capsys.readouterr().out) == told
+        assert ("will not be promoted again automatically" in capsys.readouterr().out) == warned
 
 
-def test_a_current_model_can_be_retired_and_comes_back(done: SmallChain) -> None:
+def test_a_current_model_can_be_retired_and_restored(done: SmallChain) -> None:
     make(done, "2026-W41")
     renamed = pointer_of(done).with_name("renamed.json")
     registry.set_current(renamed, msgspec.structs.replace(current(done).entry, since="2026"))
     with pytest.raises(PipelineError, match=r"several models are current.*Retire --name mini/renamed"):
         predict.resolve_model(done.workspace)
     workspace = done.chain().workspace
-    with pytest.raises(PipelineError, match=r"--name mini/x: no model.*there are: mini/renamed, mini/tiny"):
+    with pytest.raises(PipelineError, match=r"--name mini/x: no model.*known: mini/renamed, mini/tiny"):
         rollback.retire(workspace, "mini/x")
     rollback.retire(workspace, "mini/tiny")
     assert [path.name for path in workspace.currents()] == ["renamed.json"]
@@ -147,7 +145,7 @@ def test_a_change_that_fails_leaves_the_pointer_and_can_be_repeated(
     assert not path.exists()
 
 
-def test_a_roll_back_that_waited_for_a_promotion_does_not_take_that_back(done: SmallChain) -> None:
+def test_a_rollback_that_waited_for_a_promotion_does_not_undo_it(done: SmallChain) -> None:
     make(done, "2026-W41")
     make(done, "2026-W42")
     workspace, path = done.chain().workspace, pointer_of(done)
@@ -157,24 +155,24 @@ def test_a_roll_back_that_waited_for_a_promotion_does_not_take_that_back(done: S
             time.sleep(0.3)
             pointer = current(done)
             registry.set_current(path, msgspec.structs.replace(pointer.before[0], run=f"{pointer.run}-new"))
-        with pytest.raises(PipelineError, match=r"-new has become current meanwhile; run Rollback again"):
+        with pytest.raises(PipelineError, match=r"-new has become current in the meantime; run Rollback again"):
             rolling.result()
     assert current(done).run.endswith("-new")
 
 
-def test_a_roll_back_to_what_is_current_is_refused_unless_it_was_trained_further(done: SmallChain) -> None:
+def test_a_rollback_to_the_current_model_is_refused_unless_it_was_trained_further(done: SmallChain) -> None:
     run = make(done, "2026-W41")
     before = pointer_of(done).read_bytes()
-    with pytest.raises(PipelineError, match="--to 2026-W41: it is current already"):
+    with pytest.raises(PipelineError, match="--to 2026-W41: already current"):
         rollback.roll_back(done.chain(), "2026-W41")
     assert pointer_of(done).read_bytes() == before
-    trained_anew(run, "further")
+    retrain(run, "further")
     _, new = rollback.roll_back(done.chain(), "2026-W41")
     assert current(done).entry == new
     assert current(done).rolled_back == []
 
 
-def test_a_roll_back_to_what_is_not_evaluated_says_so(done: SmallChain) -> None:
+def test_a_rollback_to_an_unevaluated_generation_is_refused(done: SmallChain) -> None:
     for week in ("2026-W41", "2026-W42"):
         make(done, week)
     shutil.rmtree(done.folder("evaluate", "2026-W41"))
@@ -186,6 +184,6 @@ def test_a_pipe_in_place_of_the_pointer_is_refused(done: SmallChain) -> None:
     path = pointer_of(done)
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
-    for work in (lambda: registry.read(path), lambda: rollback.roll_back(done.chain())):
+    for call in (lambda: registry.read(path), lambda: rollback.roll_back(done.chain())):
         with pytest.raises(WorkspaceError, match="a pipe or a folder, not a regular file: remove it"):
-            work()
+            call()

@@ -1,4 +1,4 @@
-"""What a service loads: the stable path always leads to a whole model, and to the current one."""
+"""The model that services load: the stable path always leads to an intact model, and to the current one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.retraining import registry, retention, rollback, served, trash
 from pipeline.verify import verify
 from pipeline.workspace import Workspace
 
-#: Reads what a service would, again and again until its standard input ends; prints how often, or what was wrong.
+#: Reads what a service would, over and over until its standard input closes. Prints how often, or what was wrong.
 READER = """
 import hashlib, json, select, sys
 from pathlib import Path
@@ -33,15 +33,15 @@ stable, turns = Path(sys.argv[1]), 0
 model = str(stable / "model.onnx")
 print("reading", flush=True)
 while not select.select([sys.stdin], [], [], 0)[0]:
-    for _ in range(200):  # without a pause: a moment without the file is a short one
+    for _ in range(200):  # without a pause, to catch even the shortest gap
         with open(model, "rb", buffering=0) as file:
             content = file.read()
         assert content in (b"exported from 2026-W41", b"exported from 2026-W42"), content
         turns += 1
     at_once = stable.resolve()
     manifest = json.loads((at_once / "manifest.json").read_text())
-    for one in (at_once / "model.onnx", at_once / manifest["model"]):
-        assert hashlib.sha256(one.read_bytes()).hexdigest() == manifest["files"]["model.onnx"]["sha256"]
+    for path in (at_once / "model.onnx", at_once / manifest["model"]):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["files"]["model.onnx"]["sha256"]
 print(turns)
 """
 
@@ -63,14 +63,14 @@ def promote(workspace: Workspace, path: Path, turn: int) -> None:
     """Make one of the two generations current and serve it, in turns."""
     pointer = registry.read(path)
     assert pointer
-    (entry,) = (each for each in (pointer.entry, *pointer.before) if each.generation == f"2026-W4{1 + turn % 2}")
+    (entry,) = (item for item in (pointer.entry, *pointer.before) if item.generation == f"2026-W4{1 + turn % 2}")
     with registry.held(workspace, path):
         registry.set_current(path, msgspec.structs.replace(entry, since=f"2030-01-01T00-{turn}"))
         served.serve(workspace, path)
 
 
-def is_served(small: SmallChain) -> str:
-    """The generation at the stable path, whose files are checked."""
+def served_generation(small: SmallChain) -> str:
+    """Check the files at the stable path and return their generation."""
     stable = stable_of(small)
     about = json.loads((stable / "manifest.json").read_text())
     content = (stable / about["model"]).read_bytes()
@@ -81,10 +81,10 @@ def is_served(small: SmallChain) -> str:
     return generation
 
 
-def test_a_reader_finds_a_whole_model_at_every_moment_of_200_promotions(
+def test_a_reader_always_finds_an_intact_model_during_200_promotions(
     two: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and not what this is about
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and not under test
     workspace, path = two.chain().workspace, pointer_of(two)
     command = [sys.executable, "-c", READER, str(stable_of(two))]
     reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -96,23 +96,23 @@ def test_a_reader_finds_a_whole_model_at_every_moment_of_200_promotions(
     output, problem = reader.communicate()
     assert problem == ""
     assert int(output) >= 200
-    assert is_served(two) == "2026-W42"
+    assert served_generation(two) == "2026-W42"
 
 
-def test_promotions_roll_backs_and_retirement_switch_the_stable_path(two: SmallChain) -> None:
+def test_promotion_rollback_and_retirement_switch_the_stable_path(two: SmallChain) -> None:
     workspace = two.chain().workspace
-    assert is_served(two) == "2026-W42"
+    assert served_generation(two) == "2026-W42"
     rollback.roll_back(two.chain())
-    assert is_served(two) == "2026-W41"
+    assert served_generation(two) == "2026-W41"
     pointer = rollback.retire(workspace, "mini/tiny")
     assert not stable_of(two).parent.exists() or os.listdir(stable_of(two).parent) == []
     assert pointer.exists()
     (item,) = trash.items(workspace)
     trash.restore(workspace, item)
-    assert is_served(two) == "2026-W41"
+    assert served_generation(two) == "2026-W41"
 
 
-def test_it_outlives_its_run_and_the_workspace_can_be_moved(two: SmallChain, tmp_path: Path) -> None:
+def test_the_model_outlives_its_run_and_the_workspace_can_be_moved(two: SmallChain, tmp_path: Path) -> None:
     shutil.rmtree(two.workspace / "runs")
     shutil.copytree(two.workspace, tmp_path / "copied", symlinks=True)
     two.workspace.rename(tmp_path / "moved")
@@ -120,26 +120,28 @@ def test_it_outlives_its_run_and_the_workspace_can_be_moved(two: SmallChain, tmp
         assert (tmp_path / place / "current/mini/tiny/model.onnx").read_text() == "exported from 2026-W42"
 
 
-def test_a_workspace_from_before_is_served_by_the_next_prune_and_damage_is_found_and_mended(two: SmallChain) -> None:
+def test_prune_serves_a_workspace_of_an_earlier_version_and_repairs_damage(two: SmallChain) -> None:
     workspace = two.chain().workspace
     for path in stable_of(two).parent.glob("tiny[!.]*"):
         shutil.rmtree(path)
     stable_of(two).unlink()
     assert served.damage(workspace, pointer_of(two)) == []
     retention.prune(two.chain(), [])
-    assert is_served(two) == "2026-W42"
+    assert served_generation(two) == "2026-W42"
     for name, content in (("model.onnx", "damaged"), ("manifest.json", "[]"), ("manifest.json", '{"files": []}')):
         version = stable_of(two).resolve()
         (version / name).unlink()
         (version / name).write_text(content)
         (line,) = (line for line in verify(workspace).damaged if line.startswith("current/"))
-        assert line.startswith(f"current/mini/{version.name}: damaged; remove it, then `luigi --module tasks Prune --c")
+        assert line.startswith(
+            f"current/mini/{version.name}: damaged; remove it, then run `luigi --module tasks Prune --c"
+        )
         shutil.rmtree(version) if content == "[]" else (version / name).unlink()
         retention.prune(two.chain(), [])
-        assert is_served(two) == "2026-W42"
+        assert served_generation(two) == "2026-W42"
 
 
-def test_verify_tells_that_services_load_another_model_than_the_current_one(two: SmallChain) -> None:
+def test_verify_reports_that_services_load_another_model_than_the_current_one(two: SmallChain) -> None:
     workspace, path = two.chain().workspace, pointer_of(two)
     assert not any(line.startswith("current/") for line in verify(workspace).unfinished)
     pointer = registry.read(path)
@@ -150,15 +152,15 @@ def test_verify_tells_that_services_load_another_model_than_the_current_one(two:
     assert line == f"current/mini/tiny: services load {old}, but {new} is current; the next Retrain makes it available"
 
 
-def test_a_model_that_a_power_cut_left_empty_is_served_anew(two: SmallChain) -> None:
+def test_a_model_left_empty_by_a_power_failure_is_served_again(two: SmallChain) -> None:
     model = (stable_of(two) / "model.onnx").resolve()
-    model.unlink()  # rather than the run's own file, which has the same content
+    model.unlink()  # do not write through the hard link to the run's own file
     model.write_bytes(b"")
     served.serve(two.chain().workspace, pointer_of(two))
-    assert is_served(two) == "2026-W42"
+    assert served_generation(two) == "2026-W42"
 
 
-def test_former_versions_go_an_hour_after_they_were_replaced(two: SmallChain) -> None:
+def test_former_versions_are_deleted_an_hour_after_they_were_replaced(two: SmallChain) -> None:
     for turn in (0, 1):
         promote(two.chain().workspace, pointer_of(two), turn)
     versions = set(stable_of(two).parent.glob("tiny@*"))
@@ -166,10 +168,10 @@ def test_former_versions_go_an_hour_after_they_were_replaced(two: SmallChain) ->
     for path in versions:
         os.utime(path, (time.time() - 3700,) * 2)
     promote(two.chain().workspace, pointer_of(two), 2)
-    assert len(set(stable_of(two).parent.glob("tiny@*")) & versions) == 1, "that which was current until now"
+    assert len(set(stable_of(two).parent.glob("tiny@*")) & versions) == 1, "the one that was current until now"
 
 
-def test_without_links_two_files_are_replaced_and_the_manifest_leads_to_its_own_model(
+def test_without_links_two_files_are_replaced_and_the_manifest_names_its_own_model(
     two: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*about: object) -> None:
@@ -182,26 +184,26 @@ def test_without_links_two_files_are_replaced_and_the_manifest_leads_to_its_own_
         without.setattr(os, "symlink", refuse)
         without.setattr(os, "link", refuse)
         rollback.roll_back(two.chain(), "2026-W41")
-        assert is_served(two) == "2026-W41"
+        assert served_generation(two) == "2026-W41"
         rollback.roll_back(two.chain(), "2026-W42")
-    assert is_served(two) == "2026-W42"
+    assert served_generation(two) == "2026-W42"
     rollback.roll_back(two.chain(), "2026-W41")
-    assert is_served(two) == "2026-W41", "a folder stays one"
+    assert served_generation(two) == "2026-W41", "a folder stays a folder"
     assert sorted(path.name for path in stable_of(two).iterdir()) == ["manifest.json", "model.onnx"]
 
 
-def test_a_roll_back_to_a_model_that_cannot_be_served_changes_nothing(two: SmallChain) -> None:
+def test_a_rollback_to_a_model_that_cannot_be_served_changes_nothing(two: SmallChain) -> None:
     run = two.run("2026-W41")
     (run.stage("export") / "model.onnx").write_text("exported from 2026-W40")
     with pytest.raises(PipelineError, match=r"W41/export/model.onnx is damaged; remove .*Export --generation 2026-W41"):
         rollback.roll_back(two.chain())
     shutil.rmtree(run.stage("export"))
-    with pytest.raises(PipelineError, match=r"W41 is not exported .*Export --generation 2026-W41 makes it"):
+    with pytest.raises(PipelineError, match=r"W41 is not exported .*Export --generation 2026-W41"):
         rollback.roll_back(two.chain())
-    assert current(two).generation == is_served(two) == "2026-W42"
+    assert current(two).generation == served_generation(two) == "2026-W42"
 
 
-def test_the_lines_of_the_readme_classify_an_image_as_the_evaluation_did(done: SmallChain) -> None:
+def test_the_example_in_the_readme_classifies_an_image_as_the_evaluation_did(done: SmallChain) -> None:
     make_current(done, done.run())
     served.serve(done.chain().workspace, pointer_of(done))
     image = np.load(done.folder("dataset") / "test_images.npy")[3]

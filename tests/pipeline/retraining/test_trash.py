@@ -1,4 +1,4 @@
-"""The trash: what was pruned or set aside comes back, and replaces nothing."""
+"""The trash: what was pruned or set aside can be restored, and never replaces anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.storage import Storage, locks
 from pipeline.workspace import RUN_FOLDERS, Workspace
 
 
-def test_what_was_pruned_comes_back_and_a_roll_back_says_how(done: SmallChain) -> None:
+def test_a_pruned_generation_can_be_restored_and_a_rollback_says_how(done: SmallChain) -> None:
     runs = [make(done, f"2026-W4{number}") for number in (1, 2, 3)]
     moved, left = retention.prune(done.chain(), retention.expired(done.chain(), 1))
     assert (len(moved), left) == (1, [])
@@ -42,7 +42,7 @@ def test_what_was_pruned_comes_back_and_a_roll_back_says_how(done: SmallChain) -
     assert current(done).generation == "2026-W41"
 
 
-def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_next_one(done: SmallChain) -> None:
+def test_the_remains_of_a_killed_deletion_are_no_item_and_are_deleted_next_time(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.run()
     trash.set_aside(done.chain(), "report", workspace.in_trash(run.stage("report")))
     (folder,) = workspace.trash.iterdir()
@@ -53,11 +53,11 @@ def test_what_a_killed_deletion_left_is_no_item_of_the_trash_and_goes_with_the_n
     assert list(workspace.trash.iterdir()) == []
 
 
-def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallChain) -> None:
+def test_setting_a_training_aside_moves_its_checkpoints_too(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.run()
     run.checkpoints.mkdir(parents=True)
-    (run.checkpoints / "step-000000001.npz").write_text("of which the next run would resume")
-    # A target of some seconds ago, when the command began.
+    (run.checkpoints / "step-000000001.npz").write_text("the next run would resume from it")
+    # The timestamp is older: it is from the start of the command.
     trash.set_aside(done.chain(), "train", workspace.trash / "2026-11-01T000000Z" / run.place / "train")
     assert not run.checkpoints.exists()
     assert len(list(workspace.trash.rglob("checkpoints/step-000000001.npz"))) == 1
@@ -69,7 +69,7 @@ def test_a_training_that_is_set_aside_takes_its_checkpoints_along(done: SmallCha
     assert list(workspace.trash.iterdir()) == []
 
 
-def test_the_older_of_two_items_from_one_place_can_be_chosen(done: SmallChain) -> None:
+def test_the_older_of_two_items_with_the_same_path_can_be_chosen(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.run()
     for when in ("2026-11-01T000000Z", "2026-11-02T000000Z"):
         shutil.copytree(run.stage("report"), workspace.trash / when / run.place / "report")
@@ -77,7 +77,9 @@ def test_the_older_of_two_items_from_one_place_can_be_chosen(done: SmallChain) -
     assert [item.when for item in named] == ["2026-11-01T000000Z"]
 
 
-def test_what_cannot_be_deleted_stops_nothing_and_is_told(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_continues_after_an_error_and_then_raises_it(
+    done: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = done.chain().workspace
     old = [workspace.locks / "a.lock", workspace.downloads / "mini-00000000.archive.part"]
     for path in old:
@@ -85,16 +87,16 @@ def test_what_cannot_be_deleted_stops_nothing_and_is_told(done: SmallChain, monk
         path.touch()
         os.utime(path, (0, 0))
 
-    def refused(path: Path) -> bool:
+    def fail(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(locks, "remove", refused)
+    monkeypatch.setattr(locks, "remove", fail)
     with pytest.raises(PermissionError, match=r"a\.lock"):
         deletion.delete(workspace, [], deletion.leftovers(workspace, timedelta(days=1)))
     assert not old[1].exists()
 
 
-def test_what_is_touched_after_it_was_listed_is_not_deleted(done: SmallChain) -> None:
+def test_a_file_touched_after_it_was_listed_is_not_deleted(done: SmallChain) -> None:
     workspace = done.chain().workspace
     partial = workspace.downloads / "mini-00000000.archive.part"
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,7 @@ def test_what_is_touched_after_it_was_listed_is_not_deleted(done: SmallChain) ->
     assert not partial.exists()
 
 
-def test_nothing_that_is_there_again_is_replaced_by_what_is_in_the_trash(done: SmallChain) -> None:
+def test_restoring_replaces_nothing_that_exists_again(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.run()
     for stage_name in ("evaluate", "report"):
         workspace.move(run.stage(stage_name), workspace.in_trash(run.stage(stage_name)))
@@ -126,7 +128,7 @@ def test_nothing_that_is_there_again_is_replaced_by_what_is_in_the_trash(done: S
     assert done.chain().complete("report")
 
 
-def test_a_pointer_made_while_its_restoring_waits_is_not_replaced(
+def test_a_pointer_created_while_a_restore_waits_is_not_replaced(
     done: SmallChain, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vgg")
@@ -138,7 +140,7 @@ def test_a_pointer_made_while_its_restoring_waits_is_not_replaced(
         with registry.held(workspace, path):
             restored = other.submit(trash.restore, workspace, item)
             deadline = time.monotonic() + TIMEOUT
-            while "the choice of the current model: waiting for process" not in caplog.text:
+            while "updating the current model: waiting for process" not in caplog.text:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             make(done, "2026-W42")
@@ -148,7 +150,7 @@ def test_a_pointer_made_while_its_restoring_waits_is_not_replaced(
     assert trash.items(workspace) == [item]
 
 
-def test_checkpoints_that_trainings_moved_to_the_trash_are_no_items_and_are_deleted_by_age(done: SmallChain) -> None:
+def test_checkpoints_that_a_training_moved_to_the_trash_are_no_items_and_are_deleted_by_age(done: SmallChain) -> None:
     workspace = done.chain().workspace
     target = workspace.in_trash(done.run().checkpoints / "step-000000001.npz")
     target.parent.mkdir(parents=True)
@@ -164,7 +166,7 @@ def test_checkpoints_that_trainings_moved_to_the_trash_are_no_items_and_are_dele
     assert list(workspace.trash.iterdir()) == []
 
 
-def test_a_file_that_goes_while_leftovers_are_looked_for_is_no_error(
+def test_a_file_that_disappears_while_leftovers_are_listed_is_no_error(
     done: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = done.chain().workspace
@@ -184,7 +186,7 @@ def test_a_file_that_goes_while_leftovers_are_looked_for_is_no_error(
     assert not partial.exists()
 
 
-def test_nothing_behind_a_link_is_a_leftover_but_a_linked_runs_folder_is_the_workspaces_own(tmp_path: Path) -> None:
+def test_nothing_behind_a_link_is_a_leftover_unless_runs_itself_is_the_link(tmp_path: Path) -> None:
     workspace, foreign = Workspace(tmp_path / "artifacts"), tmp_path / "projects"
     (tmp_path / "scratch").mkdir()
     workspace.root.mkdir()
@@ -192,7 +194,7 @@ def test_nothing_behind_a_link_is_a_leftover_but_a_linked_runs_folder_is_the_wor
     own = workspace.runs / "mini-00000000/tiny-00000000"
     for folder in (own, foreign / "thesis"):
         folder.mkdir(parents=True)
-        (folder / "draft.txt").write_text("of long ago")
+        (folder / "draft.txt").write_text("years of work")
     (workspace.runs / "x").symlink_to(foreign)
     (workspace.datasets / "mini-00000000").parent.mkdir()
     (workspace.datasets / "mini-00000000").symlink_to(foreign)
@@ -202,6 +204,6 @@ def test_nothing_behind_a_link_is_a_leftover_but_a_linked_runs_folder_is_the_wor
     planted = workspace.runs / "x/thesis"
     found = deletion.leftovers(workspace, timedelta(days=1))
     assert found == [own]
-    deletion.delete(workspace, [], [*found, planted])  # which became a link after it was found
+    deletion.delete(workspace, [], [*found, planted])  # as if it had become a link after it was listed
     assert not own.exists()
-    assert (foreign / "thesis/draft.txt").read_text() == "of long ago"
+    assert (foreign / "thesis/draft.txt").read_text() == "years of work"

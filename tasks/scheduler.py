@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.parse
 
+import requests
 import requests.exceptions
 import requests.utils
 from luigi.cmdline_parser import CmdlineParser
@@ -24,13 +25,18 @@ _local: bool | None = None
 def problem(client: RemoteScheduler) -> str | None:
     """Why this client cannot reach luigid, in one line; None if it can."""
     url = client._url
+    invalid = f"invalid scheduler address {shown(url)}: expected e.g. http://localhost:8082"
+    try:
+        requests.Request("POST", url).prepare()
+    except ValueError:  # the base class of MissingSchema and InvalidURL
+        return invalid
     try:
         page = client._fetcher.fetch(f"{url}/api/is_pause_enabled", {"data": "{}"}, TIMEOUTS)
         json.loads(page)["response"]["enabled"]
     except requests.exceptions.InvalidSchema as error:
         if "SOCKS" in str(error):
             return f"{_proxy(url)} is a SOCKS proxy: pip install 'requests[socks]', or add the host to NO_PROXY"
-        return f"invalid scheduler address {shown(url)}: expected e.g. http://localhost:8082"
+        return invalid
     except requests.exceptions.ProxyError:
         return f"{_proxy(url)} does not allow access to {shown(url)}: fix it, or add the host to NO_PROXY"
     except (requests.exceptions.SSLError, requests.exceptions.HTTPError, ValueError, LookupError, TypeError) as error:

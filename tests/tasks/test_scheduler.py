@@ -73,6 +73,8 @@ def test_a_server_that_is_not_luigid_is_reported(
     ("url", "expected"),
     [
         ("localhost:8082", "invalid scheduler address localhost:8082: expected e.g. http://localhost:8082"),
+        ("node1", "invalid scheduler address node1: expected e.g. http://localhost:8082"),
+        ("http://[node1", "invalid scheduler address http://[node1: expected e.g. http://localhost:8082"),
         ("https://127.0.0.1:{port}", "no luigid is running at https://127.0.0.1:"),
         ("http://127.0.0.1:{mute}", "no luigid is running at http://127.0.0.1:"),
     ],

@@ -80,7 +80,6 @@ class Compare(PluginTask):
         ]
 
     def complete(self) -> bool:
-        """Whether every run is done and the page was made from them. Checks only manifests and file sizes."""
         with checking():
             compared = self.comparison
             self._refresh()

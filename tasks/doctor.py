@@ -57,7 +57,6 @@ def luigi_configuration() -> list[Finding]:
 
 
 def luigid() -> list[Finding]:
-    """Check that the scheduler that commands would use responds."""
     address = scheduler.address()
     if address is None:
         return [Finding("luigid", True, "not used (--local-scheduler)")]

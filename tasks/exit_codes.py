@@ -62,7 +62,6 @@ def command_module() -> str | None:
 
 
 def requested_exit_code() -> int | None:
-    """The exit code that a task requested, if any."""
     return _requested[1] if _requested is not None and _requested[0] else None
 
 

@@ -129,7 +129,6 @@ class TerminalBar:
 
 
 def render_bar(fraction: float, seconds: float, left: float | None, text: str) -> str:
-    """Render the bar with its percentage, its time and `text`."""
     cells = round(20 * min(1.0, max(0.0, fraction)))
     time_shown = f"{_clock(seconds)} so far" if left is None else f"{_clock(left)} left"
     return f"{'━' * cells}{'─' * (20 - cells)} {int(100 * fraction):3d} % {time_shown:>12}  {printable(text)}"

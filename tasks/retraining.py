@@ -165,7 +165,6 @@ class Retrain(ChainTask):
 
     @property
     def named_by_date(self) -> bool:
-        """Whether the generation is named after its period, not by hand."""
         return self.generation == periods.name(self.chain.config.retrain.every, self.date)
 
     @property
@@ -175,12 +174,10 @@ class Retrain(ChainTask):
 
     @property
     def decision(self) -> dict[str, Any]:
-        """The gate's decision; empty if there is none yet."""
         run = self.subject.run()
         return (generations.decision(run) if run else None) or {}
 
     def _log_why_due(self) -> None:
-        """Log why the generation is due, on the first call only."""
         if self._announced:
             return
         subject = self.subject

@@ -34,7 +34,7 @@ COOLDOWN_SECONDS = 30.0  # to wait for luigid to accept a task that it has just 
 CHECK_SECONDS = 5.0  # between checks that luigid still knows the running tasks
 
 #: Requests without which a command cannot continue.
-_NEEDED = {"add_task", "add_worker", "count_pending", "get_work", "is_paused", "task_search", "worker_list"}
+_ESSENTIAL = {"add_task", "add_worker", "count_pending", "get_work", "is_paused", "task_search", "worker_list"}
 
 #: Luigi adds the methods at import time: type checkers cannot see them.
 _Client: Any = RemoteScheduler
@@ -236,7 +236,6 @@ class LuigidClient(_Client):
         return True
 
     def _register_all(self) -> None:
-        """Register this worker and its unfinished tasks with luigid again."""
         with self._lock:
             if self._worker:
                 super().add_worker(**self._worker)
@@ -269,7 +268,7 @@ class LuigidClient(_Client):
         try:
             return super()._request(url, *args, **kwargs)
         except (RPCError, OSError, ValueError, KeyError) as error:
-            if threading.current_thread() is not threading.main_thread() or url.rpartition("/")[2] not in _NEEDED:
+            if threading.current_thread() is not threading.main_thread() or url.rpartition("/")[2] not in _ESSENTIAL:
                 raise
             reason = scheduler.reason(error.sub_exception if isinstance(error, RPCError) else error)
             log.error(

@@ -60,6 +60,5 @@ def prepared(finished: SmallChain, fresh: SmallChain) -> SmallChain:
 
 @pytest.fixture
 def central(tmp_path: Path) -> Iterator[Luigid]:
-    """A real central scheduler."""
     with luigid(tmp_path / "luigid") as process:
         yield process

@@ -268,7 +268,6 @@ class SmallChain:
         return result.output
 
     def chain(self, generation: str = "") -> Chain:
-        """The chain as the pipeline's modules see it."""
         return Chain(Workspace(self.workspace), load(self.config), generation)
 
     def run(self, generation: str = "") -> Run:

@@ -86,7 +86,6 @@ class Luigid:
         return None
 
     def message(self, task_id: str) -> str:
-        """The status message as the dashboard shows it."""
         return html.unescape(self.api("get_task_status_message", task_id=task_id)["statusMessage"] or "")
 
     def progress(self, task_id: str) -> int:

@@ -62,8 +62,6 @@ print("reads:", reads, flush=True)
 
 
 class ImageFolder(SmallChain):
-    """A small chain on a folder of images."""
-
     def __init__(self, root: Path, labels: Sequence[str]) -> None:
         (root / DATA).mkdir(parents=True)
         super().__init__(root, root / DATA)

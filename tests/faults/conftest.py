@@ -37,13 +37,11 @@ def whole_chain(data_only: Place, archive: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def place(data_only: Place, tmp_path: Path) -> Place:
-    """A fresh copy of the workspace with the data set."""
     return copy_of(data_only, tmp_path / "place")
 
 
 @pytest.fixture
 def finished(whole_chain: Place, tmp_path: Path) -> Place:
-    """A fresh copy of the workspace with a finished chain."""
     return copy_of(whole_chain, tmp_path / "finished")
 
 

@@ -128,7 +128,6 @@ class Place:
         return json.loads((self.stage(stage) / "manifest.json").read_text())
 
     def digest(self) -> str:
-        """SHA-256 of the trained weights."""
         return hashlib.sha256((self.stage("train") / "model.params").read_bytes()).hexdigest()
 
     def log(self, stage: str = "train") -> str:

@@ -217,7 +217,6 @@ def test_with_every_checkpoint_damaged_it_starts_again_and_keeps_new_checkpoints
 
 
 def change_meta(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a checkpoint's metadata."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     meta = json.loads(arrays["meta"].tobytes())

@@ -28,7 +28,6 @@ _CHROMIUM = Path(__file__).parents[1] / "pipeline" / "report" / "chromium.py"
 
 @pytest.fixture
 def chromium() -> Any:
-    """The module that drives a headless browser."""
     found = sys.modules.get("chromium")
     if found is None:
         spec = importlib.util.spec_from_file_location("chromium", _CHROMIUM)
@@ -76,7 +75,6 @@ def test_a_training_can_be_watched_messaged_stopped_and_resumed(
     assert ": stopped on request: checkpoint written" in output
     assert "Traceback" not in output
 
-    # The rerun resumes from there and finishes.
     last = max(int(path.stem.partition("-")[2]) for path in run.checkpoints.glob("step-*.npz"))
     epochs = last // 5 + 2
     prepared.configure(training__epochs=epochs)
@@ -89,7 +87,6 @@ def test_a_training_can_be_watched_messaged_stopped_and_resumed(
     assert recorded.count(("stopped", "train")) == 1
     assert recorded.count(("finished", "report")) == 1
 
-    # The dashboard shows the chain's graph, all done.
     graph = central.api("dep_graph", task_id=task["task_id"].replace("TrainVGG", "Report"))
     done = {
         item["name"]: item["status"] for item in central.api("task_list", status="DONE", upstream_status="").values()
@@ -157,10 +154,10 @@ def test_nothing_that_we_send_to_luigid_is_live_html_on_its_page(
                 page.send("Page.navigate", url="about:blank")
                 url = f"{central.url}/static/visualiser/index.html#tab={tab}&taskId={task['task_id']}"
                 page.send("Page.navigate", url=url)
-                _shows(page, shows, "body")
+                _wait_for_text(page, shows, "body")
                 if tab == "workers":
                     page.evaluate("document.querySelector('#workerList .statusMessage').click()")
-                    _shows(page, bad, "#statusMessageModal pre")
+                    _wait_for_text(page, bad, "#statusMessageModal pre")
                     page.evaluate(
                         f"$('<div>').appendTo('body').html({json.dumps(answer)})"
                     )  # as the page does with a reply
@@ -171,8 +168,7 @@ def test_nothing_that_we_send_to_luigid_is_live_html_on_its_page(
     assert code == 30, output
 
 
-def _shows(page: Any, text: str, place: str) -> None:
-    """Wait until `text` is visible in an element of the page."""
+def _wait_for_text(page: Any, text: str, place: str) -> None:
     shown = f"(document.querySelector({json.dumps(place)}) || {{}}).innerText || ''"
     wait_for(lambda: text in page.evaluate(shown), f"{text} in {place}")
 

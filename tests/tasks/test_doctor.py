@@ -197,7 +197,6 @@ def test_a_luigi_config_path_that_does_not_exist(prepared: SmallChain) -> None:
 
 
 def test_a_mistake_in_luigi_cfg(prepared: SmallChain) -> None:
-    """The others are in test_mistakes.py."""
     file = prepared.cwd / "luigi.cfg"
     file.write_text("[scheduler]\nretry_cuont = 3\n")
     # Luigi finds the same file in two ways; it is named once.

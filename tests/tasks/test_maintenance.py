@@ -123,7 +123,6 @@ def prune(chain, **more):
 
 @pytest.fixture
 def old_trash(done):
-    """An item in the trash that is old enough to delete."""
     folder = done.workspace / "trash/2026-01-01T000000Z/runs/d/r"
     folder.mkdir(parents=True)
     (folder / "model.params").write_text("of long ago")

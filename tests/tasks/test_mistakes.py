@@ -240,7 +240,6 @@ def test_numbers_in_luigi_toml_are_numbers(done: SmallChain) -> None:
 
 
 def test_luigi_cfg_sets_workspace_and_configuration_of_all_tasks(done: SmallChain) -> None:
-    """With `~` and `$NAME` expanded."""
     home = {"HOME": str(done.root), "PLACE": done.workspace.name}
     (done.cwd / "luigi.cfg").write_text("[vgg]\nworkspace = ~/$PLACE\nconfig = $HOME/config.yaml\n")
     for task in (["Report"], ["Verify"], ["Compare", "--configs", "~/config.yaml"]):

@@ -71,7 +71,6 @@ def _received(file: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def hooked(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Set `[vgg] notify` for this test."""
 
     def hook(command: str) -> None:
         monkeypatch.setattr(notification, "vgg", lambda: SimpleNamespace(notify=command))

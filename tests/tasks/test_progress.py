@@ -35,7 +35,6 @@ class Task:
 
 
 def report(task: Any, message: str) -> progress.Progress:
-    """Report a stage's progress from beginning to end."""
     with progress.Progress(task, Path("train.log"), ["stop"]) as shown:
         shown.show({"event": "progress", "fraction": 0.0, "message": message})
         assert task.first.wait(60)

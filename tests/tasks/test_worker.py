@@ -103,8 +103,6 @@ def test_with_overlap_wait_only_the_outcome_after_waiting_counts(
 
 
 class Ending(luigi.Task):
-    """A task that ends in a given way."""
-
     ending = luigi.Parameter()
 
     def complete(self) -> bool:

@@ -1,14 +1,14 @@
 # make report   set up and run the whole chain (CONFIG=config/vgg11.yaml for the real thing)
 # make test     set up and run the tests
 # make lint     set up and run ruff and mypy
-# make gpu      put MXNet's CUDA 11 build and its libraries in place of the CPU build (about 4 GB); make clean undoes it
+# make gpu      replace MXNet's CPU build with the CUDA 11 build and its libraries (about 4 GB); undo with make clean
 CONFIG ?= config/quickstart.yaml
 WORKSPACE ?= artifacts
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
-# Of two at once, or after one whose pip outlived it, the second waits: two of pip in one environment damage it.
+# Serialize set-ups: two pips in one environment damage it. The lock also outlives a make whose pip still runs.
 ALONE := exec 9<Makefile; if command -v flock >/dev/null 2>&1; then flock 9 || true; fi
 
 .PHONY: report test lint gpu clean
@@ -25,7 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# pip cannot express "in place of": both packages own the folder `mxnet`, so the one must go before the other comes.
+# Both packages own the folder `mxnet`, so uninstall one before installing the other; pip cannot express this.
 gpu: $(INSTALLED)
 	@set -e; $(ALONE); \
 	$(PIP) install --quiet --editable '.[gpu]'; \
@@ -44,9 +44,9 @@ $(INSTALLED): pyproject.toml Makefile tasks/luigi_vgg.py
 	  done; \
 	  if [ -n "$$python" ]; then echo "setting up $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); \
 	  elif command -v uv >/dev/null 2>&1; then uv venv --quiet --seed --python 3.11 $(VENV); \
-	  else echo "Python 3.10, 3.11 or 3.12 with its venv module is needed: install one (Debian, Ubuntu: apt install python3 python3-venv), or uv" >&2; exit 1; fi; \
+	  else echo "Python 3.10, 3.11 or 3.12 with the venv module is required: install one (Debian, Ubuntu: apt install python3 python3-venv), or uv" >&2; exit 1; fi; \
 	fi; \
-	echo "installing the plugin and what it needs (a minute or two the first time)"; \
+	echo "installing the plugin and its dependencies (a minute or two the first time)"; \
 	$(PIP) uninstall --quiet --yes mxnet-cu117 2>/dev/null || true; \
 	$(PIP) install --quiet --editable '.[test]'; \
 	touch $@

@@ -1,8 +1,4 @@
-"""What the benchmarks share: the machine, configurations, running the real command, tables, results as JSON.
-
-Most benchmarks print tables and write `benchmarks/results/<name>.json`. Run them on a machine with nothing else to do.
-README.md has the figures.
-"""
+"""Shared helpers of the benchmarks: machine info, configurations, running the real command, tables, JSON results."""
 
 from __future__ import annotations
 
@@ -24,18 +20,18 @@ from pipeline.process import cores
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
-#: The part of a configuration that needs no archive: 5,000 drawn shapes.
+#: `data` of a configuration that needs no archive: 5,000 drawn shapes.
 SAMPLE = {"name": "sample", "source": "bundled"}
 
 
 def machine() -> dict[str, Any]:
-    """The machine and the versions that a figure belongs to."""
+    """Describe the machine and the versions behind a figure."""
     with open("/proc/cpuinfo") as file:
         flags = next((line for line in file if line.startswith("flags")), "").split()
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    instructions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     return {
         "cpu": runtime.cpu_name(),
-        "instructions": wide,
+        "instructions": instructions,
         "cores": cores.usable_cores(),
         "kernel": platform.release(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -45,7 +41,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_config(path: Path, value: dict[str, Any]) -> Path:
-    """Write a configuration (JSON is YAML)."""
+    """Write a configuration (JSON is YAML) and return its path."""
     path.write_text(json.dumps(value))
     return path
 
@@ -56,14 +52,14 @@ def timed(
     folder: Path | None = None,
     allowed: Sequence[int] = (0,),
 ) -> float:
-    """Run a command and return its seconds. Ends this program when it exits with a status that is not allowed."""
+    """Run a command and return its seconds. Exits this program if the exit status is not in `allowed`."""
     started = time.monotonic()
-    done = subprocess.run(
+    result = subprocess.run(
         command, env={**os.environ, **(environment or {})}, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     seconds = time.monotonic() - started
-    if done.returncode not in allowed:
-        sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:].decode()}")
+    if result.returncode not in allowed:
+        sys.exit(f"{' '.join(map(str, command))} exited with {result.returncode}:\n{result.stdout[-4000:].decode()}")
     return seconds
 
 
@@ -72,40 +68,40 @@ def luigi_command(*arguments: str) -> list[str]:
 
 
 def luigi(*arguments: str, environment: dict[str, str] | None = None, allowed: Sequence[int] = (0,)) -> float:
-    """Run the `luigi` command and return its seconds. Ends this program when it fails."""
+    """Run the `luigi` command and return its seconds. Exits this program if it fails."""
     return timed(luigi_command(*arguments), environment, allowed=allowed)
 
 
 def read_manifest(workspace: Path, stage: str) -> dict[str, Any]:
-    """The manifest of the only run's stage in a workspace."""
+    """Read the manifest of a stage in a workspace with a single run."""
     (path,) = workspace.glob(f"runs/*/*/{stage}/manifest.json")
     return json.loads(path.read_text())
 
 
 def cpu_seconds() -> float:
-    """Of all processes started here that have ended so far, with those that they started."""
+    """CPU seconds (user and system) of all finished child processes and their descendants."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """From the least to the most."""
+    """Format the range, `min to max`."""
     return f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print one table, every cell as its text."""
+    """Print a table, converting each cell with `str`."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*columns, title=title, title_justify="left")
+    rendered = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        shown.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else 140).print(shown)
+        rendered.add_row(*map(str, row))
+    Console(width=None if sys.stdout.isatty() else 140).print(rendered)
 
 
 def finish(name: str, value: dict[str, Any]) -> None:
-    """Write the results with the machine that they belong to, and print where."""
+    """Write the results with a description of the machine, and print the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     about = machine()

@@ -1,9 +1,9 @@
-"""The cost of other busy processes to a training, while they run and after they end.
+"""How much busy processes slow down a training, while they run and after they end.
 
-One training (the quickstart's network and data) runs while busy processes start and end beside it. `spinning` waits as
-OpenMP does by default, `adapted` as this plugin does. The fair share is the idle speed times the share of the cores
-that as many plain processes get as the training has threads. Goal: adapted reaches 98 % of spinning on an idle machine
-and half of the fair share beside the busy processes. The machine must have nothing else to do.
+Busy processes start and stop beside one training (the quickstart's network and data). `spinning` waits as OpenMP does
+by default, `adapted` as this plugin does. The fair share is the idle speed times the share of the cores that one plain
+process per training thread gets. Goals on an otherwise idle machine: adapted reaches 98 % of spinning, and half of the
+fair share beside the busy processes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.workspace.freshness import Chain
 BUSY = "while True: pass"
 PHASES = ("idle", "busy", "idle again")
 
-#: One more than libgomp's default: a choice of the user, so the plugin adapts nothing.
+#: One more than libgomp's default: set by the user, so the plugin leaves it alone.
 SPINNING = {"GOMP_SPINCOUNT": str(spinning.LONG + 1)}
 
 
@@ -47,15 +47,15 @@ def main() -> None:
     measured: dict[str, list[list[float]]] = {"spinning": [], "adapted": []}
     shares = [fair_share(options.busy, options.seconds / 4) for _ in range(options.rounds)]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        chain = prepared(Path(name))
+        chain = prepare(Path(name))
         for _ in range(options.rounds):
             for mode, environment in (("spinning", SPINNING), ("adapted", {})):
                 measured[mode].append(speeds(chain, options.busy, options.seconds, environment))
     report(measured, bench.median(shares), options.busy)
 
 
-def prepared(folder: Path) -> Chain:
-    """The quickstart with its data set, and more epochs than there is time for."""
+def prepare(folder: Path) -> Chain:
+    """Prepare the quickstart with its data set and more epochs than it can finish."""
     quickstart = config.load("config/quickstart.yaml")
     training = msgspec.structs.replace(quickstart.training, epochs=10_000)
     chain = Chain(Workspace(folder / "artifacts"), msgspec.structs.replace(quickstart, training=training))
@@ -64,25 +64,25 @@ def prepared(folder: Path) -> Chain:
 
 
 def speeds(chain: Chain, busy: int, seconds: float, environment: dict[str, str]) -> list[float]:
-    """Images per second in each phase, without its first quarter."""
-    seen: list[tuple[float, int]] = []
+    """Measure images per second in each phase, without its first quarter."""
+    progress: list[tuple[float, int]] = []
 
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and "step" in event:
-            seen.append((time.monotonic(), event["step"] * chain.config.training.batch_size))
+            progress.append((time.monotonic(), event["step"] * chain.config.training.batch_size))
 
-    found: list[float] = []
+    rates: list[float] = []
     with contextlib.ExitStack() as others, mock.patch.dict(os.environ, environment):
 
         def commands() -> list[str]:
-            if len(found) == len(PHASES):
+            if len(rates) == len(PHASES):
                 return ["stop"]
-            if seen and seen[-1][0] - seen[0][0] >= seconds:
-                first = next(item for item in seen if item[0] - seen[0][0] >= seconds / 4)
-                found.append((seen[-1][1] - first[1]) / (seen[-1][0] - first[0]))
-                seen.clear()
+            if progress and progress[-1][0] - progress[0][0] >= seconds:
+                first = next(item for item in progress if item[0] - progress[0][0] >= seconds / 4)
+                rates.append((progress[-1][1] - first[1]) / (progress[-1][0] - first[0]))
+                progress.clear()
                 others.close()
-                if len(found) == 1:
+                if len(rates) == 1:
                     others.enter_context(beside(busy))
             return []
 
@@ -91,12 +91,12 @@ def speeds(chain: Chain, busy: int, seconds: float, environment: dict[str, str])
         with contextlib.suppress(Interrupted):
             parent.run_stage("train", chain, log=run.log("train"), on_event=on_event, take_commands=commands)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-    return found
+    return rates
 
 
 @contextlib.contextmanager
 def beside(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """`count` busy processes, in a session of their own as those of another user are."""
+    """Run `count` busy processes in their own session, like those of another user."""
     command = ["sh", "-c", '"$@" & ' * (count - 1) + 'exec "$@"', "sh", sys.executable, "-c", BUSY]
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -107,7 +107,7 @@ def beside(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def fair_share(busy: int, seconds: float) -> float:
-    """The share of the cores that as many busy processes as there are threads get beside `busy` others."""
+    """Measure the share of the cores that one busy process per training thread gets beside `busy` others."""
     with beside(busy), beside(usable_cores()) as mine:
         before = _cpu_seconds(mine[0].pid)
         time.sleep(seconds)

@@ -1,8 +1,7 @@
 """The cost of checkpoints: full-width VGG-11 (`config/vgg11.yaml`) in the real training process.
 
-Trains with a checkpoint every `--every` seconds and without any, in turns: the difference of the medians, divided by
-the number of checkpoints, is the cost of one; divided by 60, its share at the default `checkpoint_seconds`. Then kills
-a training and measures the time from restart to its first new step. Takes about ten minutes on two idle cores.
+Trains in turns with a checkpoint every `--every` seconds and without; the difference of the medians per checkpoint is
+the cost of one. Then kills a training and measures the time from restart to the first new step. About ten minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ NEVER = 1e9
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="config/vgg11.yaml")
-    parser.add_argument("--data", default="bundled", help="archive of CIFAR-10; default: the bundled sample")
+    parser.add_argument("--data", default="bundled", help="CIFAR-10 archive; default: the bundled sample")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two checkpoints while measuring")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=6)
@@ -42,26 +41,26 @@ def main() -> None:
         seconds: dict[float, list[float]] = {NEVER: [], options.every: []}
         sizes: list[int] = []
         for number in range(options.rounds):
-            # Each goes first in every other round, so that a machine that slows down favours neither.
+            # Alternate which goes first, so that a machine that slows down favours neither.
             for every in (NEVER, options.every)[:: -1 if number % 2 else 1]:
-                found, written = train(chain_of(options, folder, f"round{number}-{every:g}", every), folder)
-                seconds[every].append(found)
+                elapsed, written = train(chain_of(options, folder, f"round{number}-{every:g}", every), folder)
+                seconds[every].append(elapsed)
                 sizes += written
         restart = [restart_seconds(options, folder, number) for number in range(2)]
     if not sizes:
-        sys.exit("no checkpoint was due while training: more --epochs, or a smaller --every")
+        sys.exit("no checkpoint was written during training: raise --epochs or lower --every")
     without, with_ = seconds.values()
-    each = (bench.median(with_) - bench.median(without)) * options.rounds / len(sizes)
+    cost = (bench.median(with_) - bench.median(without)) * options.rounds / len(sizes)
     rows = [
         ("parameters", f"{model.count_parameters(chain.config.architecture):,}"),
         ("one checkpoint on disk", human_size(max(sizes))),
         ("at most on disk (two, and one being written)", human_size(3 * max(sizes))),
-        ("cost of one in training time", f"{each:.2f} s ({len(sizes)} of them)"),
+        ("cost of one in training time", f"{cost:.2f} s ({len(sizes)} of them)"),
         (
             "trainings without and with them",
             " and ".join(f"{bench.median(s):.1f} s ({bench.spread(s, 1)})" for s in (without, with_)),
         ),
-        ("share of training time at checkpoint_seconds: 60", f"{each / 60:.2%}"),
+        ("share of training time at checkpoint_seconds: 60", f"{cost / 60:.2%}"),
         ("from restart to the first new step", f"{bench.median(restart):.1f} s (median of {len(restart)})"),
     ]
     bench.table(f"checkpoints of {chain.config.architecture.name}, data: {options.data}", ("what", "measured"), rows)
@@ -70,7 +69,7 @@ def main() -> None:
 
 
 def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: float) -> Chain:
-    """The configuration with this data, as a generation of its own so that each training starts from scratch."""
+    """Build the chain as its own generation, so that each training starts from scratch."""
     value: dict[str, Any] = config.to_dict(config.load(options.config))
     name = "sample" if options.data == "bundled" else "cifar10"
     source = options.data if options.data == "bundled" else str(Path(options.data).absolute())
@@ -80,16 +79,16 @@ def chain_of(options: argparse.Namespace, folder: Path, generation: str, every: 
 
 
 def train(chain: Chain, folder: Path) -> tuple[float, list[int]]:
-    """The seconds of all epochs (without start, validation and publishing), and the checkpoints' sizes in bytes."""
+    """Return the seconds of all epochs (without start, validation, publishing) and the checkpoint sizes in bytes."""
     sizes: dict[str, int] = {}
 
-    def look(event: dict[str, Any]) -> None:
-        """Two checkpoints are kept, so each is there for longer than it takes until the next event."""
+    def record_sizes(event: dict[str, Any]) -> None:
+        """Catches every checkpoint: two are kept, so each outlives the wait for the next event."""
         with contextlib.suppress(FileNotFoundError):
             sizes.update((path.name, path.stat().st_size) for path in checkpoints(chain))
 
-    details = parent.run_stage("train", chain, log=folder / "train.log", on_event=look)["details"]
-    # That of the last step is the one that publishing writes, when the epochs are over.
+    details = parent.run_stage("train", chain, log=folder / "train.log", on_event=record_sizes)["details"]
+    # Leave out the checkpoint of the last step: publishing writes it after the epochs.
     return details["seconds"], [size for name, size in sizes.items() if int(name[5:-4]) < details["steps"]]
 
 
@@ -100,15 +99,15 @@ def checkpoints(chain: Chain) -> list[Path]:
 
 
 class _Enough(Exception):
-    """Raised during a training: its process then ends as if its parent had died."""
+    """Raised during a training to end its process as if the parent had died."""
 
 
 def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> float:
-    """Kill a training after its first checkpoint and start it again; returns the seconds to its first new step."""
+    """Kill a training after its first checkpoint, restart it, and return the seconds to its first new step."""
     chain, log = chain_of(options, folder, f"restart{number}", 1.0), folder / f"restart{number}.log"
 
     def until(enough: Callable[[], object]) -> float:
-        """Seconds from the start of the process to the first progress event for which `enough` is true."""
+        """Return the seconds from process start to the first progress event for which `enough` is true."""
         started = time.monotonic()
 
         def on_event(event: dict[str, Any]) -> None:
@@ -119,7 +118,7 @@ def restart_seconds(options: argparse.Namespace, folder: Path, number: int) -> f
             parent.run_stage("train", chain, log=log, on_event=on_event)
         except _Enough as reached:
             return reached.args[0] - started
-        sys.exit("the training ended too early: more --epochs")
+        sys.exit("the training ended too early: raise --epochs")
 
     until(lambda: checkpoints(chain))
     seconds = until(lambda: True)  # the first progress event comes after the first step

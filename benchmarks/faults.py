@@ -1,8 +1,8 @@
-"""Kills at random moments of all stages, done to the real `luigi` command on a tiny network.
+"""Kills the real `luigi` command at random moments of all stages, on a tiny network.
 
-`--tries` times kill -9 of the command alone or of all its processes. After a few of them the same command runs to the
-end, and its weights are compared with those of an undisturbed run by SHA-256. The machine may be busy. 50 kills take
-about seven minutes on two cores. Every other fault is a test: `pytest tests/faults`.
+Sends kill -9 `--tries` times, to the command alone or to all its processes. After every few kills the same command
+runs to the end, and its weights are compared with those of an uninterrupted run by SHA-256. 50 kills take about seven
+minutes on two cores, which may be busy. All other faults are tests: `pytest tests/faults`.
 """
 
 from __future__ import annotations
@@ -41,55 +41,55 @@ def main() -> int:
         folder = Path(name)
         chain = Place(folder / "undisturbed", write_archive(folder / "mini.tar.gz"))
         chain.run("Report").check(0)
-        found = kills(folder, chain, options.tries, random.Random(options.seed))
-    tries, columns = found["tries"], ("survived", "weights identical")
-    stages = ", ".join(f"{stage} {count}" for stage, count in found["killed in"].items())
-    row = (stages, *(f"{found[column]} of {tries}" for column in columns), found["bytes lost"])
+        totals = kills(folder, chain, options.tries, random.Random(options.seed))
+    tries, columns = totals["tries"], ("survived", "weights identical")
+    stages = ", ".join(f"{stage} {count}" for stage, count in totals["killed in"].items())
+    row = (stages, *(f"{totals[column]} of {tries}" for column in columns), totals["bytes lost"])
     bench.table("kill -9 at random moments", ("killed in", *columns, "bytes lost"), [row])
-    for note in found["notes"]:
+    for note in totals["notes"]:
         print(note)
     if not options.no_results:
-        bench.finish("faults", {**found, "seed": options.seed})
-    return int(any(found[column] < tries for column in columns) or found["bytes lost"] > 0)
+        bench.finish("faults", {**totals, "seed": options.seed})
+    return int(any(totals[column] < tries for column in columns) or totals["bytes lost"] > 0)
 
 
-def kills(folder: Path, chain: Place, tries: int, chance: random.Random) -> dict[str, Any]:
-    """Kill, look at what is left, run again; after a few kills let it finish and compare the weights."""
+def kills(folder: Path, chain: Place, tries: int, rng: random.Random) -> dict[str, Any]:
+    """Kill, check finished files, run again; after a few kills let it finish and compare the weights."""
     seconds = {event["stage"]: event["seconds"] for event in chain.events() if event["event"] == "finished"}
     by_stage = dict.fromkeys(STAGES, 0)
-    found: dict[str, Any] = {"tries": 0, "survived": 0, "weights identical": 0, "bytes lost": 0, "notes": []}
-    while found["tries"] < tries:
-        place, here = Place(folder / f"place{found['tries']}", chain.archive), 0
-        while found["tries"] < tries and here < len(STAGES) + 1:
-            # Of the stages left here, the one that was hit least so far.
+    totals: dict[str, Any] = {"tries": 0, "survived": 0, "weights identical": 0, "bytes lost": 0, "notes": []}
+    while totals["tries"] < tries:
+        place, hits = Place(folder / f"place{totals['tries']}", chain.archive), 0
+        while totals["tries"] < tries and hits < len(STAGES) + 1:
+            # Of the remaining stages, pick the one hit least so far.
             stage = min(STAGES[STAGES.index(first_unfinished(place)) :], key=lambda name: by_stage[name])
             before = finished_files(place)
-            killed_in = kill_in(place, stage, seconds[stage] * chance.random(), chance.random() < 0.5)
-            found["bytes lost"] += lost(before)
+            killed_in = kill_in(place, stage, seconds[stage] * rng.random(), rng.random() < 0.5)
+            totals["bytes lost"] += lost(before)
             if killed_in is None:
                 break
             by_stage[killed_in] += 1
-            here += 1
-            found["tries"] += 1
+            hits += 1
+            totals["tries"] += 1
         command = place.run("Report")
-        good = command.code == 0 and place.run("Verify").code == 0
-        found["survived"] += here if good else 0
-        found["weights identical"] += here if good and place.digest() == chain.digest() else 0
-        if not good:
-            found["notes"].append(f"{place.folder.name}: {command.output[-400:]}")
+        intact = command.code == 0 and place.run("Verify").code == 0
+        totals["survived"] += hits if intact else 0
+        totals["weights identical"] += hits if intact and place.digest() == chain.digest() else 0
+        if not intact:
+            totals["notes"].append(f"{place.folder.name}: {command.output[-400:]}")
         shutil.rmtree(place.folder)
-        print(f"{found['tries']} kills, {found['weights identical']} with identical weights", flush=True)
-    return {**found, "killed in": by_stage}
+        print(f"{totals['tries']} kills, {totals['weights identical']} with identical weights", flush=True)
+    return {**totals, "killed in": by_stage}
 
 
 def first_unfinished(place: Place) -> str:
-    """The first stage that is not finished."""
+    """Return the first unfinished stage, or the last one if all are finished."""
     done = [stage for stage in STAGES if (place.stage(stage) / "manifest.json").exists()]
     return next((stage for stage in STAGES if stage not in done), STAGES[-1])
 
 
 def kill_in(place: Place, stage: str, delay: float, everything: bool) -> str | None:
-    """Start the command, kill it `delay` seconds after `stage` began; returns the stage it hit, None if none."""
+    """Start the command, kill it `delay` seconds after `stage` began; return the stage hit, or None if it had ended."""
     before = place.started(stage)
     command = place.start("Report")
     while command.code is None and place.started(stage) == before:
@@ -111,17 +111,17 @@ def pull_the_plug(command: Command) -> None:
 
 
 def finished_files(place: Place) -> dict[Path, tuple[int, str]]:
-    """Size and SHA-256 of every file that a finished stage has recorded."""
-    found: dict[Path, tuple[int, str]] = {}
+    """Return size and SHA-256 of every file recorded by a finished stage."""
+    files: dict[Path, tuple[int, str]] = {}
     for path in place.workspace.glob("**/manifest.json"):
         with contextlib.suppress(OSError, ValueError):
             recorded = json.loads(path.read_text())["files"]
-            found |= {path.parent / name: (about["size"], about["sha256"]) for name, about in recorded.items()}
-    return found
+            files |= {path.parent / name: (about["size"], about["sha256"]) for name, about in recorded.items()}
+    return files
 
 
 def lost(before: dict[Path, tuple[int, str]]) -> int:
-    """Bytes of finished files (`finished_files`) that are gone or changed."""
+    """Count the bytes of `finished_files` that are missing or changed."""
     return sum(
         size
         for path, (size, digest) in before.items()

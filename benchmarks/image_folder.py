@@ -1,6 +1,6 @@
-"""A folder of images as the data set: reading all of it, and finding that it has not changed.
+"""A folder of images as the data set: time to read it, and to find it unchanged.
 
-Makes JPEG images of one size (train/ and test/, ten classes) in a temporary folder, or takes `--folder`.
+Creates JPEG images of one size (train/ and test/, ten classes) in a temporary folder, or uses `--folder`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from pipeline.workspace.freshness import Chain
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--side", type=int, default=256, help="pixels of the images that are made")
-    parser.add_argument("--checked", type=int, default=10_000, help="images of the folder that is checked for changes")
+    parser.add_argument("--side", type=int, default=256, help="width and height of the generated images, in pixels")
+    parser.add_argument("--checked", type=int, default=10_000, help="images in the second, smaller folder")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="a folder of images instead of made ones")
+    parser.add_argument("--folder", type=Path, help="use this folder instead of generated images")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         root = Path(name)
-        folder = options.folder or made(root / "images", options.images, options.side)
+        folder = options.folder or make_images(root / "images", options.images, options.side)
         whole = measure(chain_of(folder, root / "whole"), root, options.rounds)
-        few = measure(chain_of(made(root / "few", options.checked, 32), root / "few-made"), root, options.rounds)
+        few = measure(chain_of(make_images(root / "few", options.checked, 32), root / "few-made"), root, options.rounds)
     rows = [
-        (f"{what['images']:,}", f"{what['seconds']:.1f}", f"{what['cpu']:.1f}",
-         f"{what['images'] / what['seconds']:,.0f}",
-         f"{1000 * bench.median(what['unchanged']):.0f}", bench.spread([1000 * one for one in what["unchanged"]]))
-        for what in (whole, few)
+        (f"{result['images']:,}", f"{result['seconds']:.1f}", f"{result['cpu']:.1f}",
+         f"{result['images'] / result['seconds']:,.0f}",
+         f"{1000 * bench.median(result['unchanged']):.0f}", bench.spread([1000 * s for s in result["unchanged"]]))
+        for result in (whole, few)
     ]  # fmt: skip
     headings = ("images", "s to read", "of CPU", "images/s", "ms to find unchanged", "range")
     bench.table(f"{options.side} x {options.side} pixels; second row 32 x 32", headings, rows)
     bench.finish("image_folder", {"whole": whole, "few": few})
 
 
-def made(folder: Path, images: int, side: int) -> Path:
-    """A folder of JPEG images: blurred noise, which compresses about as photographs do."""
+def make_images(folder: Path, images: int, side: int) -> Path:
+    """Fill a folder with JPEG images of blurred noise, which compresses about as well as photographs."""
     with ProcessPoolExecutor() as pool:
         list(pool.map(partial(_make, folder, side), range(images), chunksize=500))
     return folder
@@ -72,9 +72,9 @@ def chain_of(folder: Path, workspace: Path) -> Chain:
 
 
 def measure(chain: Chain, root: Path, rounds: int) -> dict[str, Any]:
-    """Seconds of the dataset stage in its own process, once, and of `complete`, as often as asked for."""
+    """Measure the dataset stage in its own process once, and `complete` `rounds` times."""
     cpu, started = bench.cpu_seconds(), time.monotonic()
-    result = parent.run_stage("dataset", chain, log=root / "dataset.log")
+    manifest = parent.run_stage("dataset", chain, log=root / "dataset.log")
     seconds, cpu = time.monotonic() - started, bench.cpu_seconds() - cpu
     unchanged = []
     for _ in range(rounds):
@@ -82,7 +82,7 @@ def measure(chain: Chain, root: Path, rounds: int) -> dict[str, Any]:
         assert chain.complete("dataset")
         unchanged.append(time.monotonic() - started)
     shutil.rmtree(chain.workspace.root)
-    details = result["details"]
+    details = manifest["details"]
     images = details["train_images"] + details["test_images"]
     return {"images": images, "seconds": seconds, "cpu": cpu, "unchanged": unchanged}
 

@@ -1,6 +1,6 @@
-"""Peak memory of the whole chain: the resident memory of Luigi and all its processes together, sampled, by stage.
+"""Peak memory of the whole chain, by stage: sampled total resident memory of Luigi and all its processes.
 
-Shared pages count once for each process that maps them (RSS), so the true figure is a little lower.
+RSS counts shared pages once per process that maps them, so the true figure is slightly lower.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def main() -> None:
 
 
 def watch(luigi: subprocess.Popen[bytes], workspace: Workspace) -> dict[str, int]:
-    """Peak memory of the process and its descendants by the stage that was running, in bytes."""
+    """Return the peak memory in bytes of the process and its descendants, by running stage."""
     peaks: dict[str, int] = {}
     process = psutil.Process(luigi.pid)
     while luigi.poll() is None:
         last = (events.read(workspace) or [{"event": ""}])[-1]
         stage, total = last["stage"] if last["event"] == "started" else "luigi alone", 0
-        for one in [process, *process.children(recursive=True)]:
+        for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += one.memory_info().rss
+                total += member.memory_info().rss
         peaks[stage] = max(peaks.get(stage, 0), total)
         time.sleep(0.02)
     if luigi.returncode:
-        sys.exit(f"the chain ended with {luigi.returncode}")
+        sys.exit(f"the chain exited with {luigi.returncode}")
     return peaks
 
 

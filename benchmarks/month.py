@@ -1,8 +1,7 @@
-"""A month of a nightly job on a folder in which images arrive, some of them under the wrong label for a week.
+"""A month of a nightly job on a folder in which images arrive, some of them mislabelled for a week.
 
-Each night runs the real commands under a real luigid: `Retrain`, `Prune --older-than 5d --confirm`, `Status --json`; a
-service reads the current model all the time. `tests/nightly_job.py` compares all that they tell with what is known
-otherwise, and ends this program where something is wrong.
+Each night runs `Retrain`, `Prune --older-than 5d --confirm` and `Status --json` under a real luigid, while a service
+keeps reloading the current model. `tests/nightly_job.py` checks all they report and aborts on the first difference.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ WEEK = [*[WORKDAY] * 5, *[NOTHING_NEW] * 2]
 MONTH = [
     Night(),  # the first model
     *WEEK,
-    *[Night(images=2, wrong=3)] * 6,  # too few to be noticed
-    Night(images=2, wrong=80, outcome="refused", back_to=9),  # somebody looks, and goes back to before the week
+    *[Night(images=2, wrong=3)] * 6,  # too few to notice
+    Night(images=2, wrong=80, outcome="refused", back_to=9),  # noticed: roll back to before that week
     Night(images=2, corrected=True),
     *WEEK,
     *WEEK,
@@ -37,9 +36,9 @@ MONTH = [
 def main() -> None:
     started, processor = time.monotonic(), bench.cpu_seconds()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, luigid(Path(name) / "luigid") as central:
-        job, told = NightlyJob(Path(name) / "job", central, len(MONTH)), []
+        job, results = NightlyJob(Path(name) / "job", central, len(MONTH)), []
         for night in job.month(MONTH):
-            told.append(night)
+            results.append(night)
             print(f"{night.generation}: {night.outcome}", flush=True)
         assert job.service
         loaded = [model["generation"] for model in job.service.loaded()]
@@ -56,13 +55,13 @@ def main() -> None:
             f"{night.megabytes:.1f}",
             f"{night.seconds:.1f}",
         )
-        for plan, night in zip(MONTH, told, strict=True)
+        for plan, night in zip(MONTH, results, strict=True)
     ]
-    columns = ("generation", "images", "", "in all", "outcome", "accuracy", "then current", "MB", "seconds")
-    read = f"the model read {job.reads:,} times, {len(loaded)} of them in turn, without a fault"
-    bench.table(f"{len(told)} nights in {seconds:.0f} s ({processor:.0f} processor seconds); {read}", columns, rows)
+    columns = ("generation", "images", "", "total", "outcome", "accuracy", "current afterwards", "MB", "seconds")
+    reads = f"{job.reads:,} reads of {len(loaded)} models in turn, none failed"
+    bench.table(f"{len(results)} nights in {seconds:.0f} s ({processor:.0f} s of CPU); {reads}", columns, rows)
     about = {"seconds": seconds, "processor_seconds": processor, "reads": job.reads, "loaded": loaded}
-    bench.finish("month", {**about, "nights": [asdict(night) for night in told]})
+    bench.finish("month", {**about, "nights": [asdict(night) for night in results]})
 
 
 if __name__ == "__main__":

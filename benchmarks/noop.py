@@ -1,7 +1,7 @@
-"""A finished chain of four stages, called again: this plugin, DVC, Snakemake and gokart.
+"""Rerun of a finished chain of four stages: this plugin, DVC, Snakemake and gokart.
 
-Each tool gets its own finished pipeline (data -> train -> evaluate -> report, stages that write small files) and is
-called again in turns. `--python` names an environment that has dvc, snakemake and gokart; what it lacks is left out.
+Each pipeline is data -> train -> evaluate -> report, stages that write small files. The tools run in turns; those that
+`--python` lacks are skipped.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def main() -> None:
                 candidates[tool] = prepare(folder / tool, tools)
         seconds: dict[str, list[float]] = {tool: [] for tool in candidates}
         for run in candidates.values():
-            run()  # makes what is missing
+            run()  # the first run does the work
         for _ in range(options.rounds):
             for tool, run in candidates.items():
                 seconds[tool].append(run())
     rows = [(tool, f"{bench.median(values):.2f}", bench.spread(values)) for tool, values in seconds.items()]
-    title = f"a finished chain called again, median of {options.rounds}"
+    title = f"rerun of a finished chain, median of {options.rounds}"
     bench.table(title, ("what", "seconds", "range"), rows)
     bench.finish("noop", {"seconds": seconds})
 

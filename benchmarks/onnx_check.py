@@ -1,8 +1,7 @@
 """Does the exported model predict the same without MXNet? `python benchmarks/onnx_check.py artifacts/runs/DATA/RUN`
 
-Creates a virtual environment with onnxruntime and numpy alone, runs `model.onnx` on all test images there, over as many
-views as its metadata say, and compares each prediction and the accuracy with those of the evaluation. Exit status 1
-when one differs.
+Runs `model.onnx` on all test images in a virtual environment with only onnxruntime and numpy, over the number of views
+in its metadata. Exits with 1 if a prediction or the accuracy differs from the evaluation's.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from pipeline.evaluation import tta
 from pipeline.workspace import Workspace
 
-#: What runs in that environment: it knows the model, the images, and the module that makes views with numpy alone.
+#: Runs in that environment; `tta` is the module that makes views with numpy alone.
 PROGRAM = """
 import importlib.util, json, runpy, sys
 import numpy, onnxruntime

@@ -1,7 +1,7 @@
-"""Where a training step goes, operator by operator: what computes, and what only moves memory.
+"""Time of a training step by operator: which ones compute, and which only move memory.
 
-MXNet's profiler, with operators run one by one, over steps of the configured network on random images. Beside it a
-large matrix product, the most that this machine computes in that precision.
+Runs MXNet's profiler, with operators one by one, over steps of the configured network on random images. A large matrix
+product shows the most that this machine computes in that precision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 from typing import Any
 
-# Else MXNet runs stretches of operators as one and cannot say which of them took the time.
+# Otherwise MXNet bulks operators and cannot time them individually.
 os.environ |= {"MXNET_EXEC_BULK_EXEC_TRAIN": "0", "MXNET_EXEC_BULK_EXEC_INFERENCE": "0"}
 
 import bench
@@ -22,10 +22,10 @@ from pipeline import config as configuration
 from pipeline import model, runtime
 from pipeline.training.network import Network
 
-#: Where the profiler writes what is not wanted here; it would replace `/dev/null`.
+#: The profiler's unused trace file; with `/dev/null` it would replace that device.
 TRACE = str(bench.RESULTS / "operators-trace.json")
 
-#: Operators by what limits them, the first match counts.
+#: Kind -> parts of operator names; the first match wins.
 KINDS = {
     "convolution": ("Convolution",),
     "dense layers, Muon's large products": ("FullyConnected",),
@@ -52,7 +52,7 @@ def main() -> None:
     for name, value in operators.items():
         kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
         kinds[kind] = kinds.get(kind, 0.0) + value
-    # Forwards once, backwards for the input and for the weights: three products of the same size.
+    # Forward, gradient of the input, gradient of the weights: three products of the same size.
     layers = model.layer_table(config.architecture)
     convolutions = [layer for layer in layers if "conv" in layer.kind and not is_dense(layer, options.precision)]
     work = 6e-9 * sum(layer.multiply_adds for layer in convolutions) * config.training.batch_size
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def is_dense(layer: model.Layer, precision: str) -> bool:
-    """Whether a convolution is computed as a dense layer, see `model.build`."""
+    """Whether a convolution is computed as a dense layer; see `model.build`."""
     return precision == "bfloat16" and layer.output[1:] == (2, 2)
 
 
@@ -78,7 +78,7 @@ def by_size(values: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def profile(config: configuration.Config, options: argparse.Namespace) -> tuple[float, dict[str, float]]:
-    """Seconds of a step, and of each operator in it."""
+    """Return the seconds of a step and of each of its operators."""
     mx = runtime.mxnet()
     bench.RESULTS.mkdir(exist_ok=True)
     training, count = config.training, config.training.batch_size
@@ -99,13 +99,13 @@ def profile(config: configuration.Config, options: argparse.Namespace) -> tuple[
     mx.nd.waitall()
     seconds = (time.monotonic() - started) / options.steps
     mx.profiler.set_state("stop")
-    found: Any = json.loads(mx.profiler.dumps(format="json"))
-    times = found["Time"]["operator"]
+    stats: Any = json.loads(mx.profiler.dumps(format="json"))
+    times = stats["Time"]["operator"]
     return seconds, {name: value["Total"] / 1000 / options.steps for name, value in times.items()}
 
 
 def matrix_product(precision: str, size: int = 4096) -> float:
-    """GFLOP/s of the product of two square matrices."""
+    """Measure the GFLOP/s of multiplying two square matrices."""
     mx = runtime.mxnet()
     a, b = (mx.nd.random.uniform(shape=(size, size)) for _ in range(2))
     if precision != "float32":

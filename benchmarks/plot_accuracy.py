@@ -1,4 +1,4 @@
-"""Draws accuracy.svg from accuracy.json: what each ready-made configuration reaches, and in how many minutes."""
+"""Draws accuracy.svg from accuracy.json: accuracy against minutes for the ready-made configurations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 FOLDER = Path(__file__).resolve().parent
 
-#: Where a name stands beside its point, in points of a font; `OTHERS` where it would hide a neighbour's.
+#: Offset of a label from its point, in font points; `OTHERS` where it would cover a neighbour.
 PLACE, OTHERS = (5, -10), {"vgg11-fast": (5, 4), "vgg16-bn": (5, 4), "vgg11": (7, -3)}
 
 
 def main() -> None:
-    mpl.rcParams |= {"svg.hashsalt": "accuracy", "svg.fonttype": "none"}  # the same bytes for the same figures; text
+    mpl.rcParams |= {"svg.hashsalt": "accuracy", "svg.fonttype": "none"}  # reproducible bytes; text as text
     measured = json.loads((FOLDER / "accuracy.json").read_text())
     figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
     for number, machine in enumerate(sorted({entry["cpu"] for entry in measured.values()})):
-        found = {name: entry for name, entry in measured.items() if entry["cpu"] == machine}
-        minutes, accuracy = ([entry[key] for entry in found.values()] for key in ("minutes", "accuracy"))
+        entries = {name: entry for name, entry in measured.items() if entry["cpu"] == machine}
+        minutes, accuracy = ([entry[key] for entry in entries.values()] for key in ("minutes", "accuracy"))
         axes.scatter(minutes, accuracy, marker="os^D"[number], label=f"two cores of an {machine}")
-        for name, entry in found.items():
+        for name, entry in entries.items():
             place = (entry["minutes"], entry["accuracy"])
             axes.annotate(name, place, xytext=OTHERS.get(name, PLACE), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel="minutes from archive to report", ylabel="test accuracy (JPEG copy of CIFAR-10)")

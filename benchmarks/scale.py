@@ -1,7 +1,7 @@
 """Growth: the cost of Compare, Status and one more run in a workspace of 1,000 finished runs (one tiny run, copied).
 
-Measures a folder and S3 on loopback (moto's server behind a proxy that counts), and luigid told of as many tasks.
-Goal: a finished Compare over 1,000 runs takes 2 s in a folder, 5 s in S3. `--runs` sets another size.
+Measures a folder, S3 on loopback (moto's server behind a proxy that counts requests), and luigid's scheduling of the
+same runs. Goal: a finished Compare over 1,000 runs takes 2 s in a folder, 5 s in S3.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ TRAINING = {"epochs": 1, "batch_size": 100, "validation_images": 100}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=1000, help="number of finished runs")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-s3", action="store_true", help="only the folder")
+    parser.add_argument("--no-s3", action="store_true", help="measure only the folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        configs = make_up(folder, options.runs)
+        configs = make_workspace(folder, options.runs)
         found = {"folder": measure(folder, str(folder / "artifacts"), configs, options.rounds, None)}
         if not options.no_s3:
             with store(folder) as proxy:
@@ -49,11 +49,8 @@ def main() -> None:
     report(found, memory, options)
 
 
-# --- the workspace ------------------------------------------------------------------------------------------------
-
-
-def make_up(folder: Path, runs: int) -> list[Path]:
-    """Write configurations of `runs` + 1 architectures and a workspace in which all but the last are finished."""
+def make_workspace(folder: Path, runs: int) -> list[Path]:
+    """Write configurations of `runs` + 1 architectures and a workspace where all but the last are finished."""
     (folder / "configs").mkdir()
     configs = []
     for number in range(runs + 1):
@@ -72,7 +69,7 @@ def make_up(folder: Path, runs: int) -> list[Path]:
 
 
 def copy_run(model: Path, chain: Chain) -> None:
-    """Make up a finished run of another architecture."""
+    """Copy a finished run and rewrite its manifests for another architecture."""
     run = chain.run()
     assert run is not None
     shutil.copytree(model, run.root)
@@ -98,7 +95,7 @@ def store(folder: Path) -> Iterator[Any]:
 
 
 def upload(workspace: Path, port: int) -> int:
-    """Upload a workspace as it is; returns the number of objects."""
+    """Upload a workspace unchanged and return the number of objects."""
     from store_hosts import Bucket
 
     bucket = Bucket(port, "bench")
@@ -109,11 +106,8 @@ def upload(workspace: Path, port: int) -> int:
     return len(files)
 
 
-# --- measuring ----------------------------------------------------------------------------------------------------
-
-
 def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, proxy: Any) -> dict[str, Any]:
-    """Seconds of each command, in turns, and its number of requests."""
+    """Measure seconds and number of requests of each command, in turns."""
     from s3_server import environment
 
     about = {**(environment(proxy.port) if proxy else {}), "XDG_CACHE_HOME": str(folder / "cache")}
@@ -130,7 +124,7 @@ def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, prox
     def run(name: str, arguments: tuple[str, ...]) -> None:
         if proxy:
             proxy.quiet()
-        seconds = bench.luigi(*arguments, environment=about, allowed=(0, 3))  # 3: Status, something would run
+        seconds = bench.luigi(*arguments, environment=about, allowed=(0, 3))  # 3: something would run
         entry = found.setdefault(name, {"seconds": [], "requests": []})
         entry["seconds"].append(seconds)
         entry["requests"].append(len(proxy.seen) if proxy else 0)
@@ -142,7 +136,7 @@ def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, prox
     run("one more run, all its stages", ("Report", "--config", str(configs[-1]), *place))
     empty = f"{workspace}-empty"
     run("the same in an empty workspace", ("Report", "--config", str(configs[-1]), "--workspace", empty))
-    if not proxy:  # the store begins as the folder did
+    if not proxy:  # so that the store starts from the same state
         shutil.rmtree(empty)
         new = Chain(Workspace(Path(workspace)), load(configs[-1])).run()
         assert new is not None
@@ -151,7 +145,7 @@ def measure(folder: Path, workspace: str, configs: list[Path], rounds: int, prox
 
 
 def luigid_memory(folder: Path, runs: int) -> dict[str, float]:
-    """Resident memory in MB of a luigid without tasks, and with those of a Compare over `runs` runs."""
+    """Return luigid's resident memory in MB without tasks and with those of a Compare over `runs` runs."""
     from luigi.rpc import RemoteScheduler
     from luigid_process import luigid
 

@@ -1,7 +1,7 @@
 """Training speed side by side: this plugin under Luigi, a bare MXNet loop, the published loop, and PyTorch.
 
-The same network, batch size and cores for all, in turns, medians over rounds. Each is a process of its own; PyTorch
-may live in another environment (`--torch-python`). Images per second, without the first, slower steps.
+All use the same network, batch size and cores, and run in turns, each in its own process. Reports the median images per
+second over rounds, without the first, slower steps.
 """
 
 from __future__ import annotations
@@ -44,30 +44,32 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--config", default=str(bench.ROOT / "config" / "vgg11.yaml"))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20, help="length of each other loop, per round")
-    parser.add_argument("--precisions", default="float32,bfloat16", help="bfloat16 is slow where the CPU has none")
-    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--seconds", type=float, default=20, help="length of the other loops, per round")
+    parser.add_argument("--precisions", default="float32,bfloat16", help="bfloat16 is slow on CPUs without it")
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="a Python that has torch, maybe of another environment"
+    )
     return parser.parse_args()
 
 
 def _candidates(options: argparse.Namespace, config: dict[str, Any], waited: list[float]) -> dict[str, Any]:
-    """Name -> a function that measures it once."""
-    found: dict[str, Any] = {}
+    """Map each candidate to a function that measures it once."""
+    candidates: dict[str, Any] = {}
     threads = str(cores.usable_cores())
     for precision in options.precisions.split(","):
-        found[f"this plugin, {precision}"] = lambda p=precision: _plugin(config, p, waited)
-        found[f"bare MXNet loop, {precision}"] = lambda p=precision: _loop("bare", config, options, p, threads)
+        candidates[f"this plugin, {precision}"] = lambda p=precision: _plugin(config, p, waited)
+        candidates[f"bare MXNet loop, {precision}"] = lambda p=precision: _loop("bare", config, options, p, threads)
         if _has_torch(options.torch_python):
-            found[f"PyTorch, {precision}"] = lambda p=precision: _loop("pytorch", config, options, p, threads)
-    found["published loop, threads set"] = lambda: _loop("published", config, options, "float32", threads)
-    found["published loop, as it is"] = lambda: _loop("published", config, options, "float32", None)
-    return found
+            candidates[f"PyTorch, {precision}"] = lambda p=precision: _loop("pytorch", config, options, p, threads)
+    candidates["published loop, threads set"] = lambda: _loop("published", config, options, "float32", threads)
+    candidates["published loop, as it is"] = lambda: _loop("published", config, options, "float32", None)
+    return candidates
 
 
 def _plugin(config: dict[str, Any], precision: str, waited: list[float]) -> float:
-    """Images per second of the last epoch, from the run's history. Adds the share of time spent waiting for input."""
+    """Return images per second of the last epoch; append the share of time spent waiting for input to `waited`."""
     training = {**config["training"], "epochs": 2, "precision": precision}
-    # Whole batches only, as the loops have them: of 5,000 images as many as fill them.
+    # Whole batches only, like the loops: hold out what does not fill one of the 5,000 images.
     training["validation_images"] = 5_000 - (5_000 - 500) // training["batch_size"] * training["batch_size"]
     value = {**config, "data": bench.SAMPLE, "training": training}
     with tempfile.TemporaryDirectory() as folder:
@@ -93,17 +95,17 @@ def _loop(
         "precision": precision,
     }
     python = options.torch_python if name == "pytorch" else sys.executable
-    done = subprocess.run(
+    result = subprocess.run(
         [python, str(LOOPS / f"{name}.py")],
         input=json.dumps(about),
         env=environment,
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        print(f"{name}, {precision}: failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+    if result.returncode:
+        print(f"{name}, {precision}: failed: {result.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None
-    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+    return float(json.loads(result.stdout.splitlines()[-1])["images_per_second"])
 
 
 def _has_torch(python: str) -> bool:

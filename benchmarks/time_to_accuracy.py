@@ -1,9 +1,7 @@
-"""Time to an accuracy: the whole command from archive to report, its training, and each stage, over several seeds.
+"""Time to accuracy over several seeds: the whole command from archive to report, its training, and each stage.
 
-Every seed starts from nothing, so each run downloads or unpacks, trains, evaluates, exports and reports. Accuracy is
-measured on the test images once, after the last epoch. `--record` puts the medians into accuracy.json, from which
-plot_accuracy.py draws the picture of the README. Seconds of CPU (user and system, of all processes) tell what
-the work costs also on a machine that is not idle.
+Every seed starts from an empty workspace. Accuracy is measured on the test images once, after the last epoch. CPU time
+(user and system, all processes) is meaningful even on a busy machine. plot_accuracy.py draws what `--record` writes.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import bench
 
 from pipeline import config as configuration
 
-#: What was measured last of each ready-made configuration; part of the repository.
+#: Latest measurement of each ready-made configuration; committed.
 ACCURACY = Path(__file__).with_name("accuracy.json")
 
 
@@ -30,19 +28,19 @@ def main() -> None:
     parser.add_argument("--config", default=str(bench.ROOT / "config" / "vgg11-fast.yaml"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--target", type=float, default=0.7405)
-    parser.add_argument("--record", action="store_true", help="put the medians into accuracy.json")
+    parser.add_argument("--record", action="store_true", help="write the medians to accuracy.json")
     options = parser.parse_args()
     runs = []
     for seed in range(options.seeds):
-        runs.append(one(options.config, seed))
+        runs.append(run_chain(options.config, seed))
         print(json.dumps(runs[-1]), flush=True)
     if options.record:
         record(Path(options.config).stem, runs)
     report(options, runs)
 
 
-def one(config: str, seed: int) -> dict[str, Any]:
-    """Run the chain once in a workspace of its own."""
+def run_chain(config: str, seed: int) -> dict[str, Any]:
+    """Run the chain once in its own workspace."""
     value = configuration.to_dict(configuration.load(config))
     value["training"]["seed"] = seed
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -72,7 +70,7 @@ def one(config: str, seed: int) -> dict[str, Any]:
 
 
 def record(name: str, runs: list[dict[str, Any]]) -> None:
-    """Put the medians of these runs into accuracy.json, in the place of those of the same configuration."""
+    """Write the medians of these runs to accuracy.json, replacing those of the same configuration."""
     measured = json.loads(ACCURACY.read_text())
     about = bench.machine()
     measured[name] = {
@@ -84,32 +82,31 @@ def record(name: str, runs: list[dict[str, Any]]) -> None:
     ACCURACY.write_text(json.dumps(dict(sorted(measured.items())), indent=2) + "\n")
 
 
-def parts(run: dict[str, Any]) -> dict[str, float]:
-    """The seconds of the whole command, by what they went into."""
+def breakdown(run: dict[str, Any]) -> dict[str, float]:
     epochs, stages = run["training_seconds"], run["stage_seconds"]
-    found = {
+    seconds_by_part = {
         "Luigi, before, between and after the stages": run["command_seconds"] - sum(stages.values()),
         **{stage if stage != "train" else "train, without its epochs": seconds for stage, seconds in stages.items()},
         "archive to report, without the epochs": run["command_seconds"] - epochs,
         "archive to report": run["command_seconds"],
         "CPU, all processes": run["cpu_seconds"],
     }
-    found["train, without its epochs"] -= epochs
-    return found
+    seconds_by_part["train, without its epochs"] -= epochs
+    return seconds_by_part
 
 
 def report(options: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
     keys = ("accuracy", "single_view_accuracy", "training_seconds", "command_seconds")
-    middle = {key: bench.median([run[key] for run in runs]) for key in keys}
+    medians = {key: bench.median([run[key] for run in runs]) for key in keys}
     rows = [
         (run["seed"], *(f"{run[key]:.2%}" for key in keys[:2]), *(f"{run[key]:.2f}" for key in keys[2:]))
-        for run in [*runs, {"seed": "median", **middle}]
+        for run in [*runs, {"seed": "median", **medians}]
     ]
     reached = sum(r["accuracy"] >= options.target for r in runs)
     source = os.environ.get("CIFAR10_SOURCE", "the configured source")
     title = f"{Path(options.config).name}, {runs[0]['data']} ({Path(source).name}), {runs[0]['epochs']} epochs"
     bench.table(title, ("seed", "test accuracy", "from one view", "training, s", "whole command, s"), rows)
-    columns = [(name, [parts(run)[name] for run in runs]) for name in parts(runs[0])]
+    columns = [(name, [breakdown(run)[name] for run in runs]) for name in breakdown(runs[0])]
     shown = [(name, f"{bench.median(values):.2f}", bench.spread(values)) for name, values in columns]
     bench.table(f"seconds by stage, median of {len(runs)}", ("what", "seconds", "range"), shown)
     print(f"{reached} of {len(runs)} seeds reach {options.target:.2%}")

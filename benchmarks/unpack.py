@@ -1,7 +1,4 @@
-"""Archive to arrays compared with gunzip alone: the DownloadCifar stage in its own process.
-
-Start and checksums are included. Both read the archive (CIFAR10_SOURCE or `--archive`) from the page cache, in turns.
-"""
+"""Archive to arrays (the whole DownloadCifar stage) against gunzip alone, both from the page cache, in turns."""
 
 from __future__ import annotations
 
@@ -27,19 +24,19 @@ def main() -> None:
     options = parser.parse_args()
     archive = Path(options.archive).absolute()
     if not archive.is_file():
-        sys.exit("no archive: set CIFAR10_SOURCE, or give --archive")
+        sys.exit("no archive: set CIFAR10_SOURCE or --archive")
     archive.read_bytes()
-    found: dict[str, list[float]] = {"gunzip -c > /dev/null": [], "archive to arrays": []}
+    seconds: dict[str, list[float]] = {"gunzip -c > /dev/null": [], "archive to arrays": []}
     for _ in range(options.rounds):
-        for name, measure in zip(found, (gunzip, prepare), strict=True):
-            found[name].append(measure(archive))
-    least = bench.median(found["gunzip -c > /dev/null"])
+        for name, measure in zip(seconds, (gunzip, prepare), strict=True):
+            seconds[name].append(measure(archive))
+    baseline = bench.median(seconds["gunzip -c > /dev/null"])
     rows = [
-        (name, f"{bench.median(values):.2f}", bench.spread(values), f"{bench.median(values) / least:.2f}")
-        for name, values in found.items()
+        (name, f"{bench.median(values):.2f}", bench.spread(values), f"{bench.median(values) / baseline:.2f}")
+        for name, values in seconds.items()
     ]
     bench.table(f"{archive.name}, median of {options.rounds}", ("what", "seconds", "range", "relative to gunzip"), rows)
-    bench.finish("unpack", {"seconds": found})
+    bench.finish("unpack", {"seconds": seconds})
 
 
 def gunzip(archive: Path) -> float:

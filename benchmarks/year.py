@@ -1,7 +1,7 @@
-"""A year of nightly retraining: what a workspace grows to, and what Status, Retrain's planning and Prune cost in it.
+"""A year of nightly retraining: how large a workspace grows, and what Status, Retrain's planning and Prune cost in it.
 
-Each night is simulated (`tests/nights.py`: a tiny run, copied; new data every week), once without Prune and once with
-`Prune --keep 5 --older-than 30d` every night. `--nights` sets another number.
+Simulates each night (`tests/nights.py`: a tiny run, copied; new data every week), once without Prune and once with
+`Prune --keep 5 --older-than 30d` every night.
 """
 
 from __future__ import annotations
@@ -33,29 +33,28 @@ KEEP, DAYS_IN_TRASH = 5, 30
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nights", type=int, default=365)
+    parser.add_argument("--nights", type=int, default=365, help="number of nights")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         first = SmallChain(Path(name) / "first")
         first.configure(retrain__every="day")
         first.report()
         found = {}
-        for how in ("never pruned", "pruned every night"):
-            small = SmallChain(Path(name) / how, first.archive)
+        for mode in ("never pruned", "pruned every night"):
+            small = SmallChain(Path(name) / mode, first.archive)
             small.configure(retrain__every="day")
             shutil.copytree(first.workspace, small.workspace)
-            found[how] = year(small, options.nights, how != "never pruned")
-    for how, row in found.items():
+            found[mode] = year(small, options.nights, mode != "never pruned")
+    for mode, row in found.items():
         rows = [(kind, f"{size['files']:,}", f"{size['bytes'] / 1e6:,.1f} MB") for kind, size in row["sizes"].items()]
         rows += [(what, "", f"{seconds:.3f} s") for what, seconds in row["seconds"].items()]
-        bench.table(f"{options.nights} nights, {how}", ("", "files", "size or time"), rows)
+        bench.table(f"{options.nights} nights, {mode}", ("", "files", "size or time"), rows)
     bench.finish("year", {"nights": options.nights, **found})
 
 
 def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
-    """Simulate the nights, then measure."""
     workspace, made = small.chain().workspace, [time.time()]
-    folder.READ_SECONDS = 0  # a night is longer
+    folder.READ_SECONDS = 0  # real nights are longer than that
     for _ in nights(small, count):
         made.append(time.time())
         if prune:
@@ -63,15 +62,19 @@ def year(small: SmallChain, count: int, prune: bool) -> dict[str, Any]:
             prune_like_the_command(small, workspace, month_ago)
     chain, tomorrow = small.chain(), small.chain("2030-01-01")
     seconds = {
-        "Status": of(lambda: status.gather(chain)),
-        "Status --sizes, the sizes": of(lambda: status.sizes(workspace)),
-        "Retrain, until it knows what is due": of(
+        "Status": median_seconds(lambda: status.gather(chain)),
+        "Status --sizes, the sizes": median_seconds(lambda: status.sizes(workspace)),
+        "Retrain, until it knows what is due": median_seconds(
             lambda: [generations.why_due(tomorrow), generations.same_weights(tomorrow)]
         ),
-        "Prune, until it knows what to move": of(lambda: retention.unneeded(workspace, retention.expired(chain, KEEP))),
-        "Prune, until it knows what to delete": of(lambda: deletion.old_trash(workspace, datetime.timedelta(days=1))),
-        "Status, the command": bench.luigi("Status", *about(small), allowed=(0, 3)),
-        "Prune, the command": bench.luigi("Prune", *about(small), "--keep", str(KEEP)),
+        "Prune, until it knows what to move": median_seconds(
+            lambda: retention.unneeded(workspace, retention.expired(chain, KEEP))
+        ),
+        "Prune, until it knows what to delete": median_seconds(
+            lambda: deletion.old_trash(workspace, datetime.timedelta(days=1))
+        ),
+        "Status, the command": bench.luigi("Status", *arguments(small), allowed=(0, 3)),
+        "Prune, the command": bench.luigi("Prune", *arguments(small), "--keep", str(KEEP)),
     }
     return {"sizes": status.sizes(workspace), "seconds": seconds}
 
@@ -83,18 +86,18 @@ def prune_like_the_command(small: SmallChain, workspace: Workspace, age: datetim
     deletion.delete(workspace, deletion.old_trash(workspace, age), deletion.leftovers(workspace, age))
 
 
-def about(small: SmallChain) -> tuple[str, ...]:
+def arguments(small: SmallChain) -> tuple[str, ...]:
     return ("--config", str(small.config), "--workspace", str(small.workspace))
 
 
-def of(work: Callable[[], object], rounds: int = 5) -> float:
-    """The median of the seconds that something takes."""
-    found = []
+def median_seconds(work: Callable[[], object], rounds: int = 5) -> float:
+    """Return the median time of several calls."""
+    seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
         work()
-        found.append(time.perf_counter() - started)
-    return bench.median(found)
+        seconds.append(time.perf_counter() - started)
+    return bench.median(seconds)
 
 
 if __name__ == "__main__":

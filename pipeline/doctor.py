@@ -23,7 +23,7 @@ from pipeline.config import Config, with_classes
 from pipeline.errors import PipelineError, from_os_error
 from pipeline.files import atomic_writer, human_size
 from pipeline.process import parent
-from pipeline.process.cores import cgroup_quota, given_threads, misread_threads, turn_lock, usable_cores
+from pipeline.process.cores import cgroup_quota, given_threads, ignored_threads_warning, turn_lock, usable_cores
 from pipeline.process.liveness import signal_name
 from pipeline.process.spinning import TOLERATED, Load
 from pipeline.storage import locks
@@ -101,8 +101,8 @@ def machine_learning(config: Config) -> list[Finding]:
 
 def threads() -> str:
     """How many threads a stage uses, and how many cores it may use."""
-    if misread := misread_threads(os.environ):
-        raise PipelineError(misread)
+    if warning := ignored_threads_warning(os.environ):
+        raise PipelineError(warning)
     cores, quota, given = usable_cores(), cgroup_quota(), given_threads(os.environ)
     of = f"{cores} usable cores (of {os.cpu_count()}" + (f", quota {quota:g} CPUs)" if quota else ", no quota)")
     if given is None:

@@ -9,7 +9,7 @@ import fnmatch
 from typing import Any
 
 from pipeline.errors import WorkspaceError
-from pipeline.files import human_size
+from pipeline.files import each_read_once, human_size
 from pipeline.retraining import generations, periods, registry
 from pipeline.storage import LOCAL, locks
 from pipeline.text import counted, printable
@@ -26,7 +26,8 @@ SHOWN = 5
 
 def gather(chain: Chain) -> dict[str, Any]:
     """The content of `Status --json`. `done` is true when `Report` of this very chain would run nothing."""
-    stages = _stages(chain)
+    with each_read_once():
+        stages = _stages(chain)
     pointer, problem = _current(chain)
     run = chain.run()
     trains = any(stage["stage"] == "train" and stage["state"] != DONE for stage in stages)

@@ -47,7 +47,7 @@ class TrainVGG(StageTask):
     def turn(self, chain: Chain, waiting: Callable[[str], None]) -> AbstractContextManager[list[int]]:
         if launcher_of(chain.config) or gpus.uses_gpu(chain.config.device):
             return super().turn(chain, waiting)
-        return cores.turn(self.display_name, chain.config.distributed.workers, waiting)
+        return cores.take_turn(self.display_name, chain.config.distributed.workers, waiting)
 
     def options(self, chain: Chain) -> dict[str, Any]:
         path, why = generations.warm_start(chain)

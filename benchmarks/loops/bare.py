@@ -1,6 +1,6 @@
-"""The least that a training step in MXNet can be: data in memory, one hybridised net, MXNet's own Trainer.
+"""A minimal MXNet training loop: data in memory, one hybridized network, MXNet's own Trainer.
 
-Reads a JSON description on standard input, prints `{"images_per_second": …}`. See throughput.py.
+Reads a JSON description from standard input, prints `{"images_per_second": …}`. See throughput.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The usual Gluon tutorial loop, as this network was published with: DataLoader, ToTensor per sample, a sync per batch.
+"""The Gluon tutorial loop that this network was published with: DataLoader, ToTensor per sample, a sync per batch.
 
-Reads a JSON description on standard input, prints `{"images_per_second": …}`. See throughput.py.
+Reads a JSON description from standard input, prints `{"images_per_second": …}`. See throughput.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _mxnet():
-    """MXNet as a user imports it: `runtime.mxnet` would set the number of threads."""
+    """Import MXNet as a user would; `runtime.mxnet` would set the number of threads."""
     np.bool = np.bool_  # type: ignore[attr-defined]
     import mxnet
 

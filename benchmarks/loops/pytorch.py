@@ -1,6 +1,6 @@
-"""The same network trained by PyTorch; bfloat16 with autocast and channels_last, the fastest way on a CPU.
+"""The same network trained in PyTorch; bfloat16 uses autocast and channels_last, the fastest on a CPU.
 
-Needs torch alone. Reads a JSON description on standard input, prints `{"images_per_second": …}`. See throughput.py.
+Needs only torch. Reads a JSON description from standard input, prints `{"images_per_second": …}`. See throughput.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def build(architecture: dict) -> nn.Module:
-    """The network that the keys of an architecture describe."""
+    """Build the network that an `architecture` section describes."""
     layers: list[nn.Module] = []
     activation = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}[architecture["activation"]]
     norm = architecture["batch_norm"]

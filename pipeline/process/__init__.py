@@ -1,1 +1,1 @@
-"""A stage runs in a process of its own: the parent's side, the child's side, the launcher, and the cores it runs on."""
+"""Run each stage in its own process: the parent's side, the child's side, the launcher and CPU core limits."""

@@ -1,8 +1,7 @@
-"""The child's side of a stage: every stage runs in a process of its own, `python -m pipeline.<stage>`.
+"""The child's side of a stage, which runs in its own process: `python -m pipeline.<stage>`.
 
-Reads one JSON request (a line on standard input) and then commands, a word a line. Writes one JSON object a line to
-standard output; everything that libraries print goes to standard error, which is the stage's log. The end of
-standard input means that the parent is gone: the stage then stops as on SIGTERM.
+Reads one JSON request from standard input, then commands, one word per line; at end of file, the parent is gone, and
+the stage stops as on SIGTERM. Writes one JSON event per line to standard output, and the log to standard error.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ from pipeline.text import cause
 from pipeline.workspace import Workspace
 from pipeline.workspace.freshness import Chain
 
-#: Seconds that a stage has to stop by itself after it was asked to, before its process ends hard.
+#: Seconds a stage has to stop on request before its process exits regardless.
 GRACE_SECONDS = 9.5
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 3
 
-#: The argument of a process that is started before there is work for it.
+#: Argument of a process that is started before there is work for it.
 EARLY = "--early"
 
-#: How long a training waits for the last process of one that lost its parent.
+#: How long a training waits for the last process of an earlier one that lost its parent.
 LOCK_SECONDS = PARENT_TIMEOUT + GRACE_SECONDS + 15
 
 
 def request(chain: Chain, stage: str, **options: Any) -> dict[str, Any]:
-    """What a parent has to send so that `chain_of` gives the same chain in the stage's process.
+    """Build the request from which `chain_from` restores `chain` in the stage's process.
 
-    How many classes there are is what the stage `dataset` finds out; for all others it is settled here.
+    The stage `dataset` determines the number of classes; every other stage gets it from here.
     """
     return {
         "workspace": str(chain.workspace.root.absolute()),
@@ -54,11 +53,10 @@ def request(chain: Chain, stage: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def chain_of(value: dict[str, Any]) -> Chain:
-    """The chain that a request names."""
-    return Chain(
-        Workspace(Path(value["workspace"])), configuration.from_dict(value["config"]), value.get("generation", "")
-    )
+def chain_from(message: dict[str, Any]) -> Chain:
+    """Restore the chain from a request."""
+    config = configuration.from_dict(message["config"])
+    return Chain(Workspace(Path(message["workspace"])), config, message.get("generation", ""))
 
 
 def main(
@@ -66,27 +64,27 @@ def main(
     graceful: bool = False,
     imports: Callable[[], object] = lambda: None,
 ) -> int:
-    """Run `work(chain, reporter, options)` as a stage's process; gives the exit status.
+    """Run `work(chain, reporter, options)` as a stage's process and return the exit status.
 
-    With `graceful`, `work` watches `reporter.stopping` and ends itself in time; otherwise being asked to stop raises
-    `Interrupted` in the main thread wherever it is. `imports` loads what `work` needs, before there is work.
+    With `graceful`, `work` polls `reporter.stopping` and returns in time; otherwise a stop request raises
+    `Interrupted` in the main thread. `imports` preloads what `work` needs while there is no work yet.
     """
-    # Whatever a library prints to standard output belongs into the log, not between the events.
+    # Library output on stdout belongs in the log, not between the events.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     reporter = Reporter(events)
     _install_signals(reporter, graceful)
-    value = None
+    message = None
     try:
         if EARLY in sys.argv:
             _wait_for_work(imports)
-        value = json.loads(sys.stdin.readline() or "null")
-        if value is None:
+        message = json.loads(sys.stdin.readline() or "null")
+        if message is None:
             return EXIT_INTERRUPTED
-        threading.Thread(target=_listen, args=(reporter, value.get("watchdog_seconds", 0)), daemon=True).start()
-        if "heartbeat_seconds" in value:
-            start_heartbeats(reporter, value["heartbeat_seconds"])
-        result = work(chain_of(value), reporter, value.get("options", {}))
+        threading.Thread(target=_listen, args=(reporter, message.get("watchdog_seconds", 0)), daemon=True).start()
+        if "heartbeat_seconds" in message:
+            start_heartbeats(reporter, message["heartbeat_seconds"])
+        result = work(chain_from(message), reporter, message.get("options", {}))
         reporter.send("result", value=result or {})
         return 0
     except PipelineError as error:
@@ -99,17 +97,17 @@ def main(
         return _fail(
             reporter, PipelineError(f"out of memory: {'lower training.batch_size or ' * graceful}free some memory")
         )
-    except Exception as error:  # the cause stays in the log, the parent names it
+    except Exception as error:  # the log gets the traceback, the parent only the cause
         _log_traceback()
-        if value and _is_full(Path(value["workspace"])):  # MXNet and ONNX have words of their own for it
-            return _fail(reporter, from_os_error(OSError(errno.ENOSPC, "", value["workspace"]), "write into it"))
+        if message and _is_full(Path(message["workspace"])):  # MXNet and ONNX raise errors of their own for it
+            return _fail(reporter, from_os_error(OSError(errno.ENOSPC, "", message["workspace"]), "write into it"))
         reporter.send("error", type="Unexpected", message=f"{type(error).__name__}: {cause(error)}")
         return EXIT_FAILED
 
 
 def _wait_for_work(imports: Callable[[], object]) -> None:
-    """Load what the work will need, then wait for the parent to hand over the log and the locks of the stage."""
-    with contextlib.suppress(PipelineError):  # it is raised again, and told, when there is work
+    """Run the imports, then wait for the parent to pass the file descriptors of the stage's log and locks."""
+    with contextlib.suppress(PipelineError):  # raised again, and reported, once there is work
         imports()
     with socket.socket(fileno=os.dup(0)) as channel:
         _, descriptors, _, _ = socket.recv_fds(channel, 1, 16)
@@ -120,14 +118,14 @@ def _wait_for_work(imports: Callable[[], object]) -> None:
 
 
 def exit_with(status: int) -> None:
-    """End the process at once after flushing: MXNet's own shutdown can hang or crash, and has nothing to save."""
+    """Flush and exit immediately: MXNet's own shutdown can hang or crash, and has nothing to save."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     os._exit(status)
 
 
 def _log_traceback() -> None:
-    with contextlib.suppress(OSError, ValueError):  # the log can be on the disk that is full
+    with contextlib.suppress(OSError, ValueError):  # the log may be on the full disk
         traceback.print_exc()
 
 
@@ -140,15 +138,15 @@ def _is_full(workspace: Path) -> bool:
 
 def _fail(reporter: Reporter, error: PipelineError) -> int:
     reporter.write(str(error))
-    reporter.send("error", type=type(error).__name__, message=str(error))  # which the parent shows
+    reporter.send("error", type=type(error).__name__, message=str(error))
     return EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_FAILED
 
 
 def _install_signals(reporter: Reporter, graceful: bool) -> None:
-    asked, ask = os.pipe()
+    wakeup_read, wakeup_write = os.pipe()
 
-    def end() -> None:
-        os.read(asked, 1)
+    def exit_after_grace_period() -> None:
+        os.read(wakeup_read, 1)
         time.sleep(GRACE_SECONDS)
         os._exit(EXIT_INTERRUPTED)
 
@@ -156,20 +154,20 @@ def _install_signals(reporter: Reporter, graceful: bool) -> None:
         first = not reporter.stopping
         reporter.commands.add("stop")
         if first:
-            # No thread is started in here: there may be no room for one, or a lock of threading's own may be held.
-            os.write(ask, b".")
+            # Do not start a thread here: the process limit may be reached, or one of threading's locks may be held.
+            os.write(wakeup_write, b".")
             if not graceful:
                 raise Interrupted("stopped on request; run the same command again to resume")
 
-    # Whatever blocks the main thread (a stuck device, a dead disk), the process ends.
-    threading.Thread(target=end, daemon=True).start()
+    # Exit even if a stuck device or a dead disk blocks the main thread.
+    threading.Thread(target=exit_after_grace_period, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, stop)
 
 
 def _listen(reporter: Reporter, watchdog_seconds: float) -> None:
-    """Take commands from standard input. Its end, or no heartbeat for too long, means that the parent is gone."""
-    signal.setitimer(signal.ITIMER_REAL, watchdog_seconds)  # 0 for no heartbeats
+    """Read commands from standard input. End of file, or no line for `watchdog_seconds`, means a dead parent."""
+    signal.setitimer(signal.ITIMER_REAL, watchdog_seconds)  # 0 disables the watchdog
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, watchdog_seconds)
         command = line.strip()

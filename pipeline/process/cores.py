@@ -1,4 +1,4 @@
-"""How many threads a stage may use, decided before MXNet is loaded; trainings on all cores take turns."""
+"""How many threads a stage may use, decided before MXNet is loaded. Trainings that use all cores take turns."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from pipeline.errors import WorkspaceError
 from pipeline.process import spinning
 from pipeline.storage import locks
 
-#: More threads than this, or than the machine has cores, are a mistake: MXNet would not start. Fewer may be more than
-#: there are cores, so that a training of a large machine resumes bit for bit on a small one.
-MOST_THREADS = 256
+#: Accept up to this many threads, or as many as the machine has cores if that is more; with too many, MXNet does not
+#: start. More threads than cores are fine: a training from a large machine then resumes bit for bit on a small one.
+MAX_THREADS = 256
 
 
 def usable_cores() -> int:
-    """Cores that this process may really use: its affinity mask, capped by the cgroup's quota and Slurm's grant."""
+    """Cores available to this process: its affinity mask, capped by the cgroup quota and Slurm's allocation."""
     limits = [math.ceil(limit) for limit in (cgroup_quota(), slurm_grant(os.environ)) if limit]
     return max(1, min([len(os.sched_getaffinity(0)), *limits]))
 
 
 def slurm_grant(environment: Mapping[str, str]) -> int | None:
-    """Cores that Slurm granted to this task, or None outside of a job and where it is unknown."""
+    """Cores that Slurm allocated to this task; None outside a job or if unknown."""
     if "SLURM_STEP_ID" not in environment:
         return None
-    alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"
-    granted = environment.get("SLURM_CPUS_PER_TASK") or (environment.get("SLURM_CPUS_ON_NODE") if alone else None)
+    single = environment.get("SLURM_STEP_NUM_TASKS") == "1"
+    granted = environment.get("SLURM_CPUS_PER_TASK") or (environment.get("SLURM_CPUS_ON_NODE") if single else None)
     return int(granted) if granted and granted.isdigit() else None
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> float | None:
-    """CPUs granted by the cgroup and those above it (v2 `cpu.max`, v1 `cpu.cfs_quota_us`); None without a limit."""
+    """CPU quota of the cgroup and its ancestors (v2 `cpu.max`, v1 `cpu.cfs_quota_us`); None without a limit."""
     return min(filter(None, map(_limit, _cgroup_folders(root, process))), default=None)
 
 
 def given_threads(environment: Mapping[str, str]) -> int | None:
-    """The number of threads in OMP_NUM_THREADS, of a list the first; None where it is unset or no sensible number."""
+    """OMP_NUM_THREADS, or the first number of a list in it; None if it is unset or invalid."""
     first = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     number = int(first) if first.isascii() and first.isdecimal() and len(first) < 6 else 0
-    return number if 1 <= number <= max(MOST_THREADS, os.cpu_count() or 1) else None
+    return number if 1 <= number <= max(MAX_THREADS, os.cpu_count() or 1) else None
 
 
-def misread_threads(environment: Mapping[str, str]) -> str | None:
-    """A warning for an OMP_NUM_THREADS that is ignored; None when there is none."""
+def ignored_threads_warning(environment: Mapping[str, str]) -> str | None:
+    """Warning about an invalid OMP_NUM_THREADS, which is ignored; None if it is valid or unset."""
     given = environment.get("OMP_NUM_THREADS")
     if not given or given_threads(environment):
         return None
@@ -54,35 +54,32 @@ def misread_threads(environment: Mapping[str, str]) -> str | None:
 
 
 def thread_environment(environment: Mapping[str, str], cores: int | None = None) -> dict[str, str]:
-    """OpenMP's variables for a stage's process: how many threads, and how they wait; what the user set wins.
+    """OpenMP variables for a stage's process: number of threads and wait policy. The user's own settings win.
 
-    MXNet takes half of the logical cores by default, which halves the speed on small machines. As many as there are
-    usable `cores`, and always as many: results depend on the number.
+    MXNet's default of half the logical cores halves the speed on small machines. OMP_DYNAMIC is off because results
+    depend on the number of threads.
     """
     threads = given_threads(environment) or cores or usable_cores()
     return {"OMP_NUM_THREADS": str(threads), "OMP_DYNAMIC": "false", **spinning.environment(environment)}
 
 
 def turn_lock() -> Path:
-    """The lock of the cores that this process may use: one file for all processes of this user that have the same.
-
-    In memory, which is this machine's own and which a systemd unit with a private /tmp sees, too.
-    """
+    """Path of the lock that this user's processes share if they run on the same cores."""
     cores = sorted(os.sched_getaffinity(0))
-    which = str(cores)
-    if usable_cores() < len(cores):  # a share of them, which belongs to a cgroup or to a job
-        which += Path("/proc/self/cgroup").read_text() + os.environ.get("SLURM_JOB_ID", "")
-    name = hashlib.sha256(which.encode()).hexdigest()[:12]
+    key = str(cores)
+    if usable_cores() < len(cores):  # a cgroup or a job limits this process to a share of them
+        key += Path("/proc/self/cgroup").read_text() + os.environ.get("SLURM_JOB_ID", "")
+    name = hashlib.sha256(key.encode()).hexdigest()[:12]
+    # /dev/shm is local to the machine, and systemd units with a private /tmp see it too.
     return Path("/dev/shm") / f"luigi-vgg-{os.getuid()}" / f"cores-{name}.lock"
 
 
 @contextlib.contextmanager
-def turn(what: str, processes: int, waiting: Callable[[str], None]) -> Iterator[list[int]]:
-    """For a training in so many processes here: if it takes all cores, wait until no other one does.
+def take_turn(label: str, processes: int, waiting: Callable[[str], None]) -> Iterator[list[int]]:
+    """If a training in `processes` local processes uses all cores, wait until no other training does.
 
-    Gives file descriptors that they have to inherit. Fewer threads for each training would do as well, but the number
-    changes the results: it is for the user to set. `waiting` is called at every look with a line about who has the
-    cores. Where there can be no lock nobody waits.
+    Yields the file descriptors (locks) that those processes must inherit. Calls `waiting` at every poll with a line
+    that names the holder. Does not wait if the lock cannot be created. Fewer threads instead would change the results.
     """
     threads = given_threads(os.environ)
     with contextlib.ExitStack() as held:
@@ -91,8 +88,8 @@ def turn(what: str, processes: int, waiting: Callable[[str], None]) -> Iterator[
             with contextlib.suppress(OSError, WorkspaceError):
                 path = turn_lock()
                 path.parent.mkdir(mode=0o700, exist_ok=True)
-                if path.parent.stat().st_uid == os.getuid():  # not laid out by somebody else
-                    descriptors.append(held.enter_context(locks.hold(path, what, wait=True, waiting=waiting)))
+                if path.parent.stat().st_uid == os.getuid():  # another user may have planted it
+                    descriptors.append(held.enter_context(locks.hold(path, label, wait=True, waiting=waiting)))
         yield descriptors
 
 
@@ -109,7 +106,7 @@ def _cgroup_folders(root: Path, process: Path) -> set[Path]:
 
 def _limit(folder: Path) -> float | None:
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # not there, or "max"
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # missing, or "max"
             quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
             if quota > 0:
                 return quota / period

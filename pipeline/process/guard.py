@@ -1,10 +1,9 @@
-"""A command that does not outlive the one who wanted it: `python guard.py PARENT COMMAND…`, run by `launcher`.
+"""Run a command that does not outlive its parent: `python guard.py PARENT COMMAND…`, used by `launcher`.
 
-Stays between a training's parent and its launcher, passes signals on, and ends as the command ended. When the parent
-dies it sends the launcher one SIGINT: srun then takes a job that still waits out of the queue (killed, it would leave
-it there, to hold a node for nothing later) and leaves a running one alone, which checkpoints when its standard input
-ends. A second SIGINT would kill the job, so the launcher is not simply made to get one by the kernel: that comes once
-for every thread of the parent. Imports nothing of the plugin, so that it starts in a moment.
+Forwards signals to the command, a launcher, and exits as it did. When the parent dies, it sends the launcher a single
+SIGINT: srun then cancels a pending job (if killed, it would leave the job in the queue) and leaves a running job alone,
+which checkpoints when its standard input closes. A second SIGINT would kill the job, so PR_SET_PDEATHSIG on the
+launcher will not do: it fires for every thread of the parent. Imports nothing from the plugin, to start fast.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
 def main(parent: int, command: list[str]) -> None:
-    """Run `command` to its end."""
+    """Run `command` and exit with its status."""
     libc = ctypes.CDLL(None)
     libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGHUP)
-    # srun ends its job at once when nobody reads its output any more: keep it readable.
+    # srun ends its job as soon as nobody reads its output, so keep a read end open.
     os.open("/proc/self/fd/1", os.O_RDONLY)
     own = os.getpid()
     child = os.fork()
@@ -32,7 +31,7 @@ def main(parent: int, command: list[str]) -> None:
                 signal.signal(number, signal.SIG_DFL)
             os.execvp(command[0], command)
         os._exit(1)
-    _pass_signals_on(child)
+    _forward_signals(child)
     if os.getppid() != parent:
         os.kill(own, signal.SIGHUP)
     _, status = os.waitpid(child, 0)
@@ -43,12 +42,13 @@ def main(parent: int, command: list[str]) -> None:
     os._exit(os.WEXITSTATUS(status))
 
 
-def _pass_signals_on(child: int) -> None:
-    told: list[int] = []
+def _forward_signals(child: int) -> None:
+    interrupted = False
 
     def parent_died(number: int, frame: object) -> None:
-        if not told:
-            told.append(number)
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
             os.kill(child, signal.SIGINT)
 
     signal.signal(signal.SIGHUP, parent_died)

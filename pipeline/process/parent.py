@@ -1,7 +1,7 @@
-"""The parent's side of a stage: the one function that starts a stage's process and follows it to its end.
+"""The parent's side of a stage: `run_stage` starts the stage's process and follows it until it exits.
 
-Reads the child's events, passes commands and signals on, leaves the child's log behind. Never forks the work itself:
-CUDA does not survive a fork, and a long step in a Luigi worker would starve its heartbeat.
+Reads the child's events, and forwards commands and signals. Never runs the work in this process or a fork of it: CUDA
+does not survive a fork, and a long step in a Luigi worker would starve its heartbeat.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 from pipeline import errors
 from pipeline.files import open_regular, remove_debris
 from pipeline.process import liveness, pipes
-from pipeline.process.child import EARLY, EXIT_INTERRUPTED, GRACE_SECONDS, chain_of, request
-from pipeline.process.cores import misread_threads, thread_environment
-from pipeline.process.launcher import command_line, own_environment
+from pipeline.process.child import EARLY, EXIT_INTERRUPTED, GRACE_SECONDS, chain_from, request
+from pipeline.process.cores import ignored_threads_warning, thread_environment
+from pipeline.process.launcher import clean_environment, command_line
 from pipeline.process.liveness import Monitor
 from pipeline.workspace import manifest
 from pipeline.workspace.freshness import UPSTREAM, Chain
@@ -41,12 +41,12 @@ MODULES = {
     "compare": "pipeline.comparison",
 }
 
-#: The processes that were started early, by stage, each with this end of its standard input.
+#: Processes started early, by stage, each with our end of its standard input.
 _early: dict[str, tuple[subprocess.Popen[bytes], socket.socket]] = {}
 
 
 class Stopped(KeyboardInterrupt):
-    """This process was asked to stop by `signal`, and the stage has ended, `finished` if its result was there first."""
+    """`signal` asked this process to stop, and the stage has ended; `finished` if it completed nevertheless."""
 
     def __init__(self, message: str, number: int, finished: bool = False) -> None:
         super().__init__(message)
@@ -64,41 +64,41 @@ def run_stage(
     inherit: Sequence[int] = (),
     options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run one stage in a process of its own and give its result.
+    """Run one stage in its own process and return its result.
 
-    `launcher` is put in front of the command (see `launcher`); `take_commands` is asked a few times a second
-    for commands to pass to the child (see `reporter.COMMANDS`); `inherit` are file descriptors (locks) that the child
-    keeps open. Raises the `PipelineError` that the child reported, `StageFailed` when it died without one, and
-    `Stopped` when this process got SIGTERM or SIGINT; a second SIGINT (Ctrl-C) kills the child at once.
+    `launcher` is put in front of the command (see `launcher`). `take_commands` is polled a few times a second for
+    commands to the child (see `reporter.COMMANDS`). The child inherits the file descriptors (locks) in `inherit`.
+    Raises the `PipelineError` that the child reported, `StageFailed` if it died without one, and `Stopped` if this
+    process received SIGTERM or SIGINT; a second SIGINT (Ctrl-C) kills the child at once.
     """
     _refuse_links(stage, chain, log)
     log.parent.mkdir(parents=True, exist_ok=True)
     folder = chain.folder(stage)
-    if folder and not folder.is_symlink():  # its lock is held: whoever wrote there is gone
+    if folder and not folder.is_symlink():  # we hold its lock, so earlier writers are gone
         remove_debris(folder, "*")
-    if stage == "train" and (misread := misread_threads(os.environ)):
-        on_event({"event": "note", "message": misread})
-    several = stage == "train" and chain.config.distributed.workers > 1
-    monitor = Monitor(launcher, log) if launcher or several else None
-    about = request(chain, stage, **(options or {}), **({"launched": True} if launcher else {}))
+    if stage == "train" and (warning := ignored_threads_warning(os.environ)):
+        on_event({"event": "note", "message": warning})
+    distributed = stage == "train" and chain.config.distributed.workers > 1
+    monitor = Monitor(launcher, log) if launcher or distributed else None
+    message = request(chain, stage, **(options or {}), **({"launched": True} if launcher else {}))
     if monitor:
-        about |= {"heartbeat_seconds": liveness.HEARTBEAT_SECONDS, "watchdog_seconds": liveness.PARENT_TIMEOUT}
-    words = module_command(MODULES[stage])
+        message |= {"heartbeat_seconds": liveness.HEARTBEAT_SECONDS, "watchdog_seconds": liveness.PARENT_TIMEOUT}
+    command = module_command(MODULES[stage])
     if launcher:
-        words = command_line(launcher, words, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
+        command = command_line(launcher, command, chain.workspace.root.absolute(), Path(__file__).resolve().parents[1])
     with os.fdopen(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as log_file, _signals() as received:
         offset = os.fstat(log_file.fileno()).st_size
         process = None if monitor else _take_early(stage, [log_file.fileno(), *inherit])
         process = process or subprocess.Popen(
-            words,
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
-            env=environment(here=not launcher and not several),  # of several each gets its part of the cores
+            env=environment(local=not launcher and not distributed),  # a supervisor divides the cores itself
             pass_fds=tuple(inherit),
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on in order
+            start_new_session=True,  # Ctrl-C reaches only this process, which forwards it
         )
-        child = _Child(stage, about, log, process, monitor, received, offset)
+        child = _Child(stage, message, log, process, monitor, received, offset)
         try:
             return child.follow(on_event, take_commands)
         finally:
@@ -106,20 +106,17 @@ def run_stage(
 
 
 def start_early(stage: str, chain: Chain) -> None:
-    """Start the process of a stage that will run here soon: it imports what it needs while another one works.
-
-    It is told the configured precision, because of which a training may need a second process.
-    """
+    """Start the process of a stage that will run here soon, so that its imports overlap with the current stage."""
     if stage in _early:
         return
-    with contextlib.suppress(OSError):  # then it starts when it is needed
+    with contextlib.suppress(OSError):  # `run_stage` then starts it
         ours, theirs = socket.socketpair()
         with theirs:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # with precision auto, a training starts its measurement early, too
                 module_command(MODULES[stage], EARLY, chain.config.training.precision),
                 stdin=theirs.fileno(),
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # until it is given its log
+                stderr=subprocess.DEVNULL,  # until it receives its log
                 env=environment(),
                 start_new_session=True,
             )
@@ -127,7 +124,7 @@ def start_early(stage: str, chain: Chain) -> None:
 
 
 def end_early() -> None:
-    """End the processes that were started early and have got no work."""
+    """Kill the processes that were started early but never used."""
     while _early:
         _, (process, channel) = _early.popitem()
         channel.close()
@@ -136,7 +133,7 @@ def end_early() -> None:
 
 
 def _take_early(stage: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes] | None:
-    """The process that was started early for this stage, given its log and its locks; None without a living one."""
+    """Pass log and locks to the process started early for this stage and return it; None if none is alive."""
     if stage not in _early:
         return None
     process, channel = _early.pop(stage)
@@ -151,29 +148,27 @@ def _take_early(stage: str, descriptors: Sequence[int]) -> subprocess.Popen[byte
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command line of a process that is a module of this very package, whatever else is called `pipeline`."""
+    """Command line that runs a module of this package, even if another package named `pipeline` is on the path."""
     return [sys.executable, str(Path(__file__).resolve().parents[1] / "start.py"), module, *arguments]
 
 
-def environment(here: bool = True) -> dict[str, str]:
-    """The environment of a stage's process, `here` or on a machine that a launcher chooses."""
-    # Elsewhere the node decides about threads. One of several processes that fails must not leave the others.
-    threads = thread_environment(os.environ) if here else {"SLURM_KILL_BAD_EXIT": "1"}
-    return {**own_environment(os.environ), **threads, "PYTHONUNBUFFERED": "1"}
+def environment(local: bool = True) -> dict[str, str]:
+    """Environment of a stage's process, `local` or on a machine that a launcher chooses."""
+    # A remote node chooses its own number of threads. If one task of a job fails, Slurm must end the others.
+    extra = thread_environment(os.environ) if local else {"SLURM_KILL_BAD_EXIT": "1"}
+    return {**clean_environment(os.environ), **extra, "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass
 class _Child:
-    """A stage's process, followed to its end."""
-
     stage: str
     request: dict[str, Any]
     log: Path
     process: subprocess.Popen[bytes]
     monitor: Monitor | None
-    #: The signals that this process has got, with their times.
+    #: Signals that this process received, with their times.
     received: list[tuple[int, float]]
-    #: Where its lines begin in the log.
+    #: Where the child's lines begin in the log.
     offset: int = 0
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
@@ -181,48 +176,48 @@ class _Child:
     def follow(
         self, on_event: Callable[[dict[str, Any]], None], take_commands: Callable[[], Iterable[str]]
     ) -> dict[str, Any]:
-        """Pass commands down and events up until the process ends; gives its result."""
+        """Pass commands down and events up until the process exits; return its result."""
         monitor = self.monitor
         pipe = pipes.Input(self.process)
         pipe.send(json.dumps(self.request))
-        asked_at: float | None = None
+        stop_sent: float | None = None
         for event in pipes.events(self.process):
             pipe.flush()
-            if self.received and asked_at is None:
-                asked_at = time.monotonic()
+            if self.received and stop_sent is None:
+                stop_sent = time.monotonic()
                 pipe.send("stop")
                 if monitor:
                     monitor.stop(self.process)
-            if self.hurry or (asked_at is not None and time.monotonic() - asked_at > GRACE_SECONDS + 2):
+            if self.forced or (stop_sent is not None and time.monotonic() - stop_sent > GRACE_SECONDS + 2):
                 self.kill()
             for line in take_commands():
                 pipe.send(line)
             if monitor:
                 if monitor.heartbeat_due():
                     pipe.heartbeat()
-                event = monitor.attend(event, self.process)
+                event = monitor.filter(event, self.process)
             if event is None:
                 continue
             if event.get("event") == "result":
                 self.result = event["value"]
             elif event.get("event") == "error":
-                self.error = self.error or event  # of several processes the first one tells the cause
-            elif event.get("event") == "broadcast":  # from one of several processes to all of them
+                self.error = self.error or event  # the first error of several processes is the cause
+            elif event.get("event") == "broadcast":  # from one process of several to all of them
                 pipe.send(event["line"])
             else:
                 on_event(event)
         return self.outcome(self.process.wait())
 
     def outcome(self, status: int) -> dict[str, Any]:
-        """The result of the process that has ended, or the error that says why there is none."""
+        """Return the result of the process that exited with `status`, or raise an error if there is none."""
         result = self.result if status == 0 else None
         if self.received:
             finished = result is not None or self.is_done()
             how = "finished before it could stop" if finished else self.unfinished()
             raise Stopped(f"{self.stage}: {how}", self.received[0][0], finished)
         if result is None and status == 0 and self.error is None and self.is_done():
-            # Of a long line that a launcher passes on, another task's line can cut the middle.
-            folder = chain_of(self.request).folder(self.stage)
+            # A launcher may have garbled the result's long line with another task's output.
+            folder = chain_from(self.request).folder(self.stage)
             result = manifest.read(folder) if folder else None
         if result is not None:
             return result
@@ -230,31 +225,29 @@ class _Child:
         raise failure or self.failure(status)
 
     @property
-    def hurry(self) -> bool:
-        """True after a second Ctrl-C.
-
-        Supervisors and wrappers deliver the same signal twice within milliseconds (to the process and to its group),
-        and Luigi sends SIGTERM after Ctrl-C to the processes that it forked: neither is a second wish.
-        """
+    def forced(self) -> bool:
+        """Whether the user pressed Ctrl-C a second time."""
+        # Wrappers may deliver one SIGINT twice within milliseconds (to the process and to its group), and Luigi sends
+        # SIGTERM after Ctrl-C to the processes that it forked: neither is a second Ctrl-C.
         times = [moment for number, moment in self.received if number == signal.SIGINT]
         return bool(times) and times[-1] - times[0] > 0.2
 
     def is_done(self) -> bool:
-        """Whether the stage's result is there, whatever its process had time to report."""
+        """Whether the stage's result exists, even if its process did not report it."""
         known = self.stage == "dataset" or self.stage in UPSTREAM
-        return known and not chain_of(self.request).why(self.stage)
+        return known and not chain_from(self.request).why(self.stage)
 
     def unfinished(self) -> str:
-        """How the stage was stopped without a result."""
+        """How the stage stopped without a result, and what the next run does."""
         if self.error:
             return self.error["message"]
-        how = "stopped at once" if self.hurry else "did not stop in time"
+        how = "stopped at once" if self.forced else "did not stop in time"
         return (
             f"{how}; the next run {'resumes from its last checkpoint' if self.stage == 'train' else 'starts it over'}"
         )
 
     def failure(self, status: int) -> errors.PipelineError:
-        """Why there is no result, though nobody asked to stop."""
+        """The error for a process that exited without a result and without a stop request."""
         stage, error = self.stage, self.error
         if error is not None and error["type"] in errors.BY_NAME:
             return errors.BY_NAME[error["type"]](error["message"])
@@ -265,28 +258,27 @@ class _Child:
         if status == -signal.SIGKILL:
             how = "was killed (SIGKILL: by the out-of-memory killer or by hand)"
         elif status < 0:
-            how = f"died of {liveness.signal_name(-status)}"
+            how = f"was killed by {liveness.signal_name(-status)}"
         else:
-            how = f"ended with status {status} and no result"
+            how = f"exited with status {status} and no result"
         last = liveness.last_line(self.log, self.offset) or "(none)"
         return errors.StageFailed(f"{stage}: its process {how}; last line of {self.log}: {last}")
 
     def kill(self) -> None:
-        """End the process at once."""
         if self.monitor:
             self.monitor.end(self.process)
         else:
             self.process.kill()
 
     def end(self) -> None:
-        """Make sure that no process and no pipe of the child is left."""
+        """Close the child's pipes and wait for its process to exit; kill it if it takes too long."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
         if self.monitor:
             self.monitor.stop(self.process)
-        deadline = time.monotonic() + GRACE_SECONDS + 2  # its standard input ended: it stops by itself
+        deadline = time.monotonic() + GRACE_SECONDS + 2  # it stops by itself, as its standard input is closed
         while self.process.poll() is None:
             if time.monotonic() > deadline:
                 self.kill()
@@ -296,7 +288,7 @@ class _Child:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[tuple[int, float]]]:
-    """Collect SIGINT and SIGTERM, with their times, instead of dying of them; only the main thread can."""
+    """Collect SIGINT and SIGTERM with their times, instead of dying. Does nothing outside the main thread."""
     received: list[tuple[int, float]] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -313,21 +305,19 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
 
 
 def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
-    """Raise `WorkspaceError` where a stage would write through a link: in a shared workspace anybody may plant one."""
+    """Raise `WorkspaceError` if a stage would write through a symbolic link, which others may plant in a workspace."""
     run = chain.run()
-    # A finished data set may be one.
-    places = [run.root.parent, run.root, run.stage(stage)] if run and stage != "dataset" else []
-    for place in [log.parent] if stage == "compare" else places:
-        if place.is_symlink():
-            what = f"a symbolic link; {stage} writes through none"
-            raise errors.WorkspaceError(f"{place}: {what}: put the folder itself there")
+    # The folder of a data set may be a link.
+    folders = [run.root.parent, run.root, run.stage(stage)] if run and stage != "dataset" else []
+    for folder in [log.parent] if stage == "compare" else folders:
+        if folder.is_symlink():
+            raise errors.WorkspaceError(
+                f"{folder}: found a symbolic link, through which {stage} must not write: replace it with a folder"
+            )
 
 
 def end_with_parent() -> None:
-    """In a process that Luigi forked for one task (`--workers 2`): get SIGTERM when the luigi command dies.
-
-    Otherwise a `kill -9` of the command would leave it training, with nobody to report to.
-    """
+    """End this process, which Luigi forked for one task (`--workers 2`), with SIGTERM if the luigi command dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     assert parent.pid is not None

@@ -1,4 +1,4 @@
-"""The two pipes to a stage's process: lines in, events out."""
+"""The two pipes to a stage's process: commands in, events out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-#: What a stage's process says; a launcher may print JSON, too.
+#: Events of a stage's process. Any other JSON on its output is ignored: a launcher may print some.
 EVENTS = ("hello", "heartbeat", "progress", "note", "broadcast", "finishing", "result", "error")
 
 
 def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
-    """The child's events as they come, and None a few times a second in between, until its output ends."""
+    """Yield the child's events as they arrive, and None a few times a second, until its output ends."""
     assert child.stdout is not None
     descriptor = child.stdout.fileno()
     os.set_blocking(descriptor, False)
@@ -27,7 +27,7 @@ def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
             if not ready:
                 yield None
                 if child.poll() is not None and not selector.select(timeout=0):
-                    return  # ended, while something that it started still holds the pipe
+                    return  # it exited, but a descendant still holds the pipe open
                 continue
             block = os.read(descriptor, 1 << 16)
             if not block:
@@ -41,30 +41,30 @@ def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
 
 
 class Input:
-    """The child's standard input. Never blocks: a launcher may pass nothing on while its job is queued."""
+    """The child's standard input. Never blocks: a launcher may not read it while its job is queued."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdin is not None
         self._descriptor = child.stdin.fileno()
         os.set_blocking(self._descriptor, False)
-        self._rest = b""
+        self._buffer = b""
 
     def send(self, line: str) -> None:
-        """Write a line, now or as soon as there is room for it."""
-        self._rest += line.encode() + b"\n"
+        """Write a line; what does not fit into the pipe is buffered until the next `flush`."""
+        self._buffer += line.encode() + b"\n"
         self.flush()
 
     def heartbeat(self) -> None:
-        """Write an empty line, unless others are still unread."""
-        if not self._rest:
+        """Write an empty line, unless earlier lines are still buffered."""
+        if not self._buffer:
             self.send("")
 
     def flush(self) -> None:
-        """Write as much as there is room for."""
+        """Write as much of the buffer as fits into the pipe."""
         try:
-            while self._rest:
-                self._rest = self._rest[os.write(self._descriptor, self._rest) :]
+            while self._buffer:
+                self._buffer = self._buffer[os.write(self._descriptor, self._buffer) :]
         except BlockingIOError:
             pass
-        except OSError:  # it has ended in the meantime
-            self._rest = b""
+        except OSError:  # the child has exited
+            self._buffer = b""

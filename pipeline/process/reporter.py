@@ -1,4 +1,4 @@
-"""How a stage's process tells what it does: lines for people go to its log, events to its parent."""
+"""How a stage's process reports: lines for people go to its log, events to its parent."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from typing import Any, TextIO
 from pipeline.files import now
 from pipeline.text import printable
 
-#: Commands that a running training understands.
+#: Commands that a running training accepts.
 COMMANDS = ("stop", "checkpoint", "stop-after-epoch")
 
-#: The activity of a process that has done its steps and may now take as long as its disk does.
+#: Activity of a worker after its last step: publishing may take as long as the disk does, so no progress is expected.
 FINISHING = -1
 
 
 @dataclass
 class Reporter:
-    """Writes events (a JSON object per line) and the log. Holds the commands that have come."""
+    """Writes events (one JSON object per line) and the log; holds the commands received."""
 
     events: TextIO | None = None
     log: TextIO = field(default_factory=lambda: sys.stderr)
     commands: set[str] = field(default_factory=set)
-    #: Grows with all that the stage gets done; sent with every heartbeat.
+    #: Counter that grows as the stage makes progress; sent with every heartbeat.
     activity: int = 0
-    #: Set in all workers but the leader, which would say the same: only heartbeats and errors are sent.
+    #: Set in all workers but the leader, whose reports they would repeat: send only heartbeats and errors.
     quiet: bool = False
-    #: What the parent has sent to all processes of a stage that runs in several.
+    #: Lines that the parent sent to every process of a multi-process stage.
     broadcasts: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     _last: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def progress(self, fraction: float, message: str, **values: Any) -> None:
-        """Report how far the stage is (0..1) and what it is doing; at most about five a second get through."""
+        """Report the fraction done (0..1) and what the stage is doing, throttled to about five times a second."""
         moment = time.monotonic()
         if not self.quiet and (moment - self._last >= 0.2 or fraction >= 1):
             self._last = moment
             self.send("progress", fraction=round(fraction, 4), message=message, **values)
 
     def note(self, message: str) -> None:
-        """A line for people: into the log with the time in UTC, and to the parent."""
+        """Write a line to the log, with the time in UTC, and send it to the parent."""
         if not self.quiet:
             self.write(message)
             self.send("note", message=message)
 
     def write(self, message: str) -> None:
-        """A line into the log alone, with the time in UTC."""
-        with contextlib.suppress(OSError, ValueError):  # a full disk must not turn into another error
+        """Write a line to the log only, with the time in UTC."""
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not mask the error being logged
             print(f"{now()} {printable(message)}", file=self.log, flush=True)
 
     def send(self, event: str, **values: Any) -> None:
-        """An event to the parent, if there is one."""
+        """Send an event to the parent, if there is one."""
         if self.events is not None:
-            # The parent may be gone; that must not break what is running, see `child._listen`.
+            # The parent may be gone, which `child._listen` handles: never fail here.
             with self._lock, contextlib.suppress(OSError, ValueError):
                 self.events.write(json.dumps({"event": event, **values}) + "\n")
                 self.events.flush()
 
     def take(self, command: str) -> bool:
-        """True once for each time that `command` was given."""
+        """Whether `command` was received; clears it."""
         if command in self.commands:
             self.commands.discard(command)
             return True
@@ -72,5 +72,5 @@ class Reporter:
 
     @property
     def stopping(self) -> bool:
-        """True once the stage was asked to stop."""
+        """Whether the stage was asked to stop."""
         return "stop" in self.commands

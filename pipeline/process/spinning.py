@@ -1,13 +1,13 @@
-"""How long OpenMP's threads spin while they wait for each other, adapted to the machine's load.
+"""Adapt how long OpenMP threads spin while they wait for each other to the machine's load.
 
-At the end of every operator the threads wait for the slowest of them. On idle cores spinning is the fastest way to
-wait; beside other busy processes it burns the time in which the slowest could run, and the speed of a training falls
-to a few per cent. libgomp spins only briefly while there are more OpenMP threads than cores (see its documentation of
-GOMP_SPINCOUNT), so a team of sleeping threads makes it do so, at once and in a running process. No result changes in
-a bit. Where MXNet is built with another OpenMP this does nothing.
+After every operator the threads wait for the slowest one. Spinning is the fastest way to wait on idle cores, but beside
+other busy processes it takes the time in which the slowest thread could run, and slows training down to a few per cent.
+libgomp spins only briefly while there are more OpenMP threads than cores (see its GOMP_SPINCOUNT), so a team of
+sleeping threads switches a running process to short spins. Results stay identical to the bit. Does nothing if MXNet is
+built with another OpenMP.
 
-MXNet itself would start a second team: in the thread that hands over a batch, for copies of 200,000 numbers and more.
-From then on libgomp would spin briefly to the end of the process. So those copies are made by one thread.
+MXNet itself would start a second team for copying batches of 200,000 numbers and more, and libgomp would then always
+spin briefly. So a single thread makes those copies.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-#: The load is checked this often; other processes count as busy after so many checks, as gone after so many.
+#: Interval of the load checks, and consecutive checks before switching to short spins and back to long ones.
 CHECK_SECONDS, BUSY_CHECKS, QUIET_CHECKS = 0.5, 2, 10
 
-#: What the first decision is based on.
+#: Length of the load measurement before the first decision.
 FIRST_SECONDS = 0.2
 
-#: Cores that other processes may take, beyond those that this one leaves free, before they count as busy.
+#: Cores that other processes may use, beyond those this one leaves free, before the machine counts as busy.
 TOLERATED = 0.25
 
-#: How often a waiting thread looks for the others before it sleeps: libgomp's default, and with too many threads.
+#: Spins of a waiting thread before it sleeps: libgomp's default, and its value when there are too many threads.
 LONG, SHORT = 300_000, 1000
 
-#: Copies of fewer numbers are made by one thread; MXNet's default is 200,000.
+#: MXNet's threshold for multi-threaded copies, 200,000 numbers by default; this value turns them off.
 ONE_THREAD_COPIES = {"MXNET_CPU_PARALLEL_SIZE": str(2**31 - 1)}
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables that make libgomp spin `LONG` and `SHORT`, and MXNet keep to one team; what the user set wins.
+    """Variables that set libgomp's spins to `LONG` and `SHORT` and MXNet to one team. The user's own settings win.
 
-    Without a policy it would make 100 of `SHORT`, and a policy alone would make `LONG` endless.
+    Without a wait policy libgomp would lower `SHORT` to 100; with a policy alone, `LONG` would be infinite.
     """
     waiting = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": str(LONG)}
     copies = {name: value for name, value in ONE_THREAD_COPIES.items() if name not in given}
@@ -47,7 +47,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 class Load:
-    """How many cores other processes are using, of those that this one may use, since the last check."""
+    """Measures how many of this process's cores others are using."""
 
     def __init__(self, file: Path = Path("/proc/stat")) -> None:
         self._file = file
@@ -55,32 +55,32 @@ class Load:
         self._before = self._read()
 
     def others(self) -> float:
-        """Cores (0 to all) that others have kept busy since the last call; 0 where that is unknown."""
+        """Cores (0 to all) that other processes kept busy since the last call; 0 if unknown."""
         before, self._before = self._before, self._read()
-        moment, busy, own = (new - old for new, old in zip(self._before, before, strict=True))
-        return max(0.0, (busy - own) / moment) if moment > 0 else 0.0
+        elapsed, busy, own = (new - old for new, old in zip(self._before, before, strict=True))
+        return max(0.0, (busy - own) / elapsed) if elapsed > 0 else 0.0
 
     def _read(self) -> tuple[float, float, float]:
-        """Now, and the seconds for which the cores were busy with anything and with this process."""
+        """The time, and the seconds for which all processes, and this one, have kept the cores busy."""
         names = {f"cpu{core}" for core in self.cores}
         try:
             lines = [line.split() for line in self._file.read_text().splitlines()]
-            # user, nice, system, (idle, waiting for a disk,) interrupts, and what the host gave to other machines
-            ticks = [sum(int(line[place]) for place in (1, 2, 3, 6, 7, 8)) for line in lines if line[0] in names]
+            # user, nice, system, (not idle, iowait,) irq, softirq, steal
+            ticks = [sum(int(line[column]) for column in (1, 2, 3, 6, 7, 8)) for line in lines if line[0] in names]
         except (OSError, ValueError, IndexError):
             ticks = []
         return time.monotonic(), sum(ticks) / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
 class SleepingTeam:
-    """Threads of libgomp (`library`) that only sleep; with the `threads` that compute they are more than `cores`."""
+    """A team of sleeping libgomp (`library`) threads that, with the `threads` that compute, outnumber the `cores`."""
 
     def __init__(self, library: Any, cores: int, threads: int) -> None:
         self._run = library.GOMP_parallel
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         self._libc = ctypes.CDLL(None)
-        self._count = max(2, cores - threads + 2)  # the thread that leads a team counts for the first one only
-        self._semaphore = ctypes.create_string_buffer(64)  # each of them waits for it
+        self._count = max(2, cores - threads + 2)  # libgomp counts the leading thread of the first team only
+        self._semaphore = ctypes.create_string_buffer(64)  # all of them wait for it
         self._master: threading.Thread | None = None
 
     @property
@@ -88,14 +88,14 @@ class SleepingTeam:
         return self._master is not None
 
     def start(self) -> None:
-        """From now on threads that wait for each other spin briefly."""
+        """Switch to short spins."""
         self._libc.sem_init(self._semaphore, 0, 0)
         sleep = ctypes.cast(self._libc.sem_wait, ctypes.c_void_p)
         self._master = threading.Thread(target=self._run, args=(sleep, self._semaphore, self._count, 0), daemon=True)
         self._master.start()
 
     def stop(self) -> None:
-        """From now on they spin long again. libgomp ends the whole team with its master thread."""
+        """Switch back to long spins. libgomp ends the whole team with its master thread."""
         if self._master is not None:
             for _ in range(self._count):
                 self._libc.sem_post(self._semaphore)
@@ -104,23 +104,23 @@ class SleepingTeam:
 
 
 class Watcher:
-    """Checks the load and decides how long to spin. `threads` is how many OpenMP has here."""
+    """Checks the load and decides how long to spin. `threads` is the number of OpenMP threads."""
 
     def __init__(self, load: Load, team: SleepingTeam, threads: int, log: Callable[[str], None]) -> None:
         self.load, self.team, self.threads, self.log = load, team, threads, log
         self._checks = 0
 
     def begin(self) -> None:
-        """Decide by the load since `load` was made."""
+        """Decide from the load since `load` was created."""
         others = self.load.others()
-        if self._crowded(others):
+        if self._overloaded(others):
             self.team.start()
-        self._tell(others)
+        self._report(others)
 
     def check(self) -> None:
-        """Decide again once the load has been different for long enough."""
+        """Switch once the load has been different for long enough."""
         others = self.load.others()
-        changed = self._crowded(others) != self.team.running
+        changed = self._overloaded(others) != self.team.running
         self._checks = self._checks + 1 if changed else 0
         if self._checks >= (QUIET_CHECKS if self.team.running else BUSY_CHECKS):
             self._checks = 0
@@ -128,30 +128,30 @@ class Watcher:
                 self.team.stop()
             else:
                 self.team.start()
-            self._tell(others)
+            self._report(others)
 
     def run(self) -> None:
-        """Decide, and check for ever."""
+        """Check for ever."""
         time.sleep(FIRST_SECONDS)
         self.begin()
         while True:
             time.sleep(CHECK_SECONDS)
             self.check()
 
-    def _crowded(self, others: float) -> bool:
+    def _overloaded(self, others: float) -> bool:
         return others + self.threads > len(self.load.cores) + TOLERATED
 
-    def _tell(self, others: float) -> None:
+    def _report(self, others: float) -> None:
         how = "briefly" if self.team.running else "long"
-        told = f"other processes use {others:.1f} of {len(self.load.cores)} cores, this one has {self.threads} threads"
-        self.log(f"OpenMP threads spin {how}: {told}")
+        load = f"other processes use {others:.1f} of {len(self.load.cores)} cores, this one has {self.threads} threads"
+        self.log(f"OpenMP threads spin {how}: {load}")
 
 
 def watch(library: Any, log: Callable[[str], None]) -> None:
-    """From now on adapt to the load. Not for one thread, which waits for nobody, nor where the user set variables."""
+    """Start adapting to the load in a thread. Does nothing with one OpenMP thread or if the user set the variables."""
     threads = library.omp_get_max_threads() if hasattr(library, "GOMP_parallel") else 1
-    watched = any(thread.name == __name__ for thread in threading.enumerate())
-    if watched or threads == 1 or os.environ.get("GOMP_SPINCOUNT") != str(LONG):
+    running = any(thread.name == __name__ for thread in threading.enumerate())
+    if running or threads == 1 or os.environ.get("GOMP_SPINCOUNT") != str(LONG):
         return
     load = Load()
     watcher = Watcher(load, SleepingTeam(library, len(load.cores), threads), threads, log)

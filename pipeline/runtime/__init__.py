@@ -1,4 +1,4 @@
-"""MXNet, imported and checked: devices, precisions, versions. The only way to `mx` for the other rooms."""
+"""MXNet, imported and checked: devices, precisions, versions. Other packages get `mx` only from here."""
 
 from pipeline.runtime.cpu import amx_in_use, cpu_flags, cpu_has_bfloat16, cpu_name
 from pipeline.runtime.device import Devices, devices, resolve_precision

@@ -1,4 +1,4 @@
-"""`python -m pipeline.runtime`: show what a training would compute on; exit status 1 when it cannot."""
+"""`python -m pipeline.runtime`: show the device that a training would use; exits with status 1 if it does not work."""
 
 import sys
 
@@ -8,11 +8,11 @@ from pipeline.runtime import devices, resolve_precision
 
 def main() -> int:
     try:
-        where = devices("auto")
+        found = devices("auto")
     except DeviceError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"device auto: {where.name} works; precision auto means {resolve_precision('auto', where)}")
+    print(f"device auto: {found.name} works; precision auto means {resolve_precision('auto', found)}")
     return 0
 
 

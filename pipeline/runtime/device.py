@@ -1,4 +1,4 @@
-"""Devices: the configuration's `device` as MXNet contexts that compute, and the precisions that they have."""
+"""Devices: turn the configuration's `device` into working MXNet contexts, and check their precisions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.runtime.cpu import cpu_flags, cpu_has_bfloat16
 from pipeline.runtime.importing import installed_mxnets, mxnet
 from pipeline.text import cause
 
-#: Compute capabilities for which the mxnet-cu112 … cu117 wheels carry machine code. They carry no PTX.
+#: Lowest and highest compute capability for which the mxnet-cu112 … cu117 wheels have machine code. They have no PTX.
 CUDA_CAPABILITIES = ((5, 0), (8, 9))
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a stage computes: MXNet contexts, and the text that goes into logs and manifests."""
+    """Where a stage computes: MXNet contexts, and their name for logs and manifests."""
 
     contexts: list[Any]
     name: str
@@ -29,17 +29,16 @@ class Devices:
 
 
 def devices(device: str) -> Devices:
-    """Turn the configuration's `device` into contexts: auto, cpu, gpu, gpu:0,1, cpu:0,1.
+    """Turn the configuration's `device` into contexts: auto, cpu, gpu, gpu:0,1, cpu:0,1 (to test multi-device code).
 
-    `auto` takes the first GPU if MXNet can use one, else the CPU. Several CPU contexts share the same cores; they
-    exist to test the code for several devices. Raises `DeviceError` when a GPU is asked for and unusable; also for
-    `auto` where a GPU build of MXNet finds a card that it has no code for.
+    `auto` selects the first GPU if MXNet can use one, else the CPU. Raises `DeviceError` if a requested GPU is
+    unusable, and also for `auto` if a GPU build of MXNet has no code for the card that it finds.
     """
     mx = mxnet()
     kind, _, numbers = device.partition(":")
     if kind == "auto":
         kind = "cpu"
-        with contextlib.suppress(Exception):  # MXNetError of a driver that is too old, for example
+        with contextlib.suppress(Exception):  # for example, MXNetError for an outdated driver
             kind = "gpu" if mx.context.num_gpus() > 0 else "cpu"
     ids = [int(number) for number in (numbers or "0").split(",")]
     if kind == "cpu":
@@ -47,33 +46,33 @@ def devices(device: str) -> Devices:
     return _gpus(mx, device, ids)
 
 
-def resolve_precision(wanted: str, where: Devices) -> str:
-    """What to train in; `auto`: bfloat16 on CPUs that have it, float16 on GPUs with tensor cores, else float32."""
-    if wanted == "float16" and not where.is_gpu:
+def resolve_precision(requested: str, target: Devices) -> str:
+    """Precision to train in. `auto`: bfloat16 on CPUs that have it, float16 on GPUs with tensor cores, else float32."""
+    if requested == "float16" and not target.is_gpu:
         raise DeviceError(
             "training.precision: found float16, which MXNet does not train on a CPU; use bfloat16 or auto"
         )
-    if wanted == "bfloat16" and where.is_gpu:
+    if requested == "bfloat16" and target.is_gpu:
         raise DeviceError("training.precision: found bfloat16, which MXNet has only on CPUs; use float16 or auto")
-    if wanted == "bfloat16" and "avx512bw" not in cpu_flags():
+    if requested == "bfloat16" and "avx512bw" not in cpu_flags():
         raise DeviceError(
             "training.precision: found bfloat16, which needs a processor with AVX-512; use float32 or auto"
         )
-    if wanted != "auto":
-        return wanted
-    if where.is_gpu:
-        return "float16" if gpu_capability(where.contexts[0].device_id) >= (7, 0) else "float32"
+    if requested != "auto":
+        return requested
+    if target.is_gpu:
+        return "float16" if gpu_capability(target.contexts[0].device_id) >= (7, 0) else "float32"
     return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
 def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
-    """The GPUs of these numbers, each of which has computed something."""
+    """Return the GPUs with these ids after a test computation on each."""
     wheel = any(name.startswith("mxnet-cu") for name in installed_mxnets())
     if not wheel and not mx.runtime.Features().is_enabled("CUDA"):
         for number in ids:
-            _check_capability(number)  # else the advice below would be in vain
+            _check_capability(number)  # do not advise a GPU wheel that has no code for the card
         raise DeviceError(
-            f"device: found {device}, but the installed mxnet has no GPU code: run make gpu, or device: cpu"
+            f"device: found {device}, but the installed mxnet has no GPU code: run make gpu, or set device: cpu"
         )
     try:
         count = int(mx.context.num_gpus())
@@ -88,13 +87,13 @@ def _gpus(mx: Any, device: str, ids: list[int]) -> Devices:
     for number in ids:
         if number >= count:
             raise DeviceError(f"device: found {device}, but only gpu:0 to gpu:{count - 1} are visible here")
-        if wheel:  # another build, such as the one in NVIDIA's container, has code for other cards
+        if wheel:  # other builds, such as NVIDIA's container, have code for other cards
             _check_capability(number)
         try:
             (mx.nd.ones((2, 2), ctx=mx.gpu(number)) + 1).asnumpy()
         except Exception as error:
             hint = "; this mxnet has no code for this card" if "no kernel image" in str(error) else ""
-            raise DeviceError(f"device: gpu:{number} does not compute: {cause(error)}{hint}") from error
+            raise DeviceError(f"device: gpu:{number} failed a test computation: {cause(error)}{hint}") from error
     return Devices([mx.gpu(number) for number in ids], "gpu:" + ",".join(map(str, ids)))
 
 
@@ -105,12 +104,12 @@ def _check_capability(number: int) -> None:
         raise DeviceError(
             f"device: gpu:{number} has compute capability {capability[0]}.{capability[1]}; the mxnet wheels have code "
             f"for {low[0]}.{low[1]} to {high[0]}.{high[1]} (Maxwell to Ada): use NVIDIA's MXNet container, "
-            "or device: cpu"
+            "or set device: cpu"
         )
 
 
 def gpu_capability(number: int) -> tuple[int, int]:
-    """The GPU's compute capability from the driver, or (0, 0) when the driver does not tell."""
+    """The GPU's compute capability as reported by the driver, or (0, 0) if unknown."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""Importing MXNet 1.9.1: the workarounds that it needs, and a `DeviceError` with what to do where it cannot work."""
+"""Import MXNet 1.9.1 with the workarounds it needs. If that fails, a `DeviceError` says what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.process.cores import thread_environment
 from pipeline.runtime.cpu import enable_amx
 from pipeline.runtime.quick_import import quick_import
 
-#: The NVIDIA libraries that mxnet-cu11x is linked against, in the order in which they must be loaded.
+#: The NVIDIA libraries that mxnet-cu11x links against, in load order.
 CUDA_LIBRARIES = (
     ("nvidia-cuda-runtime-cu11", "cuda_runtime/lib/libcudart.so.11.0"),
     ("nvidia-cuda-nvrtc-cu11", "cuda_nvrtc/lib/libnvrtc.so.11.2"),
@@ -36,13 +36,13 @@ CUDA_LIBRARIES = (
     ("nvidia-nccl-cu11", "nccl/lib/libnccl.so.2"),
 )
 
-#: What `plain_operator` gives; taken when MXNet is imported, before anyone can switch AMP on.
+#: Operators for `plain_operator`, saved right after the import of MXNet, before AMP can replace them.
 _plain: dict[tuple[Any, str], Any] = {}
 
 
 @functools.lru_cache(maxsize=1)
 def mxnet() -> Any:
-    """The imported `mxnet` module. Raises `DeviceError` when it cannot be imported, saying why and what to do."""
+    """Import and return `mxnet`. Raises `DeviceError`, with the reason and what to do, if it cannot be imported."""
     check_python()
     _check_environment()
     _prepare()
@@ -54,7 +54,7 @@ def mxnet() -> Any:
     try:
         with warnings.catch_warnings(), quick_import():
             warnings.simplefilter("ignore")
-            if sys.version_info >= (3, 12):  # distutils, which MXNet needs, comes with the import of setuptools
+            if sys.version_info >= (3, 12):  # MXNet needs distutils, which setuptools provides once imported
                 os.environ.pop("SETUPTOOLS_USE_DISTUTILS", None)
                 importlib.import_module("setuptools")
             import mxnet as mx
@@ -73,17 +73,17 @@ def mxnet() -> Any:
 
 
 def adapt_to_load(log: Callable[[str], None]) -> None:
-    """From now on adapt how OpenMP waits to the machine's load, see `pipeline.process.spinning`."""
+    """Start adapting OpenMP's waiting to the machine's load, see `pipeline.process.spinning`."""
     spinning.watch(mxnet().base._LIB, log)
 
 
 def plain_operator(operators: Any, name: str) -> Any:
-    """An operator of `mxnet.ndarray` or `mxnet.symbol` as it was before AMP replaced it by one that casts."""
+    """The original of an operator in `mxnet.ndarray` or `mxnet.symbol` that AMP may have wrapped with casts."""
     return _plain[operators, name]
 
 
 def native_library() -> Any:
-    """MXNet's shared library alone, enough for a parameter server and loaded 20 times as fast; raises `DeviceError`."""
+    """Load only MXNet's shared library: 20 times as fast, enough for a parameter server. Raises `DeviceError`."""
     _prepare()
     package = importlib.util.find_spec("mxnet")
     assert package is not None
@@ -95,7 +95,7 @@ def native_library() -> Any:
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide about a result: this package, Python, numpy, Luigi and MXNet."""
+    """Versions of what a result depends on: this package, Python, numpy, Luigi and MXNet."""
     found = {"luigi-vgg": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in ("numpy", "luigi", *installed_mxnets()):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -105,10 +105,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def installed_mxnets() -> list[str]:
-    """The names of the installed distributions of MXNet. Looked up once: it reads about all distributions."""
+    """Names of the installed MXNet distributions. Cached, because it reads the metadata of every distribution."""
     names = {(item.metadata["Name"] or "").lower() for item in metadata.distributions()}
     found = sorted(name for name in names if re.fullmatch(r"mxnet(-cu\d+)?", name))
-    # A container's own build may come without a distribution of that name.
+    # A container's own build may have no such distribution.
     return found or (["mxnet"] if importlib.util.find_spec("mxnet") else [])
 
 
@@ -120,7 +120,7 @@ def check_python() -> None:
 
 
 def _check_environment() -> None:
-    """MXNet does not start, or hangs, without a thread of each kind; optimised away, its docstrings make it crash."""
+    """Refuse settings with which MXNet crashes (docstrings dropped), or hangs or aborts (no threads of some kind)."""
     if sys.flags.optimize > 1:
         raise DeviceError("mxnet 1.9.1 needs its docstrings: start Python without -OO and without PYTHONOPTIMIZE=2")
     for name, value in os.environ.items():
@@ -129,12 +129,12 @@ def _check_environment() -> None:
 
 
 def _prepare() -> None:
-    """All that MXNet's library needs before it is loaded; it reads the number of threads once, then."""
+    """Check and set up what MXNet's library needs before it is loaded. It reads the number of threads only then."""
     installed = installed_mxnets()
     if not installed:
         raise DeviceError("mxnet is not installed: pip install mxnet==1.9.1")
     if len(installed) > 1:
-        # Both own the same folder; what is in it are the files of the one installed last.
+        # Both install into the same folder; it holds the files of the last one.
         raise DeviceError(
             f"{' and '.join(installed)} are both installed and overwrite each other: "
             f"pip uninstall -y {' '.join(installed)}, then install the one you want"
@@ -154,7 +154,7 @@ def _preload_cuda_libraries() -> None:
     for package, path in CUDA_LIBRARIES:
         file = next((f"{root}/{path}" for root in roots if os.path.exists(f"{root}/{path}")), None)
         if file is None:
-            continue  # perhaps the system has it; if not, the import names what is missing
+            continue  # the system may have it; if not, the import names it
         try:
             ctypes.CDLL(file, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:

@@ -1,8 +1,7 @@
-"""MXNet's Python package without what nobody uses, in a third of its import time.
+"""Import MXNet lazily, in a third of the time.
 
-Most of the import of MXNet 1.9.1 is writing and compiling 2,500 functions, one for each operator in each namespace; a
-network uses some dozens. Here each is compiled when it is first called. And modules that are there for MXNet's own
-tests and for reading ONNX are loaded when they are first used, which is never.
+MXNet 1.9.1 spends most of its import compiling 2,500 operators, of which a network uses a few dozen. Inside
+`quick_import`, each is compiled on its first call, and modules that training never uses are loaded on first use.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-#: Modules that are loaded when they are first used, with all that they import.
+#: Modules that are loaded, with their own imports, on first use.
 UNUSED = ("mxnet.contrib.onnx", "mxnet.test_utils", "requests")
 
 
 @contextlib.contextmanager
 def quick_import() -> Iterator[None]:
-    """Around the import of MXNet."""
+    """Make an import of MXNet inside this context lazy."""
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
     try:
         yield
@@ -55,23 +54,23 @@ def _patched(execute: Callable[[ModuleType], None]) -> Callable[[ModuleType], No
 
 
 def _lazy(register: Callable[..., None]) -> Callable[..., None]:
-    """MXNet's function that makes the operators of a namespace, made to make each when it is first called."""
+    """Wrap MXNet's function that makes the operators of a namespace, so that each is made on its first call."""
 
     def register_lazily(*names: Any, **named: Any) -> None:
-        *namespace, make = (*names, *named.values())  # MXNet names them in their order, if at all
+        *namespace, make = (*names, *named.values())  # MXNet passes keywords, if any, in order
         register(*namespace, functools.partial(_operator, make))
 
     return register_lazily
 
 
-def _operator(make: Callable[..., Callable[..., Any]], handle: Any, name: str, shown: str) -> Callable[..., Any]:
+def _operator(make: Callable[..., Callable[..., Any]], handle: Any, name: str, public: str) -> Callable[..., Any]:
     made: Callable[..., Any] | None = None
 
     def operator(*arguments: Any, **options: Any) -> Any:
         nonlocal made
         if made is None:
-            made = make(handle, name, shown)
+            made = make(handle, name, public)
         return made(*arguments, **options)
 
-    operator.__name__, operator.__doc__ = shown, ""  # MXNet replaces words in some of the texts
+    operator.__name__, operator.__doc__ = public, ""  # MXNet edits some of the docstrings, so None will not do
     return operator

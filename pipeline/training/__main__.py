@@ -1,4 +1,4 @@
-"""`python -m pipeline.training`: the training in a process of its own, see `pipeline.process.child`."""
+"""`python -m pipeline.training`: run a training as a stage's process, see `pipeline.process.child`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from pipeline.training import precision, train
 
 
 def imports() -> None:
-    """Load what the training needs, in this process and in the one that measures the precision."""
+    """Preload what the training needs, in this process and in the one that measures precisions."""
     if "auto" in sys.argv:  # the configured precision, see `parent.start_early`
         precision.start_early()
     mxnet()

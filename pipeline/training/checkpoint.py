@@ -1,8 +1,8 @@
 """Checkpoints: everything that a training needs to resume as if it had never stopped.
 
-One `.npz` a checkpoint in the run's `work/…/checkpoints`: plain arrays, no pickle; ZIP's CRC-32 guards every array.
-Written beside its place, fsynced and renamed. The last two are kept, so that a damaged one costs a minute, not a run.
-A damaged one is renamed to `damaged-…` when it is met, so that it does not count as one of the two.
+Each is an `.npz` in the run's `work/…/checkpoints` (plain arrays, no pickle, a ZIP CRC-32 per array), written to a
+temporary file, fsynced and renamed. The last two are kept, so that a damaged one costs a minute and not the run; it is
+renamed to `damaged-…` and no longer counts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.files import atomic_writer, remove_debris, sha256_file
 SCHEMA = 1
 KEEP = 2
 
-#: What reading answers about a file that may be whole: what is in it must not be trained anew for that.
+#: Errors that do not mean a damaged file: training must not start over because of them.
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -55,7 +55,7 @@ class Row(TypedDict):
 
 
 class Segment(TypedDict):
-    """What one process found when it began to train; beside this the conditions that it trained under."""
+    """Where one process started to train. Also holds `Session.conditions`."""
 
     how: str
     step: int
@@ -66,23 +66,22 @@ class Segment(TypedDict):
 
 
 class Counters(Struct, forbid_unknown_fields=True):
-    """Every counter that must survive an interruption. Saved in each checkpoint's `meta`."""
+    """All counters that must survive an interruption. Saved in each checkpoint's `meta`."""
 
     step: _Count = 0
     epoch: _Count = 0
     step_in_epoch: _Count = 0
-    #: For each device, sum of the loss and number of correct predictions in the present epoch so far.
+    #: For each device, loss sum and number of correct predictions of the current epoch so far.
     sums: list[Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]] = []
     epoch_seconds: float = 0.0
     seconds: float = 0.0
     images: _Count = 0
-    #: Of `seconds`, those in which a step waited for its batch.
+    #: The part of `seconds` that steps spent waiting for their batch.
     input_seconds: float = 0.0
     resumed: _Count = 0
     history: list[Row] = []
-    #: One entry per process that trained.
     segments: list[Segment] = []
-    #: Why the weights may differ in bits from those of an uninterrupted run; empty when they do not.
+    #: Why the weights may not be bit-identical to those of an uninterrupted run; empty if they are.
     inexact: list[str] = []
 
     def end_epoch(self, row: Row) -> None:
@@ -98,7 +97,7 @@ class _Identity(Struct):
 
 
 class _Meta(Struct):
-    """The types that `meta` must have. A checkpoint with others counts as damaged, whoever wrote it."""
+    """Schema of `meta`. A checkpoint that does not match counts as damaged."""
 
     step: _Count
     identity: _Identity
@@ -108,24 +107,23 @@ class _Meta(Struct):
 
 @dataclass
 class Snapshot:
-    """The state of a training at a step boundary.
+    """The state of a training at a step boundary. Arrays are float32, by structural name."""
 
-    `parameters` and `optimizer_state` (momentum buffers, loss scale) map structural names to float32 arrays; names
-    with `@1`, `@2` … are the second and further devices' own running statistics. `meta` is JSON.
-    """
-
+    #: A suffix `@1`, `@2` … marks the running statistics of the second and further devices.
     parameters: dict[str, np.ndarray]
+    #: Momentum buffers and loss scale.
     optimizer_state: dict[str, np.ndarray]
+    #: Plain JSON.
     meta: dict[str, Any]
 
-    def finite(self) -> bool:
-        """True when no number is NaN or infinite: either would show in the sum."""
+    def is_finite(self) -> bool:
+        """Whether no number is NaN or infinite; either would propagate to the sum."""
         arrays = (*self.parameters.values(), *self.optimizer_state.values())
         return all(np.isfinite(array.sum(dtype=np.float64)) for array in arrays)
 
 
 def save(path: Path, snapshot: Snapshot) -> None:
-    """Write a checkpoint atomically and durably; raises `WorkspaceError` when the disk is full or read-only."""
+    """Write a checkpoint atomically and durably. Raises `WorkspaceError` if the disk is full or read-only."""
     arrays = {
         "meta": np.frombuffer(json.dumps({**snapshot.meta, "schema": SCHEMA}).encode(), np.uint8),
         **{f"parameter:{name}": value for name, value in snapshot.parameters.items()},
@@ -140,19 +138,19 @@ def save(path: Path, snapshot: Snapshot) -> None:
 
 
 def load(path: Path, sha256: str | None = None) -> Snapshot:
-    """Read a checkpoint and check it, also against its recorded SHA-256 if there is one.
+    """Read and validate a checkpoint, and compare it with its recorded `sha256` if given.
 
-    Raises `Damaged`, or `WorkspaceError` when it is of another schema or cannot be read now.
+    Raises `Damaged`, or `WorkspaceError` if it has another schema or cannot be read at the moment.
     """
     try:
         if sha256 is not None and sha256_file(path) != sha256:
-            raise Damaged(path, "its content is not what the manifest recorded")
+            raise Damaged(path, "its SHA-256 is not the one in the manifest")
         arrays = read_npz(path)
         meta = json.loads(arrays.pop("meta").tobytes())
         schema = msgspec.convert(meta["schema"], int)
     except (Damaged, MemoryError):
         raise
-    except Exception as error:  # whatever else than arrays and JSON is in there
+    except Exception as error:  # the file may contain anything
         if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
             raise from_os_error(error, "read it") from error
         raise Damaged(path, f"{type(error).__name__}: {error}") from error
@@ -165,14 +163,14 @@ def load(path: Path, sha256: str | None = None) -> Snapshot:
     for name, value in arrays.items():
         group, _, structural_name = name.partition(":")
         if group not in groups or value.dtype.kind != "f":
-            raise Damaged(path, f"it holds {name} of type {value.dtype}")
+            raise Damaged(path, f"found array {name} of type {value.dtype}")
         groups[group][structural_name] = value
     try:
         counters = msgspec.convert(meta, _Meta).counters
     except msgspec.ValidationError as error:
         raise Damaged(path, error) from None
     if [row["epoch"] for row in counters.history] != list(range(1, counters.epoch + 1)):
-        raise Damaged(path, f"its history is not that of {counters.epoch} epochs")
+        raise Damaged(path, f"its history does not have {counters.epoch} epochs")
     if not all(math.isfinite(value) for values in counters.sums for value in values):
         raise Damaged(path, "its sums are not finite")
     return Snapshot(groups["parameter"], groups["momentum"], meta)
@@ -183,43 +181,43 @@ def paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.npz"), reverse=True)
 
 
-def set_damaged_aside(path: Path) -> None:
-    """Take a damaged checkpoint out of the row; it stays in the folder until the training is finished."""
+def quarantine(path: Path) -> None:
+    """Rename a damaged checkpoint so that `paths` skips it; it stays in the folder until the training is finished."""
     with contextlib.suppress(OSError):
         os.replace(path, path.with_name(f"damaged-{path.name}"))
 
 
 class Writer:
-    """Writes checkpoints of one run in a thread, one at a time, and keeps the last two."""
+    """Writes a run's checkpoints in a thread, one at a time, and keeps the last two."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._written: concurrent.futures.Future[None] | None = None
+        self._pending: concurrent.futures.Future[None] | None = None
 
     @property
     def busy(self) -> bool:
-        return self._written is not None and not self._written.done()
+        return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise what made the last write fail, if it has failed; does not wait."""
+        """Raise the error of the last write if it has failed. Does not wait."""
         if not self.busy:
             self.finish()
 
     def write(self, snapshot: Snapshot, wait: bool = False) -> Path:
-        """Write `snapshot` as `step-<n>.npz`. Raises the error of the previous write if that failed."""
+        """Write `snapshot` to `step-<n>.npz`. Raises the error of the previous write if it failed."""
         self.finish()
         path = self.folder / f"step-{snapshot.meta['step']:09d}.npz"
-        self._written = self._executor.submit(self._write, path, snapshot)
+        self._pending = self._executor.submit(self._write, path, snapshot)
         if wait:
             self.finish()
         return path
 
     def finish(self) -> None:
-        """Wait for the write in progress; raises what made it fail."""
-        written, self._written = self._written, None
-        if written is not None:
-            written.result()
+        """Wait for the write in progress, and raise its error if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _write(self, path: Path, snapshot: Snapshot) -> None:
         save(path, snapshot)

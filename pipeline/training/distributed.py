@@ -1,10 +1,9 @@
-"""Distributed training: starts and supervises the processes of one training on one host or many.
+"""Distributed training: start and supervise the processes of one training on one or several hosts.
 
-MXNet's `dist_sync` consists of a scheduler, servers and workers. The process that `parent.run_stage` starts becomes a
-supervisor: it starts the processes of its host, passes on what the leader (worker 0) says and is told, and ends them
-all as soon as one is dead or sends no heartbeat, for which ps-lite itself lets the others wait for ever (apache/mxnet
-issues 15923, 4887, 6063). Under `srun` with one task per worker, each task is the supervisor of its own worker; else
-all are started here.
+MXNet's `dist_sync` has a scheduler, servers and workers. The stage's process supervises those of its host: it starts
+them, relays the leader's (worker 0's) events and commands, and kills all of them as soon as one dies or stops sending
+heartbeats; with ps-lite alone, the others would wait for ever (apache/mxnet issues 15923, 4887, 6063). Under `srun`
+with one task per worker, each task supervises its own worker.
 """
 
 from __future__ import annotations
@@ -25,50 +24,46 @@ from pipeline import errors
 from pipeline.errors import StageFailed
 from pipeline.process import child, liveness, pipes
 from pipeline.process.cores import thread_environment, usable_cores
-from pipeline.process.launcher import own_environment
+from pipeline.process.launcher import clean_environment
 from pipeline.process.parent import module_command
 from pipeline.process.reporter import COMMANDS, FINISHING, Reporter
 from pipeline.training.rendezvous import SOCKETS, Placement, free_port, own_address, rendezvous
 from pipeline.workspace.freshness import Chain
 
-#: How often these processes send a heartbeat, and after how long without one a process counts as hanging.
+#: Interval of the heartbeats, and how long without one until a process counts as hanging.
 HEARTBEAT_SECONDS, HEARTBEAT_TIMEOUT = 2.0, 30.0
 
-#: A worker that is alive but makes no progress for so long hangs too; ten times its longest step, if that is longer.
+#: A worker also hangs if it makes no progress for this long, or for ten times its longest step if that is longer.
 STALLED_SECONDS = 45.0
 
-#: The same before its first step: it loads MXNet and the data set, and may measure precisions.
+#: The same before its first step, when it loads MXNet and the data set, and may measure precisions.
 STARTUP_SECONDS = 600.0
 
 
-def follow_supervisor(supervisor: int, is_leader: bool = False) -> None:
-    """In a process that a supervisor started: die with it.
-
-    Only the leader obeys SIGTERM, which Slurm sends to every process of a job: the others must live while it writes
-    its checkpoint.
-    """
-    if not is_leader:
+def die_with_supervisor(supervisor: int, is_leader: bool = False) -> None:
+    """Make this process die with the supervisor that started it."""
+    if not is_leader:  # Slurm signals every process of a job, but the leader needs the others to write its checkpoint
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     liveness.end_with_parent(supervisor, signal.SIGKILL)
 
 
-def supervise(chain: Chain, reporter: Reporter, options: dict[str, Any], where: Placement) -> dict[str, Any]:
-    """Start this host's processes and watch them to the end; gives the leader's result, {} when it is elsewhere.
+def supervise(chain: Chain, reporter: Reporter, options: dict[str, Any], placement: Placement) -> dict[str, Any]:
+    """Run this host's processes and return the leader's result, or {} if the leader is on another host.
 
-    Raises the error of a worker, `Interrupted` when the leader was asked to stop, `StageFailed` when a process died or
-    hangs. No process is left in any case.
+    Raises the error of a worker, `Interrupted` if the leader was asked to stop, or `StageFailed` if a process died or
+    hangs. Leaves no process behind.
     """
-    supervisor = Supervisor(chain, reporter, where)
+    supervisor = Supervisor(chain, reporter, placement)
     result: dict[str, Any] = {}
     try:
-        if address := rendezvous(reporter, where):
+        if address := rendezvous(reporter, placement):
             supervisor.start(options, address)
             result = supervisor.follow()
     finally:
         supervisor.end()
-    if not where.is_leader:
-        reporter.events = None  # the result is for the leader's supervisor to tell
+    if not placement.is_leader:
+        reporter.events = None  # only the leader's supervisor reports the result
     return result
 
 
@@ -78,12 +73,11 @@ class Role:
 
     name: str
     process: subprocess.Popen[bytes]
-    #: Of a worker: its standard input.
     input: pipes.Input | None = None
     rank: int | None = None
     last_heartbeat: float = field(default_factory=time.monotonic)
     activity: int = 0
-    #: When its activity last grew, and the longest time that this took so far.
+    #: When `activity` last grew, and the longest time between two increases.
     last_progress: float = field(default_factory=time.monotonic)
     longest_step: float = 0.0
     result: dict[str, Any] | None = None
@@ -92,7 +86,7 @@ class Role:
     closed: bool = False
 
     def receive(self, event: dict[str, Any]) -> None:
-        """Take note of one event."""
+        """Record an event of this process."""
         self.last_heartbeat = time.monotonic()
         if event["event"] == "result":
             self.result = event["value"]
@@ -104,35 +98,35 @@ class Role:
             self.activity, self.last_progress = event["activity"], self.last_heartbeat
 
     def failure(self) -> str | None:
-        """What is wrong with it, if something is."""
+        """Why the process counts as dead or hanging; None if it is healthy."""
         status = self.process.poll()
-        about = f"{self.name} (process {self.process.pid} on {liveness.host_name()})"
-        moment = time.monotonic()
+        label = f"{self.name} (process {self.process.pid} on {liveness.host_name()})"
+        now = time.monotonic()
         if status is not None:
             if not self.closed:
-                return None  # its last output may say why
-            how = f"died of {liveness.signal_name(-status)}" if status < 0 else f"ended with status {status}"
-            return f"{about} {how}"
-        if moment - self.last_heartbeat > HEARTBEAT_TIMEOUT:
-            return f"{about} hangs: no heartbeat for {moment - self.last_heartbeat:.0f} s"
+                return None  # its unread output may have the reason
+            how = f"was killed by {liveness.signal_name(-status)}" if status < 0 else f"exited with status {status}"
+            return f"{label} {how}"
+        if now - self.last_heartbeat > HEARTBEAT_TIMEOUT:
+            return f"{label} hangs: no heartbeat for {now - self.last_heartbeat:.0f} s"
         limit = max(STALLED_SECONDS, 10 * self.longest_step) if self.activity else STARTUP_SECONDS
         stepping = self.rank is not None and self.activity != FINISHING
-        if stepping and moment - self.last_progress > limit:
+        if stepping and now - self.last_progress > limit:
             return (
-                f"{about} made no progress for {moment - self.last_progress:.0f} s: a worker, the server or the "
+                f"{label} made no progress for {now - self.last_progress:.0f} s: a worker, the server or the "
                 "network hangs"
             )
         return None
 
 
 class Supervisor:
-    """Starts, follows and ends the processes of one host."""
+    """Starts, watches and ends the processes of one host."""
 
-    def __init__(self, chain: Chain, reporter: Reporter, where: Placement) -> None:
-        self.chain, self.reporter, self.where = chain, reporter, where
+    def __init__(self, chain: Chain, reporter: Reporter, placement: Placement) -> None:
+        self.chain, self.reporter, self.placement = chain, reporter, placement
         self.roles: list[Role] = []
         self.events: queue.SimpleQueue[tuple[Role, dict[str, Any] | None]] = queue.SimpleQueue()
-        #: Where the processes of one host listen.
+        #: Unix sockets on which the processes listen if all of them are on this host.
         self.sockets: list[Path] = []
         self._last_heartbeat = 0.0
 
@@ -141,32 +135,32 @@ class Supervisor:
         return [role for role in self.roles if role.rank is not None]
 
     def start(self, options: dict[str, Any], address: tuple[str, int]) -> None:
-        """Start scheduler (beside the leader), server and workers; `address` is the scheduler's."""
+        """Start the scheduler (on the leader's host, at `address`), a server and the workers."""
         environment = self._environment(address)
-        if self.where.is_leader:
+        if self.placement.is_leader:
             self._start("scheduler", environment)
         self._start("server", environment)
-        for rank in self.where.ranks:
-            work = child.request(self.chain, "train", **{**options, "rank": rank, "supervisor": os.getpid()})
-            work |= {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": HEARTBEAT_TIMEOUT}
+        for rank in self.placement.ranks:
+            message = child.request(self.chain, "train", **{**options, "rank": rank, "supervisor": os.getpid()})
+            message |= {"heartbeat_seconds": HEARTBEAT_SECONDS, "watchdog_seconds": HEARTBEAT_TIMEOUT}
             worker = self._start("worker", environment, rank)
             worker.input = pipes.Input(worker.process)
-            worker.input.send(json.dumps(work))
+            worker.input.send(json.dumps(message))
 
     def _environment(self, address: tuple[str, int]) -> dict[str, str]:
         host, port = address
-        cores = max(1, usable_cores() // len(self.where.ranks))
-        # On one host they meet in the file system, where only this user may connect.
-        local = {"DMLC_LOCAL": "1"} if self.where.supervisors == 1 and os.access(SOCKETS, os.W_OK) else {}
+        cores = max(1, usable_cores() // len(self.placement.ranks))
+        # On a single host use Unix sockets, to which only this user can connect.
+        local = {"DMLC_LOCAL": "1"} if self.placement.supervisors == 1 and os.access(SOCKETS, os.W_OK) else {}
         return {
             **local,
-            **own_environment(os.environ),
+            **clean_environment(os.environ),
             **thread_environment(os.environ, cores),
             "DMLC_PS_ROOT_URI": host,
             "DMLC_PS_ROOT_PORT": str(port),
             "DMLC_NODE_HOST": own_address(host),
             "DMLC_NUM_WORKER": str(self.chain.config.distributed.workers),
-            "DMLC_NUM_SERVER": str(self.where.supervisors),
+            "DMLC_NUM_SERVER": str(self.placement.supervisors),
         }
 
     def _start(self, kind: str, environment: dict[str, str], rank: int | None = None) -> Role:
@@ -193,15 +187,15 @@ class Supervisor:
         self.events.put((role, None))
 
     def follow(self) -> dict[str, Any]:
-        """Until all workers here are done."""
-        looked = time.monotonic()
+        """Relay events and watch the processes until all workers of this host are done."""
+        last_check = time.monotonic()
         while any(worker.result is None for worker in self.workers):
-            moment = time.monotonic()
-            if moment - looked > HEARTBEAT_TIMEOUT / 3:  # this process was stopped: heartbeats may be waiting
+            now = time.monotonic()
+            if now - last_check > HEARTBEAT_TIMEOUT / 3:  # this process was suspended: heartbeats may be unread
                 for role in self.roles:
-                    role.last_heartbeat = role.last_progress = moment
-            looked = moment
-            self._send()
+                    role.last_heartbeat = role.last_progress = now
+            last_check = now
+            self._send_commands_and_heartbeats()
             try:
                 role, event = self.events.get(timeout=0.2)
             except queue.Empty:
@@ -217,11 +211,10 @@ class Supervisor:
             if role.rank == 0 and event["event"] in ("progress", "note"):
                 self.reporter.send(**event)
                 if event["event"] == "progress":
-                    self._remove_sockets()  # from the first step on all are connected, and nobody else is to be
+                    self._remove_sockets()  # all are connected by the first step; let nobody else in
         return self.workers[0].result or {}
 
-    def _send(self) -> None:
-        """Pass commands on to the leader, and heartbeats to all workers."""
+    def _send_commands_and_heartbeats(self) -> None:
         due = time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS
         if due:
             self._last_heartbeat = time.monotonic()
@@ -235,7 +228,7 @@ class Supervisor:
                     worker.input.send(command)
 
     def _check(self) -> None:
-        """Raise when a process has failed; one that has done its work may end."""
+        """Raise if a process has failed. A worker that has delivered its result may exit."""
         for role in self.roles:
             failure = role.failure() if role.result is None else None
             if failure is None:
@@ -244,7 +237,7 @@ class Supervisor:
                 message = role.error["message"] if role.rank == 0 else f"{role.name}: {role.error['message']}"
                 raise errors.BY_NAME.get(role.error["type"], StageFailed)(message)
             raise StageFailed(
-                f"distributed training: {failure}; the other processes were ended; run the same command again to "
+                f"distributed training: {failure}; the other processes were killed; run the same command again to "
                 "resume from the last checkpoint"
             )
 
@@ -254,7 +247,7 @@ class Supervisor:
         self.sockets.clear()
 
     def end(self) -> None:
-        """Leave no process. A worker that is done ends by itself; nothing of the others is worth waiting for."""
+        """Let workers that are done exit, and kill all other processes."""
         for worker in self.workers:
             if worker.result is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""All-reduce: how the gradients of several devices and workers become one sum, with MXNet's own kvstores.
+"""All-reduce: sum the gradients of several devices and workers with MXNet's own kvstores.
 
-`local` and `device` between the devices of one process; `dist_sync` and `dist_device_sync` between workers, each of
-which sees its own part of every batch and applies the same update itself. Imports no MXNet: it is handed over.
+`local` and `device` sum between the devices of one process; `dist_sync` and `dist_device_sync` between workers, each of
+which sees its own part of every batch and applies the same update. Does not import MXNet; callers pass it in.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.runtime import Devices
 
-#: Bits of a float32's significand: sums of multiples of a unit need no rounding below 2 ** 24 units.
+#: Bits of a float32 significand: sums of multiples of a unit are exact below 2 ** 24 units.
 _SIGNIFICAND = 24
 
-#: Stores that must not be freed: a `dist` store then waits until all other workers free theirs, dead or not.
+#: Keeps stores alive: freeing a `dist` store blocks until all other workers free theirs, even dead ones.
 _kept: list[Any] = []
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Which worker this is, of how many. The leader, worker 0, writes files and reports."""
+    """Rank and number of workers. The leader, worker 0, writes files and reports."""
 
     rank: int = 0
     world_size: int = 1
@@ -40,14 +40,14 @@ class Worker:
 
 
 class ProcessGroup:
-    """The devices of all workers. Every worker makes the same calls in the same order."""
+    """All workers and their devices. Every worker must make the same calls in the same order."""
 
     def __init__(self, mx: Any, devices: Devices, worker: Worker) -> None:
         self.mx, self.devices, self.worker = mx, devices, worker
         self._parameters = 0
         self._store: Any = None
         if worker.world_size > 1:
-            umask = os.umask(0o077)  # for its socket
+            umask = os.umask(0o077)  # for the store's socket
             self._store = mx.kv.create("dist_device_sync" if devices.is_gpu else "dist_sync")
             os.umask(umask)
             _kept.append(self._store)
@@ -55,7 +55,7 @@ class ProcessGroup:
             self._store = mx.kv.create("device" if devices.is_gpu else "local")
 
     def prepare(self, weights: list[Any]) -> None:
-        """Make room for gradients shaped like `weights`, once."""
+        """Allocate buffers for gradients shaped like `weights`, once."""
         if self._store is None or self._parameters:
             return
         self._parameters = len(weights)
@@ -66,11 +66,11 @@ class ProcessGroup:
                 self._store.init(len(weights) + offset, self.mx.nd.zeros((self.worker.world_size, width)))
 
     def all_reduce_gradients(self, gradients: list[list[Any]], parts: int) -> None:
-        """Replace each parameter's gradients (a copy a device) by their sum. Only the first `parts` devices count."""
+        """Replace each parameter's gradients (one copy per device) by the sum over the first `parts` devices."""
         if self._store is None:
             return
         for copies in gradients:
-            for unused in copies[parts:]:  # a batch smaller than the number of devices
+            for unused in copies[parts:]:  # the batch was smaller than the number of devices
                 unused[:] = 0
         if self.worker.world_size > 2:
             self._round_to_a_common_grid(gradients)
@@ -78,27 +78,27 @@ class ProcessGroup:
             self._store.pushpull(index, copies, priority=-index)
 
     def all_reduce_tallies(self, tallies: list[tuple[Any, Any]]) -> Any:
-        """(2,) sum over all workers of pairs of (1,) arrays, on the first device."""
+        """Sum pairs of (1,) arrays over all workers; returns a (2,) array on the first device."""
         own = self.mx.nd.zeros((2,), ctx=self.devices.contexts[0])
         for pair in tallies:
             own = own + self.mx.nd.concat(*(value.reshape(1) for value in pair), dim=0).as_in_context(own.context)
         return self._all_gather(0, own).sum(axis=0)
 
     def check_same(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
-        """Raise `PipelineError` unless every worker has the same `arrays` and `step`. Waits for all of them."""
+        """Wait for all workers; raise `PipelineError` unless they have the same `arrays` and `step`."""
         if self.worker.world_size == 1:
             return
         digest = 0
         for name in sorted(arrays):
             digest = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), zlib.crc32(name.encode(), digest))
         own = self.mx.nd.array([digest % 2**24, step % 2**24], ctx=self.devices.contexts[0])
-        every = self._all_gather(2, own).asnumpy()
-        if (every != every[0]).any():
+        gathered = self._all_gather(2, own).asnumpy()
+        if (gathered != gathered[0]).any():
             raise PipelineError("the workers do not start from the same state: do all hosts see the same workspace?")
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The leader runs the block before the others do."""
+        """Run the block on the leader before the other workers."""
         if not self.worker.is_leader:
             self.barrier()
         yield
@@ -112,7 +112,7 @@ class ProcessGroup:
             self._store._barrier()
 
     def leave(self) -> None:
-        """At the end: the leader waits for the others, which need not wait for it. Then the server may end."""
+        """Leave the group: the leader waits for the others, which wait at most 5 s for it. Then the server may exit."""
         if self.worker.is_leader:
             self.barrier()
         elif self.worker.world_size > 1:
@@ -122,17 +122,17 @@ class ProcessGroup:
             waiting.join(timeout=5)
 
     def _all_gather(self, offset: int, own: Any) -> Any:
-        """(workers, n) array of every worker's (n,) array. Each adds its row to zeros, in whatever order."""
+        """Gather every worker's (n,) array into a (workers, n) array: the sum of arrays with one row each."""
         rows = self.mx.nd.zeros((self.worker.world_size, own.shape[0]), ctx=own.context)
         rows[self.worker.rank] = own
         self._store.pushpull(self._parameters + offset, [rows])
         return rows
 
     def _round_to_a_common_grid(self, gradients: list[list[Any]]) -> None:
-        """Make the sum of three workers or more independent of the order in which the server happens to add.
+        """Make sums over three or more workers independent of the order in which the server adds them.
 
-        Every value of a parameter's gradient becomes a multiple of one power of two, chosen so that no sum of them
-        needs more bits than float32 has: with 4 workers, 2**-22 of the largest value. Two workers need no rounding.
+        Rounds a parameter's gradients to multiples of one power of two, chosen so that every sum is exact in float32:
+        with 4 workers, 2**-22 of the largest value. Two workers need no rounding.
         """
         nd, first = self.mx.nd, self.devices.contexts[0]
         largest = [

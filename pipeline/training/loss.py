@@ -1,4 +1,4 @@
-"""The loss in training (with label smoothing and float16's loss scaling) and cross-entropy on the host."""
+"""The training loss, with label smoothing and loss scaling for float16, and cross-entropy on the host."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per image: the negative log-likelihood of its label, and whether the largest logit is its label.
+    """Per image, the negative log-likelihood of its label and whether the prediction is correct.
 
-    (n, classes) float32 logits and (n,) labels; computed in float64 so that the sum does not depend on its order.
+    Takes (n, classes) float32 logits and (n,) labels. Computes in float64 so that sums do not depend on their order.
     """
     values = logits.astype(np.float64)
     values -= values.max(1, keepdims=True)
@@ -20,7 +20,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 
 
 def loss_block(mx: Any, smoothing: float, classes: int) -> Any:
-    """A block: summed cross-entropy (optionally with label smoothing) and number of correct predictions of a batch."""
+    """A block that returns the summed cross-entropy (optionally smoothed) and the number of correct predictions."""
 
     class Loss(mx.gluon.HybridBlock):
         def hybrid_forward(self, F: Any, logits: Any, labels: Any) -> Any:
@@ -42,7 +42,7 @@ class LossScaler:
         self.scale, self.good_steps = 2.0**16, 0.0
 
     def accept(self, gradients: list[Any], mx: Any) -> bool:
-        """True when all gradients are finite; adjusts the scale for the next step."""
+        """Whether all gradients are finite. Adjusts the scale for the next step."""
         finite = bool(mx.nd.multi_all_finite(*gradients, num_arrays=len(gradients)).asscalar())
         self.good_steps = self.good_steps + 1 if finite else 0.0
         if not finite:

@@ -1,8 +1,8 @@
-"""Muon, an optimizer for hidden layers: momentum whose update is made orthogonal, on top of MXNet's Nesterov.
+"""Muon, an optimizer that orthogonalizes the momentum updates of hidden layers, on top of MXNet's Nesterov.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks": every direction of a layer's update gets
-about the same size, so that far fewer steps are needed. Here it updates the convolutions but the first one; the rest is
-updated by Nesterov with the same learning rate and momentum.
+about the same size, which takes far fewer steps. Here Muon updates all convolutions but the first; Nesterov updates
+the other parameters with the same learning rate and momentum.
 """
 
 from __future__ import annotations
@@ -12,29 +12,28 @@ from typing import Any
 
 from pipeline.runtime import plain_operator
 
-#: Quintic Newton-Schulz iteration for the orthogonal factor of a matrix, coefficients of the same source. They bring
-#: singular values between 0.7 and 1.2, not to 1, which suffices and needs few iterations.
+#: Coefficients of the quintic Newton-Schulz iteration for a matrix's orthogonal factor, from the same source. They
+#: bring singular values between 0.7 and 1.2, rather than to 1, which suffices and takes few iterations.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-#: Largest side of a matrix for which casting it to the precision of the training costs more time than it saves (two
-#: cores of an Intel Xeon with AMX).
+#: Up to this side length, products stay in float32: casting a matrix to the training's precision would cost more time
+#: than it saves (measured on two cores of an Intel Xeon with AMX).
 FLOAT32_SIDE = 128
 
-#: Three do as well as five on networks of this size.
+#: Three iterations do as well as five on networks of this size.
 ITERATIONS = 3
 
 
 def is_hidden(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether Muon updates the parameter of this structural name: kernels of all convolutions but the first."""
+    """Whether Muon updates the parameter with this structural name: a kernel of any convolution but the first."""
     return len(shape) == 4 and name != "0.0.weight"
 
 
 def orthogonal(F: Any, matrix: Any, identity: Any, shape: tuple[int, int]) -> Any:
-    """A float32 matrix of the same shape whose singular values are near 1, with the directions of `matrix`.
+    """A float32 matrix of the same shape with the singular vectors of `matrix` and singular values near 1.
 
-    `F` is `mx.nd` or `mx.sym`, `identity` the square matrix of the smaller side. Iterates on the square matrix `x x^T`
-    alone (or `x^T x`, the smaller one): each step multiplies `x` by a polynomial of it, so `x` itself is only needed at
-    the beginning and at the end. Half the time where one side is the longer.
+    `F` is `mx.nd` or `mx.sym`; `identity` is square, of the smaller side. Iterates on `x x^T` or `x^T x`, whichever is
+    smaller, and uses `x` only at the beginning and the end, which halves the time for matrices that are not square.
     """
     a, b, c = COEFFICIENTS
     rows, columns = shape
@@ -45,35 +44,33 @@ def orthogonal(F: Any, matrix: Any, identity: Any, shape: tuple[int, int]) -> An
         x = F.transpose(x)
 
     def product(left: Any, right: Any, width: int = side) -> Any:
-        """`left right^T`, `right` of so many rows, by the dense layer's operator: oneDNN's, where `gemm2` is BLAS."""
+        """`left right^T`, where `right` has `width` rows. The dense layer's operator uses oneDNN, `gemm2` BLAS."""
         if side <= FLOAT32_SIDE:
             return plain_operator(F, "FullyConnected")(left, right, num_hidden=width, no_bias=True)
-        # Under AMP it works in the precision of the training.
+        # Under AMP this computes in the training's precision.
         return F.amp_cast(F.FullyConnected(left, right, num_hidden=width, no_bias=True), dtype="float32")
 
-    square, whole = product(x, x), None
+    square, polynomial = product(x, x), None
     for step in range(ITERATIONS):
-        # All of these are polynomials of one symmetric matrix: symmetric, and in any order.
+        # All factors are polynomials of one symmetric matrix, so they are symmetric and commute.
         factor = c * product(square, square) + b * square + a * identity
-        whole = factor if whole is None else product(factor, whole)
+        polynomial = factor if polynomial is None else product(factor, polynomial)
         if step + 1 < ITERATIONS:
             square = product(product(factor, square), factor)
     y = F.transpose(x)
-    return product(y, whole) if rows > columns else product(whole, y, columns)
+    return product(y, polynomial) if rows > columns else product(polynomial, y, columns)
 
 
 def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
-    """An MXNet optimizer with the `settings` of its `NAG`.
+    """A Muon optimizer with the `settings` of MXNet's `NAG`. `hidden` says for each parameter if Muon updates it.
 
-    `hidden` says of each parameter, in order, whether Muon updates it.
-
-    A kernel that it updates has the norm of a matrix with orthogonal rows of length 1 before each step. Batch
-    normalisation takes no notice of the size, and without a fixed one the learning rate would mean less and less. In a
-    network without it the fixed size stands for weight decay.
+    Before each step, a kernel is rescaled to the norm of a matrix with orthogonal rows of length 1. Otherwise it would
+    grow under batch normalisation, which ignores the norm, and the learning rate would lose its effect. Without batch
+    normalisation, the fixed norm replaces weight decay.
     """
 
     class Orthogonal(mx.gluon.HybridBlock):
-        """`orthogonal` as one graph: a training step takes 3 % less time than operator by operator."""
+        """`orthogonal` as one graph, which makes a training step 3 % faster."""
 
         def __init__(self, shape: tuple[int, int]) -> None:
             super().__init__()
@@ -91,7 +88,7 @@ def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
             if not hidden[index]:
                 super().update(index, weight, grad, state)
                 return
-            # Nesterov's update of a weight of zero, with a learning rate of -1, is the direction to make orthogonal.
+            # Nesterov's update of a zero weight, with a learning rate of -1, is the direction to orthogonalize.
             step = {"lr": -1, "momentum": self.momentum, "rescale_grad": self.rescale_grad}
             direction = mx.nd.nag_mom_update(zero(weight.shape, weight.context), grad, state, **step)
             rows, flat = weight.shape[0], weight.reshape((-1,))

@@ -1,8 +1,7 @@
-"""The network in training: one step over one or several devices, its optimizer, and its whole state as arrays.
+"""The network in training: a step over one or several devices, its optimizer, and its whole state as arrays.
 
-Owns what lives on the devices. Gluon's `Trainer` is not used: it pickles its state, keys momentum by position, and
-loading it overwrites the learning rate (apache/mxnet issues 10910, 15918, 17056); the optimizers and the kvstore
-below are MXNet's own.
+Does not use Gluon's `Trainer`, which pickles its state, keys momentum by position, and overwrites the learning rate
+when loaded (apache/mxnet issues 10910, 15918, 17056); the optimizers and the kvstore are MXNet's own.
 """
 
 from __future__ import annotations
@@ -21,16 +20,12 @@ from pipeline.training import muon
 from pipeline.training.gradient_sync import ProcessGroup, Worker
 from pipeline.training.loss import LossScaler, cross_entropy, loss_block
 
-#: Weights that one operator updates at once. MXNet's kernel takes at most 60.
+#: Weights per fused update operator. MXNet's kernel takes at most 60.
 _AGGREGATE = 32
 
 
 class Network:
-    """A VGG with its optimizer on one or several devices.
-
-    `step` runs one update; `state` and `set_state` mirror each other. Precision `bfloat16` and `float16` compute the
-    layers in that type and keep the weights in float32.
-    """
+    """A VGG with its optimizer on one or several devices. Weights stay in float32 whatever the precision of layers."""
 
     def __init__(
         self,
@@ -44,7 +39,7 @@ class Network:
         if precision != "float32":
             from mxnet.contrib import amp
 
-            amp.init(precision)  # before the network is built: it replaces the operators that layers call
+            amp.init(precision)  # before building the network, because it replaces the operators that layers call
         self.training, self.devices, self.precision = training, devices, precision
         self.net = model.build(architecture, precision)
         self.has_dropout = architecture.dropout > 0 and bool(architecture.dense)
@@ -59,13 +54,11 @@ class Network:
         self.scaler = LossScaler() if precision == "float16" else None
         self._sums: list[list[Any]] = []
         self._architecture = architecture
-        self._shadow: Any = None
-        self._recent: Any = None
-
-    # --- state --------------------------------------------------------------------------------------------------
+        self._inference_net: Any = None
+        self._last_loss: Any = None
 
     def initialize(self, seed: int) -> None:
-        """Initialise the weights as configured; the same for the same seed on any number of devices."""
+        """Initialise the weights as configured. The result depends on the seed but not on the number of devices."""
         mx = self.mx
         mx.random.seed(seed)
         np.random.seed(seed)
@@ -78,17 +71,17 @@ class Network:
         self._reset_optimizer()
 
     def replace_first_filters(self, filters: np.ndarray) -> None:
-        """Put (n, 3, side, side) float32 filters in the place of the first layer's first n."""
+        """Overwrite the first layer's first n filters with (n, 3, side, side) float32 `filters`."""
         for weight in self.parameters["0.0.weight"].list_data():
             weight[: len(filters)] = self.mx.nd.array(filters, ctx=weight.context)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Parameters and optimizer state as float32 arrays by structural name. Waits for the computations in flight.
+        """Parameters and optimizer state as float32 arrays by structural name. Waits for pending computations.
 
-        Learned parameters and momentum buffers are the same on every device; running statistics are not and get a name
-        each (`0.1.running_mean@1` for the second device).
+        Learned parameters and momentum buffers are the same on every device. Running statistics differ, and those of
+        further devices have a suffix (`0.1.running_mean@1` for the second device).
         """
-        self._settle()
+        self._wait()
         parameters: dict[str, np.ndarray] = {}
         for name, parameter in self.parameters.items():
             copies = parameter.list_data()
@@ -106,7 +99,7 @@ class Network:
         return parameters, optimizer_state
 
     def set_state(self, parameters: Mapping[str, np.ndarray], optimizer_state: Mapping[str, np.ndarray]) -> None:
-        """Put back what `state` gave; missing momentum is zero. Works for another number of devices."""
+        """Restore what `state` returned, on any number of devices. Missing momentum becomes zero."""
         mx = self.mx
         for name, parameter in self.parameters.items():
             for number, copy in enumerate(parameter.list_data()):
@@ -120,8 +113,8 @@ class Network:
             self.scaler.scale, self.scaler.good_steps = map(float, optimizer_state["loss scale"])
         mx.nd.waitall()
 
-    def misfit(self, parameters: Mapping[str, np.ndarray], optimizer_state: Mapping[str, np.ndarray]) -> str:
-        """Why arrays are not what `state` gives, in words; empty when they are."""
+    def mismatch(self, parameters: Mapping[str, np.ndarray], optimizer_state: Mapping[str, np.ndarray]) -> str:
+        """Why `state` of this network cannot have returned these arrays; empty if it can."""
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
         if missing := [name for name in shapes if name not in parameters]:
             return f"{missing[0]} is missing"
@@ -140,11 +133,9 @@ class Network:
         ]
         self.group.prepare([parameter.list_data()[0] for parameter in self.learned.values()])
 
-    # --- training -----------------------------------------------------------------------------------------------
-
     def start_epoch(self, sums: list[list[float]]) -> None:
-        """Set the sums that `step` adds to: zero (an empty list), or where an interrupted epoch was."""
-        # Of several workers each has the sums over all of them, and so not one for each device.
+        """Set the sums that `step` adds to: zero (an empty list), or those of an interrupted epoch."""
+        # With several workers, each has the sums over all of them instead of one per device.
         devices = 1 if self.group.worker.world_size > 1 else len(self.devices.contexts)
         if len(sums) != devices:  # a new epoch, or resumed on another number of devices
             total = [sum(values) for values in zip(*sums, strict=True)] or [0.0, 0.0]
@@ -162,10 +153,10 @@ class Network:
         step: int,
         count: int | None = None,
     ) -> None:
-        """One update from (n, 3, 32, 32) float32 images and (n,) labels; does not wait for the result.
+        """Run one update from (n, 3, 32, 32) float32 images and (n,) labels, without waiting for the result.
 
-        Of several workers each gives its part of a batch of `count` images, which may be none.
-        `step` seeds the random numbers of this step, so that dropout after a resume is what it would have been.
+        With several workers, each passes its part, which may be empty, of a batch of `count` images. `step` seeds this
+        step's random numbers, so that resuming does not change dropout.
         """
         mx, worker = self.mx, self.group.worker
         if self.has_dropout:
@@ -183,15 +174,15 @@ class Network:
                 tallies.append((loss.detach(), correct.detach()))
         if losses:
             mx.autograd.backward(losses)
-        self._add_up(tallies)
+        self._accumulate(tallies)
         self._update(count or len(labels), learning_rate, len(contexts))
         if losses:
-            previous, self._recent = self._recent, (losses[0], len(inputs[0]), self.scaler.scale if self.scaler else 1)
-            if previous:  # waiting for the step before bounds the queue, and so the memory, without draining it
+            scale = self.scaler.scale if self.scaler else 1
+            previous, self._last_loss = self._last_loss, (losses[0], len(inputs[0]), scale)
+            if previous:  # waiting for the previous step bounds the queue, and so the memory, without draining it
                 previous[0].wait_to_read()
 
-    def _add_up(self, tallies: list[tuple[Any, Any]]) -> None:
-        """Add loss and correct predictions of a step to the epoch's sums."""
+    def _accumulate(self, tallies: list[tuple[Any, Any]]) -> None:
         if self.group.worker.world_size > 1:
             both = self.group.all_reduce_tallies(tallies)
             tallies = [(both[0:1], both[1:2])]
@@ -204,7 +195,7 @@ class Network:
         self.group.all_reduce_gradients(gradients, parts)
         scale = self.scaler.scale if self.scaler else 1.0
         if self.scaler and not self.scaler.accept([copies[0] for copies in gradients], self.mx):
-            return  # the gradients overflowed: this step only lowers the scale
+            return  # the gradients overflowed: skip the update, the scale is lower now
         self.optimizer.rescale_grad = 1.0 / (count * scale)
         self.optimizer.set_learning_rate(learning_rate)
         values = [parameter.list_data() for parameter in self.learned.values()]
@@ -218,19 +209,19 @@ class Network:
                 for start in range(0, len(values), _AGGREGATE):
                     part = slice(start, start + _AGGREGATE)
                     self.optimizer.update(indices[part], weights[part], grads[part], states[part])
-            else:  # neither MXNet's Nesterov nor Muon takes several at once
+            else:  # MXNet's Nesterov and Muon have no fused update
                 for index in indices:
                     self.optimizer.update(index, weights[index], grads[index], states[index])
 
     def sums(self) -> list[list[float]]:
-        """For each device, sum of the loss and number of correct predictions since `start_epoch`. Waits for them."""
+        """For each device, loss sum and number of correct predictions since `start_epoch`. Waits for them."""
         return [[float(value.asscalar()) for value in values] for values in self._sums]
 
-    def recent_loss(self) -> float | None:
-        """Mean loss of the first device's part of the last step, for the progress line."""
-        if self._recent is None:
+    def last_loss(self) -> float | None:
+        """Mean loss of the last step on the first device, for the progress line; None before the first step."""
+        if self._last_loss is None:
             return None
-        loss, count, scale = self._recent
+        loss, count, scale = self._last_loss
         return float(loss.asscalar()) / count / scale
 
     def evaluate(
@@ -241,9 +232,9 @@ class Network:
         batch_size: int,
         between: Callable[[], None] = lambda: None,
     ) -> tuple[float | None, float | None]:
-        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, without augmentation or smoothing; None for none.
+        """Mean loss and accuracy on (n, 3, 32, 32) uint8 images, on the first device; (None, None) without images.
 
-        Computed on the first device. `between` is called between two batches; it may raise.
+        Does not use augmentation or smoothing. Calls `between`, which may raise, after each batch.
         """
         if not len(labels):
             return None, None
@@ -255,26 +246,26 @@ class Network:
         return float(loss.mean()), float(correct.mean())
 
     def _inference_copy(self) -> Any:
-        """A second network with the present weights, for prediction.
+        """A second network with the current weights, for prediction.
 
-        In prediction oneDNN rearranges the weights in place, at some later moment. MXNet's Nesterov update then no
-        longer works in place, and its momentum decays the old weight instead of the new one: the result would
-        depend on timing. So the weights in training are never predicted with.
+        Never predict with the weights in training: prediction makes oneDNN rearrange them in place, some time later.
+        MXNet's Nesterov update then no longer works in place, its momentum decays the old weight instead of the new
+        one, and the result depends on timing.
         """
-        if self._shadow is None:
-            self._shadow = model.build(self._architecture, self.precision)
-            self._shadow.initialize(ctx=self.devices.contexts[:1])
-            self._shadow.hybridize(static_alloc=True, static_shape=True)
-        self._settle()
-        for name, copy in model.parameters(self._shadow).items():
+        if self._inference_net is None:
+            self._inference_net = model.build(self._architecture, self.precision)
+            self._inference_net.initialize(ctx=self.devices.contexts[:1])
+            self._inference_net.hybridize(static_alloc=True, static_shape=True)
+        self._wait()
+        for name, copy in model.parameters(self._inference_net).items():
             self.parameters[name].list_data()[0].copyto(copy.list_data()[0])
-        return self._shadow
+        return self._inference_net
 
-    def _settle(self) -> None:
-        """Wait for everything in flight before the weights are read.
+    def _wait(self) -> None:
+        """Wait for all pending computations before reading the weights.
 
-        MXNet orders a read of batch norm's running statistics after the forward pass that belongs to them, but not
-        after the backward pass, which is what updates them: read at once, they are those of an earlier step.
+        MXNet orders a read of batch norm's running statistics after the forward pass, but not after the backward pass,
+        which updates them. Without waiting, they would be those of an earlier step.
         """
         self.mx.nd.waitall()
 
@@ -296,5 +287,5 @@ def _optimizer(mx: Any, training: Training, shapes: Mapping[str, tuple[int, ...]
 
 
 def _step_seed(seed: int, step: int) -> int:
-    # MXNet takes 31 bits. An odd multiplier spreads neighbouring steps and seeds (Knuth's multiplicative hash).
+    # MXNet takes 31 bits. Knuth's multiplicative hash spreads neighbouring steps and seeds.
     return ((seed + 1) * 2654435761 + step * 40503) % (2**31 - 1)

@@ -1,7 +1,7 @@
-"""Which precision a training computes in. `auto` measures the network where the processor offers a choice.
+"""Choose the precision of a training. `auto` measures the network if the processor offers a choice.
 
-Run as `python -m pipeline.training.precision`, it is the measurement: MXNet's bfloat16 mode cannot be switched off
-again in a process, so this is one of its own and tries float32 first.
+`python -m pipeline.training.precision` runs the measurement, float32 first, in its own process, because MXNet's
+bfloat16 mode cannot be switched off again.
 """
 
 from __future__ import annotations
@@ -22,86 +22,86 @@ from pipeline.files import read_json, write_json
 from pipeline.process import liveness, parent
 from pipeline.workspace import Run, manifest
 
-#: The measurement's process that `start_early` started, if any.
+#: The measurement process that `start_early` started, if any.
 _early: list[subprocess.Popen[str]] = []
 
-#: bfloat16 rounds to 8 bits, so it must be faster by this much to be worth it.
-_WORTH_IT = 1.05
+#: bfloat16 must be this much faster to be worth its rounding to 8 bits.
+_MIN_SPEEDUP = 1.05
 
 _CHOICES = ("float32", "bfloat16")
 _STEPS, _TIMEOUT_SECONDS = 3, 360
 
-#: Images of a measured step, at most. The ratio is about that of larger batches, and is known in seconds.
-_IMAGES = 128
+#: Largest batch of the measurement. It takes seconds, and the ratio is about that of larger batches.
+_MAX_BATCH = 128
 
 
 def start_early() -> None:
-    """Start the measurement's process where it may be needed soon: it imports MXNet and waits to be told what for."""
+    """If a measurement may be needed, start its process, which imports MXNet and then waits for its request."""
     if runtime.cpu_has_bfloat16():
         _early.append(_start())
 
 
-def choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
-    """The precision for a training of `run`, and why. Only `auto` on a CPU with bfloat16 instructions measures.
+def choose(architecture: Architecture, training: Training, devices: runtime.Devices, run: Run) -> tuple[str, str]:
+    """Return the precision for a training of `run` and the reason. Measures for `auto` on a CPU with bfloat16 only.
 
-    What was measured is kept with the run's work, and a finished run that is resumed keeps its precision on the same
-    processor, so that resuming never switches. Raises `DeviceError` for a precision that the device does not have.
+    Records the choice in the run's work folder and keeps that of a finished run on the same processor, so that resuming
+    never switches. Raises `DeviceError` if the device does not support the configured precision.
     """
     try:
-        return _choose(architecture, training, where, run)
+        return _choose(architecture, training, devices, run)
     finally:
         while _early:  # it was not needed
             with _early.pop() as process:
                 process.kill()
 
 
-def _choose(architecture: Architecture, training: Training, where: runtime.Devices, run: Run) -> tuple[str, str]:
+def _choose(architecture: Architecture, training: Training, devices: runtime.Devices, run: Run) -> tuple[str, str]:
     if training.precision != "auto":
-        return runtime.resolve_precision(training.precision, where), "as configured"
-    if where.is_gpu:
-        return runtime.resolve_precision("auto", where), "auto: by the GPU's compute capability"
+        return runtime.resolve_precision(training.precision, devices), "as configured"
+    if devices.is_gpu:
+        return runtime.resolve_precision("auto", devices), "auto: by the GPU's compute capability"
     if not runtime.cpu_has_bfloat16():
         return "float32", "auto: this processor has no bfloat16 instructions"
-    situation = {
+    conditions = {
         "cpu": runtime.cpu_name(),
         "threads": int(os.environ["OMP_NUM_THREADS"]),
-        "device": where.name,
+        "device": devices.name,
         "batch_size": training.batch_size,
         "amx": runtime.amx_in_use(),
     }
-    earlier = _earlier(run, situation)
-    if earlier:
-        return earlier, "auto: as before on this processor"
+    recorded = _recorded(run, conditions)
+    if recorded:
+        return recorded, "auto: as before on this processor"
     speeds = _speeds(architecture, training.batch_size)
-    if len(speeds) < len(_CHOICES):  # killed, perhaps, or too slow beside others: the next start measures again
+    if len(speeds) < len(_CHOICES):  # the process was killed or too slow beside others: measure again next time
         return "float32", "auto: bfloat16 could not be measured"
     single, half = (speeds[name] for name in _CHOICES)
-    chosen = "bfloat16" if half > _WORTH_IT * single else "float32"
-    write_json(run.work / "precision.json", {**situation, "precision": chosen})
+    chosen = "bfloat16" if half > _MIN_SPEEDUP * single else "float32"
+    write_json(run.work / "precision.json", {**conditions, "precision": chosen})
     return chosen, f"auto: measured bfloat16 {half:,.0f}, float32 {single:,.0f} images/s"
 
 
-def _earlier(run: Run, situation: dict[str, Any]) -> str | None:
-    """What was chosen for this run before in the same situation."""
-    noted = read_json(run.work / "precision.json")
+def _recorded(run: Run, conditions: dict[str, Any]) -> str | None:
+    """The earlier choice for this run under the same conditions, if any."""
+    measured = read_json(run.work / "precision.json")
     finished = (manifest.read(run.stage("train")) or {}).get("details")
-    for record, keys in ((noted, situation), (finished, ("cpu", "threads", "device"))):
-        if isinstance(record, dict) and all(record.get(key) == situation[key] for key in keys):
+    for record, keys in ((measured, conditions), (finished, ("cpu", "threads", "device"))):
+        if isinstance(record, dict) and all(record.get(key) == conditions[key] for key in keys):
             return next((name for name in _CHOICES if record.get("precision") == name), None)
     return None
 
 
 def _speeds(architecture: Architecture, batch_size: int) -> dict[str, float]:
-    """Images a second in training steps of each precision; those are missing that did not work."""
-    about = {"architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
+    """Training speed of each precision in images/s. Precisions that failed are missing."""
+    request = {"architecture": msgspec.to_builtins(architecture), "batch_size": batch_size}
     with _early.pop() if _early else _start() as process:
         try:
-            output, _ = process.communicate(json.dumps(about), _TIMEOUT_SECONDS)
+            output, _ = process.communicate(json.dumps(request), _TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             return {}
-    found = (line.split() for line in output.splitlines())
-    return {words[0]: float(words[1]) for words in found if len(words) == 2 and words[0] in _CHOICES}
+    lines = (line.split() for line in output.splitlines())
+    return {words[0]: float(words[1]) for words in lines if len(words) == 2 and words[0] in _CHOICES}
 
 
 def _start() -> subprocess.Popen[str]:
@@ -110,16 +110,16 @@ def _start() -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    """Measure both precisions; reads a JSON description on standard input, prints a line for each."""
+    """Measure both precisions. Reads a JSON request from standard input and prints one line for each."""
     liveness.end_with_parent(int(sys.argv[-1]))
     runtime.mxnet()
-    about = json.loads(sys.stdin.read() or "null")
-    if about is None:  # whoever started it has ended
+    request = json.loads(sys.stdin.read() or "null")
+    if request is None:  # the training has exited
         return
-    architecture = msgspec.convert(about["architecture"], Architecture)
+    architecture = msgspec.convert(request["architecture"], Architecture)
     runtime.adapt_to_load(lambda line: None)
-    for precision in _CHOICES:  # AMP stays on once it is: float32 comes first
-        print(precision, _speed(precision, architecture, min(about["batch_size"], _IMAGES)), flush=True)
+    for precision in _CHOICES:  # float32 first, because AMP cannot be switched off
+        print(precision, _speed(precision, architecture, min(request["batch_size"], _MAX_BATCH)), flush=True)
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What a training says while it runs: the head of its log, its progress, a line per epoch."""
+"""What a training reports: the head of its log, its progress, and one line per epoch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.training.session import Session
 
 
 def announce(session: Session) -> None:
-    """The first lines of the log: what is trained, on what, with what, from where."""
+    """Log the first lines: run, data set, size, device and starting point."""
     note, conditions, segment = session.reporter.note, session.conditions(), session.counters.segments[-1]
-    note(f"training {session.run.run_id} on {session.about_data['label']} ({session.run.dataset_id})")
+    note(f"training {session.run.run_id} on {session.data_details['label']} ({session.run.dataset_id})")
     note(
         f"{model.count_parameters(session.chain.config.architecture):,} parameters, "
         f"{len(session.batches.indices):,} training and {len(session.validation[1]):,} validation images, "
@@ -22,7 +22,7 @@ def announce(session: Session) -> None:
     workers = f"{counted(session.worker.world_size, 'worker')} with " if session.worker.world_size > 1 else ""
     amx = ", with AMX" if conditions["amx"] else ""
     note(
-        f"device {session.devices.name}, precision {session.precision} ({session.why_precision}{amx}), "
+        f"device {session.devices.name}, precision {session.precision} ({session.precision_reason}{amx}), "
         f"{workers}{counted(conditions['threads'], 'thread')}, mxnet {conditions['versions'].get('mxnet', '?')}"
     )
     note(f"{segment['how']} at epoch {segment['epoch']} of {session.training.epochs}, step {segment['step']}")
@@ -30,10 +30,10 @@ def announce(session: Session) -> None:
         note(f"not bit-reproducible: {reason}")
 
 
-def tell(session: Session) -> bool:
-    """Report the progress within the epoch. False when the loss is no longer finite."""
+def report(session: Session) -> bool:
+    """Report the progress within the epoch. Returns False if the loss is no longer finite."""
     counters, batches, epochs = session.counters, session.batches, session.training.epochs
-    loss = session.network.recent_loss()
+    loss = session.network.last_loss()
     if loss is not None and not math.isfinite(loss):
         return False
     done = counters.epoch + counters.step_in_epoch / batches.steps_per_epoch
@@ -56,8 +56,8 @@ def tell(session: Session) -> bool:
     return True
 
 
-def readable(row: Row, epochs: int) -> str:
-    """An epoch's row of the history as a line of the log."""
+def epoch_line(row: Row, epochs: int) -> str:
+    """Format an epoch's row of the history as a log line."""
     validation = ""
     if row["validation_loss"] is not None:
         validation = f"validation loss {row['validation_loss']:.4f} accuracy {row['validation_accuracy']:.2%}, "

@@ -1,4 +1,4 @@
-"""The result of a training: the files of `train/` and their manifest."""
+"""Publish the result of a training: the files of `train/` and their manifest."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from pipeline.training.session import Session
 from pipeline.workspace import MANIFEST, manifest
 
 _CONFIG_HEAD = """\
-# The full configuration that {run} was trained with, every default spelled out.
-# Of addresses, user, password and query are left out.
+# The full configuration of the training of {run}, including all defaults.
+# User, password and query are removed from addresses.
 """
 
 
 def publish(session: Session, snapshot: Snapshot) -> dict[str, Any]:
-    """Write the files of `train/`, the manifest last, then drop the checkpoints; gives the manifest."""
+    """Write the files of `train/`, the manifest last, then delete the checkpoints. Returns the manifest."""
     run, chain = session.run, session.chain
     folder = run.stage("train")
     configuration = yaml.safe_dump(to_record(chain.config), sort_keys=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # From here until the new manifest is there the stage is not complete; its checkpoint stays until then.
+        # The stage is incomplete until the new manifest exists; its checkpoint stays until then.
         (folder / MANIFEST).unlink(missing_ok=True)
         weights.save(session.network.net, folder / "model.params")
-        # Of several devices each has running statistics of its own; model.params has their mean.
-        own = {
+        # Each of several devices has its own running statistics; model.params has only their mean.
+        running_statistics = {
             name: value
             for name, value in snapshot.parameters.items()
             if f"{name.partition('@')[0]}@1" in snapshot.parameters
         }
-        checkpoint.save(folder / "trainer.npz", Snapshot(own, snapshot.optimizer_state, snapshot.meta))
+        trainer_state = Snapshot(running_statistics, snapshot.optimizer_state, snapshot.meta)
+        checkpoint.save(folder / "trainer.npz", trainer_state)
         write_atomically(folder / "history.csv", csv_text(tuple(Row.__annotations__), session.counters.history))
         write_atomically(folder / "config.yaml", _CONFIG_HEAD.format(run=run.run_id) + configuration)
         files = ("model.params", "history.csv", "config.yaml")
@@ -51,7 +52,7 @@ def publish(session: Session, snapshot: Snapshot) -> dict[str, Any]:
     except OSError as error:
         raise from_os_error(error, "publish the trained model") from error
     shutil.rmtree(run.checkpoints, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not empty: it may hold the precision that was chosen
+    with contextlib.suppress(OSError):  # not empty: it may contain precision.json
         run.work.rmdir()
     return value
 
@@ -77,6 +78,6 @@ def _details(session: Session, folder: Path) -> dict[str, Any]:
         "validation_images": len(session.validation[1]),
         "normalisation": asdict(session.normalisation),
         "trainer": {"size": (folder / "trainer.npz").stat().st_size, "sha256": sha256_file(folder / "trainer.npz")},
-        "dataset": session.about_data,
+        "dataset": session.data_details,
         **session.conditions(),
     }

@@ -1,4 +1,4 @@
-"""Whether the weights will be, bit for bit, those of an uninterrupted training; if not, why."""
+"""Reasons why the weights may not be bit-identical to those of an uninterrupted training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.training.schedule import depends_on_total, learning_rate
 from pipeline.training.session import Session
 from pipeline.workspace.freshness import config_changes
 
-#: Conditions on which the bits of a result depend; the preposition, and for a number the noun, to tell a change.
+#: Conditions on which the bits of a result depend, each with the preposition (and noun, for numbers) for messages.
 _CONDITIONS = {
     "threads": ("with", "thread"),
     "workers": ("with", "worker"),
@@ -27,7 +27,7 @@ _CONDITIONS = {
 
 
 def changed_conditions(session: Session, saved: Mapping[str, Any]) -> list[str]:
-    """Why the bits may differ from here on from those of an uninterrupted training."""
+    """Reasons why the bits may differ from now on from those of an uninterrupted training."""
     counters, training = session.counters, session.training
     reasons = []
     then, current = (_comparable(value) for value in (saved, session.conditions()))
@@ -46,7 +46,7 @@ def changed_conditions(session: Session, saved: Mapping[str, Any]) -> list[str]:
 
 
 def changed_since(session: Session, finished: dict[str, Any]) -> list[str]:
-    """Changes of the configuration since the run was finished that would have changed its result."""
+    """Changes to the configuration since the run finished that would have changed its result."""
     changed = [line for line in config_changes(finished, session.chain.config) if line.startswith("training.")]
     recorded = recorded_training(finished["details"]["config"]["training"])
     with contextlib.suppress(msgspec.ValidationError):
@@ -55,13 +55,13 @@ def changed_since(session: Session, finished: dict[str, Any]) -> list[str]:
         if all(
             learning_rate(then, step, per_epoch) == learning_rate(session.training, step, per_epoch) for step in steps
         ):
-            # a milestone that is still to come, say
+            # for example, a milestone that lies ahead
             changed = [line for line in changed if not line.startswith("training.schedule.")]
     return changed
 
 
 def _comparable(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions with the versions of those libraries that compute the result. Old files lack some."""
+    """The conditions, reduced to the libraries that compute the result. Old files lack some keys."""
     versions = conditions["versions"]
     libraries = (f"{name} {versions[name]}" for name in sorted(versions) if name.startswith(("mxnet", "numpy")))
     known = {key: conditions.get(key) for key in _CONDITIONS}

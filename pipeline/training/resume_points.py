@@ -1,4 +1,4 @@
-"""Where a training can resume from: its checkpoints, or its finished run when more epochs are configured now."""
+"""Where a training can resume from: its checkpoints, or its finished run if `epochs` were raised."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from pipeline.workspace.freshness import OPERATIONAL_KEYS, trained_epochs
 
 
 def identity(session: Session) -> dict[str, Any]:
-    """What a checkpoint must have in common with a training that resumes from it."""
+    """What a checkpoint and a training that resumes from it must have in common."""
     chain = session.chain
-    own = _deciding(to_dict(session.training))
-    return {**chain.inputs("train"), "generation": chain.generation, "training": own}
+    training = _identity_keys(to_dict(session.training))
+    return {**chain.inputs("train"), "generation": chain.generation, "training": training}
 
 
-def _deciding(training: dict[str, Any]) -> dict[str, Any]:
-    """The keys of `training` that count for that."""
+def _identity_keys(training: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in training.items() if key not in ("epochs", "precision", *OPERATIONAL_KEYS)}
 
 
 def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
-    """The newest checkpoint that is whole and belongs to this training, and what to call resuming from it."""
+    """The newest intact checkpoint of this training, with a line for the log. Moves unusable ones out of the way."""
     result, note, paths = _finished(session), session.reporter.note, checkpoint.paths(session.run.checkpoints)
     if paths and result and manifest.damage(session.run.stage("train"), result):
         result = None
@@ -40,19 +39,19 @@ def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
     for path in paths:
         try:
             snapshot = checkpoint.load(path)
-            why_not = _why_not(session, snapshot)
-            if not why_not:
-                _check_fit(session, snapshot, path)
+            mismatch = _mismatch(session, snapshot)
+            if not mismatch:
+                _check_intact(session, snapshot, path)
         except Damaged as error:
-            note(f"{error}; falling back to the one before")
+            note(f"{error}; falling back to the previous one")
             if session.worker.is_leader:
-                checkpoint.set_damaged_aside(path)
+                checkpoint.quarantine(path)
             continue
-        if why_not:
+        if mismatch:
             target = session.run.workspace.in_trash(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             move(path, target)
-            note(f"ignoring checkpoint {path.name}: {why_not}; moved to {target}")
+            note(f"ignoring checkpoint {path.name}: {mismatch}; moved to {target}")
         elif snapshot.meta["counters"]["epoch"] < finished:
             note(f"ignoring checkpoint {path.name}: the finished training of {counted(finished, 'epoch')} is newer")
         else:
@@ -61,7 +60,7 @@ def newest_checkpoint(session: Session) -> tuple[Snapshot, str] | None:
 
 
 def _finished(session: Session) -> dict[str, Any] | None:
-    """The manifest of the finished run; None when a file is missing or cut, or it is another training's."""
+    """The manifest of the finished run; None if a file is missing or truncated, or its inputs differ."""
     folder = session.run.stage("train")
     finished = manifest.read(folder)
     if finished is None or manifest.problems(folder, "train", session.chain.inputs("train")):
@@ -69,10 +68,10 @@ def _finished(session: Session) -> dict[str, Any] | None:
     return finished
 
 
-def _why_not(session: Session, snapshot: Snapshot) -> str:
-    """Why a checkpoint is that of another training; empty when it is not."""
+def _mismatch(session: Session, snapshot: Snapshot) -> str:
+    """Why a checkpoint does not belong to this training; empty if it does."""
     saved = dict(snapshot.meta["identity"])
-    saved["training"] = _deciding(recorded_training(saved["training"]))
+    saved["training"] = _identity_keys(recorded_training(saved["training"]))
     if changed := differences(saved, identity(session)):
         return "the configuration changed since: " + "; ".join(changed[:4])
     counters, epochs = snapshot.meta["counters"], session.training.epochs
@@ -81,20 +80,20 @@ def _why_not(session: Session, snapshot: Snapshot) -> str:
     return ""
 
 
-def _check_fit(session: Session, snapshot: Snapshot, path: Path) -> None:
-    """Raise `Damaged` for a checkpoint of this training that this training cannot have written."""
-    why = session.network.misfit(snapshot.parameters, snapshot.optimizer_state)
-    if not why and not snapshot.finite():
-        why = "its numbers are not all finite"
-    if not why and snapshot.meta["counters"]["step_in_epoch"] > session.batches.steps_per_epoch:
+def _check_intact(session: Session, snapshot: Snapshot, path: Path) -> None:
+    """Raise `Damaged` if this training cannot have written the checkpoint, though it claims to be its own."""
+    problem = session.network.mismatch(snapshot.parameters, snapshot.optimizer_state)
+    if not problem and not snapshot.is_finite():
+        problem = "its numbers are not all finite"
+    if not problem and snapshot.meta["counters"]["step_in_epoch"] > session.batches.steps_per_epoch:
         step = snapshot.meta["counters"]["step_in_epoch"]
-        why = f"its step {step} does not exist: an epoch has {counted(session.batches.steps_per_epoch, 'step')}"
-    if why:
-        raise Damaged(path, why)
+        problem = f"its step {step} does not exist: an epoch has {counted(session.batches.steps_per_epoch, 'step')}"
+    if problem:
+        raise Damaged(path, problem)
 
 
 def finished_run(session: Session) -> tuple[Snapshot, str] | None:
-    """The state of the finished run, when more epochs are configured than it has."""
+    """The state of the finished run, with a line for the log, if more epochs are configured than it has."""
     finished, folder = _finished(session), session.run.stage("train")
     epochs = trained_epochs(finished)
     if finished is None or epochs >= session.training.epochs:
@@ -105,19 +104,19 @@ def finished_run(session: Session) -> tuple[Snapshot, str] | None:
     trainer = folder / "trainer.npz"
     try:
         snapshot = checkpoint.load(trainer, manifest.digests(finished).get(trainer.name, "none"))
-        snapshot.parameters = {**parameters, **snapshot.parameters}  # of several devices, own running statistics
-        _check_fit(session, snapshot, trainer)
+        snapshot.parameters = {**parameters, **snapshot.parameters}  # adds each device's running statistics
+        _check_intact(session, snapshot, trainer)
     except Damaged as error:
         session.reporter.note(f"{error}; resuming from model.params with zero momentum")
-        snapshot = Snapshot(parameters, {}, _meta_without_trainer(folder, finished))
-    # In batches of another size: as many as it would be by now.
+        snapshot = Snapshot(parameters, {}, _rebuild_meta(folder, finished))
+    # The batch size may have changed: count the finished epochs in steps of the new size.
     snapshot.meta["counters"]["step"] = epochs * session.batches.steps_per_epoch
     snapshot.meta["counters"]["inexact"] += changed_since(session, finished)
     return snapshot, f"resumed from {counted(epochs, 'epoch')} of {folder.name}/model.params"
 
 
-def _meta_without_trainer(folder: Path, finished: dict[str, Any]) -> dict[str, Any]:
-    """What `trainer.npz` says, from the other files of the finished run."""
+def _rebuild_meta(folder: Path, finished: dict[str, Any]) -> dict[str, Any]:
+    """Rebuild the `meta` of `trainer.npz` from the other files of the finished run."""
     if damaged := manifest.damage(folder, finished):
         raise WorkspaceError(
             f"{damaged[0]}; restore it from a backup, or set the stage aside "

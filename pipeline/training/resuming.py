@@ -1,7 +1,7 @@
-"""Resuming: what is saved of a training, and how another process takes over from it.
+"""Resuming: save the state of a training and restore it in another process.
 
-`save` and `restore` mirror each other: what one saves in a step, the other restores in the step of the same number.
-Random numbers need no saving: every step draws them from the seed and its own number.
+The numbered steps of `save` and `restore` mirror each other. There is no random state to save, because every training
+step seeds its random numbers from the seed and its own number.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipeline.training.session import Session
 
 
 def save(session: Session) -> Snapshot:
-    """The whole state of a training, as plain arrays and JSON. Waits for the computations in flight."""
+    """Return the whole state of a training as plain arrays and JSON. Waits for pending computations."""
     counters = session.counters
     # 1. Weights, running statistics, momentum buffers, loss scale.
     parameters, optimizer_state = session.network.state()
-    # 2. The counters, with the sums of the epoch in progress, which are on the devices.
+    # 2. The counters, with the current epoch's sums, which live on the devices.
     counters.sums = session.network.sums() if counters.step_in_epoch else []
     meta: dict[str, Any] = {"counters": msgspec.to_builtins(counters), "step": counters.step}
-    # 3. Which training this is.
+    # 3. The identity of the training.
     meta["identity"] = identity(session)
     # 4. The conditions on which the bits depend.
     meta |= session.conditions()
@@ -35,28 +35,28 @@ def save(session: Session) -> Snapshot:
 
 
 def restore(session: Session, snapshot: Snapshot) -> None:
-    """Restore what `save` saved."""
+    """Restore the state that `save` returned."""
     # 1. Weights, running statistics, momentum buffers, loss scale.
     session.network.set_state(snapshot.parameters, snapshot.optimizer_state)
-    # 2. The counters, with the sums of the epoch in progress, which are on the devices.
+    # 2. The counters, with the current epoch's sums, which live on the devices.
     counters = session.counters = Counters(**snapshot.meta["counters"])
     session.network.start_epoch(counters.sums)
     counters.resumed += 1
-    # 3. Which training this is: only what matches is found, see `resume_points`.
-    # 4. The conditions on which the bits depend: a change is noted.
+    # 3. The identity of the training: `resume_points` has checked it.
+    # 4. The conditions on which the bits depend: record changes.
     counters.inexact += changed_conditions(session, snapshot.meta)
 
 
 def start(session: Session, init_from: str | None) -> None:
-    """Resume a training where it was left; else begin it, from the file `init_from` or as configured."""
+    """Resume a training where it stopped; otherwise start it, from the file `init_from` or as configured."""
     session.network.initialize(session.training.seed)
     session.network.start_epoch([])
-    with session.group.leader_first():  # it may move a checkpoint that does not belong to this training
-        if found := newest_checkpoint(session) or finished_run(session):
-            snapshot, how = found
+    with session.group.leader_first():  # the leader may move checkpoints of another configuration
+        if resume_point := newest_checkpoint(session) or finished_run(session):
+            snapshot, how = resume_point
             restore(session, snapshot)
         else:
-            how = _begin(session, init_from)
+            how = _initialize(session, init_from)
     parameters, optimizer_state = session.network.state()
     optimizer_state = {f"momentum {name}": value for name, value in optimizer_state.items()}
     counters = session.counters
@@ -74,7 +74,8 @@ def start(session: Session, init_from: str | None) -> None:
     )
 
 
-def _begin(session: Session, init_from: str | None) -> str:
+def _initialize(session: Session, init_from: str | None) -> str:
+    """Set the initial weights and return a line for the log."""
     if init_from is not None:
         weights.load(session.network.net, Path(init_from), session.devices.contexts)
         return f"started from {init_from}"

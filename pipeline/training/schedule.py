@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: no state, so that a resumed training cannot get it wrong."""
+"""The learning rate as a pure function of the step, so that resuming cannot change it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pipeline.config import Training
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of update number `step` (from 0) of a training of `training.epochs` epochs.
+    """The learning rate of update number `step` (from 0) in a training of `training.epochs` epochs.
 
-    `constant` and `step` depend on the step alone, so a training whose `epochs` were raised resumes bit for bit as one
-    long run would have gone on. `cosine` (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017,
-    arXiv:1708.07120, one cycle: linear up to the share `peak` of all steps, linear down after it) depend on
-    the total number of steps; when `epochs` were raised, the rate is that of the new, longer curve at the same step.
+    With `constant` and `step`, a training whose `epochs` were raised resumes bit for bit as one long run. `cosine`
+    (Loshchilov and Hutter 2016, arXiv:1608.03983) and `triangle` (Smith 2017, arXiv:1708.07120, one cycle: linear up to
+    the fraction `peak` of all steps, then linear down) depend on the total number of steps: the training continues at
+    the same step of the new, longer curve.
     """
     schedule, base = training.schedule, training.learning_rate
     total = training.epochs * steps_per_epoch
     warmup = schedule.warmup_epochs * steps_per_epoch
-    # The middle of the step, so that neither the first nor the last one is wasted on a rate of zero.
+    # Use the middle of the step, so that neither the first nor the last step has a rate of zero.
     position = step + 0.5
     if position < warmup:
         return base * position / warmup
@@ -37,5 +37,5 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
 
 
 def depends_on_total(training: Training) -> bool:
-    """True when raising `epochs` changes the rate of steps that are already behind."""
+    """Whether raising `epochs` changes the rate of earlier steps."""
     return training.schedule.kind in ("cosine", "triangle")

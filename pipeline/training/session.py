@@ -1,4 +1,4 @@
-"""What one process of a training works with: its devices, data, network and counters."""
+"""The session of a training process: its devices, data, network and counters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.workspace.freshness import Chain
 
 @dataclass
 class Session:
-    """One process of a training, of which there are several when `distributed.workers` says so."""
+    """State of one training process. A distributed training has one per worker."""
 
     chain: Chain
     run: Run
@@ -35,9 +35,9 @@ class Session:
     devices: runtime.Devices
     group: ProcessGroup
     precision: str
-    why_precision: str
+    precision_reason: str
     #: `name`, `digest`, `label`, `sample`, `official` and `classes` of the data set.
-    about_data: dict[str, Any]
+    data_details: dict[str, Any]
     normalisation: Normalisation
     batches: loader.TrainingLoader
     #: (n, 3, 32, 32) uint8 images and (n,) labels.
@@ -58,7 +58,7 @@ class Session:
         return learning_rate(self.training, self.counters.step, self.batches.steps_per_epoch)
 
     def conditions(self) -> dict[str, Any]:
-        """Where and with what it computes. The bits of the result depend on all but `host`."""
+        """The hardware and software in use. The bits of the result depend on all of it but `host`."""
         return {
             "device": self.devices.name,
             "precision": self.precision,
@@ -72,12 +72,12 @@ class Session:
 
 
 def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> Session:
-    """Load the data set and build the network. Raises `ConfigError` when they do not fit together."""
+    """Load the data set and build the network. Raises `ConfigError` if the network has too few outputs."""
     training, architecture = chain.config.training, chain.config.architecture
     devices = runtime.devices(chain.config.device)
     group = ProcessGroup(runtime.mxnet(), devices, worker)
     with group.leader_first():
-        chosen, why = precision.choose(architecture, training, devices, run)
+        chosen, reason = precision.choose(architecture, training, devices, run)
     folder = run.workspace.dataset(run.dataset_id)
     data = dataset.load(folder)
     if len(data.classes) > architecture.outputs:
@@ -87,19 +87,19 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
     held_out = min(training.validation_images, len(data.train_labels) // 2)
     if held_out < training.validation_images:
         images = f"{held_out:,} of the {len(data.train_labels):,} training images"
-        reporter.note(f"training.validation_images: holding out {images}, at most half of them")
+        reporter.note(f"training.validation_images: holding out only {images}, the maximum of one half")
     train_indices, validation_indices = loader.split(data.train_labels, held_out, training.seed)
-    # Nothing is learned from damaged images. Hashing leaves the interpreter's lock to what is measured meanwhile.
-    with ThreadPoolExecutor(1) as second_core:
-        undamaged = second_core.submit(dataset.verify, folder, data.manifest)
+    # Verify the images while measuring them: hashing releases the interpreter lock.
+    with ThreadPoolExecutor(1) as executor:
+        verification = executor.submit(dataset.verify, folder, data.manifest)
         norm = Normalisation.measure(data.train_images) if training.normalize else Normalisation()
-        undamaged.result()
+        verification.result()
     network = Network(architecture, training, devices, chosen, group)
-    # Only now: measuring the precision took all cores, in a process of its own.
+    # Not earlier: the process that measured the precision used all cores.
     runtime.adapt_to_load(reporter.write if worker.is_leader else lambda line: None)
-    # Several sources can hold the same images; label and officialness are those of the configured one.
+    # Several sources may have the same images; `label` and `official` describe the configured one.
     source = chain.source_record() or {}
-    about_data = {**data.manifest["details"], **{k: source[k] for k in ("label", "official") if k in source}}
+    details = {**data.manifest["details"], **{k: source[k] for k in ("label", "official") if k in source}}
     return Session(
         chain=chain,
         run=run,
@@ -107,8 +107,8 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
         devices=devices,
         group=group,
         precision=chosen,
-        why_precision=why,
-        about_data={key: about_data[key] for key in ("name", "digest", "label", "sample", "official", "classes")},
+        precision_reason=reason,
+        data_details={key: details[key] for key in ("name", "digest", "label", "sample", "official", "classes")},
         normalisation=norm,
         batches=loader.TrainingLoader(
             data.train_images, data.train_labels, train_indices, training, norm, (worker.rank, worker.world_size)

@@ -1,7 +1,4 @@
-"""TensorBoard: the learning curves of a training as event files. Off unless `training.tensorboard` is set.
-
-Reads the history of a running training, leaves `train/tensorboard/` of the run. Needs the package tensorboardX.
-"""
+"""Learning curves for TensorBoard in `train/tensorboard/`, if `training.tensorboard` is set. Needs tensorboardX."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, from_os_error
 
-#: Key of the history -> name of the curve; curves that share the part before the slash are shown together.
+#: Key of the history -> name of the curve. TensorBoard groups curves by the part before the slash.
 CURVES = {
     "train_loss": "loss/training",
     "validation_loss": "loss/validation",
@@ -25,10 +22,7 @@ CURVES = {
 
 
 class Curves:
-    """What one process adds to the event files of a training in `folder`: a file of its own.
-
-    Raises `PipelineError` when tensorboardX is not installed.
-    """
+    """One process's event file in `folder`. Raises `PipelineError` if tensorboardX is not installed."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -43,10 +37,10 @@ class Curves:
         self._written = 0
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Bring the file up to date with a history (one mapping an epoch, the columns of `history.csv`).
+        """Append the new rows of a history (one mapping per epoch, with the columns of `history.csv`).
 
-        Missing values are left out. A process's first call writes the whole history, after an event that makes
-        readers forget what they have: a resumed training may repeat epochs.
+        Skips missing values. The first call writes the whole history, after an event that makes readers discard what
+        they have, because a resumed training may repeat epochs.
         """
         from tensorboardX.event_file_writer import EventsWriter
 

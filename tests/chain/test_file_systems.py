@@ -130,7 +130,9 @@ def test_a_stage_writes_through_no_link_in_place_of_its_folder(done: SmallChain,
     before = sorted(site.rglob("*"))
     result = done.luigi("Report")
     assert result.rc == 30, result.text
-    assert f"{place}: a symbolic link; report writes through none: put the folder itself there" in result.text
+    assert (
+        f"{place}: found a symbolic link, through which report must not write: replace it with a folder" in result.text
+    )
     assert sorted(site.rglob("*")) == before
 
 

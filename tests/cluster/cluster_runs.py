@@ -1,4 +1,4 @@
-"""Helpers of the cluster tests: a small chain whose data set is there, luigi in the background, a real Slurm."""
+"""Helpers of the cluster tests: a small chain, luigi in the background, a real Slurm."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from luigi_runs import Running, SmallChain, clean_environment, luigi_command
 
 from pipeline.training import checkpoint
 
-#: For whatever is waited for: generous, because the machine may be busy with something else.
+#: Seconds to wait for anything. Generous, because the machine may be busy.
 LIMIT = 120.0
 
-#: No dropout and no batch norm: so that one worker and several can be compared.
+#: Without dropout and batch norm, so that one worker and several can be compared.
 CONFIG = {
     "architecture": {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "dense": [], "dropout": 0},
     "training": {"epochs": 40, "batch_size": 40, "learning_rate": 0.05, "validation_images": 40, "normalize": True},
@@ -30,7 +30,7 @@ CONFIG = {
 
 
 def eventually(condition: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
-    """Wait until `condition` gives something true, and give that; fail with `what` after `limit` seconds."""
+    """Wait until `condition` returns something true, and return it; fail with `what` after `limit` seconds."""
     deadline = time.monotonic() + limit
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not in {limit:.0f} s: {what}"
@@ -51,13 +51,13 @@ class Luigi(Running):
         command = [*luigi_command(), "--module", "tasks", "TrainVGG", *about, *arguments]
         super().__init__(command, chain.cwd, clean_environment(**environment), chain.root)
 
-    def says(self, pattern: str) -> re.Match[str]:
-        """Wait until it has said something that matches; fails when it ends before."""
+    def wait_for_output(self, pattern: str) -> re.Match[str]:
+        """Wait until the output matches `pattern`; fail if the command exits first."""
         return self.wait_for(lambda: re.search(pattern, self.output), f"it says {pattern!r}")
 
 
 def start(chain: SmallChain) -> Luigi:
-    """Start the training, marked for `roles`."""
+    """Start the training with the marker that `roles` looks for."""
     return Luigi(chain, CLUSTER_TEST=str(chain.workspace))
 
 
@@ -65,16 +65,20 @@ def roles(chain: SmallChain) -> dict[str, int]:
     """The processes of the training: `supervisor`, `scheduler`, `server`, `worker 0` …"""
     found: dict[str, int] = {}
     modules = {"pipeline.training", "pipeline.training.parameter_server"}
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        environment = process.info["environ"] or {}
-        if environment.get("CLUSTER_TEST") == str(chain.workspace) and modules & set(process.info["cmdline"] or ()):
+    for process in psutil.process_iter(["cmdline"]):
+        if not modules & set(process.info["cmdline"] or ()):
+            continue
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("CLUSTER_TEST") != str(chain.workspace):
+                continue
             role = environment.get("DMLC_ROLE", "supervisor")
             found[f"worker {environment['DMLC_WORKER_ID']}" if role == "worker" else role] = process.pid
     return found
 
 
 def listening(process: int) -> list[str]:
-    """Where a process takes connections: ports of TCP, and paths."""
+    """TCP ports and Unix socket paths on which a process listens."""
     inodes = set()
     for link in Path(f"/proc/{process}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -93,7 +97,7 @@ def checkpoints(chain: SmallChain) -> list[Path]:
 
 
 def new_checkpoint(chain: SmallChain, luigi: Luigi, before: list[Path]) -> None:
-    """Wait until the newest checkpoint is none of `before`."""
+    """Wait for a checkpoint that is not in `before`."""
 
     def written() -> bool:
         assert luigi.process.poll() is None, luigi.output
@@ -103,13 +107,13 @@ def new_checkpoint(chain: SmallChain, luigi: Luigi, before: list[Path]) -> None:
 
 
 class Slurm:
-    """A real Slurm of three nodes on this machine."""
+    """A real Slurm with three nodes on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def squeue(self) -> list[str]:
-        """One line for each job that waits, runs or is about to end: its number and state."""
+        """One line per pending, running or completing job: its number and state."""
         return self._run("squeue", "--noheader", "--format=%i %T").splitlines()
 
     def wait_until_empty(self) -> None:
@@ -121,7 +125,7 @@ class Slurm:
 
     @contextlib.contextmanager
     def occupied(self) -> Iterator[None]:
-        """All nodes belong to somebody else."""
+        """Occupy all nodes with another job."""
         command = ["srun", "--nodes=3", "--ntasks=3", "--exclusive", "sleep", "3600"]
         other = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -132,7 +136,7 @@ class Slurm:
             other.wait(timeout=LIMIT)
 
     def kill_node(self, name: str) -> None:
-        """What happens when a node loses its power: no process of it is left, and none says goodbye."""
+        """Simulate a power failure: kill all processes of the node without notice."""
         wanted = {"SLURMD_NODENAME": name, "SLURM_CONF": os.environ["SLURM_CONF"]}.items()
         tasks = [task for task in psutil.process_iter(["environ"]) if wanted <= (task.info["environ"] or {}).items()]
         os.kill(self._slurmd(name), signal.SIGKILL)
@@ -145,12 +149,12 @@ class Slurm:
                 task.kill()
 
     def start_node(self, name: str) -> None:
-        """The node comes back."""
+        """Bring the node back."""
         eventually(lambda: not self._alive(name), f"{name} is gone")
         self._run("slurmd", "-f", os.environ["SLURM_CONF"], "-N", name)
 
     def wait_until_ready(self) -> None:
-        """Wait until no job is left and every node takes one."""
+        """Wait until no job is left and all nodes are idle."""
         eventually(lambda: not self.squeue() and self._idle() == 3, "no job is left and three nodes are idle")
 
     def _idle(self) -> int:
@@ -169,8 +173,8 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm_of_our_own(start: str, folder: Path) -> Iterator[str]:
-    """Start a Slurm of three nodes with the script `start`; gives its SLURM_CONF."""
+def own_slurm(start: str, folder: Path) -> Iterator[str]:
+    """Start a Slurm with three nodes with the script `start`; yields its SLURM_CONF."""
     munged = Path("/run/munge/munged.pid")
     had_munged = munged.exists()
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Fixtures of the cluster tests. The Slurm is the one of SLURM_CONF, or is started by the script in SLURM_START."""
+"""Fixtures of the cluster tests. They use the Slurm of SLURM_CONF, or start one with the script in SLURM_START."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_runs import CONFIG, Luigi, Slurm, slurm_of_our_own, weights
+from cluster_runs import CONFIG, Luigi, Slurm, own_slurm, weights
 from luigi_runs import SmallChain
 
 
 @pytest.fixture(scope="session")
 def with_data(tmp_path_factory: pytest.TempPathFactory) -> SmallChain:
-    """A chain whose data set is there, and nothing else. Shared: copy it."""
+    """A chain with a data set and nothing else. Shared: copy it."""
     chain = SmallChain(tmp_path_factory.mktemp("cluster"), config=CONFIG)
     assert chain.luigi("DownloadCifar").rc == 0
     return chain
@@ -22,7 +22,7 @@ def with_data(tmp_path_factory: pytest.TempPathFactory) -> SmallChain:
 
 @pytest.fixture
 def chain(with_data: SmallChain, tmp_path: Path) -> SmallChain:
-    """A chain of its own, to train."""
+    """A copy of `with_data`, to train."""
     chain = SmallChain(tmp_path / "chain", with_data.archive, CONFIG)
     shutil.copytree(with_data.workspace / "datasets", chain.workspace / "datasets")
     return chain
@@ -30,7 +30,7 @@ def chain(with_data: SmallChain, tmp_path: Path) -> SmallChain:
 
 @pytest.fixture(scope="session")
 def undisturbed(with_data: SmallChain, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """SHA-256 of the weights that the training reaches here, in one go."""
+    """SHA-256 of the weights after an uninterrupted local training."""
     chain = SmallChain(tmp_path_factory.mktemp("undisturbed") / "chain", with_data.archive, CONFIG)
     shutil.copytree(with_data.workspace / "datasets", chain.workspace / "datasets")
     Luigi(chain).finish(0)
@@ -39,7 +39,7 @@ def undisturbed(with_data: SmallChain, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A real Slurm; skips where none can be had."""
+    """A real Slurm; skips the test if there is none."""
     if "SLURM_CONF" in os.environ:
         yield Slurm(Path(os.environ["SLURM_CONF"]).parent)
         return
@@ -47,7 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     if not start:
         pytest.skip("no Slurm: set SLURM_CONF, or SLURM_START to a script that starts one")
     with (
-        slurm_of_our_own(start, tmp_path_factory.mktemp("slurm")) as conf,
+        own_slurm(start, tmp_path_factory.mktemp("slurm")) as conf,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("SLURM_CONF", conf)
@@ -56,7 +56,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture
 def slurm(cluster: Slurm) -> Iterator[Slurm]:
-    """The Slurm, without any job before and after the test."""
+    """The Slurm, without jobs before and after the test."""
     cluster.wait_until_ready()
     yield cluster
     try:

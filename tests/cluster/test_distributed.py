@@ -1,4 +1,4 @@
-"""One training in several processes on this host: the same weights as one process, and never one process too many."""
+"""One training in several processes on this host: the weights of a single process, and no process left behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -20,10 +19,11 @@ from luigi_runs import VGG8, SmallChain
 
 from pipeline import config, training
 from pipeline.errors import ConfigError, StageFailed
-from pipeline.process import child, parent
-from pipeline.training import rendezvous
+from pipeline.process import child
+from pipeline.process.reporter import Reporter
+from pipeline.training import distributed, rendezvous
 
-#: Batch normalisation goes by each worker's part of a batch.
+#: Without batch normalisation, which depends on each worker's part of a batch.
 VGG8_PLAIN = {"architecture": {**VGG8["architecture"], "batch_norm": False}, "training__initializer": "whitening"}
 
 
@@ -45,7 +45,7 @@ def history(chain: SmallChain) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(("workers", "network"), [(2, {}), (3, {}), (2, VGG8_PLAIN)])
 def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: int, network: dict[str, Any]) -> None:
-    # 200 images in batches of 19: ten whole ones and one of ten images; 5 epochs are 55 steps
+    # 200 images in batches of 19: ten full batches and one of ten images; 5 epochs are 55 steps
     chain.configure(
         training__epochs=5,
         training__batch_size=19,
@@ -54,7 +54,7 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
         **network,
     )
     assert start(chain).finish() == 0
-    alone, told = arrays(chain), history(chain)
+    alone, history_alone = arrays(chain), history(chain)
     chain.configure(distributed={"workers": workers})
     assert chain.luigi("TrainVGG").ran == [], "the number of workers is no reason to train again"
     shutil.rmtree(chain.folder("train"))
@@ -63,10 +63,10 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
     for name, value in alone.items():
         assert np.linalg.norm(together[name] - value) <= 1e-5 * np.linalg.norm(value), name
     assert chain.manifest("train")["details"]["workers"] == workers
-    for one, several in zip(told, history(chain), strict=True):
+    for one, several in zip(history_alone, history(chain), strict=True):
         assert float(several["train_loss"]) == pytest.approx(float(one["train_loss"]), rel=1e-4)
         assert float(several["train_accuracy"]) == pytest.approx(float(one["train_accuracy"]), abs=0.011)
-    if workers > 2:  # whose sums would depend on the order in which they arrive
+    if workers > 2:  # their sums must not depend on the order of arrival
         once = weights(chain)
         shutil.rmtree(chain.folder("train"))
         assert start(chain).finish() == 0
@@ -75,25 +75,25 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
 
 @pytest.fixture
 def pair(chain: SmallChain) -> SmallChain:
-    """A chain that trains with two workers, writes a checkpoint every moment, and takes a while."""
-    chain.configure(distributed={"workers": 2}, training__epochs=40, training__checkpoint_seconds=0.05)
+    """A chain that trains with two workers for a while and writes checkpoints all the time."""
+    chain.configure(distributed={"workers": 2}, training__epochs=15, training__checkpoint_seconds=0.05)
     return chain
 
 
-#: What happens to whom; each time the same command is then run again.
+#: Which process gets which signal, and the expected message. Each time the same command runs again afterwards.
 INCIDENTS = [
-    ("scheduler", signal.SIGKILL, "died of SIGKILL"),
-    ("server", signal.SIGKILL, "died of SIGKILL"),
-    ("worker 1", signal.SIGKILL, "died of SIGKILL"),
-    ("worker 0", signal.SIGKILL, "died of SIGKILL"),
+    ("scheduler", signal.SIGKILL, "was killed by SIGKILL"),
+    ("server", signal.SIGKILL, "was killed by SIGKILL"),
+    ("worker 1", signal.SIGKILL, "was killed by SIGKILL"),
+    ("worker 0", signal.SIGKILL, "was killed by SIGKILL"),
     ("supervisor", signal.SIGKILL, "was killed"),
 ]
 
 
-def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
+def test_a_dead_process_ends_the_others_and_the_next_run_resumes_exactly(
     pair: SmallChain, with_data: SmallChain, tmp_path: Path
 ) -> None:
-    for name, number, said in INCIDENTS:
+    for name, number, message in INCIDENTS:
         before = checkpoints(pair)
         luigi = start(pair)
         new_checkpoint(pair, luigi, before)
@@ -102,28 +102,28 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
         os.kill(everyone[name], number)
         moment = time.monotonic()
         assert luigi.finish() == 30, luigi.output
-        eventually(lambda: not roles(pair), f"nobody is left after {name} got {number}", limit=60)
+        eventually(lambda: not roles(pair), f"no process is left after {name} got {number}", limit=60)
         assert time.monotonic() - moment < 60
         assert f"distributed training: {name} (process" in luigi.output or name == "supervisor"
-        assert said in luigi.output
+        assert message in luigi.output
         assert "Traceback" not in luigi.output
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
-    doors = [path for process in roles(pair).values() for path in listening(process)]
-    assert len(doors) == 4
-    assert all(path.startswith("/tmp/") for path in doors)
-    eventually(lambda: not any(Path(path).exists() for path in doors), "nobody else can connect")
+    addresses = [path for process in roles(pair).values() for path in listening(process)]
+    assert len(addresses) == 4
+    assert all(path.startswith("/tmp/") for path in addresses)
+    eventually(lambda: not any(Path(path).exists() for path in addresses), "no one else can connect")
     luigi.send(signal.SIGINT)
     assert luigi.finish() == 130, luigi.output
     assert "checkpoint written at epoch" in luigi.output
-    eventually(lambda: not roles(pair), "nobody is left after Ctrl-C", limit=60)
+    eventually(lambda: not roles(pair), "no process is left after Ctrl-C", limit=60)
 
     last = start(pair)
     assert last.finish() == 0, last.output
     details = pair.manifest("train")["details"]
     assert details["resumed"] == len(INCIDENTS) + 1
     assert details["exact"]
-    eventually(lambda: not roles(pair), "nobody is left at the end", limit=60)
+    eventually(lambda: not roles(pair), "no process is left at the end", limit=60)
 
     undisturbed = SmallChain(tmp_path / "undisturbed", with_data.archive, pair.values)
     luigi = start(undisturbed)
@@ -136,23 +136,24 @@ def test_whoever_dies_ends_the_others_and_the_next_try_goes_on_exactly(
 def test_a_role_that_hangs_is_named(pair: SmallChain, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("CLUSTER_TEST", str(pair.workspace))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    pair.configure(training__epochs=1000)  # which never ends before the role is frozen
-    chain, frozen = pair.chain(), []
-    run = chain.run()
-    assert run is not None
+    pair.configure(training__epochs=1000)  # enough that it never finishes before the role is frozen
+    chain, frozen = pair.chain(), list[int]()
 
-    def freeze(event: dict[str, Any]) -> None:
-        if not frozen and re.search(r"epoch \d+/", event.get("message", "")):
-            frozen.append(roles(pair)[name])
-            os.kill(frozen[0], signal.SIGSTOP)
+    class Freezing(Reporter):
+        def send(self, event: str, **values: Any) -> None:
+            if event == "progress" and not frozen:
+                frozen.append(roles(pair)[name])
+                os.kill(frozen[0], signal.SIGSTOP)
+                monkeypatch.setattr(distributed, "HEARTBEAT_TIMEOUT", 10.0)  # all imports are done
 
+    placement = rendezvous.find_placement(chain.config, launched=False)
     with pytest.raises(StageFailed, match=f"distributed training: {name} .* hangs: no heartbeat"):
-        parent.run_stage("train", chain, log=run.log("train"), on_event=freeze)
+        distributed.supervise(chain, Freezing(), {}, placement)
     assert not roles(pair)
 
 
 @pytest.mark.pythons
-def test_another_number_of_workers_goes_on_and_says_that_it_is_not_exact(pair: SmallChain) -> None:
+def test_resuming_with_another_number_of_workers_is_reported_as_inexact(pair: SmallChain) -> None:
     (pair.cwd / "pipeline").mkdir()
     (pair.cwd / "pipeline" / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
     luigi = start(pair)
@@ -169,12 +170,12 @@ def test_a_launcher_with_another_number_of_tasks_is_refused(monkeypatch: pytest.
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
     monkeypatch.setenv("SLURM_PROCID", "0")
     wanted = config.load(pair.config)
-    with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: give srun --ntasks=2"):
-        rendezvous.placement(wanted, launched=True)
-    assert rendezvous.placement(wanted, launched=False).ranks == (0, 1)
+    with pytest.raises(ConfigError, match="found 2, but the launcher started 3 tasks: use srun --ntasks=2"):
+        rendezvous.find_placement(wanted, launched=True)
+    assert rendezvous.find_placement(wanted, launched=False).ranks == (0, 1)
 
 
-def test_a_first_task_that_finds_the_work_done_tells_the_others(
+def test_a_first_task_that_finds_the_training_finished_notifies_the_others(
     chain: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain.configure(training__epochs=1)
@@ -190,4 +191,4 @@ def test_a_first_task_that_finds_the_work_done_tells_the_others(
     follower.broadcasts.put(line)
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert training.train(chain.chain(), follower, {"launched": True}) == {}
-    assert follower.events is None, "the result is for the first task to tell"
+    assert follower.events is None, "only the first task reports the result"

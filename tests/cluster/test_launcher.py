@@ -16,7 +16,7 @@ from pipeline import config, start
 from pipeline.errors import ConfigError
 from pipeline.process import child, launcher
 
-#: What an ssh or a container starts with.
+#: Starts a command with a bare environment, as ssh or a container does.
 BARE = ["env", "-i", "PATH=/usr/bin:/bin"]
 
 
@@ -27,7 +27,7 @@ def test_a_launcher_needs_no_environment_of_its_parent(chain: SmallChain) -> Non
     assert chain.manifest("train")["details"]["epochs"] == 1
 
 
-def test_ssh_gets_its_command_quoted_for_the_shell_at_the_other_end(chain: SmallChain, tmp_path: Path) -> None:
+def test_ssh_gets_its_command_quoted_for_the_remote_shell(chain: SmallChain, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()
     ssh = folder / "ssh"
@@ -48,13 +48,13 @@ def test_ssh_gets_its_command_quoted_for_the_shell_at_the_other_end(chain: Small
         ["ssh", "-i", "{workspace}/key", "host", "echo {workspace} '{workspace}' >/dev/null;", "exec"],
     ],
 )
-def test_a_shell_at_the_other_end_gets_words_whatever_options_ssh_has(
+def test_a_remote_shell_gets_separate_words_whatever_options_ssh_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, front: list[str]
 ) -> None:
     bin = tmp_path / "bin"
     bin.mkdir()
     ssh = bin / "ssh"
-    # takes its options off, as ssh does, and hands what comes after the host to a shell
+    # parses options like ssh, and passes everything after the host to a shell
     ssh.write_text('#!/bin/sh\nwhile getopts "tp:i:o:" option; do :; done\nshift $OPTIND\nexec sh -c "$*"\n')
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
@@ -68,7 +68,7 @@ def test_a_shell_at_the_other_end_gets_words_whatever_options_ssh_has(
     assert done.stdout == "[\"a $HOME 'word'\"]\n", done.stderr
 
 
-def test_the_words_of_a_launcher_name_folders_and_its_own_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_expands_folders_and_may_bring_its_own_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
     words = launcher.command_line(
         ["docker", "-v", "{workspace}:{workspace}", "{package}", "python3.11"],
@@ -83,7 +83,7 @@ def test_the_words_of_a_launcher_name_folders_and_its_own_python(monkeypatch: py
     assert not any("PYTHONPATH" in word for word in command)
 
 
-def test_a_slow_launcher_is_said_to_wait(chain: SmallChain) -> None:
+def test_a_slow_launcher_is_reported_as_waiting(chain: SmallChain) -> None:
     slow = ["sh", "-c", 'echo "job 7 queued" >&2; sleep 4; exec "$@"', "sh"]
     chain.configure(launcher=slow, training__epochs=1)
     luigi = Luigi(chain)
@@ -92,21 +92,26 @@ def test_a_slow_launcher_is_said_to_wait(chain: SmallChain) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["no-such-program", "--token=x"], "launcher: there is no program 'no-such-program' here"),
-        (["sh", "-c", "echo no room >&2; exit 5"], "ended with status 5 before the training began; its last line: no "),
+        (["no-such-program", "--token=x"], "launcher: program 'no-such-program' not found"),
+        (
+            ["sh", "-c", "echo no room >&2; exit 5"],
+            "exited with status 5 before the training started; its last line: no ",
+        ),
     ],
 )
-def test_a_launcher_that_starts_nothing_is_one_line(chain: SmallChain, words: list[str], said: str) -> None:
+def test_a_launcher_that_starts_nothing_is_reported_in_one_line(
+    chain: SmallChain, words: list[str], message: str
+) -> None:
     chain.configure(launcher=words)
     luigi = Luigi(chain)
     assert luigi.finish() == 30
-    assert said in luigi.output
+    assert message in luigi.output
     assert "Traceback" not in luigi.output
 
 
-def test_a_training_whose_parent_fell_silent_checkpoints_and_ends(chain: SmallChain) -> None:
+def test_a_training_with_a_silent_parent_checkpoints_and_exits(chain: SmallChain) -> None:
     chain.configure(training__epochs=100_000)
     request = {**child.request(chain.chain(), "train"), "watchdog_seconds": 3, "heartbeat_seconds": 1}
     process = subprocess.Popen(
@@ -121,10 +126,10 @@ def test_a_training_whose_parent_fell_silent_checkpoints_and_ends(chain: SmallCh
     assert process.stdout is not None
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
-    said = process.stdout.read()  # and its standard input stays open
+    output = process.stdout.read()  # and its standard input stays open
     assert process.wait(timeout=LIMIT) == child.EXIT_INTERRUPTED
-    assert "Interrupted" in said
-    assert '"event": "hello"' in said.splitlines()[0]
+    assert "Interrupted" in output
+    assert '"event": "hello"' in output.splitlines()[0]
 
 
 def test_one_luigi_cfg_serves_all_configurations(chain: SmallChain, tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_one_luigi_cfg_serves_all_configurations(chain: SmallChain, tmp_path: Pa
     chain.configure(training__epochs=1, launcher=["no-such-program"])
     luigi = Luigi(chain, "--vgg-launcher", str(tmp_path / "site.yaml"))
     assert luigi.finish() == 0, luigi.output
-    luigi.says("started on")
+    luigi.wait_for_output("started on")
     chain.configure(training__epochs=2)
     assert Luigi(chain, "--vgg-launcher", "none").finish() == 0
     assert weights(chain)
@@ -153,7 +158,7 @@ def test_every_ready_made_launcher_is_a_list_of_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ("nowhere.yaml", "found 'nowhere.yaml', which is not a file"),
         (["srun", "--time", 14400], "launcher[2]: found 14400, expected text; put each argument in quotes"),
@@ -161,9 +166,9 @@ def test_every_ready_made_launcher_is_a_list_of_words() -> None:
         (["srun", ""], "an argument cannot be empty"),
     ],
 )
-def test_a_wrong_launcher_is_refused(chain: SmallChain, value: object, said: str) -> None:
+def test_a_wrong_launcher_is_refused(chain: SmallChain, value: object, message: str) -> None:
     chain.configure(launcher=value)
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         config.load(chain.config)
 
 

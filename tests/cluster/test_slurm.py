@@ -1,5 +1,7 @@
-"""Training through `srun` on a real Slurm, on one node and on two: what passes through, and what is left when
-something dies. One file, so that parallel tests start one Slurm."""
+"""Training through `srun` on a real Slurm, on one node and on two, and what is left if something dies.
+
+One file, so that parallel tests start one Slurm.
+"""
 
 from __future__ import annotations
 
@@ -31,31 +33,31 @@ def job(chain: SmallChain, slurm: Slurm) -> SmallChain:
 def started(chain: SmallChain, *arguments: str) -> Luigi:
     """Start the training and wait until its third epoch."""
     luigi = Luigi(chain, *arguments)
-    luigi.says("epoch 3/")
+    luigi.wait_for_output("epoch 3/")
     return luigi
 
 
 def running_job(luigi: Luigi) -> str:
-    return luigi.says(r"started on (\w+) \(Slurm job (\d+)\)")[2]
+    return luigi.wait_for_output(r"started on (\w+) \(Slurm job (\d+)\)")[2]
 
 
-def goes_on_to_the_same_weights(chain: SmallChain, undisturbed: str) -> None:
-    """Run it again: it goes on from the checkpoint and reaches what an undisturbed training reaches."""
+def resumes_to_the_same_weights(chain: SmallChain, undisturbed: str) -> None:
+    """Run it again: it resumes from the checkpoint and reaches the weights of an undisturbed training."""
     again = Luigi(chain)
     assert again.finish() == 0, again.output
-    again.says(r"resumed from step-\d+")
+    again.wait_for_output(r"resumed from step-\d+")
     assert weights(chain) == undisturbed
 
 
-def test_a_job_waits_for_room_and_gives_the_weights_of_a_local_training(
+def test_a_job_waits_for_a_node_and_reaches_the_weights_of_a_local_training(
     job: SmallChain, slurm: Slurm, undisturbed: str
 ) -> None:
     with slurm.occupied():
         luigi = Luigi(job)
-        luigi.says("waiting for a node")
+        luigi.wait_for_output("waiting for a node")
     assert luigi.finish() == 0, luigi.output
-    luigi.says(r"started on n\d \(Slurm job \d+\)")
-    luigi.says("epoch 40/40")
+    luigi.wait_for_output(r"started on n\d \(Slurm job \d+\)")
+    luigi.wait_for_output("epoch 40/40")
     assert weights(job) == undisturbed
 
 
@@ -69,19 +71,19 @@ def test_the_node_decides_about_threads_and_the_launcher_is_no_reason_to_train_a
     assert "launcher:" not in job.status()
 
 
-def test_a_cancelled_job_checkpoints_and_goes_on(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
+def test_a_cancelled_job_checkpoints_and_resumes(job: SmallChain, slurm: Slurm, undisturbed: str) -> None:
     luigi = started(job)
     slurm.cancel(running_job(luigi))
     assert luigi.finish() == 30, luigi.output
     slurm.wait_until_empty()
     assert "checkpoint written at epoch" in luigi.output
-    goes_on_to_the_same_weights(job, undisturbed)
+    resumes_to_the_same_weights(job, undisturbed)
 
 
-def test_a_queued_job_is_said_to_wait_and_leaves_the_queue_on_ctrl_c(job: SmallChain, slurm: Slurm) -> None:
+def test_a_queued_job_is_reported_as_waiting_and_leaves_the_queue_on_ctrl_c(job: SmallChain, slurm: Slurm) -> None:
     with slurm.occupied():
         luigi = Luigi(job)
-        luigi.says(r"waiting for a node \(srun: job \d+ queued and waiting for resources\)")
+        luigi.wait_for_output(r"waiting for a node \(srun: job \d+ queued and waiting for resources\)")
         luigi.send(signal.SIGINT)
         assert luigi.finish() == 130, luigi.output
         eventually(lambda: len(slurm.squeue()) == 1, "the job left the queue")
@@ -90,7 +92,7 @@ def test_a_queued_job_is_said_to_wait_and_leaves_the_queue_on_ctrl_c(job: SmallC
 def test_a_queued_job_leaves_the_queue_when_luigi_is_killed(job: SmallChain, slurm: Slurm) -> None:
     with slurm.occupied():
         luigi = Luigi(job)
-        luigi.says("waiting for a node")
+        luigi.wait_for_output("waiting for a node")
         luigi.kill()
         eventually(lambda: len(slurm.squeue()) == 1, "the job left the queue")
 
@@ -101,7 +103,7 @@ def test_ctrl_c_checkpoints_and_leaves_no_job(job: SmallChain, slurm: Slurm, und
     assert luigi.finish() == 130, luigi.output
     assert "checkpoint written at epoch" in luigi.output
     slurm.wait_until_empty()
-    goes_on_to_the_same_weights(job, undisturbed)
+    resumes_to_the_same_weights(job, undisturbed)
 
 
 def test_a_killed_luigi_leaves_no_job_and_the_next_one_never_trains_beside_it(
@@ -111,7 +113,7 @@ def test_a_killed_luigi_leaves_no_job_and_the_next_one_never_trains_beside_it(
     luigi.kill()
     again = Luigi(job, "--vgg-overlap", "wait")
     assert again.finish() == 0, again.output
-    again.says(r"resumed from step-\d+")
+    again.wait_for_output(r"resumed from step-\d+")
     assert weights(job) == undisturbed
     assert "not bit-reproducible" not in again.output
 
@@ -128,18 +130,18 @@ def test_a_killed_launcher_leaves_no_job(job: SmallChain, slurm: Slurm, depth: i
     slurm.wait_until_empty()
 
 
-def test_what_slurm_refuses_is_one_line_that_names_the_command_and_the_reason(job: SmallChain) -> None:
+def test_a_job_that_slurm_refuses_is_reported_in_one_line_with_the_reason(job: SmallChain) -> None:
     job.configure(launcher=["srun", "--gres=gpu:7"])
     luigi = Luigi(job)
     assert luigi.finish() == 30
-    assert "the launcher 'srun' ended with status 1 before the training began" in luigi.output
+    assert "the launcher 'srun' exited with status 1 before the training started" in luigi.output
     assert "Invalid generic resource" in luigi.output
     assert "Traceback" not in luigi.output
 
 
 @pytest.fixture(scope="session")
 def undisturbed_pair(with_data: SmallChain, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """SHA-256 of the weights that two workers reach in one go, without any launcher."""
+    """SHA-256 of the weights after an uninterrupted training with two workers, without a launcher."""
     chain = SmallChain(tmp_path_factory.mktemp("pair") / "chain", with_data.archive, CONFIG)
     chain.configure(distributed={"workers": 2})
     luigi = Luigi(chain)
@@ -156,7 +158,7 @@ def pair(chain: SmallChain, slurm: Slurm) -> SmallChain:
     return chain
 
 
-def test_a_dying_worker_and_a_cancelled_job_leave_nobody_and_the_training_goes_on_exactly(
+def test_after_a_dead_worker_or_a_cancelled_job_nothing_is_left_and_the_training_resumes_exactly(
     pair: SmallChain, slurm: Slurm, undisturbed_pair: str
 ) -> None:
     luigi = start(pair)
@@ -164,16 +166,16 @@ def test_a_dying_worker_and_a_cancelled_job_leave_nobody_and_the_training_goes_o
     os.kill(roles(pair)["worker 1"], signal.SIGKILL)
     assert luigi.finish() == 30, luigi.output
     assert "distributed training: worker 1 (process" in luigi.output
-    assert "died of SIGKILL" in luigi.output
+    assert "was killed by SIGKILL" in luigi.output
     assert "Traceback" not in luigi.output
-    eventually(lambda: not roles(pair), "nobody is left", limit=60)
+    eventually(lambda: not roles(pair), "no process is left", limit=60)
 
     luigi = start(pair)
     new_checkpoint(pair, luigi, checkpoints(pair))
-    slurm.cancel(luigi.says(r"\(Slurm job (\d+)\)")[1])
+    slurm.cancel(luigi.wait_for_output(r"\(Slurm job (\d+)\)")[1])
     assert luigi.finish() == 30, luigi.output
     assert "checkpoint written at epoch" in luigi.output
-    eventually(lambda: not roles(pair), "nobody is left", limit=60)
+    eventually(lambda: not roles(pair), "no process is left", limit=60)
 
     luigi = start(pair)
     assert luigi.finish() == 0, luigi.output
@@ -181,7 +183,7 @@ def test_a_dying_worker_and_a_cancelled_job_leave_nobody_and_the_training_goes_o
     assert weights(pair) == undisturbed_pair
 
 
-def test_what_comes_in_through_an_open_port_ends_the_training_in_one_line_and_it_goes_on_exactly(
+def test_garbage_on_an_open_port_ends_the_training_in_one_line_and_it_resumes_exactly(
     pair: SmallChain, undisturbed_pair: str
 ) -> None:
     luigi = start(pair)
@@ -198,21 +200,23 @@ def test_what_comes_in_through_an_open_port_ends_the_training_in_one_line_and_it
                 while connection.recv(4096):
                     pass
     assert luigi.finish() == 30, luigi.output
-    assert re.search(r"distributed training: .* died of SIG\w+; the other processes were ended; run", luigi.output)
+    assert re.search(
+        r"distributed training: .* was killed by SIG\w+; the other processes were killed; run", luigi.output
+    )
     assert "Traceback" not in luigi.output
     luigi = start(pair)
     assert luigi.finish() == 0, luigi.output
     assert weights(pair) == undisturbed_pair
 
 
-def test_tasks_that_find_the_work_done_are_no_failure(pair: SmallChain) -> None:
+def test_tasks_that_find_the_training_finished_do_not_fail(pair: SmallChain) -> None:
     pair.configure(training__epochs=1, distributed={"workers": 1}, launcher=[])
     assert Luigi(pair).finish() == 0
     pair.configure(distributed={"workers": 2}, launcher=[*SRUN, "--nodes=2", "--ntasks=2"])
     chain, notes = pair.chain(), []
     run = chain.run()
     assert run is not None
-    # as when another host finishes it between the look and the lock
+    # as if another host had finished it between the check and the lock
     value = parent.run_stage(
         "train", chain, log=run.log("train"), on_event=notes.append, launcher=chain.config.launcher
     )
@@ -220,15 +224,15 @@ def test_tasks_that_find_the_work_done_are_no_failure(pair: SmallChain) -> None:
     assert any("another process has finished" in event.get("message", "") for event in notes)
 
 
-def test_a_wrong_number_of_tasks_is_one_line(pair: SmallChain) -> None:
+def test_a_wrong_number_of_tasks_is_reported_in_one_line(pair: SmallChain) -> None:
     pair.configure(launcher=["srun", "--ntasks=3"])
     luigi = start(pair)
     assert luigi.finish() == 30
-    assert "distributed.workers: found 2, but the launcher started 3 tasks: give srun --ntasks=2" in luigi.output
+    assert "distributed.workers: found 2, but the launcher started 3 tasks: use srun --ntasks=2" in luigi.output
     assert "Traceback" not in luigi.output
 
 
-def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
+def test_a_dead_node_is_noticed_and_the_training_resumes_elsewhere(
     chain: SmallChain, cluster: Slurm, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.wait_until_ready()
@@ -250,6 +254,6 @@ def test_a_dying_node_is_noticed_and_the_training_goes_on_elsewhere(
     try:
         with pytest.raises(StageFailed, match=r"no heartbeat from its process on n\d"):
             parent.run_stage("train", chain.chain(), log=run.log("train"), on_event=kill_node, launcher=SRUN)
-        goes_on_to_the_same_weights(chain, undisturbed)
+        resumes_to_the_same_weights(chain, undisturbed)
     finally:
         cluster.start_node(nodes[0])

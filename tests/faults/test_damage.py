@@ -70,11 +70,11 @@ def keys(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from keys(value[0], (*before, 0))
 
 
-def test_whatever_is_in_a_json_file_status_says_what_would_run(finished: Place) -> None:
+def test_whatever_is_in_a_manifest_or_pointer_status_says_what_would_run(finished: Place) -> None:
     chain = Chain(Workspace(finished.workspace), config.load(finished.folder / "run.yaml"))
     finished_before = status.lines(status.gather(chain), "run.yaml")
     changes = 0
-    for path in finished.workspace.rglob("*.json"):
+    for path in [*finished.workspace.rglob("manifest.json"), *finished.workspace.glob("datasets/sources/*.json")]:
         good = path.read_bytes()
         for way in list(keys(json.loads(good)))[1:]:
             for foreign in (None, 7, "x", {}, []):

@@ -176,7 +176,7 @@ def _wait_for_text(page: Any, text: str, place: str) -> None:
 def test_a_training_that_waits_for_the_cores_names_the_holder_and_can_be_stopped(
     prepared: SmallChain, central: Luigid, only_one_core: None
 ) -> None:
-    with cores.turn("train another", 1, print), prepared.start("TrainVGG", scheduler=central.scheduler) as command:
+    with cores.take_turn("train another", 1, print), prepared.start("TrainVGG", scheduler=central.scheduler) as command:
         task = wait_for(lambda: central.running("TrainVGG"), "the training to run")
         message = wait_for(lambda: central.message(task["task_id"]), "a message")
         assert f"waiting for process {os.getpid()} on " in message

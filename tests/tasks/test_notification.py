@@ -89,7 +89,7 @@ def test_a_failed_training_is_mailed_with_the_cause_first_and_sent_to_the_hook(
     assert "Warning" not in failed.text
     (event,) = _received(received)
     (letter,), (text,) = mailbox.box.letters, mailbox.box.texts
-    assert event["message"].startswith("train: the launcher 'false' ended with status 1")
+    assert event["message"].startswith("train: the launcher 'false' exited with status 1")
     assert event["text"].startswith(f"failed on {event['host']}: train tiny-")
     assert (event["event"], event["task"], event["generation"]) == ("failed", "TrainVGG", "by-hand")
     assert event["run"] == prepared.chain("by-hand").run_id

@@ -71,7 +71,7 @@ def test_a_training_that_luigid_forgot_is_registered_again_and_accepts_messages(
         assert central.send_message(task, "stop-after-epoch") == "ok"
         assert command.finish() == 30, command.output
     assert "luigid had lost track of the running tasks: registered them again" in command.output
-    assert "stopped after an epoch as asked" in command.output
+    assert "stopped after an epoch, as requested" in command.output
     assert "step 0 of 5" in command.output
     assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
 

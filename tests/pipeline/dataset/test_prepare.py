@@ -190,10 +190,10 @@ def test_classes_that_are_not_given_are_those_of_the_data_set_as_soon_as_there_i
     dataset.prepare(made, reporter)
     assert made.config.architecture.outputs == 4
     assert made.run() == given.run()
-    assert child.chain_of(child.request(made, "train")).given == given.given
+    assert child.chain_from(child.request(made, "train")).given == given.given
     more = {name: content for name, content in mini_files().items() if name != "batches.meta.txt"}
     archive(tar_gz({**more, "data_batch_1.bin": records(12, 1, classes=11)}))
-    dataset.prepare(child.chain_of(child.request(made, "dataset")), reporter)
+    dataset.prepare(child.chain_from(child.request(made, "dataset")), reporter)
     assert made.config.architecture.outputs == 11
 
 

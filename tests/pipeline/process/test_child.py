@@ -1,4 +1,4 @@
-"""The child's side of a stage: how it ends when it is asked to."""
+"""The child's side of a stage: how it stops on request."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import os, signal, threading, time
 from pipeline.process import child as stage
 stage.GRACE_SECONDS = 0.2
 stage._install_signals(stage.Reporter(), graceful=True)
-threading.Thread.start = None  # as where no more processes may be started
+threading.Thread.start = None  # as if the process limit were reached
 os.kill(os.getpid(), signal.SIGTERM)
-print("goes on", flush=True)
+print("still running", flush=True)
 time.sleep(600)
 """
 
 
-def test_asking_for_a_stop_starts_no_thread_and_ends_what_hangs(tmp_path):
+def test_a_stop_request_starts_no_thread_and_ends_a_hanging_process(tmp_path):
     done = run([sys.executable, "-c", PROGRAM], tmp_path)
-    assert done.output == "goes on\n"
+    assert done.output == "still running\n"
     assert done.rc == child.EXIT_INTERRUPTED

@@ -1,4 +1,4 @@
-"""How many threads a stage gets: the affinity mask, the cgroup's quota, the user's own word."""
+"""How many threads a stage gets (affinity mask, cgroup quota, the user's setting), and how trainings take turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.process import cores
         ("0::/", {"cpu.max": "lots\n"}, None),
         ("0::/", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/a/b", {"cpu.max": "max 100", "a/cpu.max": "50 100", "a/b/cpu.max": "400 100"}, 0.5),
-        (  # the first version of cgroups
+        (  # cgroups v1
             "4:cpu,cpuacct:/docker\n3:memory:/other",
             {"cpu/docker/cpu.cfs_quota_us": "250000", "cpu/docker/cpu.cfs_period_us": "100000"},
             2.5,
@@ -26,7 +26,7 @@ from pipeline.process import cores
         ("4:cpu:/docker", {"cpu/docker/cpu.cfs_quota_us": "-1"}, None),
     ],
 )
-def test_of_the_cgroups_quotas_on_the_way_to_the_root_the_tightest_holds(tmp_path, process, files, expected):
+def test_the_tightest_quota_of_the_cgroup_and_its_ancestors_wins(tmp_path, process, files, expected):
     for name, content in files.items():
         path = tmp_path / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,13 +38,13 @@ def test_of_the_cgroups_quotas_on_the_way_to_the_root_the_tightest_holds(tmp_pat
 @pytest.mark.parametrize(
     ("mask", "quota", "expected"), [(8, None, 8), (8, 0.2, 1), (8, 1.5, 2), (8, 4.0, 4), (8, 64.0, 8), (1, None, 1)]
 )
-def test_the_affinity_mask_and_the_quota_count_not_the_machine(monkeypatch, mask, quota, expected):
+def test_usable_cores_are_the_affinity_mask_capped_by_the_quota(monkeypatch, mask, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(mask)))
     monkeypatch.setattr(cores, "cgroup_quota", lambda: quota)
     assert cores.usable_cores() == expected
 
 
-def test_in_a_slurm_job_the_granted_cores_count():
+def test_in_a_slurm_job_the_allocated_cores_count():
     step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_ON_NODE": "4"}
     assert cores.slurm_grant(step) == 4
     assert cores.slurm_grant({**step, "SLURM_CPUS_PER_TASK": "2"}) == 2
@@ -52,19 +52,19 @@ def test_in_a_slurm_job_the_granted_cores_count():
     assert cores.slurm_grant({"SLURM_CPUS_ON_NODE": "4"}) is None
 
 
-def test_the_users_own_number_of_threads_wins_of_a_list_the_first(monkeypatch):
+def test_the_users_number_of_threads_wins(monkeypatch):
     monkeypatch.setattr(cores, "usable_cores", lambda: 6)
     assert cores.thread_environment({})["OMP_NUM_THREADS"] == "6"
     for given, threads in ("", "6"), ("2,1", "2"), (" 3 ", "3"), ("128", "128"):
         assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == threads
-        assert cores.misread_threads({"OMP_NUM_THREADS": given}) is None
+        assert cores.ignored_threads_warning({"OMP_NUM_THREADS": given}) is None
 
 
 @pytest.mark.parametrize("given", ["auto", "1.0", "0", "-1", "99999", "0x2", "9" * 5000, ","])
-def test_a_number_of_threads_that_cannot_be_meant_is_not_obeyed_and_told(given, monkeypatch):
+def test_an_invalid_number_of_threads_is_ignored_with_a_warning(given, monkeypatch):
     monkeypatch.setattr(cores, "usable_cores", lambda: 6)
     assert cores.thread_environment({"OMP_NUM_THREADS": given})["OMP_NUM_THREADS"] == "6"
-    assert "unset it; using 6" in cores.misread_threads({"OMP_NUM_THREADS": given})
+    assert "unset it; using 6" in cores.ignored_threads_warning({"OMP_NUM_THREADS": given})
 
 
 # --- trainings take turns ---------------------------------------------------------------------------------------------
@@ -72,50 +72,50 @@ def test_a_number_of_threads_that_cannot_be_meant_is_not_obeyed_and_told(given, 
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine of two cores on which nothing trains."""
+    """A machine with two cores on which nothing trains."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(cores, "usable_cores", lambda: 2)
     monkeypatch.setattr(cores, "turn_lock", lambda: tmp_path / "ours" / "cores.lock")
     return tmp_path
 
 
-def test_of_two_trainings_on_all_cores_the_second_waits_for_the_end_of_the_first(machine):
-    said = []
+def test_the_second_of_two_trainings_on_all_cores_waits_for_the_first(machine):
+    lines = []
     with contextlib.ExitStack() as first:
-        first.enter_context(cores.turn("train a", 1, print))
+        first.enter_context(cores.take_turn("train a", 1, print))
 
         def waiting(line):
-            said.append(line)
-            if len(said) == 2:
+            lines.append(line)
+            if len(lines) == 2:
                 first.close()
 
-        with cores.turn("train b", 1, waiting) as inherited:
+        with cores.take_turn("train b", 1, waiting) as inherited:
             assert len(inherited) == 1
-    assert said == [said[0]] * 2  # at every look, so that it can be told to stop
-    assert said[0].startswith(f"train b: waiting for process {os.getpid()} on ")
+    assert lines == [lines[0]] * 2  # called at every poll, so that the caller can stop
+    assert lines[0].startswith(f"train b: waiting for process {os.getpid()} on ")
 
 
 def test_trainings_that_leave_cores_free_run_side_by_side(machine, monkeypatch):
-    with cores.turn("train a", 1, print):
+    with cores.take_turn("train a", 1, print):
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        with cores.turn("train b", 1, print) as inherited:
+        with cores.take_turn("train b", 1, print) as inherited:
             assert inherited == []
-    with cores.turn("train c in two processes", 2, print) as inherited:
+    with cores.take_turn("train c in two processes", 2, print) as inherited:
         assert len(inherited) == 1
 
 
-def test_where_there_can_be_no_lock_or_the_folder_is_somebody_elses_nobody_waits(machine, monkeypatch):
+def test_nobody_waits_if_the_lock_cannot_be_created_or_another_user_owns_its_folder(machine, monkeypatch):
     (machine / "ours").write_text("a file")
-    with cores.turn("train a", 1, print) as inherited:
+    with cores.take_turn("train a", 1, print) as inherited:
         assert inherited == []
     (machine / "ours").unlink()
     (machine / "ours").mkdir()
     monkeypatch.setattr(os, "getuid", lambda: (machine / "ours").stat().st_uid + 1)
-    with cores.turn("train a", 1, print) as inherited:
+    with cores.take_turn("train a", 1, print) as inherited:
         assert inherited == []
 
 
-def test_those_who_have_other_cores_or_another_share_of_them_do_not_wait_for_each_other(monkeypatch):
+def test_processes_on_other_cores_or_another_share_of_them_have_their_own_lock(monkeypatch):
     monkeypatch.setattr(cores, "cgroup_quota", lambda: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     ours = cores.turn_lock()

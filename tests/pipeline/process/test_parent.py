@@ -1,4 +1,4 @@
-"""A stage's process as its parent sees it: what it says, how it ends, and that nothing of it is left."""
+"""A stage's process as its parent sees it: its events, how it ends, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def chain(tmp_path):
 
 @pytest.fixture
 def run_child(chain, tmp_path, monkeypatch):
-    """Runs a few lines of Python as the process of a stage, of `train` unless another one is given."""
+    """Runs a few lines of Python as the process of a stage, by default `train`."""
 
     def run_child(lines, stage="train", chain=chain, **how):
         monkeypatch.setattr(parent, "module_command", lambda *module: [sys.executable, "-c", HEAD + SAY + lines])
@@ -50,7 +50,7 @@ def run_child(chain, tmp_path, monkeypatch):
     return run_child
 
 
-def test_the_child_gets_the_chain_and_gives_its_result(run_child, tmp_path):
+def test_the_child_receives_the_chain_and_returns_its_result(run_child, tmp_path):
     result = run_child("say(event='result', value={**request, 'x': 1})", options={"a": 2})
     assert result["workspace"] == str(tmp_path / "artifacts")
     assert result["config"]["architecture"]["name"] == "tiny"
@@ -58,14 +58,14 @@ def test_the_child_gets_the_chain_and_gives_its_result(run_child, tmp_path):
     assert result["x"] == 1
 
 
-def test_events_are_passed_on_in_order_and_other_output_is_passed_over(run_child):
+def test_events_are_forwarded_in_order_and_other_output_is_ignored(run_child):
     events = []
     lines = """
 for number in range(3):
     say(event="progress", fraction=number / 3, message=str(number))
     print("library chatter", [1], flush=True)
-    say(level="info", message="of a launcher")
-    say(level="info", event="of a launcher with structlog")
+    say(level="info", message="from a launcher")
+    say(level="info", event="from a launcher with structlog")
     sys.stdout.write('{"half": ')
     sys.stdout.flush()
     print(flush=True)
@@ -79,7 +79,7 @@ say(event="result", value={})
     ("name", "kind", "message"),
     [("DataError", DataError, r"^no$"), ("Unexpected", StageFailed, r"train failed: no \(details in .*train\.log\)")],
 )
-def test_an_expected_error_comes_back_as_what_it_was_and_another_one_names_the_log(run_child, name, kind, message):
+def test_an_expected_error_keeps_its_type_and_any_other_names_the_log(run_child, name, kind, message):
     with pytest.raises(kind, match=message):
         run_child(f"say(event='error', type='{name}', message='no'); sys.exit(1)")
 
@@ -88,14 +88,14 @@ def test_an_expected_error_comes_back_as_what_it_was_and_another_one_names_the_l
     ("lines", "words"),
     [
         ("os.kill(os.getpid(), 9)", "was killed (SIGKILL: by the out-of-memory killer or by hand)"),
-        ("os.kill(os.getpid(), 11)", "died of SIGSEGV"),
-        ("os.kill(os.getpid(), 40)", "died of signal 40"),
-        ("sys.exit(7)", "ended with status 7 and no result"),
-        ("pass", "ended with status 0 and no result"),
-        ("say(event='result', value={}); sys.exit(7)", "ended with status 7 and no result"),
+        ("os.kill(os.getpid(), 11)", "was killed by SIGSEGV"),
+        ("os.kill(os.getpid(), 40)", "was killed by signal 40"),
+        ("sys.exit(7)", "exited with status 7 and no result"),
+        ("pass", "exited with status 0 and no result"),
+        ("say(event='result', value={}); sys.exit(7)", "exited with status 7 and no result"),
     ],
 )
-def test_a_death_without_a_word_is_told_with_the_last_line_of_the_log(run_child, lines, words):
+def test_a_silent_death_is_reported_with_the_last_line_of_the_log(run_child, lines, words):
     with pytest.raises(StageFailed) as caught:
         run_child(f"print('the last words', file=sys.stderr, flush=True)\n{lines}")
     assert words in str(caught.value)
@@ -104,7 +104,7 @@ def test_a_death_without_a_word_is_told_with_the_last_line_of_the_log(run_child,
         run_child("sys.exit(7)")
 
 
-def test_a_result_that_was_lost_on_its_way_is_read_where_it_lies(run_child, monkeypatch):
+def test_a_result_lost_in_transit_is_read_from_the_manifest(run_child, monkeypatch):
     monkeypatch.setattr(parent._Child, "is_done", lambda child: True)
     monkeypatch.setattr(parent.Chain, "folder", lambda chain, stage: Path(stage))
     monkeypatch.setattr(parent.manifest, "read", lambda folder: {"stage": folder.name})
@@ -135,7 +135,7 @@ def test_a_signal_ends_a_stage_and_hides_no_result(run_child, stage, lines, mess
     assert stopped.value.finished == ("result" in lines)
 
 
-def test_a_result_that_is_there_counts_whatever_its_process_had_time_to_say(finished, run_child):
+def test_an_existing_result_counts_even_if_its_process_did_not_report_it(finished, run_child):
     chain, interrupted = finished.chain(), "say(event='error', type='Interrupted', message=''); sys.exit(3)"
     for name in ("dataset", "train", "evaluate", "export", "report"):
         with pytest.raises(parent.Stopped, match=f"{name}: finished before it could stop") as stopped:
@@ -148,7 +148,7 @@ def test_a_result_that_is_there_counts_whatever_its_process_had_time_to_say(fini
         assert stopped.value.finished
 
 
-def test_words_reach_the_child_also_through_a_launcher(run_child):
+def test_commands_reach_the_child_through_a_launcher(run_child):
     words = iter([["checkpoint"], ["stop-after-epoch"]])
     lines = "say(event='result', value=[os.environ['BY'], *(sys.stdin.readline().strip() for _ in range(2))])"
     result = run_child(lines, launcher=("env", "BY=launcher"), take_commands=lambda: next(words, []))
@@ -165,15 +165,15 @@ def test_an_inherited_descriptor_stays_open_in_the_child(run_child, tmp_path):
         os.close(descriptor)
 
 
-def test_the_child_is_gone_when_following_it_fails(run_child):
+def test_no_child_is_left_when_following_it_fails(run_child):
     pids = []
 
     def broken(event):
         pids.append(event["pid"])
-        raise RuntimeError("the one who listens is broken")
+        raise RuntimeError("broken listener")
 
-    # Like every stage, this child ends when its standard input does.
-    with pytest.raises(RuntimeError, match="the one who listens"):
+    # Like every stage, this child exits at the end of its standard input.
+    with pytest.raises(RuntimeError, match="broken listener"):
         run_child("say(event='note', pid=os.getpid()); sys.stdin.read()", on_event=broken)
     limit = time.monotonic() + LIMIT
     while os.path.exists(f"/proc/{pids[0]}"):
@@ -181,7 +181,7 @@ def test_the_child_is_gone_when_following_it_fails(run_child):
         time.sleep(0.01)
 
 
-def test_nobody_waits_for_a_child_that_does_not_read_and_it_misses_nothing():
+def test_a_child_that_does_not_read_blocks_nobody_and_misses_nothing():
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as output, open(writer, "wb", buffering=0) as standard_input:
         pipe = pipes.Input(SimpleNamespace(stdin=standard_input))
@@ -193,43 +193,42 @@ def test_nobody_waits_for_a_child_that_does_not_read_and_it_misses_nothing():
         while lines[-1].encode() not in read:
             read += output.read(1 << 16)
             pipe.flush()
-        told = [line for line in read.decode().split("\n") if line]
-        assert told == lines
-    pipe.send("after its end")
+        assert [line for line in read.decode().split("\n") if line] == lines
+    pipe.send("after its exit")
     pipe.heartbeat()
 
 
-def test_a_queued_job_is_told_nothing_that_nobody_reads(tmp_path, monkeypatch):
+def test_a_queued_job_gets_no_heartbeats(tmp_path, monkeypatch):
     monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.0)
     monitor = liveness.Monitor(["srun"], tmp_path / "log")
     assert not monitor.heartbeat_due()
-    monitor.attend({"event": "hello", "host": "n1"}, None)
+    monitor.filter({"event": "hello", "host": "n1"}, None)
     assert monitor.heartbeat_due()
 
 
-def test_a_parent_that_was_stopped_itself_reads_the_heartbeats_that_wait_before_it_calls_its_child_dead(tmp_path):
+def test_a_suspended_parent_reads_pending_heartbeats_before_it_declares_its_child_dead(tmp_path):
     moment, monitor = time.monotonic(), liveness.Monitor([], tmp_path / "log")
     child = subprocess.Popen(["sleep", "60"])
-    monitor._last_received = monitor._last_look = moment - 2 * liveness.CHILD_TIMEOUT  # since Ctrl-Z
-    monitor.attend(None, child)
+    monitor._last_received = monitor._last_call = moment - 2 * liveness.CHILD_TIMEOUT  # since Ctrl-Z
+    monitor.filter(None, child)
     assert not monitor.lost
     monitor._last_received = moment - 2 * liveness.CHILD_TIMEOUT
-    monitor.attend(None, child)
+    monitor.filter(None, child)
     assert monitor.lost
     assert child.wait() == -signal.SIGKILL
 
 
-def test_the_child_gets_a_number_of_threads_that_mxnet_understands_and_a_wrong_one_is_told(run_child, monkeypatch):
+def test_the_child_gets_a_valid_number_of_threads_and_an_invalid_one_is_reported(run_child, monkeypatch):
     events = []
     lines = "say(event='result', value=os.environ['OMP_NUM_THREADS'])"
     for given, expected in (("3", "3"), ("3,1", "3"), ("many", str(usable_cores()))):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
         assert run_child(lines, on_event=events.append) == expected
-    said = f"OMP_NUM_THREADS: found 'many', expected a number of threads: unset it; using {usable_cores()}"
-    assert [event["message"] for event in events] == [said]
+    warning = f"OMP_NUM_THREADS: found 'many', expected a number of threads: unset it; using {usable_cores()}"
+    assert [event["message"] for event in events] == [warning]
 
 
-def test_what_is_meant_for_the_parent_or_another_cluster_does_not_reach_the_child(run_child, monkeypatch):
+def test_variables_for_the_parent_or_another_cluster_do_not_reach_the_child(run_child, monkeypatch):
     foreign = {"DMLC_ROLE": "server", "DMLC_NUM_WORKER": "7", "PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error"}
     kept = {"DMLC_NODE_HOST": "10.0.0.1", "MXNET_SAFE_ACCUMULATION": "1", "PYTHONPATH": "/somewhere"}
     for name, value in {**foreign, **kept}.items():
@@ -238,12 +237,12 @@ def test_what_is_meant_for_the_parent_or_another_cluster_does_not_reach_the_chil
     assert not set(foreign) & set(seen)
     assert {name: seen[name] for name in kept} == kept
     words = launcher.command_line(["env"], ["python", "start", "x"], Path("/x"), Path("/x"))
-    assert [name for flag, name in itertools.pairwise(words) if flag == "-u"] == list(launcher.FOREIGN)
+    assert [name for flag, name in itertools.pairwise(words) if flag == "-u"] == list(launcher.DROPPED)
 
 
 @pytest.fixture
 def package(tmp_path):
-    """A folder in which this package is installed beside what must not be found there, and a module that tells."""
+    """An installed package beside decoys that must not be imported; its module `tell` prints where it was found."""
     folder = tmp_path / "site" / "pipeline"
     folder.mkdir(parents=True)
     for name in ("__init__.py", "start.py"):
@@ -260,7 +259,7 @@ def package(tmp_path):
 
 @pytest.mark.pythons
 @pytest.mark.parametrize("safe", [{}, {"PYTHONSAFEPATH": "1"}])
-def test_a_module_starts_one_way_under_every_python_and_finds_what_its_parent_found(package, tmp_path, safe):
+def test_a_module_starts_the_same_way_under_every_python_with_its_parents_packages(package, tmp_path, safe):
     environment = {"PYTHONPATH": str(tmp_path / "decoy"), **safe}
     command = [sys.executable, str(package / "start.py"), "pipeline.tell", "a word"]
     done = run(command, tmp_path / "cwd", environment)
@@ -269,7 +268,7 @@ def test_a_module_starts_one_way_under_every_python_and_finds_what_its_parent_fo
 
 
 @pytest.mark.pythons
-def test_a_python_with_a_package_of_its_own_does_not_take_that_of_the_folder_it_is_started_in(package, tmp_path):
+def test_a_python_with_its_own_package_ignores_the_one_in_its_working_directory(package, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     (own / "pipeline").symlink_to(package)
@@ -304,12 +303,12 @@ exit_with(main(work, imports=lambda: open(sys.argv[1], "w").write("imported")))
 
 @pytest.fixture
 def early(tmp_path, monkeypatch, chain):
-    """Starts the process of `train` early; gives its process when it has done its imports."""
+    """The process of `train`, started early and done with its imports."""
     done = tmp_path / "imported"
     os.mkfifo(done)
     monkeypatch.setattr(parent, "module_command", lambda _, *words: [sys.executable, "-c", EARLY, str(done), *words])
     parent.start_early("train", chain)
-    parent.start_early("train", chain)  # which it is already
+    parent.start_early("train", chain)  # has no effect the second time
     ((process, _),) = parent._early.values()
     assert done.read_text() == "imported"
     yield process
@@ -317,7 +316,7 @@ def early(tmp_path, monkeypatch, chain):
     assert process.poll() is not None
 
 
-def test_a_process_that_was_started_early_gets_the_work_the_log_and_the_locks(early, chain, tmp_path):
+def test_an_early_process_gets_the_work_the_log_and_the_locks(early, chain, tmp_path):
     with open(tmp_path / "some.lock", "w") as lock:
         found = parent.run_stage("train", chain, log=tmp_path / "log", inherit=[lock.fileno()], options={"a": 1})
     assert (found["pid"], found["options"]) == (early.pid, {"a": 1})
@@ -325,14 +324,14 @@ def test_a_process_that_was_started_early_gets_the_work_the_log_and_the_locks(ea
     assert (tmp_path / "log").read_text() == "a line for the log\nand what a library prints\n"
 
 
-def test_in_place_of_a_process_that_was_started_early_and_has_died_another_one_does_the_work(early, chain, tmp_path):
+def test_a_dead_early_process_is_replaced(early, chain, tmp_path):
     early.kill()
     early.wait()
     (tmp_path / "imported").unlink()
     assert parent.run_stage("train", chain, log=tmp_path / "log")["pid"] != early.pid
 
 
-def test_a_process_that_was_started_early_ends_when_its_parent_is_killed(tmp_path):
+def test_an_early_process_ends_when_its_parent_is_killed(tmp_path):
     program = (
         "import os; from types import SimpleNamespace as Fake; from pipeline.process import parent\n"
         "chain = Fake(config=Fake(training=Fake(precision='float32')))\n"
@@ -340,6 +339,6 @@ def test_a_process_that_was_started_early_ends_when_its_parent_is_killed(tmp_pat
         "print(parent._early['report'][0].pid, flush=True); os.kill(os.getpid(), 9)"
     )
     killed = run([sys.executable, "-c", program], tmp_path)
-    with contextlib.suppress(ProcessLookupError):  # it has ended already
+    with contextlib.suppress(ProcessLookupError):  # it has already exited
         ended = os.pidfd_open(int(killed.output))
         assert select.select([ended], [], [], LIMIT)[0]

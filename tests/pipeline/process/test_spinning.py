@@ -1,4 +1,4 @@
-"""OpenMP's threads wait for each other as the load has it: what the load is, when that changes, what libgomp does."""
+"""OpenMP's spinning adapts to the load: how the load is measured, when spinning changes, what libgomp does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.process.cores import thread_environment
 
 
 class FakeLoad:
-    """A machine of four cores whose load the test decides."""
+    """A machine with four cores whose load the test sets."""
 
     cores = frozenset(range(4))
     now = 0.0
@@ -34,24 +34,24 @@ class FakeTeam:
 
 @pytest.fixture
 def watcher():
-    watcher = spinning.Watcher(FakeLoad(), FakeTeam(), 4, lambda line: watcher.said.append(line))
-    watcher.said = []
+    watcher = spinning.Watcher(FakeLoad(), FakeTeam(), 4, lambda line: watcher.lines.append(line))
+    watcher.lines = []
     return watcher
 
 
-def test_it_begins_with_what_the_load_is_and_says_so(watcher):
+def test_the_first_decision_follows_the_load_and_is_logged(watcher):
     watcher.begin()
     assert not watcher.team.running
     watcher.load.now = 3.9
     watcher.begin()
     assert watcher.team.running
-    assert watcher.said == [
+    assert watcher.lines == [
         "OpenMP threads spin long: other processes use 0.0 of 4 cores, this one has 4 threads",
         "OpenMP threads spin briefly: other processes use 3.9 of 4 cores, this one has 4 threads",
     ]
 
 
-def test_it_changes_when_load_comes_and_when_it_has_gone_for_a_while(watcher):
+def test_it_switches_when_load_appears_and_when_it_has_been_gone_for_a_while(watcher):
     watcher.begin()
     watcher.load.now = 2.0
     watcher.check()
@@ -59,7 +59,7 @@ def test_it_changes_when_load_comes_and_when_it_has_gone_for_a_while(watcher):
     watcher.check()
     watcher.load.now = 2.0
     watcher.check()
-    assert not watcher.team.running, "a moment's work of somebody else is no load"
+    assert not watcher.team.running, "a short burst is no load"
     watcher.check()
     assert watcher.team.running
     watcher.load.now = 0.1
@@ -67,16 +67,16 @@ def test_it_changes_when_load_comes_and_when_it_has_gone_for_a_while(watcher):
         assert watcher.team.running
         watcher.check()
     assert not watcher.team.running
-    assert [line.split()[3] for line in watcher.said] == ["long:", "briefly:", "long:"]
+    assert [line.split()[3] for line in watcher.lines] == ["long:", "briefly:", "long:"]
 
 
-def test_others_may_have_the_cores_that_are_left_free(watcher):
+def test_others_may_use_the_cores_that_are_left_free(watcher):
     watcher.threads, watcher.load.now = 2, 2.0
     watcher.begin()
     assert not watcher.team.running
 
 
-def test_the_load_is_that_of_others_on_the_cores_that_this_process_may_use(tmp_path, monkeypatch):
+def test_the_load_is_that_of_other_processes_on_the_usable_cores(tmp_path, monkeypatch):
     stat, times = tmp_path / "stat", {"wall": 0.0, "own": 0.0}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2})
     monkeypatch.setattr(spinning.time, "monotonic", lambda: times["wall"])
@@ -91,7 +91,7 @@ def test_the_load_is_that_of_others_on_the_cores_that_this_process_may_use(tmp_p
     assert load.others() == 0
 
 
-def test_whoever_set_openmps_own_variables_has_chosen():
+def test_the_users_own_openmp_variables_win():
     assert thread_environment({})["GOMP_SPINCOUNT"] == str(spinning.LONG)
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         assert not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(thread_environment({name: "PASSIVE"}))
@@ -107,7 +107,7 @@ cores = len(os.sched_getaffinity(0))
 team = spinning.SleepingTeam(library, cores, 2)
 
 def spinning_seconds():
-    # of two threads one waits for the other, which waits for a later word
+    # one of two threads waits for the other, which waits for the timer
     before = time.process_time()
     for _ in range(20):
         libc.sem_post(gate)
@@ -127,7 +127,7 @@ for _ in range(2):
 """
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nobody to spin for")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_libgomp_spins_briefly_while_a_team_sleeps(tmp_path):
     done = run([sys.executable, "-c", LIBGOMP], tmp_path, clean_environment(**spinning.environment({})))
     assert done.rc == 0, done.text
@@ -162,7 +162,7 @@ print(hashlib.sha256(b"".join(parameters[name].tobytes() for name in sorted(para
 """
 
 
-def test_changing_over_changes_no_bit_of_the_weights(tmp_path):
+def test_switching_changes_no_bit_of_the_weights(tmp_path):
     environment = clean_environment(OMP_NUM_THREADS="2", GOMP_SPINCOUNT="20000", OMP_WAIT_POLICY="ACTIVE")
     hashes = [run([sys.executable, "-c", NETWORK + EXACT, how], tmp_path, environment) for how in ("stay", "change")]
     assert all(done.rc == 0 for done in hashes), hashes

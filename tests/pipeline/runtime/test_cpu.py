@@ -1,4 +1,4 @@
-"""AMX: switched on where processor and kernel have it, and its results are those of bfloat16 without it."""
+"""AMX: enabled if processor and kernel support it, with the results of bfloat16 without it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_convolutions_in_bfloat16_use_amx_and_agree_with_float32():
 
 
 @has_amx
-def test_what_the_user_allows_onednn_wins():
+def test_the_users_limit_for_onednn_wins():
     used, log, worst = computed(DNNL_MAX_CPU_ISA="AVX512_CORE_BF16")
     assert not used
     assert "amx" not in log
@@ -71,7 +71,7 @@ def test_what_the_user_allows_onednn_wins():
         ("AVX512_CORE_AMX", set(), "AVX512_CORE_AMX"),
     ],
 )
-def test_without_amx_and_where_the_user_decides_nothing_changes(monkeypatch, given, flags, expected):
+def test_nothing_changes_without_amx_or_if_the_user_has_decided(monkeypatch, given, flags, expected):
     monkeypatch.delenv(cpu.VARIABLE, raising=False)
     if given:
         monkeypatch.setenv(cpu.VARIABLE, given)
@@ -81,7 +81,7 @@ def test_without_amx_and_where_the_user_decides_nothing_changes(monkeypatch, giv
     assert not cpu.amx_in_use()
 
 
-def test_a_kernel_that_refuses_the_registers_means_no_amx(monkeypatch):
+def test_amx_stays_off_if_the_kernel_refuses_the_registers(monkeypatch):
     class Kernel:
         def syscall(self, *arguments):
             return -1

@@ -1,4 +1,4 @@
-"""MXNet imported without what nobody uses: its operators work as if they had been there from the start."""
+"""MXNet imported lazily: its operators work as if they had been there from the start."""
 
 from __future__ import annotations
 

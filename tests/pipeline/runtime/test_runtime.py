@@ -1,4 +1,4 @@
-"""MXNet's import and devices: every way in which they cannot work is one line that says what to do."""
+"""MXNet's import and devices: every failure is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ except DeviceError as error:
     assert len(result.output.splitlines()) == 1
 
 
-def test_the_cuda_libraries_that_cannot_be_loaded_are_named(tmp_path, monkeypatch):
+def test_a_cuda_library_that_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     package, path = importing.CUDA_LIBRARIES[0]
     library = tmp_path / "nvidia" / path
     library.parent.mkdir(parents=True)
@@ -128,13 +128,13 @@ cpu_only = pytest.mark.skipif(
 
 
 @cpu_only
-def test_a_gpu_without_an_mxnet_for_it_is_refused():
+def test_a_gpu_is_refused_if_mxnet_has_no_gpu_code():
     message = refused(runtime.devices, "gpu:0,1")
     assert message.startswith("device: found gpu:0,1, but the installed mxnet has no GPU code")
 
 
 @cpu_only
-def test_nobody_installs_an_mxnet_that_has_no_code_for_the_card(monkeypatch):
+def test_make_gpu_is_not_suggested_for_a_card_that_it_does_not_support(monkeypatch):
     monkeypatch.setattr(device, "gpu_capability", lambda number: (9, 0))
     message = refused(runtime.devices, "gpu")
     assert message.startswith("device: gpu:0 has compute capability 9.0")
@@ -142,24 +142,24 @@ def test_nobody_installs_an_mxnet_that_has_no_code_for_the_card(monkeypatch):
 
 
 @cpu_only
-def test_auto_is_the_cpu_where_there_is_no_gpu():
+def test_auto_is_the_cpu_without_a_gpu():
     assert runtime.devices("auto").name == "cpu"
 
 
-def test_a_card_that_the_wheels_have_no_code_for_is_refused_before_it_fails(monkeypatch):
+def test_a_card_that_the_wheels_do_not_support_is_refused_before_it_fails(monkeypatch):
     for capability in [(3, 7), (9, 0), (10, 0)]:
         monkeypatch.setattr(device, "gpu_capability", lambda number, found=capability: found)
         message = refused(device._check_capability, 0)
         assert f"gpu:0 has compute capability {capability[0]}.{capability[1]}" in message
         assert "5.0 to 8.9" in message
         assert "container" in message
-    for capability in [(5, 0), (7, 5), (8, 9), (0, 0)]:  # the last one does not tell
+    for capability in [(5, 0), (7, 5), (8, 9), (0, 0)]:  # (0, 0): unknown
         monkeypatch.setattr(device, "gpu_capability", lambda number, found=capability: found)
         device._check_capability(0)
 
 
 @pytest.mark.parametrize(
-    ("where", "error", "said"),
+    ("function", "error", "message"),
     [
         (
             "context.num_gpus",
@@ -170,12 +170,12 @@ def test_a_card_that_the_wheels_have_no_code_for_is_refused_before_it_fails(monk
         (
             "nd.ones",
             "no kernel image is available for execution",
-            "device: gpu:0 does not compute: MXNetError: no kernel image is available for execution; this mxnet has no "
-            "code for this card",
+            "device: gpu:0 failed a test computation: MXNetError: no kernel image is available for execution; this "
+            "mxnet has no code for this card",
         ),
     ],
 )
-def test_what_cuda_says_is_found_in_the_traceback_that_mxnet_makes_of_it(monkeypatch, where, error, said):
+def test_cudas_message_is_extracted_from_mxnets_traceback(monkeypatch, function, error, message):
     def fails(*arguments, **options):
         raise mx.base.MXNetError(
             f'Traceback (most recent call last):\n  File "../src/x.cc", line 81\nMXNetError: {error}'
@@ -185,8 +185,8 @@ def test_what_cuda_says_is_found_in_the_traceback_that_mxnet_makes_of_it(monkeyp
     monkeypatch.setattr(device, "installed_mxnets", lambda: ["mxnet-cu117"])
     monkeypatch.setattr(device, "gpu_capability", lambda number: (8, 0))
     monkeypatch.setattr(mx.context, "num_gpus", lambda: 1)
-    monkeypatch.setattr(f"mxnet.{where}", fails)
-    assert refused(runtime.devices, "gpu") == said
+    monkeypatch.setattr(f"mxnet.{function}", fails)
+    assert refused(runtime.devices, "gpu") == message
 
 
 def test_several_cpu_contexts_are_several_devices():
@@ -220,7 +220,7 @@ def test_two_devices_train_to_the_same_weights_as_one(prepared):
 
 
 @pytest.mark.pythons
-def test_mxnet_needs_no_stand_in_for_distutils(tmp_path):
+def test_mxnet_imports_without_the_distutils_shim(tmp_path):
     program = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "istutils" not in str(finder)]

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written, and anything else is called damaged."""
+"""Checkpoints: they load as saved, and anything else is reported as damaged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "step-000000001.npz"
 
 
-def test_what_is_loaded_is_what_was_saved_as_plain_arrays_without_pickle(path: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_saved_from_plain_arrays_without_pickle(path: Path, tmp_path: Path) -> None:
     assert same(snapshot(), checkpoint.load(path))
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     with np.load(path, allow_pickle=False) as file:
@@ -57,7 +57,7 @@ def test_what_is_loaded_is_what_was_saved_as_plain_arrays_without_pickle(path: P
         assert sorted(file.files) == names
 
 
-def test_no_flipped_bit_changes_what_is_loaded_or_makes_more_be_allocated_than_the_file_is_large(path: Path) -> None:
+def test_a_flipped_bit_neither_changes_what_is_loaded_nor_causes_a_large_allocation(path: Path) -> None:
     content, chance, refused = path.read_bytes(), random.Random(0), []
     heads = [content.index(b"PK\x03\x04"), content.index(b"\x93NUMPY"), content.index(b"PK\x01\x02")]
     places = [8 * start + bit for start in heads for bit in range(0, 8 * 128, 3)]
@@ -76,17 +76,17 @@ def test_no_flipped_bit_changes_what_is_loaded_or_makes_more_be_allocated_than_t
         tracemalloc.stop()
         assert peak < 1_000_000, place
     assert not any("\n" in line for line in refused)
-    assert len(refused) > len(places) / 2  # the rest hit what ZIP does not need: dates, flags
+    assert len(refused) > len(places) / 2  # the other bits are in fields that ZIP does not need: dates, flags
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -1])
-def test_a_cut_checkpoint_is_damaged(path: Path, length: int) -> None:
+def test_a_truncated_checkpoint_is_damaged(path: Path, length: int) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(Damaged, match=r"step-000000001\.npz: damaged checkpoint"):
         checkpoint.load(path)
 
 
-def test_one_that_cannot_be_opened_now_is_not_called_damaged(path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_opened_is_not_called_damaged(path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
@@ -97,11 +97,11 @@ def test_one_that_cannot_be_opened_now_is_not_called_damaged(path: Path) -> None
     assert not isinstance(caught.value, Damaged)
 
 
-def test_the_last_two_are_kept_beside_damaged_ones_and_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_two_intact_checkpoints_are_kept_and_debris_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-000000007.npz.abc.tmp").write_bytes(b"half")
     writer = checkpoint.Writer(tmp_path)
     for step in (98, 99):
-        checkpoint.set_damaged_aside(writer.write(snapshot(step), wait=True))
+        checkpoint.quarantine(writer.write(snapshot(step), wait=True))
     for step in (1, 2, 10):
         writer.write(snapshot(step), wait=True)
     assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-000000010.npz", "step-000000002.npz"]
@@ -109,7 +109,7 @@ def test_the_last_two_are_kept_beside_damaged_ones_and_what_a_killed_writer_left
     assert not list(tmp_path.glob(".*"))
 
 
-def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_is_too(
+def test_a_checkpoint_is_synced_before_the_rename_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -121,7 +121,7 @@ def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_is_too(
     assert calls == ["fsync", "replace", f"directory {tmp_path.name}"]
 
 
-def test_a_write_that_failed_is_told_by_the_next_look_and_leaves_the_old_ones(
+def test_a_failed_write_raises_at_the_next_check_and_keeps_older_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = checkpoint.Writer(tmp_path)
@@ -137,21 +137,21 @@ def test_a_write_that_failed_is_told_by_the_next_look_and_leaves_the_old_ones(
         time.sleep(0.01)
     with pytest.raises(WorkspaceError, match="the disk is full"):
         writer.check()
-    writer.check()  # told once
+    writer.check()  # raises only once
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.npz"]
 
 
-def test_numbers_that_are_not_finite_are_seen_anywhere() -> None:
+def test_non_finite_numbers_are_found_anywhere() -> None:
     good = snapshot()
-    assert good.finite()
+    assert good.is_finite()
     good.optimizer_state["0.0.weight"][1, 2, 0, 1] = np.inf
-    assert not good.finite()
+    assert not good.is_finite()
     good = snapshot()
     good.parameters["0.0.weight"][3, 2, 2, 2] = np.nan
-    assert not good.finite()
+    assert not good.is_finite()
 
 
-def test_an_array_that_declares_more_than_there_is_is_damaged_and_costs_nothing(tmp_path: Path) -> None:
+def test_an_array_that_declares_too_large_a_size_is_damaged_and_not_allocated(tmp_path: Path) -> None:
     path, header = tmp_path / "step-000000001.npz", io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**34,)})
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -1,4 +1,4 @@
-"""The Muon optimizer: orthogonal updates, the kernels' fixed size, and going on exactly where a training was."""
+"""The Muon optimizer: orthogonal updates, the kernels' fixed norm, and exact resuming."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def orthogonal(mx: Any, matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(16, 72), (72, 16), (24, 24), (130, 300), (300, 130)])
-def test_the_update_has_the_directions_of_the_matrix_and_about_equal_sizes(mx: Any, shape: tuple[int, int]) -> None:
+def test_the_update_keeps_the_singular_vectors_and_levels_the_singular_values(mx: Any, shape: tuple[int, int]) -> None:
     matrix = np.random.default_rng(0).standard_normal(shape, np.float32) * 1e-3
     left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
     found = left.T @ orthogonal(mx, matrix) @ right.T
@@ -52,7 +52,7 @@ def test_the_update_has_the_directions_of_the_matrix_and_about_equal_sizes(mx: A
     assert np.abs(found - np.diag(np.diag(found))).max() < 1e-4
 
 
-#: The singular values after the update of a large kernel in bfloat16, in a process of its own: AMP stays on.
+#: Prints the singular values of a large kernel's update in bfloat16. In its own process, because AMP stays on.
 IN_BFLOAT16 = """
 import numpy as np
 from pipeline.runtime import mxnet
@@ -70,7 +70,7 @@ print(np.dtype(found.dtype).name, sizes.min(), sizes.max(), abs(found - exact).m
 
 
 @pytest.mark.skipif("avx512bw" not in runtime.cpu_flags(), reason="a processor without bfloat16 for oneDNN")
-def test_large_products_in_bfloat16_do_as_well() -> None:
+def test_large_products_in_bfloat16_are_accurate_enough() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", IN_BFLOAT16], capture_output=True, text=True, check=True
     )
@@ -80,17 +80,17 @@ def test_large_products_in_bfloat16_do_as_well() -> None:
     assert 0.6 < float(smallest) < float(largest) < 1.3
 
 
-def test_nothing_to_learn_from_changes_nothing(mx: Any) -> None:
+def test_a_zero_matrix_stays_zero(mx: Any) -> None:
     assert not orthogonal(mx, np.zeros((4, 9), np.float32)).any()
 
 
-def test_it_updates_the_kernels_after_the_first_and_each_by_the_learning_rate(mx: Any) -> None:
+def test_it_updates_all_kernels_but_the_first_by_the_learning_rate(mx: Any) -> None:
     names = {"0.0.weight": (8, 3, 3, 3), "1.0.weight": (16, 8, 3, 3), "1.1.gamma": (16,), "2.weight": (10, 1024)}
     assert [name for name, shape in names.items() if muon.is_hidden(name, shape)] == ["1.0.weight"]
     one = network()
     before = one.state()[0]["1.0.weight"]
     one.step(*batch(0), 0.1, 0)
-    one.step(*batch(1), 0.0, 1)  # only brings the kernel back to its size
+    one.step(*batch(1), 0.0, 1)  # only rescales the kernel
     after = one.state()[0]["1.0.weight"].reshape(16, -1)
     assert np.linalg.norm(after) == pytest.approx(4.0, rel=1e-5)
     other = network()
@@ -101,7 +101,7 @@ def test_it_updates_the_kernels_after_the_first_and_each_by_the_learning_rate(mx
     assert np.median(sizes) > 0.06
 
 
-def test_a_network_put_back_goes_on_to_the_same_bytes() -> None:
+def test_a_restored_network_trains_to_the_same_bytes() -> None:
     whole = network()
     for step in range(6):
         whole.step(*batch(step), 0.1, step)

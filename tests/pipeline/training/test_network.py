@@ -1,4 +1,4 @@
-"""The network in training: how it starts, what is read from it between two steps, what moves how fast."""
+"""The network in training: its initial weights, validation between steps, learning rates per layer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_validation_right_after_a_step_uses_the_running_statistics_of_that_step(
         assert at_once == trained.evaluate(images, LABELS, norm, 64)
 
 
-def test_an_output_layer_that_starts_at_zero_finds_all_classes_equally_likely_and_is_otherwise_as_before():
+def test_a_zero_output_layer_makes_all_classes_equally_likely_and_changes_no_other_layer():
     states = []
     for zero_output in (False, True):
         made = network("cpu:0,1", zero_output=zero_output, initializer="he")
@@ -48,7 +48,7 @@ def test_an_output_layer_that_starts_at_zero_finds_all_classes_equally_likely_an
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "nag", "muon"])
-def test_norm_and_output_layer_can_have_learning_rates_of_their_own(optimizer: str) -> None:
+def test_norm_and_output_layer_can_have_their_own_learning_rates(optimizer: str) -> None:
     images = np.random.default_rng(0).standard_normal((16, 3, 32, 32), np.float32)
     changes = []
     for factors in (LearningRateFactors(), LearningRateFactors(norm=8, output=0.5)):

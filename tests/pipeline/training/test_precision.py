@@ -1,4 +1,4 @@
-"""What `precision: auto` decides, and that it never changes its mind about a run."""
+"""What `precision: auto` chooses, and that the choice for a run never changes."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ def auto() -> Training:
     return Training(epochs=1, precision="auto", batch_size=8)
 
 
-def test_a_configured_precision_is_taken_as_it_is(run, cpu, monkeypatch):
+def test_a_configured_precision_is_used_as_is(run, cpu, monkeypatch):
     monkeypatch.setattr(runtime.device, "cpu_flags", lambda: {"avx512bw"})
     assert precision.choose(TINY, Training(epochs=1, precision="bfloat16"), cpu, run) == ("bfloat16", "as configured")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("precision_name", "message"),
     [
         ("bfloat16", "bfloat16, which needs a processor with AVX-512"),
         ("float16", "float16, which MXNet does not train on a CPU"),
     ],
 )
-def test_a_precision_that_the_processor_does_not_have_is_refused(run, cpu, monkeypatch, wanted, said):
+def test_a_precision_that_the_processor_does_not_support_is_refused(run, cpu, monkeypatch, precision_name, message):
     monkeypatch.setattr(runtime.device, "cpu_flags", lambda: {"avx2"})
-    with pytest.raises(DeviceError, match=f"training.precision: found {said}"):
-        precision.choose(TINY, Training(epochs=1, precision=wanted), cpu, run)
+    with pytest.raises(DeviceError, match=f"training.precision: found {message}"):
+        precision.choose(TINY, Training(epochs=1, precision=precision_name), cpu, run)
 
 
-def test_auto_is_float32_where_the_processor_has_no_bfloat16(run, cpu, monkeypatch):
+def test_auto_is_float32_if_the_processor_has_no_bfloat16(run, cpu, monkeypatch):
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: False)
     assert precision.choose(TINY, auto(), cpu, run) == ("float32", "auto: this processor has no bfloat16 instructions")
 
 
 @pytest.fixture
 def measure(run, cpu, monkeypatch):
-    """What is chosen on a processor with bfloat16 that trains so many images a second, if it can, in float32 100."""
+    """Chooses on a processor that trains 100 images/s in float32 and `half` in bfloat16 (None if it fails)."""
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
 
@@ -72,11 +72,11 @@ def measure(run, cpu, monkeypatch):
 
 
 @pytest.mark.parametrize(("half", "expected"), [(200.0, "bfloat16"), (104.0, "float32")])
-def test_auto_takes_bfloat16_only_when_it_is_measured_to_be_faster(measure, half, expected):
+def test_auto_chooses_bfloat16_only_if_it_measures_faster(measure, half, expected):
     assert measure(half)[0] == expected
 
 
-def test_a_measurement_that_failed_decides_nothing_for_later(measure):
+def test_a_failed_measurement_is_not_recorded(measure):
     assert measure(None) == ("float32", "auto: bfloat16 could not be measured")
     assert measure(200.0)[0] == "bfloat16"
 
@@ -88,7 +88,7 @@ def test_auto_decides_once_for_a_run_and_again_on_another_processor(measure, mon
     assert measure(100.0)[0] == "float32"
 
 
-def test_auto_keeps_the_precision_of_a_finished_run_that_goes_on(run, measure):
+def test_auto_keeps_the_precision_of_a_finished_run(run, measure):
     folder = run.stage("train")
     folder.mkdir(parents=True)
     details = {"cpu": runtime.cpu_name(), "threads": 2, "device": "cpu", "precision": "float32"}
@@ -96,35 +96,35 @@ def test_auto_keeps_the_precision_of_a_finished_run_that_goes_on(run, measure):
     assert measure(200.0)[0] == "float32"
 
 
-def test_the_measurement_trains_the_network_in_a_process_of_its_own():
+def test_the_measurement_trains_the_network_in_its_own_process():
     speeds = precision._speeds(TINY, 8)
-    # Where MXNet cannot, bfloat16 is missing, and the choice falls on float32.
+    # If MXNet does not support bfloat16 here, it is missing, and the choice is float32.
     assert list(speeds) == ["float32", "bfloat16"][: 2 if "avx512bw" in runtime.cpu_flags() else 1]
     assert all(speed > 0 for speed in speeds.values())
 
 
 @pytest.fixture
 def early(monkeypatch):
-    """A measurement's process that was started before it is known what for."""
+    """A measurement process that was started early."""
     monkeypatch.setattr(runtime, "cpu_has_bfloat16", lambda: True)
     precision.start_early()
     (process,) = precision._early
     return process
 
 
-def test_the_measurement_can_be_started_before_it_is_known_what_for(early):
+def test_an_early_measurement_is_used(early):
     assert "float32" in precision._speeds(TINY, 8)
     assert early.returncode is not None
     assert not precision._early
 
 
-def test_a_measurement_that_was_started_early_ends_when_it_is_not_needed(run, cpu, early):
+def test_an_early_measurement_ends_if_it_is_not_needed(run, cpu, early):
     assert precision.choose(TINY, Training(epochs=1, precision="float32"), cpu, run) == ("float32", "as configured")
     assert early.returncode is not None
     assert not precision._early
 
 
-def test_a_measurement_that_was_started_early_ends_with_whoever_started_it(early):
+def test_an_early_measurement_ends_with_its_parent(early):
     precision._early.clear()
     assert early.communicate("") == ("", None)
     assert early.returncode == 0

@@ -10,13 +10,13 @@ from pipeline.errors import StageFailed
 from pipeline.training import rendezvous
 
 
-def test_a_folder_full_of_names_of_ports_ends_the_search_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_port_fails_if_every_name_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "exists", lambda path: True)
     with pytest.raises(StageFailed, match="/tmp: no free port; remove the files named after ports"):
         rendezvous.free_port("127.0.0.1")
 
 
-def test_a_host_to_which_there_is_no_way_does_not_end_the_search_for_an_own_address(
+def test_own_address_is_loopback_without_a_route_to_the_other_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("DMLC_NODE_HOST", raising=False)

@@ -59,6 +59,6 @@ def test_raising_epochs_leaves_the_rates_of_earlier_steps_alone(kind):
 
 
 @pytest.mark.parametrize("kind", ["cosine", "triangle"])
-def test_schedules_that_stretch_over_the_total_say_so(kind):
+def test_schedules_that_depend_on_the_total_say_so(kind):
     assert rates(epochs=9, kind=kind)[:20] != rates(epochs=4, kind=kind)
     assert depends_on_total(Training(epochs=1, schedule=Schedule(kind=kind)))

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: written when asked for, whole after every way in which a training goes on."""
+"""TensorBoard's event files: written on request, and complete after resuming or a kill."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ def events() -> None:
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """The curves in the event files of a folder as a reader sees them, one file after the other: name -> step -> value.
-
-    Of a file that a killed writer left, a reader sees what is whole.
-    """
+    """The curves (name -> step -> value) that a reader sees in a folder's event files, without truncated events."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.record_writer import masked_crc32c
 
@@ -40,7 +37,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
             assert checksum == masked_crc32c(content[position : position + 8])
             event = Event.FromString(content[position + 12 : position + 12 + length])
             position += 12 + length + 4
-            if event.session_log.status == SessionLog.START:  # what readers then forget: later steps than this one's
+            if event.session_log.status == SessionLog.START:  # readers then forget this step and later ones
                 found = {tag: {n: v for n, v in steps.items() if n < event.step} for tag, steps in found.items()}
             for value in event.summary.value:
                 assert event.step not in found.setdefault(value.tag, {}), "an epoch appears twice"
@@ -49,7 +46,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.usefixtures("events")
-def test_the_curves_carry_the_history_and_leave_out_what_is_missing(tmp_path: Path) -> None:
+def test_the_curves_contain_the_history_without_missing_values(tmp_path: Path) -> None:
     tensorboard.Curves(tmp_path).write(HISTORY)
     found = scalars(tmp_path)
     assert found["loss/training"] == {1: 2.0, 2: 1.5}
@@ -58,7 +55,7 @@ def test_the_curves_carry_the_history_and_leave_out_what_is_missing(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("events")
-def test_every_epoch_is_seen_once_across_processes_also_after_a_kill(
+def test_every_epoch_appears_once_across_processes_even_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 1000.0)
@@ -76,7 +73,7 @@ def test_every_epoch_is_seen_once_across_processes_also_after_a_kill(
 
 
 @pytest.mark.usefixtures("events")
-def test_a_training_writes_them_when_asked_and_going_on_keeps_every_epoch(prepared: SmallChain) -> None:
+def test_a_training_writes_them_on_request_and_resuming_keeps_every_epoch(prepared: SmallChain) -> None:
     prepared.configure(training__tensorboard=True)
     prepared.luigi("TrainVGG")
     prepared.configure(training__epochs=3)
@@ -87,7 +84,7 @@ def test_a_training_writes_them_when_asked_and_going_on_keeps_every_epoch(prepar
     assert not any("tensorboard" in name for name in prepared.manifest("train")["files"])
 
 
-def test_they_are_off_by_default_and_the_key_neither_retrains_nor_is_told(done: SmallChain) -> None:
+def test_they_are_off_by_default_and_the_key_neither_retrains_nor_is_reported(done: SmallChain) -> None:
     run = done.chain().run()
     assert run is not None
     assert not run.curves.exists()

@@ -1,4 +1,4 @@
-"""Training goes on from what is there: nothing is lost that is whole, and nothing is trusted that is not."""
+"""Resuming a training: nothing intact is lost, and nothing damaged is trusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.workspace import manifest
 
 
 def stop_after_a_step(chain: SmallChain) -> str:
-    """Train until the first step is done; gives what was said."""
+    """Train one step; returns the log."""
     reporter = child.Reporter(log=io.StringIO(), commands={"stop"})
     with pytest.raises(Interrupted):
         training.train(chain.chain(), reporter)
@@ -29,7 +29,7 @@ def stop_after_a_step(chain: SmallChain) -> str:
 
 
 def train(chain: SmallChain) -> tuple[dict[str, Any], str]:
-    """Train to the end; gives the details of the manifest and what was said."""
+    """Train to the end; returns the manifest's details and the log."""
     events, log = io.StringIO(), io.StringIO()
     details = training.train(chain.chain(), child.Reporter(events, log))["details"]
     assert events.getvalue().count('{"event": "finishing"}') == 1
@@ -41,7 +41,7 @@ def checkpoints(chain: SmallChain) -> list[Path]:
 
 
 def change(path: Path, how: Callable[[dict[str, np.ndarray], dict[str, Any]], Any]) -> None:
-    """Rewrite a checkpoint with other content and the checksums that belong to it."""
+    """Rewrite a checkpoint with changed content and valid checksums."""
     with np.load(path) as file:
         arrays = dict(file)
     meta = json.loads(arrays.pop("meta").tobytes())
@@ -49,21 +49,21 @@ def change(path: Path, how: Callable[[dict[str, np.ndarray], dict[str, Any]], An
     np.savez(path, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
 
 
-def test_an_interrupted_retraining_of_a_damaged_run_goes_on_from_its_checkpoint(done: SmallChain) -> None:
+def test_an_interrupted_retraining_of_a_damaged_run_resumes_from_its_checkpoint(done: SmallChain) -> None:
     (done.folder("train") / "model.params").unlink()
     stop_after_a_step(done)
-    details, said = train(done)
-    assert "resumed from step-000000001.npz" in said
+    details, log = train(done)
+    assert "resumed from step-000000001.npz" in log
     assert [segment["step"] for segment in details["segments"]] == [0, 1]
 
 
-def test_fewer_validation_images_than_configured_are_told(prepared: SmallChain) -> None:
+def test_fewer_validation_images_than_configured_are_reported(prepared: SmallChain) -> None:
     prepared.configure(training__validation_images=2500)
-    expected = "training.validation_images: holding out 120 of the 240 training images, at most half of them"
+    expected = "training.validation_images: holding out only 120 of the 240 training images, the maximum of one half"
     assert expected in stop_after_a_step(prepared)
 
 
-def test_a_result_that_is_there_again_wins_over_an_older_checkpoint_if_it_is_whole(done: SmallChain) -> None:
+def test_a_restored_result_wins_over_an_older_checkpoint_if_it_is_intact(done: SmallChain) -> None:
     weights = done.folder("train") / "model.params"
     content = weights.read_bytes()
     weights.unlink()
@@ -72,19 +72,19 @@ def test_a_result_that_is_there_again_wins_over_an_older_checkpoint_if_it_is_who
     weights.write_bytes(bytes(len(content)))
     assert "resumed from step-000000001.npz" in stop_after_a_step(done)
     weights.write_bytes(content)
-    details, said = train(done)
-    assert "ignoring checkpoint step-000000002.npz: the finished training of 1 epoch is newer" in said
+    details, log = train(done)
+    assert "ignoring checkpoint step-000000002.npz: the finished training of 1 epoch is newer" in log
     assert details["segments"][-1]["how"] == "resumed from 1 epoch of train/model.params"
 
 
-def test_lost_momentum_loses_nothing_but_the_momentum(done: SmallChain) -> None:
+def test_a_damaged_trainer_state_costs_only_the_momentum(done: SmallChain) -> None:
     done.configure(training__epochs=2, training__learning_rate=0.04)
     before, _ = train(done)
     assert "training.learning_rate: trained with 0.05, config now says 0.04" in before["inexact"]
     os.truncate(done.folder("train") / "trainer.npz", 100)
     done.configure(training__epochs=3, training__momentum=0.8)
-    after, said = train(done)
-    assert "resuming from model.params with zero momentum" in said
+    after, log = train(done)
+    assert "resuming from model.params with zero momentum" in log
     assert after["inexact"] == [
         *before["inexact"],
         "the momentum was lost when the run was resumed",
@@ -96,7 +96,7 @@ def test_lost_momentum_loses_nothing_but_the_momentum(done: SmallChain) -> None:
     assert after["input_seconds"] >= before["input_seconds"]
 
 
-def test_without_momentum_other_conditions_are_told_all_the_same(done: SmallChain) -> None:
+def test_changed_conditions_are_reported_even_without_momentum(done: SmallChain) -> None:
     path = done.folder("train")
     recorded = manifest.read(path)
     assert recorded is not None
@@ -143,14 +143,14 @@ def test_a_milestone_that_is_added_with_the_epochs_it_needs_is_exact(prepared: S
         pytest.param(lambda arrays, meta: meta.update(schema="one"), id="no schema"),
     ],
 )
-def test_a_checkpoint_with_good_checksums_and_wrong_content_is_set_aside(
+def test_a_checkpoint_with_valid_checksums_and_wrong_content_is_quarantined(
     prepared: SmallChain, how: Callable[[dict[str, np.ndarray], dict[str, Any]], Any]
 ) -> None:
     stop_after_a_step(prepared)
     stop_after_a_step(prepared)
     _, newest = checkpoints(prepared)
     change(newest, how)
-    said = stop_after_a_step(prepared)
-    assert f"{newest}: damaged checkpoint (" in said
-    assert "resumed from step-000000001.npz" in said
+    log = stop_after_a_step(prepared)
+    assert f"{newest}: damaged checkpoint (" in log
+    assert "resumed from step-000000001.npz" in log
     assert (newest.parent / f"damaged-{newest.name}").exists()

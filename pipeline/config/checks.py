@@ -1,4 +1,4 @@
-"""What the types of a configuration allow, but no network or training can be."""
+"""Checks of a configuration that the types of its schema cannot express."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 
 
 def check_meaning(config: Config, value: Any, where: str) -> None:
-    """Raise `ConfigError` for values that the types allow; `value` is the configuration as it was given."""
+    """Raise `ConfigError` for invalid values of the right types; `value` is the configuration as given."""
     _check_leaves(config, where)
     _check_data(config, value, where)
     _check_network(config, where)
@@ -25,10 +25,10 @@ def check_meaning(config: Config, value: Any, where: str) -> None:
         raise ConfigError(f"{where}: device: found {config.device}, the same device twice")
 
 
-def check_launcher(words: list[str], where: str) -> None:
-    """Raise `ConfigError` for words that no program can be started with."""
-    if any("\0" in word or not word for word in words):
-        raise ConfigError(f"{where}: found {shown(words)}, an argument cannot be empty or hold a NUL")
+def check_launcher(arguments: list[str], where: str) -> None:
+    """Raise `ConfigError` if an argument of the launcher is empty or contains a NUL."""
+    if any("\0" in argument or not argument for argument in arguments):
+        raise ConfigError(f"{where}: found {shown(arguments)}, an argument cannot be empty or hold a NUL")
 
 
 def _check_leaves(config: Config, where: str) -> None:
@@ -37,8 +37,8 @@ def _check_leaves(config: Config, where: str) -> None:
             raise ConfigError(f"{where}: {key}: found {leaf}, expected a finite number")
         if isinstance(leaf, str) and re.search("[\ud800-\udfff]", leaf):
             raise ConfigError(f"{where}: {key}: found {leaf!a}, which cannot be written as UTF-8")
-        is_place = key.startswith(("data.source", "data.mirrors", "training.init_from"))
-        if is_place and isinstance(leaf, str) and not re.fullmatch(r"[^\x00-\x1f\x7f]+", leaf):
+        is_location = key.startswith(("data.source", "data.mirrors", "training.init_from"))
+        if is_location and isinstance(leaf, str) and not re.fullmatch(r"[^\x00-\x1f\x7f]+", leaf):
             raise ConfigError(f"{where}: {key}: found {shown(leaf)}, expected an address or path, in one line")
 
 
@@ -74,15 +74,16 @@ def _check_milestones(schedule: Schedule, where: str) -> None:
 
 
 def check_classes(config: Config, where: str) -> None:
-    """Raise `ConfigError` for a network with too few outputs for a data set whose classes are known by its name."""
-    needed, found = config.data.classes, config.architecture.classes
-    if needed and found and found < needed:
-        found_here = f"found {found}, but {config.data.name} has {needed} classes"
-        raise ConfigError(f"{where}: {found_here}; set it to {needed}, or leave it out")
+    """Raise `ConfigError` if the network has fewer outputs than the named data set has classes."""
+    name, needed, outputs = config.data.name, config.data.classes, config.architecture.classes
+    if needed and outputs and outputs < needed:
+        raise ConfigError(
+            f"{where}: found {outputs}, but {name} has {needed} classes; set it to {needed}, or leave it out"
+        )
 
 
 def check_combinations(config: Config, where: str) -> None:
-    """Raise `ConfigError` for keys that only make sense together. Only files are checked, see `check_schedule`."""
+    """Raise `ConfigError` for a key that needs another key. Called for files only, see `check_schedule`."""
     architecture, training = config.architecture, config.training
     if architecture.stem and training.initializer != "whitening":
         raise ConfigError(
@@ -96,7 +97,7 @@ def check_combinations(config: Config, where: str) -> None:
         )
 
 
-#: Keys of the schedule and the kinds that use them.
+#: Keys of the schedule, with the kinds that use them.
 _SCHEDULE_KEYS = {
     "warmup_epochs": ("constant", "step", "cosine"),
     "milestones": ("step",),
@@ -107,10 +108,7 @@ _SCHEDULE_KEYS = {
 
 
 def check_schedule(training: Training, where: str) -> None:
-    """Raise `ConfigError` for a schedule with keys that have no effect, or an effect that nobody wants.
-
-    Only files are checked: runs that were trained with such a schedule are still read. Defaults may be spelled out.
-    """
+    """Raise `ConfigError` for useless schedule keys. Called for files only: older runs with them must stay readable."""
     schedule, epochs = training.schedule, training.epochs
     for key, kinds in _SCHEDULE_KEYS.items():
         found = getattr(schedule, key)

@@ -1,4 +1,4 @@
-"""Two configurations told apart, key by key."""
+"""Key-by-key differences between two configurations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from pipeline.text import printable
 
 
 def flatten(value: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[str, Any]]:
-    """Walk nested dicts and lists, giving `("training.schedule.kind", "step")`, `("conv_arch[0][1]", 64)`.
-
-    Without `lists`, these stay whole.
-    """
+    """Yield the leaves of nested dicts and, if `lists`, lists: `("schedule.kind", "step")`, `("dense[0]", 64)`."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from flatten(item, f"{prefix}.{key}" if prefix else str(key), lists)
@@ -27,10 +24,10 @@ def flatten(value: Any, prefix: str = "", lists: bool = True) -> Iterator[tuple[
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """What changed between two nested values, one `key: old -> new` for each leaf."""
+    """List what changed between two nested values, as one `key: old -> new` per leaf."""
     try:
         before, after = dict(flatten(old)), dict(flatten(new))
-    except RecursionError:  # of a damaged manifest
+    except RecursionError:  # a damaged manifest
         return ["nested too deeply to be compared"]
     lines = []
     for key in {**before, **after}:
@@ -38,15 +35,15 @@ def differences(old: Any, new: Any) -> list[str]:
             was = shown(before[key]) if key in before else "(none)"
             now = shown(after[key]) if key in after else "(gone)"
             lines.append(f"{key}: {was} -> {now}")
-    return [printable(line) for line in lines]  # a key of a damaged manifest may be anything
+    return [printable(line) for line in lines]  # the keys of a damaged manifest can be anything
 
 
 def shown(value: Any) -> str:
     if value is None:
         return "nothing"
     text = ""
-    for piece in json.JSONEncoder(default=str).iterencode(value):  # aliases can make a small file a huge value
-        text += re.sub(r"\w+://[^\"]*", lambda found: address.shown(found[0]), piece)
+    for piece in json.JSONEncoder(default=str).iterencode(value):  # aliases can turn a small file into a huge value
+        text += re.sub(r"\w+://[^\"]*", lambda match: address.shown(match[0]), piece)
         if len(text) > 60:
             return text[:57] + "..."
     return text

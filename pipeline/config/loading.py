@@ -1,4 +1,4 @@
-"""From a YAML file to a validated `Config`: where the file is, what its paths mean, and which launcher it names."""
+"""Load a YAML file into a validated `Config`: find the file, resolve its paths, read the launcher that it names."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from pipeline.config.yaml_file import parse, read
 from pipeline.errors import ConfigError
 from pipeline.files import check_path, expanded
 
-#: How every `config.yaml` begins that a training recorded.
+#: Start of every `config.yaml` recorded by a training.
 _RECORDED = "# The full configuration that "
 
 
 def load(path: str | os.PathLike[str]) -> Config:
-    """Read and validate one YAML file; raises `ConfigError` with file, key path, found and allowed.
+    """Read and validate one YAML file.
 
-    A name that does not exist here but is one of the ready-made files (`config/vgg11.yaml`) is read from the
-    installed plugin. Relative paths inside the file are taken from the file's own folder. The environment
-    variable `CIFAR10_SOURCE` replaces the source of a `cifar10` data set, `CIFAR100_SOURCE` that of `cifar100`.
+    Raises `ConfigError` with the file, the key path, what was found and what is allowed. The name of a ready-made file
+    (`config/vgg11.yaml`) that does not exist here falls back to the installed plugin. Relative paths in the file are
+    relative to its folder. `CIFAR10_SOURCE` and `CIFAR100_SOURCE` in the environment override the source of a
+    `cifar10` or `cifar100` data set.
     """
     check_path(path, "--config")
     file = find(path)
@@ -45,7 +46,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     variable = f"{data.name.upper()}_SOURCE"
     override = os.environ.get(variable) if data.name in OFFICIAL else None
     if override:
-        # Another source has another checksum, and the mirrors of the old one no longer apply.
+        # The checksum and the mirrors belong to the source that is replaced.
         data = replace(data, source=_absolute(override, Path.cwd(), variable), sha256=None, mirrors=[])
     else:
         known = {official.url: official.sha256 for official in OFFICIAL.values()}
@@ -62,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> Config:
 
 
 def from_dict(value: Any, where: str = "configuration") -> Config:
-    """Validate plain dicts and lists; raises `ConfigError` naming `where` and the key path."""
+    """Validate plain dicts and lists. Raises `ConfigError` with `where` and the key path."""
     try:
         config = msgspec.convert(value, Config)
     except msgspec.ValidationError as error:
@@ -70,14 +71,14 @@ def from_dict(value: Any, where: str = "configuration") -> Config:
     data = config.data
     given = data.name not in OFFICIAL or "source" in value.get("data", ())
     source = _local(data.source) if given else OFFICIAL[data.name].url
-    data = replace(data, source=source, mirrors=[_local(each) for each in data.mirrors])
+    data = replace(data, source=source, mirrors=[_local(mirror) for mirror in data.mirrors])
     config = replace(config, data=data)
     check_meaning(config, value, where)
     return with_classes(config, config.data.classes)
 
 
 def from_record(value: Any, where: str = "configuration") -> Config:
-    """As `from_dict`, for a configuration that a run recorded, maybe when keys had other names."""
+    """Like `from_dict`, for a configuration recorded by a run, possibly under older key names."""
     return from_dict(_with_new_names(value), where)
 
 
@@ -91,7 +92,7 @@ def _with_new_names(value: Any, prefix: str = "") -> Any:
 
 
 def _local(location: str) -> str:
-    """The path that a file:// address means; any other location as it is."""
+    """Return the path in a file:// address, and any other location unchanged."""
     scheme, separator, rest = location.partition("://")
     if not separator or scheme.lower() != "file":
         return location
@@ -102,17 +103,17 @@ def _absolute(location: str, folder: Path, where: str) -> str:
     location = _local(location)
     if location == "bundled" or "://" in location:
         return location
-    found = os.path.normpath(folder / expanded(location, where))
-    check_path(found, where)
-    return found
+    path = os.path.normpath(folder / expanded(location, where))
+    check_path(path, where)
+    return path
 
 
 def find(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` means: itself, or the ready-made file of that name. Raises `ConfigError`."""
+    """Return the file at `path`, or else the ready-made file of that name. Raises `ConfigError`."""
     given = Path(path)
-    if os.path.isfile(given):  # not pathlib's, which raises for a name that is too long
+    if os.path.isfile(given):  # Path.is_file raises for a name that is too long
         return given.resolve()
-    if os.path.exists(given):  # it is read more than once, and a device may never end
+    if os.path.exists(given):  # the file is read more than once, and a device may never end
         raise ConfigError(f"{path}: found a folder, a pipe or a device; give the path of a YAML file")
     if not given.is_absolute() and given.parent.as_posix() in (".", "config"):
         ready_made = ready_made_folder() / given.name
@@ -123,44 +124,41 @@ def find(path: str | os.PathLike[str]) -> Path:
 
 
 def ready_made_folder() -> Path:
-    """The folder of the ready-made YAML files: inside the installed package, or `config/` of a checkout."""
+    """Return the folder of the ready-made YAML files: in the installed package, or `config/` of a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "ready_made"
     return installed if installed.is_dir() else package.parent / "config"
 
 
 def with_launcher(config: Config, launcher: str, where: str) -> Config:
-    """`config` with another launcher: the name of a YAML file, the words of a command, or `none`."""
+    """Return `config` with another launcher: the name of a YAML file, a command line, or `none`."""
     if launcher == "none":
-        words = []
+        arguments = []
     elif launcher.endswith((".yaml", ".yml")):
-        words = load_launcher(launcher, where, Path())
+        arguments = load_launcher(launcher, where, Path())
     else:
         try:
-            words = shlex.split(launcher)
+            arguments = shlex.split(launcher)
         except ValueError as error:
             raise ConfigError(f"{where}: found {launcher!r}: {error}") from None
-    check_launcher(words, where)
-    return replace(config, launcher=words)
+    check_launcher(arguments, where)
+    return replace(config, launcher=arguments)
 
 
 def load_launcher(name: str, where: str, folder: Path) -> list[str]:
-    """The list under `launcher` in the file of this name: in `folder`, here, or the ready-made one.
-
-    Raises `ConfigError`, with `where` naming who wanted it.
-    """
+    """Read the `launcher` list from the file `name`: in `folder`, the working directory or the ready-made launchers."""
     ready_made = ready_made_folder() / "launchers"
-    places = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
-    file = next((place for place in places if os.path.isfile(place)), None)
+    candidates = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
+    file = next((path for path in candidates if os.path.isfile(path)), None)
     if file is None:
-        known = ", ".join(f"config/launchers/{found.name}" for found in sorted(ready_made.glob("*.yaml")))
+        known = ", ".join(f"config/launchers/{path.name}" for path in sorted(ready_made.glob("*.yaml")))
         raise ConfigError(
             f"{where}: found {name!r}, which is not a file; give a list of arguments such as [srun, --gres=gpu:1], "
             f"a YAML file that holds one, or one of the ready-made {known}"
         )
     value = parse(read(file, name), name)
-    words = value.get("launcher")
-    if set(value) != {"launcher"} or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    arguments = value.get("launcher")
+    if set(value) != {"launcher"} or not isinstance(arguments, list) or not all(isinstance(a, str) for a in arguments):
         raise ConfigError(f"{name}: found {shown(value)}, expected the one key launcher with a list of arguments")
-    check_launcher(words, f"{name}: launcher")
-    return words
+    check_launcher(arguments, f"{name}: launcher")
+    return arguments

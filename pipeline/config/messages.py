@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line: the key, what was found, what is allowed."""
+"""One-line error messages for a configuration: the key, what was found, what is allowed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec.structs import fields
 from pipeline.config.difference import shown
 from pipeline.config.schema import RENAMED, Config
 
-#: How msgspec calls a type, and how people do.
+#: msgspec's names of types, in plain words.
 _TYPES = {
     "int": "an integer",
     "float": "a number",
@@ -21,14 +21,14 @@ _TYPES = {
     "object": "a mapping of keys",
 }
 
-#: What text has to look like where a pattern says so, by the key's last part.
+#: The patterns of the schema in plain words, by the last part of the key.
 _FORMATS = {
     "name": "letters, digits, '.', '_' and '-' (at most 64, a letter or digit first)",
     "sha256": "64 hexadecimal digits",
     "device": "auto, cpu, gpu, gpu:0 or gpu:0,1",
 }
 
-#: The key that people mean who give a single value for the whole mapping.
+#: The key to suggest to a user who gives a single value instead of a mapping.
 _MAIN_KEYS = {
     "data": "name",
     "training.schedule": "kind",
@@ -39,7 +39,7 @@ _MAIN_KEYS = {
 
 
 def explain(message: str, value: Any) -> str:
-    """Turn msgspec's message into: key path, what was found, what is allowed."""
+    """Translate msgspec's message into the key path, what was found and what is allowed."""
     problem, _, pointer = message.partition(" - at `$")
     path = pointer.rstrip("`").lstrip(".")
     if unknown := re.match(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
@@ -61,7 +61,7 @@ def _unknown(path: str, key: str) -> str:
 
 
 def _expected(problem: str, path: str, found: Any) -> str:
-    """What is allowed at `path`, as the end of a sentence about what was found there."""
+    """Return what is allowed at `path`, as the end of a sentence about the value found there."""
     key = path.rpartition(".")[2]
     if path in _MAIN_KEYS and found is not None and not isinstance(found, (dict, list)):
         meant = shown(found).strip('"')
@@ -72,7 +72,7 @@ def _expected(problem: str, path: str, found: Any) -> str:
         return f", expected one of {_choices_at(path)}"
     if "matching regex" in problem:
         return f", expected {_FORMATS[key]}"
-    words = re.sub(r"`(\w[\w |]*)`", lambda kinds: _kinds(kinds[1]), problem.partition(", got ")[0])
+    words = re.sub(r"`(\w[\w |]*)`", lambda match: _kinds(match[1]), problem.partition(", got ")[0])
     words = re.sub(r"\.0\b", "", words.replace("Expected", "expected", 1))
     if path.startswith("architecture.conv_arch"):
         words += " (conv_arch is a list of [convolutions, channels])"
@@ -84,7 +84,6 @@ def _expected(problem: str, path: str, found: Any) -> str:
 
 
 def _kinds(types: str) -> str:
-    """`bool | object | null` in words."""
     return " or ".join(_TYPES.get(kind, kind) for kind in types.split(" | ") if kind != "null")
 
 
@@ -95,12 +94,11 @@ def _choices_at(path: str) -> str:
 
 
 def _struct_at(path: str) -> Any:
-    """The class of the mapping at `path`."""
-    found: Any = Config
+    struct: Any = Config
     for step in path.split(".") if path else ():
-        kind = next(field.type for field in fields(found) if field.name == step)
-        found = next(each for each in (kind, *get_args(kind)) if hasattr(each, "__struct_fields__"))
-    return found
+        hint = next(field.type for field in fields(struct) if field.name == step)
+        struct = next(kind for kind in (hint, *get_args(hint)) if hasattr(kind, "__struct_fields__"))
+    return struct
 
 
 def _join(path: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The keys of a configuration: names, types, defaults, allowed values, and what names an architecture.
+"""The schema of a configuration (keys, types, defaults, allowed values) and the fingerprint of an architecture.
 
 Imports nothing heavier than msgspec: a finished chain must be recognised in a third of a second.
 """
@@ -16,7 +16,7 @@ from pipeline import address
 
 
 class Official(NamedTuple):
-    """A published data set: what people call it, and its archive in the binary layout."""
+    """A published data set: its title, its number of classes, and its archive in the binary layout."""
 
     title: str
     classes: int
@@ -40,17 +40,17 @@ OFFICIAL = {
     ),
 }
 
-#: What people are told that the sample drawn by code is.
+#: Label of everything made from the bundled sample.
 SAMPLE_LABEL = "bundled sample, not CIFAR-10"
 
-#: Keys that had another name once. A configuration with the old one is refused; what a run recorded is still read.
+#: Renamed keys. A configuration that uses the old name is refused; the record of an older run is still read.
 RENAMED = {"schedule": "retrain", "evaluation.views": "evaluation.tta"}
 
 #: Part of every architecture fingerprint. Raise it when the same keys come to mean another network.
 ARCHITECTURE_KEY_VERSION = 1
 
-#: Keys of an architecture that there were not in its first version, with the network of that version.
-_LATER = {"activation": "relu", "stem": 0, "pool": "last", "global_pool": "none"}
+#: Keys of an architecture that were added later, with the values that give the network of the first version.
+_ADDED_LATER = {"activation": "relu", "stem": 0, "pool": "last", "global_pool": "none"}
 
 #: Side of the square input images, in pixels. Each block's pool halves it.
 IMAGE_SIZE = 32
@@ -70,31 +70,31 @@ class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     source: str = OFFICIAL["cifar10"].url
     sha256: _Sha256 | None = None
     mirrors: list[str] = []
-    #: For a folder of images that does not say which ones are for the test: the share of them that is.
+    #: Share of the images to test on, for a folder of images without a train/test split of its own.
     test_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.2
 
     @property
     def is_sample(self) -> bool:
-        """True for the sample drawn by code, which is not CIFAR-10."""
+        """Whether this is the sample drawn by code, which is not CIFAR-10."""
         return self.source == "bundled"
 
     @property
     def classes(self) -> int | None:
-        """How many classes the data set has by its name; None when only its images can tell."""
+        """Number of classes implied by the name; None when only the images can tell."""
         return 10 if self.is_sample else OFFICIAL[self.name].classes if self.name in OFFICIAL else None
 
 
 class BatchNorm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Batch normalisation in detail. `batch_norm: true` stands for the defaults."""
+    """Options of batch normalisation. `batch_norm: true` means the defaults."""
 
-    #: Whether each channel has a learned factor.
+    #: Whether each channel has a learned scale.
     scale: bool = True
-    #: How much of the running statistics a step keeps.
+    #: Share of the running statistics that each step keeps.
     momentum: _Fraction = 0.9
 
 
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The network. Any change of a value here means another run."""
+    """The network. Changing any value here starts a new run."""
 
     name: _Name
     conv_arch: Annotated[
@@ -104,35 +104,34 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dense: list[_Width] = msgspec.field(default_factory=lambda: [4096, 4096])
     dropout: _Fraction = 0.5
     activation: Literal["relu", "gelu"] = "relu"
-    #: Filters of a frozen 2x2 convolution without padding before the blocks, which whitens the images; 0: none.
+    #: Filters of a frozen, unpadded 2x2 convolution in front of the blocks that whitens the images; 0 for none.
     stem: Annotated[int, Meta(ge=0, le=1024)] = 0
-    #: Which convolution of a block its max-pool follows. After the first one, the others cost a quarter.
+    #: Which convolution of a block the max-pool follows. After `first`, the remaining ones cost a quarter.
     pool: Literal["last", "first"] = "last"
-    #: `max`: after the last block each channel is reduced to its maximum.
+    #: `max` reduces each channel to its maximum after the last block.
     global_pool: Literal["none", "max"] = "none"
-    #: None: as many as the data set has, see `with_classes` and `pipeline.workspace.freshness.Chain.config`.
+    #: None for as many as the data set has, see `with_classes` and `pipeline.workspace.freshness.Chain.config`.
     classes: Annotated[int, Meta(ge=2, le=256)] | None = None
 
     @property
     def outputs(self) -> int:
-        """`classes`, which must be known."""
+        """`classes`, once it is known."""
         assert self.classes is not None
         return self.classes
 
     @property
     def sides(self) -> list[int]:
-        """Side of the images, in pixels, before the blocks and after each of them."""
+        """Side of the images in pixels, before the first block and after each block."""
         side = IMAGE_SIZE - (1 if self.stem else 0)
         return [side >> pools for pools in range(len(self.conv_arch) + 1)]
 
     @property
     def norm(self) -> BatchNorm | None:
-        """The batch normalisation, if any."""
         return BatchNorm() if self.batch_norm is True else self.batch_norm or None
 
 
 class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the learning rate moves. `constant` and `step` do not depend on the number of epochs."""
+    """The learning-rate schedule. `constant` and `step` do not depend on the number of epochs."""
 
     kind: Literal["constant", "step", "cosine", "triangle"] = "constant"
     warmup_epochs: _NonNegative = 0.0
@@ -143,28 +142,28 @@ class Schedule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Random changes of the training images, made batch by batch."""
+    """Random augmentation of the training images, batch by batch."""
 
     pad_crop: Annotated[int, Meta(ge=0, le=16)] = 0
-    #: What a shifted image shows beyond its border: black, or its mirror image.
+    #: What fills the border of a shifted image: black, or a reflection of the image.
     padding: Literal["zero", "reflect"] = "zero"
     flip: Literal["none", "random", "alternating"] = "none"
     cutout: Annotated[int, Meta(ge=0, le=32)] = 0
 
 
 class LearningRateFactors(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Factors of the learning rate: `norm` for the offsets and scales of batch norm, `output` for the last layer."""
+    """Learning-rate multipliers: `norm` for the offsets and scales of batch norm, `output` for the last layer."""
 
     norm: _Positive = 1.0
     output: _Positive = 1.0
 
 
 class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the network is trained. Apart from `epochs`, a change here does not retrain a finished run."""
+    """How the network is trained. A change here, other than of `epochs`, does not retrain a finished run."""
 
     epochs: Annotated[int, Meta(ge=1, le=1_000_000)]
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 256
-    #: `muon` is `nag` but for the convolutions after the first, see `pipeline.training.muon`.
+    #: `muon` is `nag` except for the convolutions after the first, see `pipeline.training.muon`.
     optimizer: Literal["sgd", "nag", "muon"] = "sgd"
     learning_rate: _Positive = 0.01
     momentum: _Fraction = 0.9
@@ -174,43 +173,43 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
     normalize: bool = False
-    #: `whitening` is `he` but for the first layer, whose filters then whiten patches of the training images.
+    #: `whitening` is `he` except for the first layer, whose filters whiten patches of the training images.
     initializer: Literal["xavier", "he", "whitening"] = "xavier"
-    #: Start with an output layer of zeros, for which all classes are equally likely.
+    #: Start with an output layer of zeros, so that all classes are equally likely.
     zero_output: bool = False
     label_smoothing: _Fraction = 0.0
     validation_images: Annotated[int, Meta(ge=0)] = 2500
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     checkpoint_seconds: _Positive = 60.0
-    #: Write the learning curves for TensorBoard as well, to `train/tensorboard`; needs tensorboardX.
+    #: Also write the learning curves for TensorBoard, to `train/tensorboard`; needs tensorboardX.
     tensorboard: bool = False
     init_from: str | None = None
 
 
 class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the trained network is measured and used. A change here evaluates and exports again, it never retrains."""
+    """How the trained network is evaluated and used. A change here reruns evaluation and export, never training."""
 
-    #: Test-time augmentation: views averaged per prediction, see `pipeline.evaluation.tta`; each is a forward pass.
+    #: Test-time augmentation: views averaged per prediction, one forward pass each; see `pipeline.evaluation.tta`.
     tta: Literal[1, 2, 6] = 1
 
 
 class Retraining(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When `Retrain` makes a new generation, and when that one becomes current."""
+    """When `Retrain` makes a new generation, and when that generation becomes current."""
 
     every: Literal["day", "week", "month"] = "week"
     #: Start from the current model's weights instead of from scratch.
     warm_start: bool = False
-    #: Train each generation with a seed of its own, made from `training.seed` and its name.
+    #: Train each generation with its own seed, derived from `training.seed` and its name.
     new_seed: bool = False
-    #: How much less than the current model's the accuracy of a new one may be, as a share of the test images.
+    #: How far a new model's accuracy may fall below the current one's, as a share of the test images.
     tolerance: _Fraction = 0.005
     #: How many of the newest promoted generations `Prune` keeps; the current and the previous one always stay.
     keep: _Count = 5
 
 
 class Distributed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training over several processes or hosts; each batch is divided among the workers."""
+    """One training over several processes or hosts; each batch is split among the workers."""
 
     workers: Annotated[int, Meta(ge=1, le=1024)] = 1
 
@@ -218,8 +217,8 @@ class Distributed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One validated configuration.
 
-    `launcher` and `distributed` say where the training runs: like `device`, they never retrain. `launcher` may be
-    given as the name of a file that holds it; `load` puts the list in its place.
+    `launcher` and `distributed` say where the training runs; like `device`, they never cause retraining. `launcher`
+    may name a file; `load` replaces the name with the list in that file.
     """
 
     data: Data = Data()
@@ -233,17 +232,17 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def fingerprint(self) -> str:
-        """The architecture's fingerprint, see `fingerprint`."""
+        """Fingerprint of the architecture, see `fingerprint`."""
         return fingerprint(self.architecture)
 
 
 def fingerprint(architecture: Architecture) -> str:
-    """SHA-256 (64 hex digits) over the canonical JSON of the architecture's values and the key version.
+    """Return the SHA-256 (64 hex digits) of the canonical JSON of the architecture's values and the key version.
 
-    Keys that came later count only with another value than their default, the network of before.
+    Keys that were added later are left out at their defaults, so that older fingerprints stay valid.
     """
     values = msgspec.to_builtins(architecture)
-    for key, default in _LATER.items():
+    for key, default in _ADDED_LATER.items():
         if values[key] == default:
             del values[key]
     if architecture.batch_norm == BatchNorm():
@@ -253,7 +252,7 @@ def fingerprint(architecture: Architecture) -> str:
 
 
 def with_classes(config: Config, classes: int | None) -> Config:
-    """`config` for a data set of so many classes, unless it says itself how many outputs the network has."""
+    """Return `config` for a data set of `classes`, unless it sets the number of outputs itself."""
     if config.architecture.classes is not None or classes is None:
         return config
     architecture = msgspec.structs.replace(config.architecture, classes=classes)
@@ -261,12 +260,12 @@ def with_classes(config: Config, classes: int | None) -> Config:
 
 
 def to_dict(config: Struct) -> dict[str, Any]:
-    """The configuration as plain dicts, lists and scalars, every default spelled out."""
+    """Return the configuration as plain dicts, lists and scalars, every default spelled out."""
     return msgspec.to_builtins(config)
 
 
 def to_record(config: Config) -> dict[str, Any]:
-    """As `to_dict`, without secrets, for files: addresses as they may be shown, no launcher, which can hold a token."""
+    """Like `to_dict`, without secrets, for files: redacts addresses and drops the launcher, which can hold a token."""
     data = config.data
     shown = msgspec.structs.replace(
         data, source=address.shown(data.source), mirrors=[address.shown(mirror) for mirror in data.mirrors]
@@ -275,11 +274,8 @@ def to_record(config: Config) -> dict[str, Any]:
 
 
 def recorded_training(value: dict[str, Any]) -> dict[str, Any]:
-    """The `training` of a run or checkpoint, with the defaults of the keys that there were not when it was made.
-
-    So an upgrade that brings a key changes nothing about what was trained before. `epochs` may be missing.
-    """
+    """Return the `training` mapping of an older run or checkpoint, `epochs` optional, with defaults for newer keys."""
     try:
         return to_dict(msgspec.convert({"epochs": 1, **value}, Training))
     except msgspec.ValidationError:
-        return value  # made by a version that knew other keys: all of them are shown
+        return value  # made by a version with other keys: show them all

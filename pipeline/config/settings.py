@@ -1,4 +1,4 @@
-"""Section `[vgg]` of luigi.cfg, for programs that run without Luigi. The tasks read it through Luigi itself."""
+"""Section `[vgg]` of luigi.cfg, for programs that run without Luigi. Tasks read it through Luigi."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from collections.abc import Iterable
 from pipeline.errors import ConfigError
 from pipeline.files import expanded
 
-#: Where Luigi looks, the later file before the earlier one.
+#: Where Luigi looks; a later file overrides an earlier one.
 _FILES = ("/etc/luigi/client.cfg", "/etc/luigi/luigi.cfg", "client.cfg", "luigi.cfg")
 
-#: Options that were renamed.
+#: Renamed options: old name -> new name.
 OLD_NAMES = {"patience_seconds": "retry_timeout"}
 
 
 def read() -> dict[str, str]:
-    """What `[vgg]` says, with `~` and `$NAME` filled in where it names a place.
-
-    Raises `ConfigError` for a file that cannot be understood.
-    """
+    """Return the options in `[vgg]`, with `~` and `$NAME` expanded in paths. Raises `ConfigError`."""
     parser = configparser.ConfigParser()
     for file in [*_FILES, os.environ.get("LUIGI_CONFIG_PATH", "")]:
         try:
@@ -28,23 +25,23 @@ def read() -> dict[str, str]:
         except (configparser.Error, ValueError) as error:
             raise ConfigError(f"{file}: cannot be read as Luigi's configuration: {error}") from error
     try:
-        options = parser.items("vgg") if parser.has_section("vgg") else ()
+        items = parser.items("vgg") if parser.has_section("vgg") else ()
     except configparser.InterpolationError as error:
         raise ConfigError(f"luigi.cfg: [vgg] {error.option}: a % must be written %%") from None
-    found = {option.replace("-", "_"): value for option, value in options}
-    refuse_old_names(found)
-    places = {key: expanded(found[key], f"[vgg] {key}") for key in ("workspace", "cache") if found.get(key)}
-    return {**found, **places}
+    options = {option.replace("-", "_"): value for option, value in items}
+    refuse_old_names(options)
+    paths = {key: expanded(options[key], f"[vgg] {key}") for key in ("workspace", "cache") if options.get(key)}
+    return {**options, **paths}
 
 
 def refuse_old_names(options: Iterable[str]) -> None:
-    """Raise `ConfigError` for an option of `[vgg]` that has another name now."""
+    """Raise `ConfigError` if `[vgg]` has an option under its old name."""
     for old in {option.replace("-", "_") for option in options} & OLD_NAMES.keys():
         raise ConfigError(f"luigi.cfg: [vgg] {old} is now called {OLD_NAMES[old]}: rename it")
 
 
 def seconds(settings: dict[str, str], key: str, default: float) -> float:
-    """A number of seconds among the settings."""
+    """Return the option `key` as a number of seconds."""
     try:
         return float(settings.get(key, default))
     except ValueError:

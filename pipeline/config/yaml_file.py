@@ -1,4 +1,4 @@
-"""YAML as people mean it: duplicate keys are refused, `1e-3` is a number, a day is text."""
+"""YAML without surprises: duplicate keys are errors, `1e-3` is a number, a date is text."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _REAL = re.compile(
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
 )
 
-#: Keys in a file; the ready-made ones have about twenty.
-MOST_KEYS = 10_000
+#: Keys in one file, merged ones included; the ready-made files have about twenty.
+MAX_KEYS = 10_000
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe YAML that refuses duplicate keys and reads numbers as people do.
+    """Safe YAML that refuses duplicate keys and reads numbers as people write them.
 
-    PyYAML follows YAML 1.1, where `1e-3` is text (yaml/pyyaml issue 173), `010` is 8, `1:30` is 90, and a day is no
-    text. Here numbers are those of YAML 1.2, with `_` between digits; all else, such as a number too long, is text.
+    PyYAML follows YAML 1.1: `1e-3` is text (yaml/pyyaml issue 173), `010` is 8, `1:30` is 90, and a date is not text.
+    Here numbers follow YAML 1.2, with `_` between digits; anything else, such as a number too long, is text.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012, PyYAML's own
@@ -36,12 +36,12 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     _pairs = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Fill in what is merged (`<<`), which can make a small file a huge value."""
+        """Expand merge keys (`<<`) up to `MAX_KEYS`: they can turn a small file into a huge value."""
         super().flatten_mapping(node)
         self._pairs += len(node.value)
-        if self._pairs > MOST_KEYS:
-            found = f"more than {MOST_KEYS:,} keys, those that are merged included"
-            raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
+        if self._pairs > MAX_KEYS:
+            problem = f"more than {MAX_KEYS:,} keys, including merged ones"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _number(loader: Any, node: yaml.ScalarNode) -> int | float:
@@ -80,7 +80,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
 def read(file: Path, shown: str) -> str:
-    """The text of a configuration file. Raises `ConfigError`, with `shown` as the file's name."""
+    """Return the text of a configuration file. Raises `ConfigError`, naming the file as `shown`."""
     try:
         if file.stat().st_size > 1_000_000:
             raise ConfigError(
@@ -94,7 +94,7 @@ def read(file: Path, shown: str) -> str:
 
 
 def parse(text: str, shown: str) -> dict[str, Any]:
-    """The mapping in a YAML text. Raises `ConfigError`, with `shown` as the file's name."""
+    """Return the mapping in a YAML text. Raises `ConfigError`, naming the file as `shown`."""
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -102,9 +102,9 @@ def parse(text: str, shown: str) -> dict[str, Any]:
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{shown}: not valid YAML{at}: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
-        # PyYAML meets a wrong value behind a tag, such as `!!bool 5`, with whatever its own code stumbles over.
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ConfigError(f"{shown}: not valid YAML ({found})") from None
+        # PyYAML raises almost anything for a wrong value behind a tag, such as `!!bool 5`.
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"{shown}: not valid YAML ({problem})") from None
     if not isinstance(value, dict):
         found = "an empty file" if value is None else f"a {type(value).__name__}"
         raise ConfigError(f"{shown}: found {found}, expected the keys {', '.join(Config.__struct_fields__)}")

@@ -1,7 +1,7 @@
 """The data set stage: from an address, an archive, a folder or the bundled sample to arrays ready to memory-map.
 
-Reads `data` of the configuration; leaves `datasets/<name>-<digest8>/` and, last of all, the pointer that says which
-data set this source turned out to be.
+Reads `data` of the configuration. Writes `datasets/<name>-<digest8>/` and, last of all, the pointer from the source to
+that data set.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from pipeline.workspace.freshness import Chain, shown_source
 
 __all__ = ["TEST_FILES", "Dataset", "load", "load_test", "prepare", "verify"]
 
-#: Copies of a source, such as each host's own, of which a pointer remembers that they are the same data set.
+#: How many copies of a source, such as each host's own, a pointer remembers as the same data set.
 _COPIES = 100
 
 
 def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
-    """Make the configured data set, or find that it is there already; returns its manifest.
+    """Make the configured data set, or reuse the existing one; returns its manifest.
 
-    Raises `DataError` when no source gives the data set, `WorkspaceError` when it cannot be stored.
+    Raises `DataError` when no source yields the data set, `WorkspaceError` when it cannot be stored.
     """
     data = chain.given.data
     pointer = chain.workspace.source_pointer(data)
     try:
         remove_debris(pointer.parent, pointer.name)
-        # Taken before reading: a source that changes while it is read must be seen as changed afterwards.
+        # Before reading, so that a source that changes meanwhile is seen as changed afterwards.
         stat = sources.state(data)
         content, archive_sha256 = source.fetch(chain, reporter)
         reporter.progress(0.9, "writing the arrays")
         details = _details(data, content, archive_sha256)
         folder = chain.workspace.dataset(dataset_id(data.name, details["digest"]))
-        # Another source may turn out to be the same data set, at this very moment.
+        # Another process may be writing the same data set from another source.
         with chain.workspace.hold(chain.workspace.lock(folder.name), f"data set {folder.name}", True, reporter.note):
             manifest = _reuse(folder, details) or store.write(folder, content, details)
             record = _pointer(chain, folder.name, stat, content, details)
             if content.images is not None:
                 image_folder.write(chain.workspace.source_listing(data), content.images)
             write_json(pointer, record)
-        download.remove(source.downloaded(chain))
+        download.remove(source.download_path(chain))
     except OSError as error:
         raise from_os_error(error, "store the data set") from error
     reporter.progress(1.0, details["label"])
@@ -65,11 +65,11 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
 
 
 def _reuse(folder: Path, details: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the same data set made before, or None when there is none that is whole."""
-    found = store.intact(folder, details["digest"])
-    if found is not None and details["official"] and not found["details"].get("official"):
-        return store.finish(folder, details)  # the same images turned out to be the official ones
-    return found
+    """Return the manifest of the same data set if it was made before and is intact; None otherwise."""
+    existing = store.intact(folder, details["digest"])
+    if existing is not None and details["official"] and not existing["details"].get("official"):
+        return store.finish(folder, details)  # the images turned out to be the official ones
+    return existing
 
 
 def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def _details(data: Data, content: Content, archive_sha256: str | None) -> dict[s
         for split in (content.train, content.test)
     )
     official = next((known for known in OFFICIAL.values() if known.sha256 == archive_sha256), None)
-    other = data.name if content.layout == "images" else f"{data.name}, not the official archive"
-    label = f"{official.title}, the official archive" if official else other
+    unofficial = data.name if content.layout == "images" else f"{data.name}, not the official archive"
+    label = f"{official.title}, the official archive" if official else unofficial
     return {
         "name": data.name,
         "digest": store.digest(content),
@@ -111,14 +111,14 @@ def _pointer(
         "read": time.time(),
         "copies": [state for state in known if state not in (None, stat)][:_COPIES],
         "change": same.get("change") if same else _change(chain, before, content),
-        # What was said of these images stays, so that finished runs stay those of the configuration.
+        # Unchanged for the same images, so that the configuration still matches its finished runs.
         "classes": same["classes"] if same else max(2, len(details["classes"])),
         **{key: details[key] for key in ("digest", "official", "sample", "label")},
     }
 
 
 def _change(chain: Chain, before: dict[str, Any] | None, content: Content) -> dict[str, str] | None:
-    """Since which data set the source has changed, and how, as far as that is known."""
+    """Return which data set the source held before, and what changed since, as far as that is known."""
     if before is None:
         return None
     listed = image_folder.read(chain.workspace.source_listing(chain.given.data))

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: the random choices, and what they do to images."""
+"""Augmentation of whole batches: the random choices, and their effect on images."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Plan:
     flips: np.ndarray | None = None
     #: (2, n): first row and first column of each image's window in the padded image.
     shifts: np.ndarray | None = None
-    #: (2, n): first row and first column of each image's blank square; may lie outside.
+    #: (2, n): first row and first column of each image's blank square; may be out of bounds.
     holes: np.ndarray | None = None
 
     def part(self, number: int, parts: int) -> Plan:
-        """One of `parts` plans of consecutive images; the first ones are longer if need be, as in `split_data`."""
-        places = np.array_split(np.arange(len(self.rows)), parts)[number]
-        several = (None if value is None else value[..., places] for value in (self.flips, self.shifts, self.holes))
-        return Plan(self.rows[places], *several)
+        """Return part `number` of `parts`, of consecutive images; earlier parts may be longer, as in `split_data`."""
+        indices = np.array_split(np.arange(len(self.rows)), parts)[number]
+        changes = (None if value is None else value[..., indices] for value in (self.flips, self.shifts, self.holes))
+        return Plan(self.rows[indices], *changes)
 
 
 def augment(images: np.ndarray, plan: Plan, augmentation: Augmentation) -> np.ndarray:
-    """Change (n, 3, H, W) uint8 images as planned: mirror, shift within a border, blank a square."""
+    """Apply a plan to (n, 3, H, W) uint8 images: mirror, shift within a border, blank a square."""
     count, _, height, width = images.shape
     if plan.flips is not None:
         images = images.copy()

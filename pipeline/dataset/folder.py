@@ -1,7 +1,7 @@
-"""A folder of images as a data set: read on all cores, upright, RGB, 32x32, and shared out between training and test.
+"""A folder of images as a data set: read on all cores, upright, RGB, 32x32, and split into training and test images.
 
-The order of the images follows from their pixels, so that a renamed file is no new data set. Memory holds the pixels
-twice, and one image for each core.
+The images are ordered by their pixels, so that renaming a file does not make a new data set. Memory holds the pixels
+twice, plus one image for each core.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from pipeline.config import IMAGE_SIZE
 from pipeline.dataset import image_files
 from pipeline.dataset.image_files import Picture
 from pipeline.dataset.layouts import PIXELS, Batch, Bytes, Content
-from pipeline.dataset.refusal import Refused, Tell
+from pipeline.dataset.refusal import Progress, Refused
 from pipeline.files import sha256_file
 from pipeline.process.cores import usable_cores
 from pipeline.text import counted, shown
 from pipeline.workspace import image_folder
 from pipeline.workspace.image_folder import examples
 
-#: More unreadable images than this share of all are a mistake of the whole folder.
-UNREADABLE = 0.1
+#: Largest share of unreadable images; with more of them the folder is refused.
+MAX_UNREADABLE = 0.1
 
-#: Images that are read between two reports of progress.
+#: Images read between two progress reports.
 _GROUP = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """An image that was read: its row in the array, what its pixels are known by, and where it belongs."""
+class _Loaded:
+    """A loaded image: its row in the array, a hash of its pixels, its name, its class, and its part (train or test)."""
 
     row: int
     pixels: bytes
@@ -45,50 +45,50 @@ class _Read:
     part: str
 
 
-def read(folder: Path, test_fraction: float, most_classes: int, tell: Tell) -> Content:
-    """The images of a folder. Raises `Refused` when they are no data set, `OSError` when it cannot be listed."""
-    tell(0.0, "looking for images")
-    seen = image_folder.look(folder)
+def read(folder: Path, test_fraction: float, max_classes: int, progress: Progress) -> Content:
+    """Read a folder of images. Raises `Refused` if they are not a data set, `OSError` if it cannot be listed."""
+    progress(0.0, "looking for images")
+    listing = image_folder.look(folder)
     try:
-        images, remarks = image_folder.labelled(seen)
+        images, remarks = image_folder.labelled(listing)
     except image_folder.Unlabelled as error:
         raise Refused(str(error), error.advice) from None
     classes = sorted({image.label for image in images.values()})
-    if len(classes) > most_classes:
+    if len(classes) > max_classes:
         raise Refused(
-            f"has {len(classes)} classes, but architecture.classes is {most_classes}",
+            f"has {len(classes)} classes, but architecture.classes is {max_classes}",
             f"set architecture.classes to {len(classes)}, or leave it out",
         )
     array = np.empty((len(images), PIXELS), np.uint8)
-    found = list(_read_all(Path(seen.root), images, array, test_fraction, tell))
-    remarks += _unreadable([one for one in found if isinstance(one, str)], len(images))
-    train, test, more = _shared_out([one for one in found if isinstance(one, _Read)])
+    results = list(_read_all(Path(listing.root), images, array, test_fraction, progress))
+    remarks += _unreadable([result for result in results if isinstance(result, str)], len(images))
+    train, test, more = _split([result for result in results if isinstance(result, _Loaded)])
     remarks += more + _check_parts(train, test, classes)
     index = {name: label for label, name in enumerate(classes)}
     training, tests = (
-        Batch(array[[one.row for one in part]], np.array([index[one.label] for one in part], np.uint8))
+        Batch(array[[image.row for image in part]], np.array([index[image.label] for image in part], np.uint8))
         for part in (train, test)
     )
     return Content([training], [tests], classes, "images", remarks, images)
 
 
 def _read_all(
-    root: Path, images: image_folder.Images, array: Bytes, test_fraction: float, tell: Tell
-) -> Iterator[_Read | str]:
-    """Read each image into its row of the array; gives what is known of it, or why it cannot be used."""
+    root: Path, images: image_folder.Images, array: Bytes, test_fraction: float, progress: Progress
+) -> Iterator[_Loaded | str]:
+    """Read each image into its row of the array; yields the loaded image, or why it cannot be used."""
     rows = iter(enumerate(sorted(images)))
     done = 0
-    with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes and scales without the interpreter's lock
-        # In groups: a task in the queue takes nearly as much memory as the pixels of an image.
+    with ThreadPoolExecutor(usable_cores()) as threads:  # Pillow decodes and scales without the GIL
+        # In groups, because a queued task takes nearly as much memory as the pixels of an image.
         while group := list(islice(rows, _GROUP)):
             yield from threads.map(partial(_read_one, root, images, array, test_fraction), group)
             done += len(group)
-            tell(done / len(images), f"reading images, {done:,} of {len(images):,}")
+            progress(done / len(images), f"reading images, {done:,} of {len(images):,}")
 
 
 def _read_one(
     root: Path, images: image_folder.Images, array: Bytes, test_fraction: float, numbered: tuple[int, str]
-) -> _Read | str:
+) -> _Loaded | str:
     row, name = numbered
     path, image = root / name, images[name]
     if image.size < 0:  # named in labels.csv
@@ -104,11 +104,11 @@ def _read_one(
         return f"{shown(name)}: {error.strerror}"
     if (status.st_size, status.st_mtime_ns) != (image.size, image.time):
         return f"{shown(name)}: changed while the folder was being read"
-    return _Read(row, hashlib.blake2b(array[row].data, digest_size=16).digest(), name, image.label, part)
+    return _Loaded(row, hashlib.blake2b(array[row].data, digest_size=16).digest(), name, image.label, part)
 
 
 def _part(path: Path, test_fraction: float) -> str:
-    """The part of an image in a folder that does not say: by the content of its file, so that it stays where it is."""
+    """Assign an image to train or test by a hash of its file, so that it keeps its part as the folder changes."""
     return "test" if int(sha256_file(path)[:16], 16) < test_fraction * 2**64 else "train"
 
 
@@ -116,44 +116,43 @@ def _unreadable(reasons: Sequence[str], images: int) -> list[str]:
     if not reasons:
         return []
     first = "; ".join(reasons[:3])
-    if len(reasons) > UNREADABLE * images:
-        found = f"{len(reasons):,} of {counted(images, 'image')} cannot be used ({first})"
-        raise Refused(found, "repair or remove them")
+    if len(reasons) > MAX_UNREADABLE * images:
+        raise Refused(
+            f"{len(reasons):,} of {counted(images, 'image')} cannot be used ({first})", "repair or remove them"
+        )
     return [f"left out: {counted(len(reasons), 'image')} that cannot be used ({first})"]
 
 
-def _shared_out(found: Sequence[_Read]) -> tuple[list[_Read], list[_Read], list[str]]:
-    """Training and test images in the order of their pixels, and lines about images that are there more than once.
-
-    What is tested with is not trained with: a training image that is a test image, too, is left out.
-    """
-    found = sorted(found, key=lambda one: (one.pixels, one.label, one.name))
-    test = [one for one in found if one.part == "test"]
-    tested = {one.pixels: one for one in test}
-    train = [one for one in found if one.part == "train" and one.pixels not in tested]
-    both = [(one, tested[one.pixels]) for one in found if one.part == "train" and one.pixels in tested]
-    used = sorted([*train, *test], key=lambda one: (one.pixels, one.label))
-    torn = [pair for pair in pairwise(used) if pair[0].pixels == pair[1].pixels and pair[0].label != pair[1].label]
+def _split(images: Sequence[_Loaded]) -> tuple[list[_Loaded], list[_Loaded], list[str]]:
+    """Return training and test images, ordered by pixels, and remarks. Duplicates of test images are not trained on."""
+    images = sorted(images, key=lambda image: (image.pixels, image.label, image.name))
+    test = [image for image in images if image.part == "test"]
+    tested = {image.pixels: image for image in test}
+    train = [image for image in images if image.part == "train" and image.pixels not in tested]
+    leaked = [(image, tested[image.pixels]) for image in images if image.part == "train" and image.pixels in tested]
+    used = sorted([*train, *test], key=lambda image: (image.pixels, image.label))
+    conflicts = [(one, two) for one, two in pairwise(used) if one.pixels == two.pixels and one.label != two.label]
     remarks = []
-    if both:
-        remarks.append(f"left out of training: {counted(len(both), 'image')} that are also test images{_pair(both)}")
-    if torn:
-        remarks.append(f"{counted(len(torn), 'image')} in more than one class{_pair(torn)}")
+    if leaked:
+        count = counted(len(leaked), "image")
+        remarks.append(f"left out of training: {count} that are also test images{_example(leaked)}")
+    if conflicts:
+        remarks.append(f"{counted(len(conflicts), 'image')} in more than one class{_example(conflicts)}")
     return train, test, remarks
 
 
-def _pair(pairs: Sequence[tuple[_Read, _Read]]) -> str:
-    """The first of some pairs of the same image."""
-    return f" (for example {shown(pairs[0][0].name)} = {shown(pairs[0][1].name)})"
+def _example(duplicates: Sequence[tuple[_Loaded, _Loaded]]) -> str:
+    one, two = duplicates[0]
+    return f" (for example {shown(one.name)} = {shown(two.name)})"
 
 
-def _check_parts(train: Sequence[_Read], test: Sequence[_Read], classes: Sequence[str]) -> list[str]:
-    """A line about classes that no test image has, if there are any. Raises `Refused` where it takes more than that."""
-    trained, tested = ({one.label for one in part} for part in (train, test))
+def _check_parts(train: Sequence[_Loaded], test: Sequence[_Loaded], classes: Sequence[str]) -> list[str]:
+    """Return a remark about classes without test images. Raises `Refused` for a part that cannot be used at all."""
+    trained, tested = ({image.label for image in part} for part in (train, test))
     if missing := [name for name in classes if name not in trained]:
         raise Refused(f"no training images of class {examples(missing)}", "add some, or remove the class")
     if not test:
         raise Refused("no test images", "add some, or raise data.test_fraction if that decides")
-    unmeasured = trained - tested
-    told = f"no test images of class {examples(unmeasured)}: its recall cannot be measured"
-    return [told] if unmeasured else []
+    if untested := trained - tested:
+        return [f"no test images of class {examples(untested)}: its recall cannot be measured"]
+    return []

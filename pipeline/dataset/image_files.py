@@ -1,7 +1,7 @@
-"""Image files as pixels for a network: which files of a folder are images, and what is in them.
+"""Find image files and decode them to pixels for a network.
 
-Reads the first picture of each file in a list of raster formats; every other file is returned with the reason. The
-number of pixels limits the memory that a file can take; large pictures are decoded one at a time.
+Reads the first picture of a file in one of several raster formats; any other file is returned with the reason. A limit
+on the pixels bounds the memory that a file can take; large pictures are decoded one at a time.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from pipeline.process.cores import usable_cores
 from pipeline.text import counted, printable
 from pipeline.workspace.image_folder import EXTENSIONS
 
-#: Pillow's names of formats that hold pixels, never a program for another one to run (EPS: Ghostscript).
+#: Pillow's names of the raster formats. EPS is left out: Ghostscript would run it as a program.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-#: Most pixels that are decoded. A JPEG may have twice as many: most of them are skipped while it is decoded.
-MOST_PIXELS = 1 << 26
+#: Pixels that are decoded. A JPEG may have twice as many, because decoding skips most of them.
+MAX_PIXELS = 1 << 26
 
-#: Most bytes of a file. Some decoders read all of it first.
-MOST_BYTES = 1 << 30
+#: Bytes of a file. Some decoders read all of it first.
+MAX_BYTES = 1 << 30
 
-#: Most scans of a JPEG. Progressive ones have ten; each can take a second, however few bytes it has.
-MOST_SCANS = 100
+#: Scans of a JPEG. A progressive one has ten; a scan of a few bytes can take a second.
+MAX_SCANS = 100
 
-#: What begins a part of a JPEG that says how long it is, or ends the picture.
+#: Start of a JPEG segment with a length, or end of the picture.
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 
 #: Pictures of this many pixels or more are decoded one at a time.
@@ -51,7 +51,7 @@ _large = threading.Lock()
 
 @dataclass(frozen=True)
 class Picture:
-    """(3, H, W) uint8 RGB pixels, and the (width, height) that they had in the file."""
+    """(3, H, W) uint8 RGB pixels, and the (width, height) of the picture in the file."""
 
     pixels: np.ndarray
     size: tuple[int, int]
@@ -66,12 +66,12 @@ class Unreadable:
 
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path], list[Unreadable]]:
-    """The files in `paths`, with the image files below every folder among them; those skipped there; empty folders.
+    """Return the image files in `paths` and below the folders among them, the files skipped there, and empty folders.
 
-    Skipped are files without the extension of an image, and folders that are links; hidden ones are ignored.
+    Skips files without an image's extension and linked folders; ignores hidden files.
     """
     found: list[Path] = []
-    others: list[Path] = []
+    skipped: list[Path] = []
     empty: list[Unreadable] = []
     for path in paths:
         if not path.is_dir():
@@ -79,61 +79,57 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path], list[Unreadable
             continue
         files, unlisted = _below(path)
         images = [file for file in files if file.suffix.lower() in EXTENSIONS]
-        passed = [file for file in files if file.suffix.lower() not in EXTENSIONS]
+        others = [file for file in files if file.suffix.lower() not in EXTENSIONS]
         if not images and not unlisted:
-            besides = f" ({skipped(passed)})" if passed else ""
+            besides = f" ({describe_skipped(others)})" if others else ""
             empty.append(Unreadable(path, f"no image files in this folder{besides}"))
             continue
         found += images + unlisted
-        others += passed
-    return found, others, empty
+        skipped += others
+    return found, skipped, empty
 
 
-def skipped(files: Sequence[Path]) -> str:
-    """What was skipped: `3 files skipped: 2 .heic, 1 .txt`, and folders that are links, by name."""
+def describe_skipped(files: Sequence[Path]) -> str:
+    """Describe what was skipped: `3 files skipped: 2 .heic, 1 .txt`, then linked folders by name."""
     links = {file for file in files if os.path.isdir(file)}
     kinds = Counter(file.suffix.lower() or "without an extension" for file in files if file not in links).most_common()
-    named = ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:5])
+    counts = ", ".join(f"{count:,} {printable(kind)}" for kind, count in kinds[:5])
     more = f", {sum(count for _, count in kinds[5:]):,} of other kinds" if kinds[5:] else ""
-    told = [f"{counted(len(files) - len(links), 'file')} skipped: {named}{more}"] if kinds else []
+    parts = [f"{counted(len(files) - len(links), 'file')} skipped: {counts}{more}"] if kinds else []
     if links:
-        which = [printable(str(link)) for link in sorted(links)[:3]] + ["…"] * (len(links) > 3)
-        told.append(f"{counted(len(links), 'linked folder')} not followed (give each by name): {', '.join(which)}")
-    return "; ".join(told)
+        names = [printable(str(link)) for link in sorted(links)[:3]] + ["…"] * (len(links) > 3)
+        parts.append(f"{counted(len(links), 'linked folder')} not followed (give each by name): {', '.join(names)}")
+    return "; ".join(parts)
 
 
 def read_all(files: Sequence[Path], size: tuple[int, int]) -> list[Picture | Unreadable]:
-    """Each file as a picture of `size` (height, width), in their order, on all cores."""
-    with ThreadPoolExecutor(usable_cores()) as threads:  # decoding releases the interpreter lock
+    """Read each file as a picture of `size` (height, width), in order, on all cores."""
+    with ThreadPoolExecutor(usable_cores()) as threads:  # decoding releases the GIL
         return list(threads.map(lambda file: read(file, size), files))
 
 
 def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
-    """The first picture in a file, upright, of this size (height, width).
-
-    Other sizes are scaled until the shorter side fits, then cropped to the centre: the aspect ratio stays.
-    """
+    """Read the first picture in a file, upright, scaled to fill `size` (height, width) and cropped to the centre."""
     try:
         if not file.is_file():
             why = "a folder that cannot be listed" if file.is_dir() else "not a file"
             return Unreadable(file, why if file.exists() else "no such file or folder")
-        if (length := file.stat().st_size) > MOST_BYTES:
-            return Unreadable(file, f"has {human_size(length)}; the limit is {human_size(MOST_BYTES)}")
+        if (length := file.stat().st_size) > MAX_BYTES:
+            return Unreadable(file, f"is {human_size(length)}; the limit is {human_size(MAX_BYTES)}")
         opened = Image.open(file, formats=_formats())
-        # What is in an AVIF file can be larger than it says.
+        # The picture in an AVIF file can be larger than its header says.
         large = opened.format == "AVIF" or max(math.prod(opened.size), math.prod(_tile(opened))) >= LARGE
-        # It is closed before the next large one is decoded.
         with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
             return _decoded(opened, size)
     except PIL.UnidentifiedImageError:
         return Unreadable(file, f"not an image, or an unsupported format (supported: {', '.join(_formats())})")
     except Image.DecompressionBombError:
-        return Unreadable(file, f"far more pixels than the limit, {MOST_PIXELS / 1e6:.0f} million: scale it down first")
+        return Unreadable(file, f"far more pixels than the limit, {MAX_PIXELS / 1e6:.0f} million: scale it down first")
     except _Refused as refused:
         return Unreadable(file, str(refused))
-    except Exception as error:  # each decoder of Pillow has errors of its own for damaged files
-        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return Unreadable(file, f"cannot be read: {printable(' '.join(said.split())) or type(error).__name__}")
+    except Exception as error:  # Pillow's decoders raise almost anything for damaged files
+        message = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return Unreadable(file, f"cannot be read: {printable(' '.join(message.split())) or type(error).__name__}")
 
 
 class _Refused(Exception):
@@ -143,15 +139,15 @@ class _Refused(Exception):
 def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     height, width = size
     original = opened.size
-    if opened.format in ("JPEG", "MPO") and _scans(opened.filename) > MOST_SCANS:
-        raise _Refused(f"a JPEG of more than {MOST_SCANS} scans; save it anew")
+    if opened.format in ("JPEG", "MPO") and _scans(opened.filename) > MAX_SCANS:
+        raise _Refused(f"a JPEG of more than {MAX_SCANS} scans; save it again")
     if opened.format == "PPM" and opened.tile[0][0] != "raw" and math.prod(original) > LARGE:
         raise _Refused("a large PPM whose values are not bytes, which is slow to read; save it as PNG")
-    if math.prod(tile := _tile(opened)) > MOST_PIXELS:
+    if math.prod(tile := _tile(opened)) > MAX_PIXELS:
         raise _Refused(f"a TIFF with tiles of {tile[0]:,} x {tile[1]:,} pixels; save it with smaller ones")
-    _check_size(original, 2 * MOST_PIXELS if opened.format in ("JPEG", "MPO") else MOST_PIXELS)
+    _check_size(original, 2 * MAX_PIXELS if opened.format in ("JPEG", "MPO") else MAX_PIXELS)
     opened.draft("RGB", (4 * width, 4 * height))  # lets JPEG skip detail that scaling would throw away
-    _check_size(opened.size, MOST_PIXELS)
+    _check_size(opened.size, MAX_PIXELS)
     raw = _raw_mode(opened)
     if opened.format == "TIFF" and opened.tag_v2.get(262) == 6 and raw == "RGBX":
         raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow 13 can read, but not {PIL.__version__}")
@@ -167,39 +163,39 @@ def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
 
 
 def _scans(file: str) -> int:
-    """How many scans a JPEG file has, counted up to `MOST_SCANS` and one; what follows its end does not count."""
-    place = scans = 0
+    """Count the scans of a JPEG file up to the end of its picture, stopping after `MAX_SCANS + 1`."""
+    position = scans = 0
     with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        while scans <= MOST_SCANS and (marker := _MARKER.search(data, place)) and marker[0] != b"\xff\xd9":
+        while scans <= MAX_SCANS and (marker := _MARKER.search(data, position)) and marker[0] != b"\xff\xd9":
             scans += marker[0] == b"\xff\xda"
-            place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+            position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return scans
 
 
 def _tile(opened: Any) -> tuple[int, int]:
-    """The size of the tiles of a TIFF, each of which is decoded whole, however little of it is in the picture."""
+    """Return the size of a TIFF's tiles. A tile is decoded whole, however little of it is in the picture."""
     width, height = (opened.tag_v2.get(tag, 0) if opened.format == "TIFF" else 0 for tag in (322, 323))
     if not isinstance(width, int) or not isinstance(height, int):
         raise _Refused("a TIFF whose tiles have no size")
     return width, height
 
 
-def _check_size(size: tuple[int, int], most: int) -> None:
-    if size[0] * size[1] > most:
-        found = f"{size[0]:,} x {size[1]:,} pixels, {size[0] * size[1] / 1e6:,.0f} million"
-        raise _Refused(f"{found}; the limit is {most / 1e6:.0f} million: scale it down first")
+def _check_size(size: tuple[int, int], limit: int) -> None:
+    if size[0] * size[1] > limit:
+        pixels = f"{size[0]:,} x {size[1]:,} pixels, {size[0] * size[1] / 1e6:,.0f} million"
+        raise _Refused(f"{pixels}; the limit is {limit / 1e6:.0f} million: scale it down first")
 
 
 def _raw_mode(opened: Any) -> str:
-    """The layout of the values in the file, in Pillow's words: `RGB;16B` has 16 bits, `I;16S` signed ones."""
+    """Return Pillow's name for the layout of the values: `RGB;16B` has 16 bits, `I;16S` has signed ones."""
     arguments = opened.tile[0][3] if opened.tile else ""
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return raw if isinstance(raw, str) else ""
 
 
 def _eight_bits(image: Any, sixteen: bool) -> Any:
-    """Any mode as L, RGB or RGBA, 8 bits each. Raises `_Refused` when the range of the values is unknown."""
-    scaled = image.format == "PPM"  # states its range, by which Pillow scales
+    """Convert any mode to L, RGB or RGBA with 8 bits. Raises `_Refused` when the range of the values is unknown."""
+    scaled = image.format == "PPM"  # Pillow scales by the range in the header
     if image.mode == "F":
         image = Image.fromarray(_from_floats(np.asarray(image)))
     elif image.mode.startswith("I"):
@@ -227,13 +223,12 @@ def _from_floats(values: np.ndarray) -> np.ndarray:
 
 
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this Pillow can read."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return [name for name in FORMATS if name in Image.OPEN]  # not every Pillow has all of them
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files and linked folders below a folder that are not hidden, and the folders there that cannot be listed."""
+    """Return the visible files and linked folders below a folder, and the folders that cannot be listed."""
     files: list[Path] = []
     unlisted: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):

@@ -1,8 +1,8 @@
 """The layouts of CIFAR-10 and CIFAR-100: from the files of an archive to checked images and labels.
 
-binary: files of records, a label (CIFAR-100: a coarse and a fine one) and 3,072 pixel values; class names a line each.
+binary: records of a label (CIFAR-100: a coarse and a fine one) and 3,072 pixel values; class names, one a line.
 python: pickled dicts of `data` (N, 3072) and `labels` (CIFAR-100: `fine_labels`), and one of the class names.
-The files' names are in `pipeline.workspace.sources`. Source: https://www.cs.toronto.edu/~kriz/cifar.html
+`pipeline.workspace.sources` has the file names. Source: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 PIXELS = 3 * 32 * 32
 
-#: Bytes of one pickled batch and of the class names. CIFAR-100's have 155 MB and 2 kB.
+#: Bytes of one pickled batch and of the class names. CIFAR-100 has 155 MB and 2 kB.
 PICKLE_LIMIT, META_LIMIT = 1 << 29, 1 << 16
 
 Bytes = NDArray[np.uint8]
 
 
 class _Published(NamedTuple):
-    """How a published data set is divided, and its labels: how many an image has (the last one counts), their keys."""
+    """Batches of a published data set, labels per image (the last one is used), and the prefix of the labels' keys."""
 
     batches: int
     batch_images: int
@@ -46,37 +46,37 @@ _PUBLISHED = {"cifar10": _Published(5, 10_000, 10_000, 1, ""), "cifar100": _Publ
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """`images` (N, 3072) uint8, channel by channel and row by row, maybe with gaps; `labels` (N,) uint8."""
+    """`images` (N, 3072) uint8, channel by channel and row by row, possibly strided; `labels` (N,) uint8."""
 
     images: Bytes
     labels: Bytes
 
 
 def blocks(rows: Bytes) -> Iterator[memoryview]:
-    """The bytes of an array of any shape in order, without its gaps and without a second copy of the whole."""
+    """Yield the bytes of an array in order, block by block, so that a strided one is not copied as a whole."""
     for start in range(0, len(rows), 500):
         yield np.ascontiguousarray(rows[start : start + 500]).data
 
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """Everything that a data set holds, checked, still in batches."""
+    """The checked content of a data set, still in batches."""
 
     train: list[Batch]
     test: list[Batch]
     classes: list[str]
     layout: str
-    #: What people should know of it, a line each.
+    #: Remarks for the user, one line each.
     remarks: list[str] = field(default_factory=list)
-    #: The images that were read, when they came from a folder of images.
+    #: The files read, for a folder of images.
     images: Images | None = None
 
 
 class Collector:
-    """Takes the files of one archive in any order and gives the whole, checked, in `finish`.
+    """Collects the files of one archive in any order; `finish` checks and returns the data set.
 
-    With the `name` of a published data set the archive must be in its layout, with exactly its numbers of batches,
-    images and classes; with any other, any number of images and of training batches 1..n is right. Labels must be below
+    Under the `name` of a published data set, the archive must have exactly its layout, batches, images and classes.
+    Under any other name, it may have any number of images and of training batches 1..n. Labels must be below
     `label_limit`.
     """
 
@@ -86,7 +86,7 @@ class Collector:
         self._others: list[str] = []
 
     def wants(self, name: str, size: int) -> bool:
-        """Whether the file `name` belongs to the data set. Raises `Refused` when it cannot have `size` bytes."""
+        """Whether the file `name` belongs to the data set. Raises `Refused` if `size` is impossible for it."""
         layout = FILES.get(name)
         if layout is None:
             self._others.append(name[:100])  # a name in an archive can have 262,144 characters
@@ -106,55 +106,55 @@ class Collector:
         return True
 
     def add(self, name: str, content: bytes | bytearray) -> None:
-        """Take the content of a file that `wants` said yes to."""
+        """Add the content of a file for which `wants` returned True."""
         self._contents[name] = content
 
     def finish(self) -> Content:
-        """The whole data set; raises `Refused` when a file is missing or wrong."""
+        """Return the whole data set. Raises `Refused` when a file is missing or wrong."""
         layout = self._layout()
         *train, test = (self._batch(layout, name, self._contents.pop(name)) for name in self._names(layout))
         highest = max(int(batch.labels.max()) for batch in (*train, test))
         return Content(train, [test], self._classes(layout, highest), layout.form)
 
     def _check_count(self, layout: Layout, name: str, images: int) -> None:
-        about = _PUBLISHED[layout.published]
-        expected = about.test_images if name == layout.test else about.batch_images
+        published = _PUBLISHED[layout.published]
+        expected = published.test_images if name == layout.test else published.batch_images
         if self._name == layout.published and images != expected:
-            raise Refused(f"{name} has {images:,} images, that of {OFFICIAL[self._name].title} has {expected:,}")
+            raise Refused(f"{name} has {images:,} images, but that of {OFFICIAL[self._name].title} has {expected:,}")
 
     def _batch(self, layout: Layout, name: str, content: bytes | bytearray) -> Batch:
-        about = _PUBLISHED[layout.published]
+        published = _PUBLISHED[layout.published]
         if layout.form == "binary":
-            records = np.frombuffer(content, np.uint8).reshape(-1, about.labels + PIXELS)
-            batch = Batch(records[:, about.labels :], records[:, about.labels - 1].copy())
+            records = np.frombuffer(content, np.uint8).reshape(-1, published.labels + PIXELS)
+            batch = Batch(records[:, published.labels :], records[:, published.labels - 1].copy())
         else:
-            batch = _unpickled(name, content, f"{about.prefix}labels")
+            batch = _unpickled(name, content, f"{published.prefix}labels")
             self._check_count(layout, name, len(batch.images))
-        wrong = np.flatnonzero(batch.labels >= self._label_limit)
-        if wrong.size:
-            first = int(wrong[0])
-            found = f"{name}: image {first} has label {batch.labels[first]}, expected 0 to {self._label_limit - 1}"
+        invalid = np.flatnonzero(batch.labels >= self._label_limit)
+        if invalid.size:
+            first = int(invalid[0])
+            reason = f"{name}: image {first} has label {batch.labels[first]}, expected 0 to {self._label_limit - 1}"
             advice = ADVICE if self._strict else f"get a good copy, or raise architecture.classes ({self._label_limit})"
-            raise Refused(found, advice, fits="" if self._strict else self._name)
+            raise Refused(reason, advice, fits="" if self._strict else self._name)
         return batch
 
     def _layout(self) -> Layout:
-        """The one layout that there are training batches of."""
-        found = {name: FILES[name] for name in self._contents if name in TRAINING_FILES}
-        if not found:
+        """Return the layout of the training batches, of which there must be exactly one."""
+        layouts = {name: FILES[name] for name in self._contents if name in TRAINING_FILES}
+        if not layouts:
             others = ", ".join(shown(name) for name in [*self._contents, *self._others][:5]) or "nothing"
             raise Refused(f"holds no CIFAR-10 or CIFAR-100 batches (data_batch_1.bin, train.bin, …); found {others}")
-        first, layout = min(found.items())
-        if other := next((name for name in found if found[name] != layout), None):
+        first, layout = min(layouts.items())
+        if other := next((name for name in layouts if layouts[name] != layout), None):
             raise Refused(f"holds batches of more than one layout: {first} and {other}")
         if self._strict and layout.published != self._name:
             advice = f"set data.name to {layout.published}, or data.source to a copy of {OFFICIAL[self._name].title}"
-            found_here = f"is {OFFICIAL[layout.published].title} ({first}), but data.name is {self._name}"
-            raise Refused(found_here, advice, fits=layout.published)
+            reason = f"is {OFFICIAL[layout.published].title} ({first}), but data.name is {self._name}"
+            raise Refused(reason, advice, fits=layout.published)
         return layout
 
     def _names(self, layout: Layout) -> list[str]:
-        """The files of the training batches in order and, last, that of the test batch, once they are complete."""
+        """Return the names of the training batches in order, then of the test batch; `Refused` if one is missing."""
         present = sorted(name for name in self._contents if FILES[name] == layout and name != layout.class_names)
         last = _PUBLISHED[layout.published].batches if self._strict else sum(map(TRAINING_FILES.__contains__, present))
         names = [*(layout.train.format(number) for number in range(1, last + 1)), layout.test]
@@ -165,7 +165,7 @@ class Collector:
         return names
 
     def _classes(self, layout: Layout, highest: int) -> list[str]:
-        """The class names: those in the archive, CIFAR-10's own, or `class 0`, `class 1`, …"""
+        """Return the class names in the archive, or else CIFAR-10's, or else `class 0`, `class 1`, …"""
         count = OFFICIAL[self._name].classes if self._strict else None
         file = layout.class_names
         if file not in self._contents:
@@ -215,5 +215,5 @@ def _class_names(layout: Layout, file: str, content: bytes | bytearray) -> list[
     names = pickles.load(content, file).get(key)
     if not isinstance(names, list) or not all(isinstance(name, (str, bytes)) for name in names):
         raise Refused(f"{file}: {key} is missing or not a list of names")
-    # Of 64 characters, which a name may have, none is left out; of one that is listed 20,000 times much is.
+    # The cut keeps more than the 64 characters allowed, but little of a long name that is listed 20,000 times.
     return [name[:260].decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

@@ -1,7 +1,7 @@
-"""The data loader: who is held out for validation, and the training images batch by batch, shuffled and augmented.
+"""The data loader: holds out validation images, and yields shuffled, augmented batches of the others.
 
-The whole data set is memory-mapped and every operation acts on a batch. All randomness is a function of the seed
-and the epoch or step, so a training that is resumed in the middle of an epoch sees the very batches that it missed.
+The data set is memory-mapped and every operation acts on a whole batch. All randomness is a function of the seed and
+the epoch or step, so training resumed in the middle of an epoch sees exactly the batches that it missed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from pipeline.config import Training
 from pipeline.dataset.augmentation import Plan, augment
 from pipeline.dataset.normalisation import Normalisation
 
-# What a random stream is for; part of its seed, so that two streams never share numbers.
+# Purposes of the random streams; part of the seed, so that no two streams share numbers.
 _SPLIT, _ORDER, _AUGMENT, _FIRST_FLIP = range(4)
 
 
 def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training part and of the held-out validation part of (N,) labels, each ascending.
-
-    The validation part has the same share of every class, up to rounding. The test images have no part in this.
-    """
+    """Split (N,) labels into ascending indices for training and validation, with the same share of each class."""
     generator = _stream(seed, _SPLIT)
     classes, counts = np.unique(labels, return_counts=True)
     quotas = counts * validation_images / len(labels)
@@ -39,10 +36,10 @@ def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.nda
 
 
 class TrainingLoader:
-    """Batches of one training: what batch number `step` of an epoch contains depends on nothing else.
+    """Batches of one training. The content of a batch depends only on the settings, the epoch and the step.
 
-    `images` (N, 3, 32, 32) uint8 and `labels` (N,) stay where they are; `indices` selects the training part. With a
-    `share` (rank, workers) each batch is only the part of this rank, which may have no image.
+    `images` (N, 3, 32, 32) uint8 and `labels` (N,) are not copied; `indices` selects the training images. With a
+    `share` (rank, workers), each batch is this rank's part of it, which may be empty.
     """
 
     def __init__(
@@ -60,15 +57,12 @@ class TrainingLoader:
         self.augmentation, self.seed, self.norm = training.augmentation, training.seed, norm
         self.steps_per_epoch = -(-len(indices) // self.batch_size)
         self._first_flip = _stream(self.seed, _FIRST_FLIP).random(len(labels)) < 0.5
-        #: Seconds that `epoch` had no batch ready when it was asked for one.
-        self.waited = 0.0
+        self.waited = 0.0  # seconds spent waiting for a batch
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of one epoch from `first_step` on: (n, 3, 32, 32) float32 and (n,) float32 labels.
-
-        The next batch is prepared in a thread while the caller works with the present one.
-        """
+        """Yield the batches of one epoch from `first_step` on: (n, 3, 32, 32) float32 and (n,) float32 labels."""
         order = self.order(epoch)
+        # A thread prepares the next batch while the caller works on the current one.
         with concurrent.futures.ThreadPoolExecutor(1, "batches") as executor:
             waiting = executor.submit(self.batch, epoch, first_step, order)
             for step in range(first_step, self.steps_per_epoch):
@@ -80,21 +74,21 @@ class TrainingLoader:
                 yield ready
 
     def size(self, step: int) -> int:
-        """Images of batch number `step` of an epoch, over all workers."""
+        """Number of images in batch `step` of an epoch, over all workers."""
         return min(self.batch_size, len(self.indices) - step * self.batch_size)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The shuffled training indices of one epoch."""
+        """Shuffle the training indices for one epoch."""
         return _stream(self.seed, _ORDER, epoch).permutation(self.indices)
 
     def batch(self, epoch: int, step: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Batch number `step` of an epoch, augmented and normalised. The last one may be smaller."""
+        """Return batch `step` of an epoch, augmented and normalised. The last one may be smaller."""
         plan = self.plan(epoch, step, order)
         images = augment(self.images[plan.rows], plan, self.augmentation)
         return self.norm.apply(images), self.labels[plan.rows].astype(np.float32)
 
     def plan(self, epoch: int, step: int, order: np.ndarray) -> Plan:
-        """Which images batch number `step` of an epoch has for this rank, and how each is changed."""
+        """Plan which images this rank gets in batch `step` of an epoch, and how each is augmented."""
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         count, (height, width) = len(rows), self.images.shape[2:]
         pad, cutout = self.augmentation.pad_crop, self.augmentation.cutout
@@ -114,14 +108,11 @@ class TrainingLoader:
 
 
 def padded_batches(images: np.ndarray, batch_size: int, norm: Normalisation) -> Iterator[tuple[np.ndarray, int]]:
-    """(batch_size, 3, 32, 32) float32 batches in order, each with its number of images: the last is padded with zeros.
-
-    A constant shape keeps MXNet from planning its memory anew.
-    """
+    """Yield (batch_size, 3, 32, 32) float32 batches in order, padded with zeros, each with its number of images."""
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         values = norm.apply(np.asarray(part))
-        if len(part) < batch_size:
+        if len(part) < batch_size:  # a constant shape saves MXNet from planning its memory again
             values = np.concatenate([values, np.zeros((batch_size - len(part), *values.shape[1:]), np.float32)])
         yield values, len(part)
 

@@ -1,4 +1,4 @@
-"""Normalising images: measured on the training images, recorded in the manifest, the same wherever a model runs."""
+"""Image normalisation: measured on the training images, recorded in the manifest, the same wherever a model runs."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Images that are counted at once, few enough for the processor's cache.
+#: Images counted at once, few enough for the CPU's cache.
 _AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Pixel values 0..255 become `(value / 255 - mean) / std`, a channel at a time; the default means 0..1."""
+    """Maps pixel values 0..255 to `(value / 255 - mean) / std`, channel by channel; by default to 0..1."""
 
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @classmethod
     def measure(cls, images: np.ndarray) -> Normalisation:
-        """Mean and standard deviation of each channel of (N, 3, H, W) uint8 images, on the scale 0..1."""
-        pairs = np.zeros((3, 1 << 16), np.int64)  # of neighbouring pixels: half as many to count
+        """Measure mean and standard deviation of each channel of (N, 3, H, W) uint8 images, on the scale 0..1."""
+        pairs = np.zeros((3, 1 << 16), np.int64)  # counts of pairs of neighbouring pixels, half as many as pixels
         for start in range(0, len(images), _AT_ONCE):
-            for channel, found in enumerate(pairs):
+            for channel, histogram in enumerate(pairs):
                 pixels = images[start : start + _AT_ONCE, channel].reshape(-1)
-                found += np.bincount(pixels.view(np.uint16), minlength=len(found))
+                histogram += np.bincount(pixels.view(np.uint16), minlength=len(histogram))
         counts = sum(pairs.reshape(3, 256, 256).sum(axis) for axis in (1, 2))
         values = np.arange(256) / 255
         mean = counts @ values / counts.sum(1)
         std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
-        # Six digits are far below what matters, and print and compare well.
+        # Six digits are more than enough, and print and compare well.
         return cls(*(tuple(round(value, 6) for value in part.tolist()) for part in (mean, np.maximum(std, 1e-3))))
 
     @classmethod
     def from_manifest(cls, details: Mapping[str, Mapping[str, Sequence[float]]]) -> Normalisation:
-        """The one that a training's manifest records in its details."""
+        """Return the normalisation recorded in the details of a training's manifest."""
         value = details["normalisation"]
         return cls(tuple(value["mean"]), tuple(value["std"]))
 
     def apply(self, images: np.ndarray) -> np.ndarray:
-        """(N, 3, H, W) uint8 to float32 of the same shape."""
+        """Normalise (N, 3, H, W) uint8 images to float32 of the same shape."""
         scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, 3, 1, 1)
         shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, 3, 1, 1)
         values = images.astype(np.float32)

@@ -1,8 +1,8 @@
-"""Reading the python layout, which is pickle, without letting it run code.
+"""Read the pickles of the python layout without running any code in them.
 
-A pickle is a program. `pickletools` takes it apart into operations, and `_Machine` carries out the few that build
-numbers, texts, lists, dicts and numpy arrays. Nothing that a pickle names is ever looked up or called: what it says of
-an array is noted, and numpy sees the bytes later. So the time and memory that a pickle takes are those of its bytes.
+A pickle is a program. `pickletools` parses it into operations, and `_Machine` executes the few that build numbers,
+strings, lists, dicts and numpy arrays. Nothing that a pickle names is ever imported or called: arrays are only
+described, and numpy gets the bytes later. So a pickle takes time and memory in proportion to its size.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipeline.dataset.refusal import Refused
 from pipeline.errors import PipelineError
 from pipeline.text import shown
 
-#: Operations that a pickle may have: so many, and one more for so many of its bytes. A batch, which has
-#: 3,072 bytes of each image, needs 2 to 13 operations for it.
-_OPERATIONS, _BYTES_EACH = 20_000, 200
+#: Operations that a pickle may have: a base, plus one for every so many bytes. A batch needs 2 to 13 operations for
+#: the 3,072 bytes of an image.
+_OPERATIONS, _BYTES_PER_OPERATION = 20_000, 200
 
-#: What has its value as the argument: numbers, texts and bytes.
+#: Operations whose argument is the value: numbers, strings and bytes.
 _VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
@@ -41,7 +41,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 
-#: What a pickle may name. The cores of numpy 1 and 2 have different names.
+#: The globals that a pickle may name. The core module of numpy 2 is called `_core`.
 _ENCODE = "_codecs encode"
 _DTYPE, _NDARRAY = "numpy dtype", "numpy ndarray"
 _RECONSTRUCT, _SCALAR, _FROM_BUFFER = (
@@ -52,9 +52,9 @@ _KNOWN = {_ENCODE, _DTYPE, _NDARRAY, *_RECONSTRUCT, *_SCALAR, *_FROM_BUFFER}
 
 
 def load(content: bytes | bytearray, name: str) -> dict[str, Any]:
-    """The dict in one pickled file `name`, keys as text, byte strings as `bytes`, arrays as `Array`.
+    """Return the dict pickled in the file `name`: keys as `str`, byte strings as `bytes`, arrays as `Array`.
 
-    Raises `Refused` when it is no such pickle, or names anything but the parts of a numpy array.
+    Raises `Refused` when it is not such a pickle, or names anything but the parts of a numpy array.
     """
     try:
         value = _Machine(name, len(content)).run(pickletools.genops(io.BytesIO(content)))
@@ -69,7 +69,7 @@ def load(content: bytes | bytearray, name: str) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Array:
-    """What a pickle says about a numpy array: shape, dtype, the bytes, and their order."""
+    """A numpy array as described by a pickle: shape, dtype, the bytes, and their order."""
 
     shape: Any = ()
     dtype: Any = None
@@ -77,16 +77,16 @@ class Array:
     fortran: bool = False
 
     def to_numpy(self) -> NDArray[Any]:
-        """The array itself, read-only, if it holds integers. Raises `ValueError` or `TypeError` for anything else."""
+        """Return the array, read-only. Raises `ValueError` or `TypeError` unless it holds integers."""
         if not isinstance(self.dtype, _Dtype) or not isinstance(self.raw, (bytes, bytearray)):
-            raise TypeError("an array of something else than integers")
+            raise TypeError("an array of something other than integers")
         flat = np.frombuffer(self.raw, self.dtype.to_numpy())
         return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
 
 @dataclass(eq=False)
 class _Dtype:
-    """What a pickle says about a numpy dtype."""
+    """A numpy dtype as described by a pickle."""
 
     code: Any
     order: Any = "|"
@@ -99,32 +99,32 @@ class _Dtype:
         return kind.newbyteorder(">") if order == ">" or code.startswith(">") else kind
 
 
-class _Function(str):
-    """The name of something that a pickle would call. Nothing is called."""
+class _Global(str):
+    """The name of a global that a pickle would call. It is never called."""
 
 
 class _Machine:
-    """Carries out the operations of one pickle of `size` bytes: a stack, marks in it, and a memory."""
+    """Executes the operations of one pickle of `size` bytes, with a stack, its marks, and a memo."""
 
     def __init__(self, name: str, size: int) -> None:
         self._name = name
-        self._operations = _OPERATIONS + size // _BYTES_EACH
-        self._to_encode = size
+        self._max_operations = _OPERATIONS + size // _BYTES_PER_OPERATION
+        self._encodable = size
         self._stack: list[Any] = []
         self._marks: list[int] = []
-        self._memory: dict[int, Any] = {}
+        self._memo: dict[int, Any] = {}
 
     def run(self, operations: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
-        """The object that the pickle describes; raises `Refused` or almost anything else when there is none."""
+        """Return the object that the pickle describes. Raises `Refused`, or almost anything, if there is none."""
         for count, (operation, argument, _) in enumerate(operations):
-            if count > self._operations:
+            if count > self._max_operations:
                 raise Refused(f"{self._name} is a pickle with far more operations than its images need")
             if operation.name == "STOP":
                 break
-            self._carry_out(operation.name, argument)
+            self._execute(operation.name, argument)
         return self._stack.pop()
 
-    def _carry_out(self, operation: str, argument: Any) -> None:
+    def _execute(self, operation: str, argument: Any) -> None:
         stack = self._stack
         match operation:
             case "PROTO" | "FRAME":
@@ -138,80 +138,80 @@ class _Machine:
             case _ if operation in _CONSTANTS:
                 stack.append(_CONSTANTS[operation]())
             case "LIST":
-                stack.append(self._since_mark())
+                stack.append(self._pop_to_mark())
             case "TUPLE":
-                stack.append(tuple(self._since_mark()))
+                stack.append(tuple(self._pop_to_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self._last(int(operation[-1]))))
+                stack.append(tuple(self._pop(int(operation[-1]))))
             case "DICT":
-                items = self._since_mark()
+                items = self._pop_to_mark()
                 stack.append({})
-                self._fill(items)
+                self._set_items(items)
             case "APPEND":
-                self._extend(self._last(1))
+                self._extend(self._pop(1))
             case "APPENDS":
-                self._extend(self._since_mark())
+                self._extend(self._pop_to_mark())
             case "SETITEM":
-                self._fill(self._last(2))
+                self._set_items(self._pop(2))
             case "SETITEMS":
-                self._fill(self._since_mark())
+                self._set_items(self._pop_to_mark())
             case "MEMOIZE":
-                self._memory[len(self._memory)] = stack[-1]
+                self._memo[len(self._memo)] = stack[-1]
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self._memory[int(argument)] = stack[-1]
+                self._memo[int(argument)] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self._memory[int(argument)])
+                stack.append(self._memo[int(argument)])
             case "GLOBAL":
-                stack.append(self._function(argument))
+                stack.append(self._global(argument))
             case "STACK_GLOBAL":
-                stack.append(self._function(" ".join(self._last(2))))
+                stack.append(self._global(" ".join(self._pop(2))))
             case "REDUCE":
-                stack.append(self._result(*self._last(2)))
+                stack.append(self._reduce(*self._pop(2)))
             case "BUILD":
                 state = stack.pop()
                 self._build(stack[-1], state)
             case _:
                 raise Refused(f"{self._name} is a pickle with the operation {operation}, which no batch needs")
 
-    def _last(self, count: int) -> list[Any]:
+    def _pop(self, count: int) -> list[Any]:
         if len(self._stack) < count:
             raise ValueError("too few objects")
-        return self._since(len(self._stack) - count)
+        return self._pop_from(len(self._stack) - count)
 
-    def _since_mark(self) -> list[Any]:
-        return self._since(self._marks.pop())
+    def _pop_to_mark(self) -> list[Any]:
+        return self._pop_from(self._marks.pop())
 
-    def _since(self, start: int) -> list[Any]:
-        taken = self._stack[start:]
+    def _pop_from(self, start: int) -> list[Any]:
+        popped = self._stack[start:]
         del self._stack[start:]
-        return taken
+        return popped
 
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, list):
-            raise TypeError("items for something else than a list")
+            raise TypeError("items for something other than a list")
         target.extend(items)
 
-    def _fill(self, items: list[Any]) -> None:
+    def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict):
-            raise TypeError("items for something else than a dict")
+            raise TypeError("items for something other than a dict")
         if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # hashing a tuple can take for ever
-            raise TypeError("a key that is no text")
+            raise TypeError("a key that is not a string")
         target.update(zip(items[::2], items[1::2], strict=True))
 
-    def _function(self, name: str) -> _Function:
+    def _global(self, name: str) -> _Global:
         if name not in _KNOWN:
             wanted = shown(name.replace(" ", "."))
-            raise Refused(f"{self._name} is a pickle that wants {wanted}, which no batch needs; nothing was run")
-        return _Function(name)
+            raise Refused(f"{self._name} is a pickle that references {wanted}, which no batch needs; nothing was run")
+        return _Global(name)
 
-    def _result(self, function: Any, arguments: Any) -> Any:
-        """What calling `function` would give, without calling anything."""
-        if not isinstance(function, _Function) or not isinstance(arguments, tuple) or len(arguments) > 4:
-            raise TypeError("a call of something that is no part of an array")
+    def _reduce(self, function: Any, arguments: Any) -> Any:
+        """Return a description of what `function` would return, without calling it."""
+        if not isinstance(function, _Global) or not isinstance(arguments, tuple) or len(arguments) > 4:
+            raise TypeError("a call that does not build an array")
         if function == _ENCODE:
-            return self._encoded(*arguments)
+            return self._encode(*arguments)
         if function == _DTYPE:
             return _Dtype(arguments[0])
         if function in _SCALAR:
@@ -219,14 +219,14 @@ class _Machine:
         if function in _FROM_BUFFER:
             raw, dtype, shape, order = arguments
             return Array(shape, dtype, raw, order == "F")
-        return Array()  # numpy's _reconstruct: the rest follows as the array's state
+        return Array()  # numpy's _reconstruct: BUILD sets the rest
 
-    def _encoded(self, text: str, encoding: str | bytes) -> bytes:
+    def _encode(self, text: str, encoding: str | bytes) -> bytes:
         # Protocols before 3 store bytes as latin-1 text.
         if _text(encoding).lower() not in ("latin1", "latin-1"):
-            raise ValueError("bytes in another encoding than latin1")
-        self._to_encode -= len(text)
-        if self._to_encode < 0:
+            raise ValueError("bytes in an encoding other than latin1")
+        self._encodable -= len(text)
+        if self._encodable < 0:
             raise ValueError("more bytes than the pickle has")
         return text.encode("latin1")
 
@@ -237,10 +237,10 @@ class _Machine:
         elif isinstance(target, Array):
             _, target.shape, target.dtype, target.fortran, target.raw = state
         else:
-            raise TypeError("a state for something that has none")
+            raise TypeError("a state for an object without one")
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, (str, bytes)):  # to show a tuple can take for ever
-        raise TypeError("a name that is no text")
+    if not isinstance(value, (str, bytes)):  # formatting a tuple can take for ever
+        raise TypeError("a name that is not a string")
     return value.decode("latin1") if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""Why a source of a data set cannot be used, in one line."""
+"""The error for a source of a data set that cannot be used."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ ADVICE = (
     "data.mirrors"
 )
 
-#: Takes a fraction (0..1) and a line about what is being done.
-Tell = Callable[[float, str], None]
+#: Callback for progress: a fraction (0..1) and a line about what is being done.
+Progress = Callable[[float, str], None]
 
 
 class Refused(DataError):
-    """One source that cannot be used; `source.fetch` adds which one it is and tries the next.
+    """A source cannot be used, except perhaps under the `data.name` in `fits`. `source.fetch` adds which source."""
 
-    `fits` is the `data.name` with which a corrected configuration may use it.
-    """
-
-    def __init__(self, found: str, advice: str = ADVICE, may_pass: bool = False, fits: str = "") -> None:
-        super().__init__(found)
+    def __init__(self, reason: str, advice: str = ADVICE, may_pass: bool = False, fits: str = "") -> None:
+        super().__init__(reason)
         self.advice, self.may_pass, self.fits = advice, may_pass, fits

@@ -1,10 +1,10 @@
 """The bundled sample: ten kinds of small colour pictures drawn by code.
 
-It shows that a chain works before CIFAR-10 is there; whatever is made from it says so. Colours, place, size, tilt and
-noise are drawn anew for every picture, so that no single pixel or colour tells the class.
+It shows that a chain works before CIFAR-10 is downloaded; everything made from it is labelled so. Colours, place, size,
+tilt and noise vary from picture to picture, so that no single pixel or colour gives the class away.
 
-Every picture is the same on every machine and with every numpy: only integers and the exactly rounded float32
-operations + - * / and sqrt are used, and random numbers of `RandomState`, whose streams are frozen (NEP 19).
+The pictures are identical on every machine and with every numpy: they use only integers, the exactly rounded float32
+operations + - * / and sqrt, and random numbers of `RandomState`, whose streams are frozen (NEP 19).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _TRAIN_SEED, _TEST_SEED = 1010, 2020
 _Array = NDArray[np.float32]
 
 
-def drawn() -> Content:
-    """The sample: 5,000 training and 1,000 test pictures, every class equally often in both."""
+def draw() -> Content:
+    """Draw the sample: 5,000 training and 1,000 test pictures, balanced over the classes."""
     return Content([_batch(5000, _TRAIN_SEED)], [_batch(1000, _TEST_SEED)], list(CLASSES), "drawn")
 
 
 def _batch(count: int, seed: int) -> Batch:
-    """`count` shuffled pictures, `count / 10` of each class."""
+    """Draw `count` shuffled pictures, `count / 10` of each class."""
     random = np.random.RandomState(seed)
-    each = count // len(CLASSES)
-    pictures = np.concatenate([_pictures(shape, each, random) for shape in _SHAPES.values()])
-    labels = np.repeat(np.arange(len(CLASSES), dtype=np.uint8), each)
+    per_class = count // len(CLASSES)
+    pictures = np.concatenate([_pictures(shape, per_class, random) for shape in _SHAPES.values()])
+    labels = np.repeat(np.arange(len(CLASSES), dtype=np.uint8), per_class)
     order = random.permutation(count)
     return Batch(pictures.reshape(count, -1)[order], labels[order])
 
@@ -40,10 +40,10 @@ def _batch(count: int, seed: int) -> Batch:
 def _pictures(
     shape: Callable[[_Array, _Array], _Array], count: int, random: np.random.RandomState
 ) -> NDArray[np.uint8]:
-    """`count` pictures (count, 3, 32, 32) uint8 of one shape."""
+    """Draw (count, 3, 32, 32) uint8 pictures of one shape."""
     radius = _uniform(random, (count, 1, 1), 6.0, 11.0)
     u, v = _tilted_coordinates(count, radius, random)
-    # Half a pixel of soft edge: how much of each pixel the shape covers, 0..1.
+    # How much of each pixel the shape covers, 0..1, with half a pixel of soft edge.
     cover = np.minimum(np.maximum(0.5 - shape(u, v) * radius, 0), 1)[:, None]
     ground, figure = _colours(count, random)
     picture = ground + (figure - ground) * cover
@@ -54,12 +54,12 @@ def _pictures(
 
 
 def _tilted_coordinates(count: int, radius: _Array, random: np.random.RandomState) -> tuple[_Array, _Array]:
-    """Each pixel's place (count, 32, 32) as the shape sees it: centre 0, half width 1, turned by up to 14 degrees."""
+    """Return each pixel's coordinates (count, 32, 32) in the shape's frame: centre 0, half width 1, tilt up to 14°."""
     margin = _SIDE / 2 - radius
     middle = (_SIDE - 1) / 2
     centre_x = middle + margin * _uniform(random, (count, 1, 1), -1.0, 1.0)
     centre_y = middle + margin * _uniform(random, (count, 1, 1), -1.0, 1.0)
-    # A rotation without sin and cos, which are not rounded alike everywhere: t is the tangent of half the angle.
+    # A rotation without sin and cos, whose rounding differs between machines: t is the tangent of half the angle.
     t = _uniform(random, (count, 1, 1), -0.123, 0.123)
     cosine = (1 - t * t) / (1 + t * t)
     sine = (t + t) / (1 + t * t)
@@ -69,14 +69,14 @@ def _tilted_coordinates(count: int, radius: _Array, random: np.random.RandomStat
 
 
 def _colours(count: int, random: np.random.RandomState) -> tuple[_Array, _Array]:
-    """Colours (count, 3, 1, 1) of ground and figure, at least 48 of 256 levels apart in every channel."""
+    """Pick colours (count, 3, 1, 1) of ground and figure, at least 48 of 256 levels apart in every channel."""
     ground = random.randint(0, 256, (count, 3, 1, 1))
     figure = (ground + random.randint(48, 256 - 48 + 1, (count, 3, 1, 1))) % 256
     return ground.astype(np.float32), figure.astype(np.float32)
 
 
 def _shading(count: int, random: np.random.RandomState) -> _Array:
-    """A slope of light across each picture, (count, 3, 32, 32), up to 40 levels either way."""
+    """Return a brightness gradient for each picture, (count, 3, 32, 32), up to 40 levels either way."""
     across = np.arange(1 - _SIDE, _SIDE, 2).astype(np.float32) / (_SIDE - 1)  # -1..1
     along_x = _uniform(random, (count, 3, 1, 1), -20.0, 20.0) * across.reshape(1, 1, 1, _SIDE)
     along_y = _uniform(random, (count, 3, 1, 1), -20.0, 20.0) * across.reshape(1, 1, _SIDE, 1)
@@ -114,7 +114,7 @@ def _bands(along: _Array) -> _Array:
 
 
 def _squares(u: _Array, v: _Array) -> _Array:
-    """Inside where exactly one of two bandings is."""
+    """The exclusive or of bands along both axes."""
     a, b = _bands(u), _bands(v)
     return np.maximum(np.minimum(a, b), -np.maximum(a, b))
 

@@ -1,8 +1,8 @@
-"""Evaluation on the test images: `train/` of a run in, `evaluate/` out.
+"""The evaluation stage: reads `train/` of a run and the test images, writes `evaluate/`.
 
-Leaves `metrics.json` (accuracy, loss, per-class precision, recall and F1, confusion matrix) and `predictions.npz`
-(labels, predictions, probabilities). With `evaluation.tta` above 1 they are about the averaged predictions, and
-`single_view_accuracy` is the accuracy without. Run as `python -m pipeline.evaluation`.
+Writes `metrics.json` (accuracy, loss, per-class precision, recall and F1, confusion matrix) and `predictions.npz`
+(labels, predictions, probabilities). With `evaluation.tta` above 1, both describe the averaged predictions, and
+`single_view_accuracy` is the accuracy without averaging. Run as `python -m pipeline.evaluation`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ from pipeline.workspace.freshness import Chain
 
 
 def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Evaluate the run's weights on all test images and publish the result; gives the manifest.
-
-    Raises `WeightsError` when the weights do not have the digest that the training recorded.
-    """
+    """Evaluate the run on all test images and publish the result; returns the manifest. Refuses altered weights."""
     run, train = trained_run(chain)
     trained_on = train["details"]["dataset"]
     data = dataset.load(run.workspace.dataset(run.dataset_id))
@@ -49,7 +46,7 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
     seconds = time.monotonic() - started
     folder = run.stage("evaluate")
     try:
-        # From here until the new manifest is there the stage is not complete.
+        # The stage is incomplete from here until the new manifest is written.
         (folder / manifest.MANIFEST).unlink(missing_ok=True)
         write_json(folder / "metrics.json", {**result, "run": run.run_id, "dataset": trained_on})
         write_atomically(folder / "predictions.npz", _predictions(logits, labels))
@@ -64,15 +61,15 @@ def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | N
         value = manifest.write(folder, "evaluate", ("metrics.json", "predictions.npz"), inputs, details)  # type: ignore[arg-type]
     except OSError as error:
         raise from_os_error(error, "publish the evaluation") from error
-    told = f"test accuracy {result['accuracy']:.2%} on {result['images']:,} images ({trained_on['label']})"
+    summary = f"test accuracy {result['accuracy']:.2%} on {result['images']:,} images ({trained_on['label']})"
     if len(outputs) > 1:
-        told += f", {tta.described(len(outputs))}; one view {result['single_view_accuracy']:.2%}"
-    reporter.note(told)
+        summary += f", {tta.described(len(outputs))}; one view {result['single_view_accuracy']:.2%}"
+    reporter.note(summary)
     return value
 
 
 def trained_run(chain: Chain) -> tuple[Run, dict[str, Any]]:
-    """The chain's run and the manifest of its training; raises `PipelineError` when there is none."""
+    """Return the chain's run and the manifest of its training. Raises `PipelineError` when there is none."""
     run = chain.run()
     train = manifest.read(run.stage("train")) if run else None
     if run is None or train is None:
@@ -81,15 +78,15 @@ def trained_run(chain: Chain) -> tuple[Run, dict[str, Any]]:
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a `predictions.npz`; raises `WorkspaceError` when it is not one."""
+    """Return the arrays of a `predictions.npz`. Raises `WorkspaceError` when it is not one."""
     try:
-        found = read_npz(path)
+        arrays = read_npz(path)
     except (ValueError, OSError) as error:
         raise WorkspaceError(f"{path}: cannot be read ({error}); delete evaluate/ and run it again") from error
-    shapes = [found[name].shape[:1] for name in ("labels", "predictions", "probabilities") if name in found]
+    shapes = [arrays[name].shape[:1] for name in ("labels", "predictions", "probabilities") if name in arrays]
     if len(shapes) < 3 or len(set(shapes)) > 1:
-        raise WorkspaceError(f"{path}: no predictions of an evaluation; delete evaluate/ and run it again")
-    return found
+        raise WorkspaceError(f"{path}: not the predictions of an evaluation; delete evaluate/ and run it again")
+    return arrays
 
 
 def _predictions(logits: np.ndarray, labels: np.ndarray) -> bytes:

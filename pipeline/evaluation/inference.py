@@ -1,4 +1,4 @@
-"""Logits of a trained network, over one or several views of each image. In float32, so that CPU and GPU agree."""
+"""Logits of a trained network over one or several views of each image, in float32 so that CPU and GPU agree."""
 
 from __future__ import annotations
 
@@ -18,37 +18,34 @@ from pipeline.model import weights
 from pipeline.process import child
 from pipeline.workspace import Run
 
-#: Small networks take 10 % longer in batches of 250, large ones 3 % longer in these (two cores of an Intel Xeon).
+#: Small networks take 10 % longer in batches of 250; large ones take 3 % longer in these (two cores of an Intel Xeon).
 BATCH_SIZE = 125
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The network of a finished training on one device: hybridised, with the normalisation that it was trained with.
-
-    `padding` is what its training put beyond the border of shifted images: `zero` or `reflect`.
-    """
+    """The hybridised network of a finished training on one device, with the normalisation of that training."""
 
     net: Any
     norm: Normalisation
-    padding: str
+    padding: str  # how training filled the border of shifted images: `zero` or `reflect`
     context: Any
 
     @classmethod
     def load(cls, run: Run, train: dict[str, Any], context: Any) -> TrainedNetwork:
-        """The network that a training's manifest describes. Raises `WeightsError` for weights of another digest."""
+        """Load the network that a training's manifest describes. Raises `WeightsError` if the digest does not match."""
         details = train["details"]
         net = model.build(from_record(details["config"]).architecture)
         sha256 = train["files"]["model.params"]["sha256"]
-        weights.load_trusted(net, run.stage("train") / "model.params", sha256, [context])
+        weights.load_verified(net, run.stage("train") / "model.params", sha256, [context])
         net.hybridize(static_alloc=True, static_shape=True)
         padding = details["config"]["training"].get("augmentation", {}).get("padding", "zero")
         return cls(net, Normalisation.from_manifest(details), str(padding), context)
 
     def logits(self, images: np.ndarray, count: int = 1, reporter: child.Reporter | None = None) -> list[np.ndarray]:
-        """For each of the first `count` views, the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images."""
+        """Return the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images for each of the first `count` views."""
         parts: list[list[np.ndarray]] = [[] for _ in range(count)]
-        # In pairs, so that a batch is read while the next one computes.
+        # In pairs, so that one batch is read while the next one computes.
         for (view, output, size), _ in pairwise(chain(self._outputs(images, count, reporter), [(0, None, 0)])):
             parts[view].append(output.asnumpy()[:size])
         return [np.concatenate(part) for part in parts]
@@ -56,7 +53,7 @@ class TrainedNetwork:
     def _outputs(
         self, images: np.ndarray, count: int, reporter: child.Reporter | None
     ) -> Iterator[tuple[int, Any, int]]:
-        """The view, the output on the device and the number of images of each batch."""
+        """Yield the view, the output on the device and the number of images of each batch."""
         mx = runtime.mxnet()
         batch_size = min(BATCH_SIZE, len(images))
         for start in range(0, len(images), batch_size):

@@ -1,4 +1,4 @@
-"""What `metrics.json` says about logits and labels. Plain numpy, no files."""
+"""The content of `metrics.json`, from logits and labels. Plain numpy, no files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.training.loss import cross_entropy
 
 
 def compute(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Everything that `metrics.json` says about (n, outputs) logits and (n,) labels.
+    """Compute the content of `metrics.json` from (n, outputs) logits and (n,) labels.
 
-    `confusion[i][j]` counts images of class i that were taken for class j. A class that was never predicted has
-    precision None; F1 is then 0. A network can have more outputs than there are classes: those that were predicted,
-    and those before them, are classes without images.
+    `confusion[i][j]` counts images of class i that were predicted as class j. A class that is never predicted has
+    precision None and F1 0. A network may have more outputs than there are classes: the outputs up to the highest one
+    predicted are listed as classes without images.
     """
     loss, correct = cross_entropy(logits, labels)
     predictions = logits.argmax(1)
@@ -44,11 +44,11 @@ def compute(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """(n, classes) float32 probabilities of (n, classes) logits."""
+    """Return (n, classes) float32 probabilities for (n, classes) logits."""
     values = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return (values / values.sum(1, keepdims=True)).astype(np.float32)
 
 
 def output_names(classes: list[str], outputs: int) -> list[str]:
-    """A name for each output of a network that may have more of them than its data set has classes."""
+    """Name each output of a network, which may have more of them than its data set has classes."""
     return [*classes, *(f"unnamed class {number}" for number in range(len(classes), outputs))]

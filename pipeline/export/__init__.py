@@ -1,7 +1,7 @@
-"""Export: from `train/` of a run to `export/`, a model that runs without this pipeline.
+"""The export stage: from `train/` of a run to `export/`, a model that runs without this pipeline.
 
-Leaves `model.onnx` (runs anywhere, without MXNet) and MXNet's own `model-symbol.json` and `model-0000.params`. All of
-them take RGB images as (N, 3, 32, 32) float32 in 0..1 and normalise them inside.
+Writes `model.onnx` (runs anywhere, without MXNet) and MXNet's own `model-symbol.json` and `model-0000.params`. Both
+take RGB images as (N, 3, 32, 32) float32 in 0..1 and normalise them inside the graph.
 """
 
 from __future__ import annotations
@@ -36,21 +36,20 @@ FILES = ("model.onnx", "model-symbol.json", "model-0000.params")
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
 LAYOUT = "NCHW float32, RGB, values 0 to 1 (a pixel's 0..255 divided by 255)"
 
-#: MXNet's converter writes operators of this ONNX version; onnxruntime 1.8 and later know it.
+#: The version of ONNX that MXNet's converter writes; onnxruntime 1.8 and later support it.
 _OPSET, _IR_VERSION = 13, 7
 
-#: Largest difference of a logit, relative to the largest logit, that a different order of rounding may cause.
+#: Largest difference of a logit, relative to the largest logit, that a different order of operations may cause.
 _TOLERANCE = 1e-3
 
-#: Test images that the exported model is checked on, at most, evenly spaced. What is wrong shows on any of them.
+#: Maximum number of test images for checking the exported model, evenly spaced. A fault shows on any of them.
 _CHECKED = 500
 
 
 def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Export the run's weights, check the result on test images and publish it; returns the manifest.
 
-    Raises `WeightsError` when the weights do not have the digest that the training recorded, `PipelineError` when the
-    exported model does not agree with the trained one.
+    Raises `WeightsError` for altered weights, `PipelineError` when the exported model disagrees with the trained one.
     """
     run, train = evaluation.trained_run(chain)
     inputs = chain.inputs("export")
@@ -66,11 +65,11 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
             _write_onnx(staging, facts)
             reporter.note(f"written in {time.monotonic() - started:.1f} s; checking against MXNet on the test images")
             check = _check(staging, network, data, reporter)
-            # From here until the new manifest is there the stage is not complete.
+            # The stage is incomplete from here until the new manifest is written.
             (folder / MANIFEST).unlink(missing_ok=True)
             for name in FILES:
                 with open(staging / name, "rb") as file:
-                    os.fsync(file.fileno())  # which MXNet and onnx do not
+                    os.fsync(file.fileno())  # MXNet and onnx do not
                 os.replace(staging / name, folder / name)
         versions = runtime.versions() | {module.__name__: module.__version__ for module in (onnx, onnxruntime)}
         details = {"run": run.run_id, **facts, "check": check, "versions": versions}
@@ -85,7 +84,7 @@ def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | Non
 
 
 def converter() -> Any:
-    """MXNet's converter to ONNX."""
+    """Import MXNet's ONNX converter."""
     runtime.mxnet()
     import mxnet.onnx
 
@@ -93,7 +92,7 @@ def converter() -> Any:
 
 
 def _facts(train: dict[str, Any], network: evaluation.TrainedNetwork, views: int) -> dict[str, Any]:
-    """What users of the exported model need to know: for the manifest and the metadata of the ONNX file."""
+    """Collect what users of the model need to know, for the manifest and the metadata of the ONNX file."""
     details = train["details"]
     architecture = details["config"]["architecture"]
     return {
@@ -113,7 +112,7 @@ def _write_mxnet(network: evaluation.TrainedNetwork, folder: Path) -> None:
     """Write `model-symbol.json` and `model-0000.params`: the network with the normalisation in front of it."""
     mx = runtime.mxnet()
     images = mx.sym.var(INPUT)
-    # Their shapes cannot be inferred from that of the images, which is all that `Module.bind` gets.
+    # `Module.bind` gets only the shape of the images, from which these shapes cannot be inferred.
     scale, shift = (mx.sym.var(f"normalisation_{name}", shape=(1, CHANNELS, 1, 1)) for name in ("scale", "shift"))
     values = mx.sym.broadcast_add(mx.sym.broadcast_mul(images, scale, name="scaled"), shift, name="normalised")
     logits = mx.sym.identity(network.net(values), name=OUTPUTS[0])
@@ -129,17 +128,17 @@ def _write_mxnet(network: evaluation.TrainedNetwork, folder: Path) -> None:
 
 
 def _write_onnx(folder: Path, facts: dict[str, Any]) -> None:
-    """Convert the MXNet files in `folder` to `model.onnx` there: named dimensions, no operators that do nothing."""
+    """Convert the MXNet files in `folder` to `model.onnx`, with named dimensions and without no-ops."""
     path, shape, helper = folder / "model.onnx", (3, IMAGE_SIZE, IMAGE_SIZE), onnx.helper
     symbol, weights = str(folder / "model-symbol.json"), str(folder / "model-0000.params")
     named = {"dynamic": True, "dynamic_input_shapes": [("N", *shape)]}
     try:
         converter().export_model(symbol, weights, [(1, *shape)], np.float32, str(path), **named)
         converted = onnx.load(str(path)).graph
-    except ValueError as error:  # protocol buffers end at 2 GiB
+    except ValueError as error:  # protocol buffers are limited to 2 GiB
         raise PipelineError(f"the network is too large for one ONNX file: {error}") from error
 
-    def described(name: str, *sizes: int) -> Any:
+    def tensor_info(name: str, *sizes: int) -> Any:
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", *sizes])
 
     name = facts["architecture"]["name"]
@@ -148,9 +147,9 @@ def _write_onnx(folder: Path, facts: dict[str, Any]) -> None:
     graph = helper.make_graph(
         nodes,
         name,
-        # Weights listed as inputs may be overridden by a caller: onnxruntime warns and cannot fold them.
-        inputs=[described(INPUT, *shape)],
-        outputs=[described(output, len(facts["classes"])) for output in OUTPUTS],
+        # Without the weights, which a caller could override: onnxruntime would warn, and could not fold them.
+        inputs=[tensor_info(INPUT, *shape)],
+        outputs=[tensor_info(output, len(facts["classes"])) for output in OUTPUTS],
         initializer=[tensor for tensor in converted.initializer if tensor.name in used],
     )
     model = helper.make_model(
@@ -168,18 +167,18 @@ def _write_onnx(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def _without_identities(nodes: Iterable[Any]) -> list[Any]:
-    """The nodes but Identity (dropout at inference), both ends of which get one name: that of an output stays."""
+    """Drop the Identity nodes (dropout at inference) and merge the names at their ends, keeping those of outputs."""
     kept: list[Any] = []
     renamed: dict[str, str] = {}
     for node in nodes:
         if node.op_type != "Identity":
             kept.append(node)
             continue
-        before, behind = renamed.get(node.input[0], node.input[0]), node.output[0]
-        if behind in OUTPUTS:
-            renamed |= {name: behind for name, other in renamed.items() if other == before} | {before: behind}
+        before, after = renamed.get(node.input[0], node.input[0]), node.output[0]
+        if after in OUTPUTS:
+            renamed |= {name: after for name, other in renamed.items() if other == before} | {before: after}
         else:
-            renamed[behind] = before
+            renamed[after] = before
     for node in kept:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
@@ -189,22 +188,22 @@ def _without_identities(nodes: Iterable[Any]) -> list[Any]:
 def _check(
     folder: Path, network: evaluation.TrainedNetwork, data: dataset.Dataset, reporter: child.Reporter
 ) -> dict[str, Any]:
-    """Compare what was written with the trained network on test images; raises `PipelineError` if they differ."""
+    """Compare the written models with the trained network on test images. Raises `PipelineError` if they differ."""
     every = -(-len(data.test_labels) // _CHECKED)
     images, labels = data.test_images[::every], np.asarray(data.test_labels)[::every]
     (expected,) = network.logits(images)
     model = dataclasses.replace(onnx_runner.open_model(folder / "model.onnx"), views=1)
     started = time.monotonic()
-    found = model.logits(
+    logits = model.logits(
         images, lambda done: reporter.progress(done / len(images), f"{done:,} of {len(images):,} images checked")
     )
     seconds = time.monotonic() - started
     check: dict[str, Any] = {
         "images": len(labels),
-        "max_difference": float(np.abs(found - expected).max()),
+        "max_difference": float(np.abs(logits - expected).max()),
         "largest_logit": float(np.abs(expected).max()),
-        "top1_identical": int((found.argmax(1) == expected.argmax(1)).sum()),
-        "accuracy": float((found.argmax(1) == labels).mean()),
+        "top1_identical": int((logits.argmax(1) == expected.argmax(1)).sum()),
+        "accuracy": float((logits.argmax(1) == labels).mean()),
         "mxnet_max_difference": _check_mxnet(folder, images[:250], expected[:250]),
         "onnxruntime_images_per_second": round(len(labels) / seconds, 1),
     }
@@ -217,7 +216,7 @@ def _check(
 
 
 def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference of a logit between the exported MXNet files and the trained network."""
+    """Return the largest difference of a logit between the exported MXNet files and the trained network."""
     mx = runtime.mxnet()
     values = mx.nd.array(np.asarray(images).astype(np.float32) / np.float32(255))
     try:
@@ -231,7 +230,7 @@ def _check_mxnet(folder: Path, images: np.ndarray, expected: np.ndarray) -> floa
 
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` for unfinished files; removed at the end, as are those of killed exports."""
+    """Create a folder in `folder` for unfinished files and remove it afterwards, as well as those of killed exports."""
     folder.mkdir(parents=True, exist_ok=True)
     for debris in folder.glob(".export-*"):
         shutil.rmtree(debris, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""An exported `.onnx` file, run by onnxruntime. Needs neither MXNet nor a run."""
+"""Run an exported `.onnx` file with onnxruntime. Needs neither MXNet nor a run."""
 
 from __future__ import annotations
 
@@ -23,34 +23,29 @@ from pipeline.text import cause
 
 BATCH_SIZE = 250
 
-#: Seconds that a batch may take. Ours take a few, but a file of 2 kB can ask for hours of large products.
+#: Seconds that a batch may take. Ours take a few, but a file of 2 kB can demand hours of large matrix products.
 BATCH_SECONDS = 1800.0
 
 #: Largest side of a model's input images, in pixels.
-MOST_PIXELS = 1024
+MAX_SIDE = 1024
 
 
 @dataclass(frozen=True)
 class Model:
-    """An opened `.onnx` file: image classes, image size (height, width) in pixels, and the metadata it carries.
-
-    `views` is the number of views over which its predictions are averaged, `padding` what is beyond the border of those
-    that are moved, see `pipeline.evaluation.tta`.
-    """
+    """An opened `.onnx` file."""
 
     path: Path
     session: Any
     classes: list[str]
-    size: tuple[int, int]
+    size: tuple[int, int]  # of images: (height, width) in pixels
     metadata: dict[str, str]
-    views: int
-    padding: str
+    views: int  # averaged per prediction, see `pipeline.evaluation.tta`
+    padding: str  # of shifted views: `zero` or `reflect`
 
-    def logits(self, images: np.ndarray, tell: Callable[[int], None] = lambda done: None) -> np.ndarray:
-        """(n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.
+    def logits(self, images: np.ndarray, progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
+        """Return (n, classes) float32 logits of (n, 3, H, W) uint8 RGB images, averaged over the model's views.
 
-        `tell` is called with the number of images done so far. Raises `PipelineError` when onnxruntime cannot run the
-        model on them.
+        Calls `progress` with the number of images done. Raises `PipelineError` when the model cannot run on them.
         """
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
@@ -60,7 +55,7 @@ class Model:
             batch = np.asarray(images[start : start + BATCH_SIZE]).astype(np.float32) / np.float32(255)
             outputs = [self._run(name, view) for view in tta.views(batch, self.views, self.padding)]
             parts.append(tta.average(outputs))
-            tell(start + len(batch))
+            progress(start + len(batch))
         return np.concatenate(parts)
 
     def _run(self, name: str, batch: np.ndarray) -> np.ndarray:
@@ -70,31 +65,28 @@ class Model:
         limit.start()
         try:
             logits = self.session.run(["logits"], {name: batch}, options)[0]
-        except Exception as error:  # onnxruntime's errors have no common base of their own
-            why = f"it takes more than {BATCH_SECONDS:g} s" if options.terminate else cause(error)
-            raise PipelineError(f"{self.path}: cannot be run on these images ({why})") from error
+        except Exception as error:  # onnxruntime's errors share no base class
+            reason = f"it takes more than {BATCH_SECONDS:g} s" if options.terminate else cause(error)
+            raise PipelineError(f"{self.path}: cannot be run on these images ({reason})") from error
         finally:
             limit.cancel()
         if not isinstance(logits, np.ndarray) or logits.dtype != np.float32:
             found = getattr(logits, "dtype", type(logits).__name__)
-            raise PipelineError(f"{self.path}: gives logits of type {found}, expected float32; export it again")
+            raise PipelineError(f"{self.path}: returns logits of type {found}, expected float32; export it again")
         if logits.shape != (len(batch), len(self.classes)):
             raise PipelineError(
-                f"{self.path}: gives logits of shape {logits.shape} for {len(batch)} images and "
+                f"{self.path}: returns logits of shape {logits.shape} for {len(batch)} images and "
                 f"{len(self.classes)} class names: the file was modified after export; export it again"
             )
         if not np.isfinite(logits).all():
             raise PipelineError(
-                f"{self.path}: gives logits that are not finite (NaN or infinity); train and export it again"
+                f"{self.path}: returns logits that are not finite (NaN or infinity); train and export it again"
             )
         return logits
 
 
 def open_model(path: Path) -> Model:
-    """Open an `.onnx` file written by the export stage, on the CPU cores that this process may use.
-
-    Raises `PipelineError` when the file is missing or not an intact export.
-    """
+    """Open an `.onnx` file written by the export stage. Raises `PipelineError` if it is missing, foreign or damaged."""
     session = _session(path)
     try:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
@@ -103,7 +95,7 @@ def open_model(path: Path) -> Model:
         _, channels, height, width = inputs[0].shape
         if len(inputs) != 1 or channels != 3 or "logits" not in outputs:
             raise ValueError(f"inputs {[item.name for item in inputs]}, outputs {outputs}"[:300])
-        if not 0 < min(int(height), int(width)) <= max(int(height), int(width)) <= MOST_PIXELS:
+        if not 0 < min(int(height), int(width)) <= max(int(height), int(width)) <= MAX_SIDE:
             raise ValueError(f"images of {height} x {width} pixels")
         count = int(metadata.get("views", "1"))
         if count not in tta.WEIGHTS:
@@ -120,7 +112,7 @@ def open_model(path: Path) -> Model:
 
 
 def _classes(text: str) -> list[str]:
-    """The class names in the metadata; raises `ValueError` for anything else, and for duplicates."""
+    """Parse the class names in the metadata. Raises `ValueError` for anything else, and for duplicates."""
     names = json.loads(text)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError("classes: expected a list of names")
@@ -129,15 +121,15 @@ def _classes(text: str) -> list[str]:
     return names
 
 
-def _check_whole(path: Path) -> None:
-    """Raise `PipelineError` unless the file is an ONNX model that is complete in itself and computes each node once.
+def _check_safe(path: Path) -> None:
+    """Raise `PipelineError` unless the file is a self-contained ONNX model that computes each node once.
 
-    onnxruntime before 1.24 reads values from whatever path a model names; a loop of a few bytes runs for ever. The
-    export writes neither.
+    onnxruntime before 1.24 reads values from whatever path a model names, and a loop of a few bytes can run for ever.
+    Our exports have neither.
     """
     try:
         if path.stat().st_size >= 1 << 31:
-            raise PipelineError(f"{path}: has 2 GiB or more, which no ONNX model can have; export it again")
+            raise PipelineError(f"{path}: is 2 GiB or larger, which no ONNX model can be; export it again")
         model = onnx.ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise PipelineError(f"{path}: cannot read it: {error.strerror}") from error
@@ -152,7 +144,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _parts(message: Any) -> Iterator[Any]:
-    """All messages in a message of protocol buffers, however deep, but what is in tensors."""
+    """Yield all messages nested in a protocol buffer message, except those inside tensors."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for inner in [value] if isinstance(value, Message) else value:
@@ -164,19 +156,19 @@ def _parts(message: Any) -> Iterator[Any]:
 def _session(path: Path) -> Any:
     if not path.is_file():
         raise PipelineError(f"{path}: no such file; expected an .onnx file or a run's folder")
-    _check_whole(path)
+    _check_safe(path)
     options = onnxruntime.SessionOptions()
-    # By default onnxruntime pins one thread to each core of the machine, even in a container with fewer.
+    # By default, onnxruntime pins one thread to each core of the machine, even in a container with fewer.
     options.intra_op_num_threads = usable_cores()
     options.inter_op_num_threads = 1
-    # Only what its exceptions say, too: it prints past Python to the terminal, with whatever names are in the file.
+    # Log only fatal errors: the log bypasses Python, quotes the file unescaped, and repeats the exceptions.
     options.log_severity_level = 4
     try:
-        # Before its own second try it prints parts of the file to standard output, among the predictions.
+        # Before a retry of its own, it prints parts of the file to standard output, among the predictions.
         with contextlib.redirect_stdout(io.StringIO()):
-            # What is constant would be computed here, where nothing can stop it.
+            # Constant folding would compute here, where no time limit applies.
             return onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
             )
-    except Exception as error:  # onnxruntime's errors have no common base of their own
+    except Exception as error:  # onnxruntime's errors share no base class
         raise PipelineError(f"{path}: not a usable ONNX model ({cause(error)}); export it again") from error

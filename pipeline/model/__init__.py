@@ -1,4 +1,4 @@
-"""The model: the VGG network (`vgg`), its weights on disk (`weights`), and filters to start it with (`whitening`)."""
+"""The model: the VGG network (`vgg`), its weights on disk (`weights`), and its initial filters (`whitening`)."""
 
 from pipeline.model.vgg import (
     CHANNELS,

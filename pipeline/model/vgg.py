@@ -1,7 +1,4 @@
-"""VGG from a configuration: the Gluon network, and what can be said about it without MXNet.
-
-Simonyan and Zisserman 2014, arXiv:1409.1556.
-"""
+"""VGG (Simonyan and Zisserman 2014, arXiv:1409.1556): the Gluon network, and a table of its layers without MXNet."""
 
 from __future__ import annotations
 
@@ -16,20 +13,19 @@ CHANNELS = 3
 
 
 def build(architecture: Architecture, precision: str = "float32") -> Any:
-    """The network as a Gluon `HybridBlock`: (N, 3, 32, 32) float32 images in, (N, classes) logits out.
+    """Build the network as a Gluon `HybridBlock`, uninitialised: (N, 3, 32, 32) float32 images to (N, classes) logits.
 
-    A block is `[convolutions, channels]`: 3x3 convolutions with padding 1, each followed by the activation (batch
-    normalisation before it if configured), and a 2x2 max-pool of stride 2 at the end, or right after the first
-    convolution. A stem before the blocks is a 2x2 convolution without padding or bias that is not trained.
-    Structural parameter names are those of nested Sequentials: without batch normalisation and stem `0.0.weight` …
-    `9.bias`. Not initialised yet.
+    A block `[convolutions, channels]` is a sequence of 3x3 convolutions with padding 1, each followed by batch
+    normalisation, if configured, and the activation. A 2x2 max-pool of stride 2 ends the block or follows its first
+    convolution. A stem in front of the blocks is a frozen 2x2 convolution without padding or bias. Parameters have the
+    structural names of nested Sequentials: without batch normalisation and stem, `0.0.weight` … `9.bias`.
 
-    With a stem, an early pool, GELU and a global max-pool it is the network of Jordan 2024, arXiv:2404.00498.
+    With a stem, an early pool, GELU and a global max-pool, this is the network of Jordan 2024, arXiv:2404.00498.
 
-    In a `precision` other than float32 MXNet's AMP casts what the layers compute with. In bfloat16 the first
-    convolution of a network with batch normalisation and no stem stays in float32: for three input channels oneDNN
-    2.4 has no bfloat16 convolution that gives its blocked layout, and in the plain one batch normalisation is 15 times
-    as slow. Over 2x2 pixels a convolution is computed as a dense layer, five times as fast (`DenseConv2D`).
+    In a `precision` other than float32, MXNet's AMP casts the operands of the layers. In bfloat16, the first
+    convolution of a network with batch normalisation and no stem stays in float32: for three input channels, oneDNN
+    2.4 has no bfloat16 convolution with a blocked output, and batch normalisation of a plain one is 15 times as slow.
+    Over 2x2 pixels, a convolution is computed as a dense layer, five times as fast (`DenseConv2D`).
     """
     mx = mxnet()
     nn, norm = mx.gluon.nn, architecture.norm
@@ -40,8 +36,8 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
     def activation(prefix: str) -> Any:
         return nn.GELU(prefix=prefix) if architecture.activation == "gelu" else nn.Activation("relu", prefix=prefix)
 
-    # Fixed prefixes: the global counters of Gluon would name the same layer differently in one process or another,
-    # and MXNet orders parameters by these names (apache/mxnet issue 17357).
+    # Fixed prefixes: Gluon's global counters can name the same layer differently from process to process, and MXNet
+    # orders parameters by these names (apache/mxnet issue 17357).
     net = nn.HybridSequential(prefix="vgg_")
     inputs = CHANNELS
     if architecture.stem:
@@ -57,7 +53,7 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
         pool = nn.MaxPool2D(2, 2, prefix=f"vgg_block{index}_pool_")
         for number in range(convolutions):
             prefix = f"vgg_block{index}_{{}}{number}_"
-            # The offset of a normalisation makes a bias superfluous.
+            # The offset of the normalisation makes a bias redundant.
             fixed = {"padding": 1, "in_channels": inputs, "prefix": prefix.format("conv"), "use_bias": not norm}
             side = architecture.sides[index + (number > 0 and architecture.pool == "first")]
             if side == 2 and precision == "bfloat16":
@@ -88,7 +84,7 @@ def build(architecture: Architecture, precision: str = "float32") -> Any:
 
 
 def _plain_convolution(mx: Any) -> Any:
-    """Gluon's `Conv2D` without an activation, which computes in the type of its input whatever AMP wants."""
+    """Gluon's `Conv2D` without activation, exempt from AMP: it computes in the dtype of its input."""
 
     class PlainConv2D(mx.gluon.nn.Conv2D):
         def hybrid_forward(self, F: Any, x: Any, weight: Any) -> Any:
@@ -98,10 +94,10 @@ def _plain_convolution(mx: Any) -> Any:
 
 
 def _stem_convolution(mx: Any) -> Any:
-    """Gluon's `Conv2D` without bias over four input channels, the fourth with weights of zero.
+    """Gluon's `Conv2D` without bias, with a fourth input channel that has zero weights.
 
-    oneDNN 2.4 has no bfloat16 kernel for three channels and 2x2 filters but the one that multiplies matrices; its plain
-    layout then costs two reorders as well.
+    For three channels and 2x2 filters, oneDNN 2.4's only bfloat16 kernel multiplies matrices, and its plain layout
+    costs two reorders as well.
     """
 
     class StemConv2D(mx.gluon.nn.Conv2D):
@@ -114,22 +110,22 @@ def _stem_convolution(mx: Any) -> Any:
 
 
 def _dense_convolution(mx: Any) -> Any:
-    """Gluon's 3x3 `Conv2D` over 2x2 pixels, each of which sees all four: a dense layer with weights in common.
+    """Gluon's 3x3 `Conv2D` over 2x2 pixels, each of which sees all four: a dense layer with shared weights.
 
-    oneDNN 2.4 works image by image there and takes five times as long (512 channels, batches of 500).
+    oneDNN 2.4 convolves image by image there and takes five times as long (512 channels, batches of 500).
     """
 
     class DenseConv2D(mx.gluon.nn.Conv2D):
         def hybrid_forward(self, F: Any, x: Any, weight: Any, bias: Any = None) -> Any:
-            # For each pixel of the output the part of the kernel that lies on the image.
+            # For each output pixel, the part of the kernel that overlaps the image.
             parts = [
                 F.slice(weight, begin=(None, None, row, column), end=(None, None, row + 2, column + 2))
                 for row in (1, 0)
                 for column in (1, 0)
             ]
             matrix = F.reshape(F.concat(*parts, dim=0), (4 * self._channels, -1))
-            more = {"no_bias": True} if bias is None else {"bias": F.tile(bias, 4)}
-            y = F.FullyConnected(x, matrix, num_hidden=4 * self._channels, **more)
+            tiled = {"no_bias": True} if bias is None else {"bias": F.tile(bias, 4)}
+            y = F.FullyConnected(x, matrix, num_hidden=4 * self._channels, **tiled)
             y = F.reshape(F.transpose(F.reshape(y, (0, 4, self._channels)), (0, 2, 1)), (0, 0, 2, 2))
             return y if self.act is None else self.act(y)
 
@@ -137,7 +133,7 @@ def _dense_convolution(mx: Any) -> Any:
 
 
 def parameters(net: Any) -> dict[str, Any]:
-    """Structural name -> Gluon `Parameter`, in the network's order; the names of `.params` files."""
+    """Map structural names, as in `.params` files, to Gluon `Parameter`s, in the network's order."""
     return net._collect_params_with_prefix()
 
 
@@ -153,7 +149,7 @@ class Layer:
 
 
 def layer_table(architecture: Architecture) -> list[Layer]:
-    """Every layer in order, with shapes, parameter counts and multiply-adds, computed from the configuration."""
+    """List every layer in order, with shapes, parameter counts and multiply-adds, from the configuration alone."""
     layers: list[Layer] = []
     sides, norm, inputs = architecture.sides, architecture.norm, CHANNELS
     own_activation = norm is not None or architecture.activation != "relu"  # else part of the convolution
@@ -191,18 +187,18 @@ def layer_table(architecture: Architecture) -> list[Layer]:
     units = _flat_size(architecture)
     for width, kind in [*((width, "dense") for width in architecture.dense), (architecture.outputs, "output")]:
         add(str(position), kind, (width,), units * width + width, units * width)
-        # An activation that is no part of the dense layer, and a dropout, follow.
+        # Skip the dropout and, unless it is part of the dense layer, the activation.
         units, position = width, position + (2 if architecture.activation == "relu" else 3)
     return layers
 
 
 def count_parameters(architecture: Architecture) -> int:
-    """Learned parameters of the network (running statistics of batch normalisation not counted)."""
+    """Count the learned parameters, without the running statistics of batch normalisation."""
     return sum(layer.parameters for layer in layer_table(architecture))
 
 
 def count_multiply_adds(architecture: Architecture) -> int:
-    """Multiply-adds of one forward pass of one image."""
+    """Count the multiply-adds of one forward pass of one image."""
     return sum(layer.multiply_adds for layer in layer_table(architecture))
 
 

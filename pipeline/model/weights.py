@@ -1,4 +1,4 @@
-"""Gluon `.params` files: written so that no half file is ever seen, read so that a wrong one says what is wrong."""
+"""Gluon `.params` files: written atomically, and checked when read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.files import atomic_writer, open_regular, remove_debris, sha256_fi
 from pipeline.model import vgg
 from pipeline.runtime import mxnet
 
-#: What else people take for a `.params` file, by its first bytes.
+#: Files often mistaken for a `.params` file, by their first bytes.
 _FOREIGN = (
     (b"PK", "a ZIP archive (an .npz or a PyTorch file?)"),
     (b"{", "JSON (the network's -symbol.json?)"),
@@ -31,46 +31,46 @@ def save(net: Any, path: Path) -> None:
     """Write the network's parameters under their structural names, atomically. Raises `OSError` on a full disk."""
     remove_debris(path.parent, path.name)
     with atomic_writer(path) as file:
-        net.save_parameters(f"/proc/self/fd/{file.fileno()}")  # MXNet writes to names, not to open files
-        # It does not always report a full disk; a file that is too short must not replace a good one.
+        net.save_parameters(f"/proc/self/fd/{file.fileno()}")  # MXNet takes only a path
+        # MXNet does not always report a full disk, and a truncated file must not replace a good one.
         if os.fstat(file.fileno()).st_size < 4 * sum(math.prod(value.shape) for value in net.collect_params().values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def load(net: Any, path: Path, contexts: list[Any]) -> None:
-    """Load a `.params` file into `net` on `contexts`; raises `WeightsError` when it is damaged or does not fit."""
+    """Load a `.params` file into `net` on `contexts`. Raises `WeightsError` when it is damaged or does not fit."""
     mx = mxnet()
     stored, expected = read(path), vgg.parameters(net)
     check_fit({name: value.shape for name, value in stored.items()}, {n: p.shape for n, p in expected.items()}, path)
-    found = {name: value.astype(np.float32) for name, value in stored.items()}
-    for name, value in found.items():
-        if wrong := int(np.count_nonzero(~np.isfinite(value))):
+    values = {name: value.astype(np.float32) for name, value in stored.items()}
+    for name, value in values.items():
+        if bad := int(np.count_nonzero(~np.isfinite(value))):
             raise WeightsError(
-                f"{path}: {wrong} of the {value.size} numbers of {name} are not finite (NaN or infinite): "
+                f"{path}: {bad} of the {value.size} numbers of {name} are not finite (NaN or infinite): "
                 "use the file of a training that did not diverge"
             )
     for name, parameter in expected.items():
         if parameter._data is None:
             parameter.initialize(mx.init.Zero(), ctx=contexts, force_reinit=True)
-        parameter.set_data(mx.nd.array(found[name], dtype="float32"))
+        parameter.set_data(mx.nd.array(values[name], dtype="float32"))
 
 
-def load_trusted(net: Any, path: Path, sha256: str, contexts: list[Any]) -> None:
-    """As `load`, for a file whose manifest records its digest; refuses a file that does not have it."""
+def load_verified(net: Any, path: Path, sha256: str, contexts: list[Any]) -> None:
+    """Like `load`, but first verifies the digest recorded in the file's manifest."""
     try:
-        found = sha256_file(path)
+        actual = sha256_file(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot read it: {error.strerror}") from error
-    if found != sha256:
+    if actual != sha256:
         raise WeightsError(
-            f"{path}: damaged: its SHA-256 is {found[:8]}…, its manifest says {sha256[:8]}…; restore it from a backup, "
-            "or set the stage aside (luigi --module tasks SetAside --stage train) and train again"
+            f"{path}: damaged: its SHA-256 is {actual[:8]}…, its manifest says {sha256[:8]}…; restore it from a "
+            "backup, or set the stage aside (luigi --module tasks SetAside --stage train) and train again"
         )
     load(net, path, contexts)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a `.params` file by name (`arg:` and `aux:` marks removed); raises `WeightsError`."""
+    """Return the arrays in a `.params` file by name, without `arg:` and `aux:` prefixes. Raises `WeightsError`."""
     try:
         if path.exists() and not path.is_file():
             raise WeightsError(f"{path}: found a folder or a pipe, expected a Gluon .params file")
@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if size == 0:
             raise WeightsError(f"{path}: an empty file, expected a Gluon .params file; copy it again from its source")
         if head != arrays.PARAMS_MAGIC:
-            kind = next((kind for mark, kind in _FOREIGN if head.startswith(mark)), "an unknown kind of file")
+            kind = next((kind for magic, kind in _FOREIGN if head.startswith(magic)), "an unknown kind of file")
             raise WeightsError(f"{path}: found {kind}, expected a .params file written by Gluon's save_parameters")
         values, names = arrays.read_params(path)
     except OSError as error:
@@ -94,7 +94,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_fit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """Raise `WeightsError` naming what is missing, unexpected or of another shape."""
+    """Raise `WeightsError` naming the arrays that are missing, unexpected or of another shape."""
     problems = {
         "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in found],
         "unexpected": [f"{name} {shape}" for name, shape in found.items() if name not in expected],

@@ -1,7 +1,7 @@
-"""First-layer filters that whiten image patches: the `whitening` initialiser.
+"""The `whitening` initialiser: first-layer filters that whiten image patches.
 
-A network that starts with them need not learn first what neighbouring pixels have in common. Page 2018 ("How to train
-your ResNet"), Jordan 2024, arXiv:2404.00498, section 3.2; each filter has its negative beside it because of the ReLU.
+The network then need not first learn how neighbouring pixels correlate. Each filter is paired with its negative because
+of the ReLU. Page 2018 ("How to train your ResNet"); Jordan 2024, arXiv:2404.00498, section 3.2.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import numpy as np
 
 from pipeline.dataset.normalisation import Normalisation
 
-#: Images that are enough to take the patches from.
+#: Number of images that provides enough patches.
 IMAGES = 5000
 
 _STRIDE = 4
 
-#: Added to the variances, so that directions with next to none are not blown up to noise; by the side of a patch.
+#: Added to the variances, by side of a patch, so that directions with almost none are not amplified to noise.
 _EPSILON = {2: 5e-4, 3: 1e-2}
 
 
 def filters(images: np.ndarray, norm: Normalisation, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Filters for a convolution of `shape` (count, 3, side, side), sides 2 or 3; as many as there are, float32.
+    """Compute float32 filters for a convolution of `shape` (count, 3, side, side), side 2 or 3.
 
-    They are pairs of a filter and its negative, the strongest first; one pair for each dimension of a patch, so 24
-    filters of side 2 or 54 of side 3. The response to the patches of (N, 3, H, W) uint8 images has variance 1 at most.
+    Returns pairs of a filter and its negative, strongest first, one pair for each dimension of a patch: at most 24
+    filters of side 2 or 54 of side 3. Their response to patches of (N, 3, H, W) uint8 images has variance at most 1.
     """
     count, _, side, _ = shape
     windows = np.lib.stride_tricks.sliding_window_view(images, (side, side), axis=(2, 3))[:, :, ::_STRIDE, ::_STRIDE]  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Prediction: classes and probabilities of image files. `vgg-predict --model RUN image.png …`.
+"""Predict the classes of image files, with probabilities: `vgg-predict --model RUN image.png …`.
 
 Reads an exported model (`.onnx`) and image files of any size; writes nothing. Needs neither MXNet nor the data set.
 """
@@ -26,33 +26,30 @@ from pipeline.evaluation import softmax
 from pipeline.export import onnx_runner
 from pipeline.files import expanded
 from pipeline.predict import models
-from pipeline.predict.models import DEFAULT_MODEL, default_model, in_store, resolve_model
+from pipeline.predict.models import DEFAULT_MODEL, default_model, local_copy, resolve_model
 from pipeline.process.cores import usable_cores
 from pipeline.storage import is_url
 from pipeline.text import printable
 
-#: Most memory in bytes that the command may take, besides 8 times the model's file and a share per core: a file that
-#: declares more than it holds ends in one line, not in a machine without memory.
-MOST_MEMORY, CORE_MEMORY = 4 << 30, 64 << 20
+#: Memory limit of the command in bytes, besides 8 times the model's file, and its share per core: a file that declares
+#: more than it holds must end in an error, not exhaust the machine's memory.
+MAX_MEMORY, CORE_MEMORY = 4 << 30, 64 << 20
 
-#: Files whose pixels are in memory at a time.
+#: Files whose pixels are in memory at the same time.
 BLOCK = 1000
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one image: class name -> probability, in falling order.
-
-    `resized_from` is the image's (width, height) in pixels when that was not the model's.
-    """
+    """The prediction for one image."""
 
     file: Path
-    probabilities: dict[str, float]
-    resized_from: tuple[int, int] | None
+    probabilities: dict[str, float]  # by class, in descending order
+    resized_from: tuple[int, int] | None  # (width, height) in pixels, if the image was resized
 
 
 def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction | Unreadable]:
-    """Classify image files; the results are in their order. A file that cannot be read gives `Unreadable`."""
+    """Classify image files, in order. Returns `Unreadable` for a file that cannot be read."""
     images = image_files.read_all(files, model.size)
     pixels = [image.pixels for image in images if isinstance(image, Picture)]
     probabilities = iter(softmax(model.logits(np.array(pixels, np.uint8))))
@@ -63,46 +60,46 @@ def classify(model: onnx_runner.Model, files: Sequence[Path]) -> list[Prediction
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, 1 (a file unread), 2 (a mistake), 130 (Ctrl-C)."""
-    if arguments is None:  # not in a program that calls this function
+    """Run the command. Returns the exit status: 0, 1 (an unreadable file), 2 (a usage error), 130 (Ctrl-C)."""
+    if arguments is None:  # run as a command, not called by another program
         streams.forgive()
     options = _parser().parse_args(arguments)
-    named = options.model or DEFAULT_MODEL
+    location = options.model or DEFAULT_MODEL
     try:
-        named = expanded(options.model, "--model") if options.model else default_model()
-        path = resolve_model(in_store(named) if is_url(named) else Path(named))
+        location = expanded(options.model, "--model") if options.model else default_model()
+        path = resolve_model(local_copy(location) if is_url(location) else Path(location))
         if arguments is None:
             _limit_memory(path)
         model = onnx_runner.open_model(path)
-        _introduce(path, model, named)
-        # Of damaged metadata, say; and the limit on pixels replaces the one that Pillow warns of.
+        _introduce(path, model, location)
+        # Damaged metadata is harmless, and our limit on pixels replaces the one that Pillow warns about.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        return _answer(model, *image_files.find(options.paths), options.json)
+        return _predict(model, *image_files.find(options.paths), options.json)
     except KeyboardInterrupt:
         return 130
     except MemoryError:
         advice = "; classify fewer images at a time" if options.json else ""
-        _say(f"{named}: needs more memory than this command may use{advice}")
+        _say(f"{location}: needs more memory than this command may use{advice}")
         return 1
     except PipelineError as error:
         _say(str(error))
         return 2 if isinstance(error, ConfigError) else 1
-    except OSError as error:  # without a file's name: a store that cannot be reached
-        _say(f"{error.filename or named}: {error.strerror or error}")
+    except OSError as error:  # without a file name: an unreachable store
+        _say(f"{error.filename or location}: {error.strerror or error}")
         return 1
 
 
-def _answer(
+def _predict(
     model: onnx_runner.Model,
     files: Sequence[Path],
     skipped: Sequence[Path],
     unreadable: list[Unreadable],
     as_json: bool,
 ) -> int:
-    """Classify files and print the answer, a table block by block; returns the exit status."""
+    """Classify files and print the predictions, a table block by block; returns the exit status."""
     columns = (["file", *map(str, files)], ["class", *model.classes])
     widths = [max(len(printable(text)) for text in column) for column in columns]
-    widths[1] = min(widths[1], 64)  # the longest name of a class that a data set may have
+    widths[1] = min(widths[1], 64)  # the longest class name that a data set may have
     predictions: list[Prediction] = []
     resized: list[tuple[Path, tuple[int, int]]] = []
     head = True
@@ -121,17 +118,17 @@ def _answer(
         print(flush=True)
     _warn_resized(resized, model.size)
     if skipped:
-        _say(image_files.skipped(skipped))
+        _say(image_files.describe_skipped(skipped))
     for result in unreadable:
         _say(f"{result.file}: {result.why}")
     return 1 if unreadable else 0
 
 
 def _limit_memory(model: Path) -> None:
-    """Limit this process to the memory that it can need, threads' stacks included."""
-    most = MOST_MEMORY + 8 * min(model.stat().st_size, 1 << 31) + CORE_MEMORY * usable_cores()
+    """Limit this process to the memory that it can need, stacks of threads included."""
+    needed = MAX_MEMORY + 8 * min(model.stat().st_size, 1 << 31) + CORE_MEMORY * usable_cores()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
+    allowed = [limit for limit in (needed, soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))
 
 
@@ -158,10 +155,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _path(given: str) -> Path:
-    if not given:  # as of a shell's variable that is not set; to pathlib it is the working folder
+def _path(argument: str) -> Path:
+    if not argument:  # such as an unset shell variable; Path("") is the working directory
         raise argparse.ArgumentTypeError("found '', expected an image file or a folder")
-    return Path(given)
+    return Path(argument)
 
 
 def _table(predictions: Sequence[Prediction], widths: Sequence[int], head: bool) -> list[str]:
@@ -209,15 +206,15 @@ def _warn_resized(resized: Sequence[tuple[Path, tuple[int, int]]], size: tuple[i
         _say(f"warning: resized to {size[1]}x{size[0]} pixels: {file} ({width}x{height}){more}")
 
 
-def _introduce(path: Path, model: onnx_runner.Model, named: str) -> None:
-    """Say first if the model only knows the bundled sample, then which model it is unless the user named the file."""
+def _introduce(path: Path, model: onnx_runner.Model, location: str) -> None:
+    """Warn if the model only knows the bundled sample, and print which file it is unless the user named that file."""
     if model.metadata.get("trained_on") == SAMPLE_LABEL:
         classes = ", ".join(model.classes)
         _say(f"this model was trained on drawn shapes ({SAMPLE_LABEL}); it labels any photo as one of {classes}")
-    if named != str(path):
+    if location != str(path):
         _say(f"model {models.shown(path)}")
 
 
 def _say(message: str) -> None:
-    """A line on standard error. Names in it can hold line breaks and terminal codes."""
+    """Print a line to standard error. Names in it can contain line breaks and terminal codes."""
     print(f"vgg-predict: {printable(message)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Which exported model `--model` means: a file, a run, the current model of a workspace, here or in a store."""
+"""Resolve `--model` to an exported model: a file, a run, or the current model of a workspace, here or in a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.workspace import Run, Workspace, manifest, workspace_of
 
 DEFAULT_MODEL = "artifacts"
 
-#: A run or a current model in the address of a store; what precedes it is the workspace.
+#: Splits the address of a run or current model in a store into workspace, run and current model.
 _WITHIN = re.compile(
     r"(.+[^/])/(?:(runs/[^/]+-[0-9a-f]{8}/[^/]+-[0-9a-f]{8}(?:@[^/]+)?)(?:/export(?:/model\.onnx)?)?"
     r"|(current/[^/]+/[^/]+?)(?:\.json|/model\.onnx)?)"
@@ -24,11 +24,12 @@ _WITHIN = re.compile(
 
 
 def resolve_model(path: Path) -> Path:
-    """The `.onnx` file that `path` means.
+    """Return the `.onnx` file that `path` stands for.
 
-    A file means itself, a run's folder its export, a pointer file (`current/…json`) the model that it names, the folder
-    beside it the model that services load. A workspace means its current model or, before the first promotion, its
-    newest run. Raises `PipelineError` when there is no model, several are current, or the file is damaged.
+    A file stands for itself, a run's folder for its export, a pointer file (`current/…json`) for the model that it
+    names, and the folder beside the pointer for the model that services load. A workspace stands for its current model
+    or, before the first promotion, its newest run. Raises `PipelineError` when there is no model, several are current,
+    or the file is damaged.
     """
     if path.is_file():
         return _promoted(path) if path.suffix == ".json" else path
@@ -44,14 +45,14 @@ def resolve_model(path: Path) -> Path:
     for folder in (path, path / "export"):
         exported = manifest.read(folder)
         if exported is not None and exported.get("stage") == "export":
-            return _checked(folder, exported)
+            return _verified(folder, exported)
     workspace = Workspace(path)
     if workspace.currents():
         return _current(workspace)
     newest = _newest_export(workspace)
     if newest is None:
         if workspace.runs.exists():
-            os.listdir(workspace.runs)  # raises what made it unreadable
+            os.listdir(workspace.runs)  # raises OSError if this is why nothing was found
         raise PipelineError(
             f"{shown(path)}: no exported model here: run the Export task first, or choose an .onnx file with --model"
         )
@@ -59,25 +60,22 @@ def resolve_model(path: Path) -> Path:
 
 
 def default_model() -> str:
-    """The workspace that the tasks use by default."""
+    """Return the workspace that the tasks use by default."""
     return settings.read().get("workspace") or DEFAULT_MODEL
 
 
-def in_store(url: str) -> Path:
-    """The local path of a workspace in a store, or of a run or pointer in it; fetches what it takes to choose a model.
-
-    A workspace may itself be below a folder `runs` or `current`: a run is known by its name, a pointer is looked for.
-    """
+def local_copy(url: str) -> Path:
+    """Return the local path of a workspace, run or pointer in a store; fetches what is needed to choose a model."""
     address = check_url(url)
-    said = settings.read()
-    cache = Path(said["cache"]) if said.get("cache") else default_cache()
-    timeout = settings.seconds(said, "retry_timeout", 60.0)
+    options = settings.read()
+    cache = Path(options["cache"]) if options.get("cache") else default_cache()
+    timeout = settings.seconds(options, "retry_timeout", 60.0)
     if within := _WITHIN.fullmatch(address):
         root, run, current = within.groups()
         storage = storage_at(root, cache, timeout)
         path = storage.root / (run or f"{current}.json")
         storage.refresh([path, path / "export"] if run else [path.parent])
-        if run or path.is_file():
+        if run or path.is_file():  # otherwise a workspace that is itself in a folder `current`
             return path
     storage = storage_at(address, cache, timeout)
     storage.root.mkdir(parents=True, exist_ok=True)
@@ -87,13 +85,13 @@ def in_store(url: str) -> Path:
     return storage.root
 
 
-def _checked(folder: Path, exported: dict[str, Any]) -> Path:
+def _verified(folder: Path, exported: dict[str, Any]) -> Path:
     Workspace(folder, storage_of(folder)).fetch(folder)
     return manifest.verified(folder, exported, "model.onnx")
 
 
 def _current(workspace: Workspace) -> Path:
-    """The exported model of the one run that is current in a workspace."""
+    """Return the exported model of the only current run of a workspace. Raises `PipelineError` if there are several."""
     pointers = workspace.currents()
     if len(pointers) > 1:
         choice = ", ".join(map(shown, pointers))
@@ -106,7 +104,7 @@ def _current(workspace: Workspace) -> Path:
 
 
 def _promoted(pointer: Path) -> Path:
-    """The exported model of the run that a pointer file names, made from the weights that were promoted."""
+    """Return the exported model of the run that a pointer names, if it was made from the promoted weights."""
     entry = registry.read(pointer)
     if entry is None:
         raise PipelineError(f"{shown(pointer)}: no such file")
@@ -120,20 +118,19 @@ def _promoted(pointer: Path) -> Path:
             f"{shown(folder)}: exported from other weights than those promoted in {shown(pointer)}: export it again, "
             "or run the promotion gate on the new weights (luigi --module tasks Retrain)"
         )
-    return _checked(folder, exported)
+    return _verified(folder, exported)
 
 
 def _newest_export(workspace: Workspace) -> Path | None:
-    """The newest export folder of this workspace."""
-    found = []
+    exports = []
     for root in sorted(workspace.runs.glob("*/*")):
         folder = Run(workspace, root.parent.name, root.name).stage("export")
         exported = manifest.read(folder)
         if exported is not None:
-            found.append((exported["created"], folder))
-    return max(found)[1] if found else None
+            exports.append((exported["created"], folder))
+    return max(exports)[1] if exports else None
 
 
 def shown(path: Path) -> str:
-    """A path as users know it: in a store, its address there."""
+    """Return a path as users know it: in a store, its address."""
     return storage_of(path).shown(path)

@@ -99,7 +99,7 @@ def finished_run(session: Session) -> tuple[Snapshot, str] | None:
     if finished is None or epochs >= session.training.epochs:
         return None
     sha256 = finished["files"]["model.params"]["sha256"]
-    weights.load_trusted(session.network.net, folder / "model.params", sha256, session.devices.contexts)
+    weights.load_verified(session.network.net, folder / "model.params", sha256, session.devices.contexts)
     parameters = session.network.state()[0]
     trainer = folder / "trainer.npz"
     try:

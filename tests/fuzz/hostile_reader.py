@@ -1,7 +1,8 @@
-"""A process that reads hostile inputs, each in a fork of its own that is watched: `hostile_reader.py KIND SANDBOX`.
+"""Read hostile inputs, each in a monitored fork: `hostile_reader.py KIND SANDBOX`.
 
-On standard input: the length of an input as 8 bytes, then the input. On standard output: one JSON object an input, of
-how reading it ended, what it did, and what it took. The libraries that a kind needs are imported once, before.
+Takes inputs on standard input, each preceded by its length as 8 bytes. Prints one JSON object per input on standard
+output: how reading it ended, what it did, and the time and memory it took. Imports the libraries that a kind needs only
+once, before the forks.
 """
 
 from __future__ import annotations
@@ -21,36 +22,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: Seconds of wall clock after which a reader counts as hanging. Generous: the machine may be busy.
+#: Seconds of wall clock after which a reader counts as hanging. Generous, because the machine may be busy.
 SECONDS = 60
 
-#: Address space beyond what the imports took: an allocation that the input did not pay for fails and is seen.
+#: Address space beyond that of the imports: an allocation out of proportion to the input fails and is noticed.
 ADDRESS_SPACE = 3 << 30
 
-#: Events of the interpreter that mean that code was run or something outside was touched.
+#: Audit events that mean that code was run or the file system was changed.
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pickle.find_class")
 TOUCHES = ("os.remove", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate")
 
 
 class Recorder:
-    """A reporter that keeps nothing but looks at what it is told."""
+    """A reporter that checks every message and keeps none."""
 
     def progress(self, fraction: float, message: str) -> None:
         assert 0 <= fraction <= 1
-        plain(message)
+        check_message(message)
 
     def note(self, message: str) -> None:
-        plain(message)
+        check_message(message)
 
 
-def plain(message: str) -> None:
-    """What people are told is one line that a terminal shows as it is."""
+def check_message(message: str) -> None:
+    """Fail unless a message is one line that a terminal shows as it is."""
     bad = [character for character in message if not character.isprintable()]
     assert not bad, f"not printable in a message: {bad[:5]} in {message[:300]!r}"
     assert len(message) < 3000, f"a message of {len(message)} characters: {message[:300]!r}"
 
 
-# --- what reads each kind ---------------------------------------------------------------------------------------------
+# --- the readers of each kind -----------------------------------------------------------------------------------------
 
 
 def small_chain(sandbox: Path, name: str, source: Path) -> Any:
@@ -129,7 +130,7 @@ def onnx(sandbox: Path) -> Callable[[bytes], None]:
         path.write_bytes(content)
         model = onnx_runner.open_model(path)
         for name in model.classes:
-            plain(name)
+            check_message(name)
         model.logits(np.zeros((2, 3, *model.size), np.uint8))
 
     return read
@@ -141,14 +142,14 @@ def image(sandbox: Path) -> Callable[[bytes], None]:
     from pipeline import predict
     from pipeline.export import onnx_runner
 
-    Image.init()  # every fork would import all formats for itself
+    Image.init()  # or every fork would import all formats again
     path = sandbox / "in.png"
 
     def read(content: bytes) -> None:
         path.write_bytes(content)
         for result in predict.classify(onnx_runner.open_model(sandbox / "good.onnx"), [path]):
             if isinstance(result, predict.Unreadable):
-                plain(result.why)
+                check_message(result.why)
 
     return read
 
@@ -169,7 +170,7 @@ def labels(sandbox: Path) -> Callable[[bytes], None]:
     def read(content: bytes) -> None:
         (folder / "labels.csv").write_bytes(content)
         for reason in chain.why("dataset"):
-            plain(reason)
+            check_message(reason)
         dataset.prepare(chain, Recorder())
 
     return read
@@ -188,7 +189,7 @@ def yaml(sandbox: Path) -> Callable[[bytes], None]:
 
 
 def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
-    """The first line of an input names the file of the finished workspace that the rest takes the place of."""
+    """The first line of an input names a file of the finished workspace; the rest replaces its content."""
     from pipeline import status
     from pipeline.config import load
     from pipeline.predict import resolve_model
@@ -206,11 +207,11 @@ def workspace_file(sandbox: Path) -> Callable[[bytes], None]:
         try:
             for stage in STAGES:
                 for reason in chain.why(stage):
-                    plain(reason)
+                    check_message(reason)
             for line in verify(chain.workspace).damaged:
-                plain(line)
+                check_message(line)
             for line in status.lines(status.gather(chain), "config.yaml"):
-                plain(line)
+                check_message(line)
             resolve_model(chain.workspace.root)
         finally:
             path.write_bytes(before)
@@ -230,8 +231,8 @@ def lock(sandbox: Path) -> Callable[[bytes], None]:
         found = ObjectLock(store, "work/locks/x.lock")
         record = found.record()
         assert record is not None
-        plain(str(record))
-        with found.held("train x", False, plain):
+        check_message(str(record))
+        with found.held("train x", False, check_message):
             pass
 
     return read
@@ -257,7 +258,9 @@ def http(sandbox: Path) -> Callable[[bytes], None]:
 
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mini.tar.gz"
-        download.download(url, sandbox / "downloads" / "in", lambda fraction, message: plain(message), plain)
+        download.download(
+            url, sandbox / "downloads" / "in", lambda fraction, message: check_message(message), check_message
+        )
 
     return read
 
@@ -277,16 +280,16 @@ KINDS = {
 }
 
 
-# --- the watch ------------------------------------------------------------------------------------------------------
+# --- monitoring -----------------------------------------------------------------------------------------------------
 
 
-def watch(sandbox: Path, seen: list[str]) -> None:
-    """Note in `seen` whatever this process does that reading an input must not do."""
+def watch(sandbox: Path, violations: list[str]) -> None:
+    """Append to `violations` whatever this process does that reading an input must not do."""
     allowed = (str(sandbox), "/dev/null", "/dev/shm", "/proc/self")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in RUNS:
-            seen.append(f"{event} {arguments!r:.200}")
+            violations.append(f"{event} {arguments!r:.200}")
         elif event in TOUCHES or event == "open":
             if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
                 return
@@ -294,40 +297,40 @@ def watch(sandbox: Path, seen: list[str]) -> None:
                 if isinstance(path, (str, bytes, os.PathLike)):
                     whole = os.path.realpath(os.fsdecode(os.fspath(path)))
                     if not whole.startswith(allowed):
-                        seen.append(f"{event} {whole:.300}")
+                        violations.append(f"{event} {whole:.300}")
 
     sys.addaudithook(hook)
 
 
 def in_fork(read: Callable[[bytes], None], content: bytes, sandbox: Path) -> dict[str, Any]:
-    """Read one input in a fork; how that ended and what it took."""
-    out, into = os.pipe()
+    """Read one input in a fork. Returns how that ended, and the time and memory it took."""
+    reading, writing = os.pipe()
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        os.close(out)
-        os._exit(watched(read, content, sandbox, into))
-    os.close(into)
-    with os.fdopen(out, "rb") as pipe:
-        told = pipe.read()
+        os.close(reading)
+        os._exit(watched(read, content, sandbox, writing))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
     _, status, usage = os.wait4(child, 0)
-    outcome = json.loads(told) if told else {"end": "died", "signal": os.WTERMSIG(status), "seen": []}
+    outcome = json.loads(answer) if answer else {"end": "died", "signal": os.WTERMSIG(status), "violations": []}
     return {**outcome, "seconds": time.monotonic() - started, "peak": usage.ru_maxrss * 1024}
 
 
-def watched(read: Callable[[bytes], None], content: bytes, sandbox: Path, into: int) -> int:
+def watched(read: Callable[[bytes], None], content: bytes, sandbox: Path, pipe: int) -> int:
     signal.alarm(SECONDS)
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESS_SPACE, size + ADDRESS_SPACE))
-    seen: list[str] = []
-    watch(sandbox, seen)
+    violations: list[str] = []
+    watch(sandbox, violations)
     from pipeline.errors import PipelineError
 
     outcome: dict[str, Any] = {"end": "success"}
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             read(content)
     except PipelineError as error:
         outcome = {"end": "refused", "type": type(error).__name__, "message": str(error)}
@@ -335,15 +338,16 @@ def watched(read: Callable[[bytes], None], content: bytes, sandbox: Path, into: 
         import traceback
 
         outcome = {"end": "crashed", "type": type(error).__name__, "message": traceback.format_exc()[-3000:]}
-    seen += [f"on standard error: {line:.300}" for line in said.getvalue().splitlines() if not line.isprintable()]
-    os.write(into, json.dumps({**outcome, "seen": seen}).encode())
+    unprintable = [line for line in errors.getvalue().splitlines() if not line.isprintable()]
+    violations += [f"on standard error: {line:.300}" for line in unprintable]
+    os.write(pipe, json.dumps({**outcome, "violations": violations}).encode())
     return 0
 
 
 def main() -> None:
     kind, sandbox = sys.argv[1], Path(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     read = KINDS[kind](sandbox)
     answers.write(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}) + "\n")
     answers.flush()

@@ -1,4 +1,4 @@
-"""Hostile inputs out of good ones: what a flipped bit, a cut, a splice or a lie about a size makes of them."""
+"""Hostile inputs made from good ones by flipped bits, truncation, splices and wrong sizes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-#: What a number in a header is replaced by: none, one too many, the largest, negative.
+#: Replacements for a number in a header: zero, small, at the limits of its type, negative.
 NUMBERS = (0, 1, 2, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, -1, -(2**31))
 
-#: Names and texts that a reader could take for more than text.
+#: Names and texts that a naive reader could misinterpret.
 TEXTS = (
     "../../outside",
     "/tmp/outside",
@@ -44,7 +44,7 @@ json_values: st.SearchStrategy[Any] = st.one_of(
 
 @st.composite
 def mutated(draw: st.DrawFn, good: bytes) -> bytes:
-    """`good` after one to four edits."""
+    """Apply one to four edits to `good`."""
     content = bytearray(good)
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, max(0, len(content) - 1)))
@@ -67,14 +67,14 @@ def mutated(draw: st.DrawFn, good: bytes) -> bytes:
             content[place:place] = piece * draw(st.integers(1, 20))
         elif edit == "insert":
             content[place:place] = draw(st.binary(max_size=30))
-        else:  # a number written as text: sizes in tar and HTTP headers
+        else:  # a number as text, like the sizes in tar and HTTP headers
             digits = draw(st.sampled_from((b"77777777777", b"9" * 20, b"9" * 5000, b"-1", b"00000000000", b"1e9")))
             content[place : place + min(len(digits), 12)] = digits
     return bytes(content)
 
 
 def mutated_inside_gzip(good: bytes) -> st.SearchStrategy[bytes]:
-    """A gzip stream in good order around a mutated content."""
+    """Mutate the content of a valid gzip stream."""
     return mutated(gzip.decompress(good)).map(lambda content: gzip.compress(content, 1, mtime=0))
 
 
@@ -89,7 +89,7 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def mutated_json(draw: st.DrawFn, good: bytes) -> bytes:
-    """JSON in good order in which some values or keys are others; now and then bytes that are no JSON any more."""
+    """Replace some values or keys of valid JSON; now and then break the JSON itself."""
     if draw(st.integers(0, 4)) == 0:
         return draw(mutated(good))
     value = json.loads(good)

@@ -1,8 +1,8 @@
-"""Hostile inputs of every kind, made from good ones by Hypothesis, each read in a watched process of its own.
+"""Hostile inputs of every kind, made from good ones by Hypothesis, each read in a monitored process of its own.
 
-Five rules hold for each: no code runs, nothing outside the sandbox is touched, memory and time stay within bounds,
-and the end is success or one line. `FUZZ_EXAMPLES=20000 pytest -n 0 tests/fuzz` goes on for hours, with new inputs in
-every run; by default each kind sees the same few.
+Five rules hold for each: no code runs, nothing outside the sandbox is touched, memory and time stay within bounds, and
+reading ends with success or a one-line error. By default, each kind gets the same few inputs.
+`FUZZ_EXAMPLES=20000 pytest -n 0 tests/fuzz` runs for hours, with new inputs every time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from PIL import Image
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 
-#: Bytes that reading one input may take beyond what the imports took: inputs here have at most 1 MB.
+#: Bytes that reading one input may take beyond the imports. The inputs have at most 1 MB.
 MEMORY = 400_000_000
 
 quick = settings(
@@ -44,7 +44,7 @@ quick = settings(
 
 
 class Reader:
-    """The process that reads the inputs of one kind, and the rules that each must hold."""
+    """The process that reads the inputs of one kind, and the rules that it must keep."""
 
     def __init__(self, kind: str, sandbox: Path, *errors: str) -> None:
         self.kind, self.errors = kind, errors
@@ -55,18 +55,18 @@ class Reader:
         self.peak = self._answer()["peak"]
 
     def read(self, content: bytes) -> dict[str, Any]:
-        """How reading an input ended; fails when a rule was broken."""
+        """Read an input and return how that ended. Fails if a rule was broken."""
         assert self.process.stdin is not None
         self.process.stdin.write(struct.pack("<q", len(content)) + content)
         self.process.stdin.flush()
         outcome = self._answer()
-        assert outcome["seen"] == [], "something was run, touched or told that must not be"
+        assert outcome["violations"] == [], "code was run, a file was touched, or an unsafe message was printed"
         assert outcome["end"] in ("success", "refused"), outcome
         assert outcome["peak"] - self.peak < MEMORY, outcome
         if outcome["end"] == "refused":
-            said = outcome["message"].lower()
-            assert "memory" not in said, f"as much as it asked for was tried: {outcome}"
-            assert "alloc" not in said, f"as much as it asked for was tried: {outcome}"
+            message = outcome["message"].lower()
+            assert "memory" not in message, f"tried to allocate what the input asked for: {outcome}"
+            assert "alloc" not in message, f"tried to allocate what the input asked for: {outcome}"
             assert outcome["type"] in self.errors, outcome
             assert outcome["message"].isprintable(), outcome
             assert 10 < len(outcome["message"]) < 3000, outcome
@@ -83,7 +83,7 @@ class Reader:
 
 
 def try_out(reader: Reader, inputs: st.SearchStrategy[bytes]) -> None:
-    """Read some of `inputs`, each of which must keep to the rules."""
+    """Read some of `inputs`, none of which may break a rule."""
 
     @quick
     @given(inputs)
@@ -94,7 +94,7 @@ def try_out(reader: Reader, inputs: st.SearchStrategy[bytes]) -> None:
 
 
 def reader(kind: str, *errors: str) -> Any:
-    """A fixture: the reader of one kind, in a sandbox of its own."""
+    """Make a fixture: the reader of one kind, in a sandbox of its own."""
 
     @pytest.fixture(scope="module")
     def started(tmp_path_factory: pytest.TempPathFactory, finished: SmallChain) -> Iterator[Reader]:
@@ -103,9 +103,9 @@ def reader(kind: str, *errors: str) -> Any:
         shutil.copy(finished.config, sandbox / "config.yaml")
         if kind == "workspace":
             shutil.copytree(finished.workspace, sandbox / "artifacts")
-        found = Reader(kind, sandbox, *errors)
-        yield found
-        found.close()
+        process = Reader(kind, sandbox, *errors)
+        yield process
+        process.close()
 
     return started
 

@@ -1,4 +1,4 @@
-"""The configuration: what is accepted, what is refused and in which words, and what names an architecture."""
+"""The configuration: what is accepted, what is refused with which message, and the fingerprint of an architecture."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ training: {epochs: 2, learning_rate: 0.01, schedule: {kind: step, milestones: [1
 device: cpu
 """
 
-#: A few hundred characters whose aliases make a list of ten to the eleventh items.
+#: A few hundred characters whose aliases expand to a list of 10**11 items.
 BOMB = (
     f"[&a0 [{', '.join('x' * 10)}]" + "".join(f", &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)) + "]"
 )
 
-#: A thousand keys that are merged into mapping after mapping.
+#: A thousand keys merged into one mapping after another.
 MERGED = (
     "a: &a {" + ", ".join(f"k{n}: 1" for n in range(1000)) + "}\n" + "".join(f"b{n}: {{<<: *a}}\n" for n in range(20))
 )
@@ -124,7 +124,7 @@ def refused(path):
         ("device: cpu", "1: cpu", "not valid YAML at line 4, column 1: a key must be a plain word"),
     ],
 )
-def test_a_mistake_is_refused_with_its_key_what_was_found_and_what_is_allowed(write, old, new, message):
+def test_an_error_names_the_key_what_was_found_and_what_is_allowed(write, old, new, message):
     assert message in refused(write(changed(old, new)))
 
 
@@ -136,17 +136,17 @@ def test_a_mistake_is_refused_with_its_key_what_was_found_and_what_is_allowed(wr
         (b"data: \xff\n", "byte 6 is not UTF-8 text"),
         (b"#" * 1_000_001, "1000001 bytes is too large for a configuration file"),
         (TEXT.replace("cpu", "[" * 50_000).encode(), "not valid YAML"),
-        (MERGED.encode(), "more than 10,000 keys, those that are merged included"),
+        (MERGED.encode(), "more than 10,000 keys, including merged ones"),
         (TEXT.replace("cpu", BOMB).encode(), 'device: found [["x", "x", "x", "x", "x", "x", "x", "x", "x", "x"], [['),
     ],
 )
-def test_what_is_no_configuration_at_all_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path, content, message):
     path = tmp_path / "run.yaml"
     path.write_bytes(content)
     assert message in refused(path)
 
 
-def test_only_a_file_is_read_as_one(tmp_path):
+def test_a_folder_a_pipe_or_a_device_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     for path in (tmp_path, tmp_path / "pipe.yaml", Path("/dev/zero")):
         assert "found a folder, a pipe or a device; give the path of a YAML file" in refused(path)
@@ -168,28 +168,28 @@ def test_every_spelling_of_an_integer_is_an_integer(write, spelling, number):
 
 
 @pytest.mark.parametrize("name", ["010", "2026-11-26", "1e", "0x"])
-def test_what_is_no_number_is_text(write, name):
+def test_anything_but_a_number_is_text(write, name):
     assert load(write(changed("tiny", name))).architecture.name == name
 
 
-def test_words_of_a_launcher_may_look_like_times(write):
+def test_an_argument_of_a_launcher_may_look_like_a_time(write):
     assert load(write(TEXT + "launcher: [srun, --time, 1:30:00]")).launcher == ["srun", "--time", "1:30:00"]
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "config/" + "a" * 300, "/" + "a" * 300, "~no-such-user/x"])
-def test_a_name_that_no_file_can_have_is_a_missing_file(name):
+def test_an_impossible_file_name_is_a_missing_file(name):
     with pytest.raises(ConfigError, match="no such configuration file"):
         load(name)
 
 
-def test_what_is_written_of_a_configuration_holds_no_secret(write):
+def test_the_record_of_a_configuration_contains_no_secret(write):
     addresses = "https://me:hush@host/x?token=hush, mirrors: ['https://me:hu/sh@host/y', z]"
     config = load(write(changed("mini.tar.gz", addresses) + "launcher: [env, TOKEN=hush, srun]"))
     record = to_record(config)
     assert record["data"]["source"] == "https://host/x"
     assert record["data"]["mirrors"][0] == "https://…@host/y"
     assert "hush" not in str(record)
-    assert "hush" in str(to_dict(config)), "what runs still has it"
+    assert "hush" in str(to_dict(config)), "the configuration that runs still has it"
     assert {**to_dict(config), "data": None, "launcher": []} == {**record, "data": None}
 
 
@@ -215,7 +215,7 @@ def test_the_environment_replaces_the_source_and_its_checksum(write, monkeypatch
     assert (data.source, data.sha256, data.mirrors) == (str(tmp_path / "here.tar.gz"), None, [])
 
 
-def test_a_file_address_is_the_path_that_it_means(write, monkeypatch):
+def test_a_file_address_becomes_a_path(write, monkeypatch):
     data = "{name: cifar10, source: 'file:///data/my%20parts/', mirrors: ['FILE://localhost/data/b.tar']}"
     text = changed("{name: mini, source: mini.tar.gz}", data)
     monkeypatch.delenv("CIFAR10_SOURCE", raising=False)
@@ -227,7 +227,7 @@ def test_a_file_address_is_the_path_that_it_means(write, monkeypatch):
             load(write(changed("mini.tar.gz", source)))
 
 
-def test_the_environment_leaves_other_data_sets_alone(write, monkeypatch, tmp_path):
+def test_the_environment_does_not_affect_other_data_sets(write, monkeypatch, tmp_path):
     monkeypatch.setenv("CIFAR10_SOURCE", "/somewhere/else.tar.gz")
     assert load(write(TEXT)).data.source == str(tmp_path / "mini.tar.gz")
     assert load("config/quickstart.yaml").data.source == "bundled"
@@ -243,7 +243,7 @@ def test_the_official_archive_comes_with_its_checksum(write, monkeypatch):
     assert data.sha256 == "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
 
 
-def test_the_fingerprint_goes_by_values_alone(write):
+def test_the_fingerprint_depends_on_values_alone(write):
     plain = load(write(TEXT)).architecture
     value = yaml.safe_load(TEXT)
     backwards = {key: {k: value[key][k] for k in reversed(value[key])} for key in ("training", "data", "architecture")}
@@ -271,7 +271,7 @@ def test_the_fingerprint_goes_by_values_alone(write):
         ("batch_norm: true", "batch_norm: {momentum: 0.6}"),
     ],
 )
-def test_any_other_value_of_the_architecture_is_another_fingerprint(write, old, new):
+def test_every_value_of_the_architecture_changes_the_fingerprint(write, old, new):
     text = TEXT.replace("training: {", "training: {initializer: whitening, ")
     assert load(write(text.replace(old, new))).fingerprint != load(write(text)).fingerprint
 
@@ -284,7 +284,7 @@ def test_any_other_value_of_the_architecture_is_another_fingerprint(write, old, 
         ("batch_norm: true", "batch_norm: {scale: true, momentum: 0.9}"),
     ],
 )
-def test_keys_that_came_later_change_no_fingerprint_while_they_mean_the_network_of_before(write, old, new):
+def test_keys_added_later_do_not_change_the_fingerprint_at_their_defaults(write, old, new):
     assert load(write(changed(old, new))).fingerprint == load(write(TEXT)).fingerprint
 
 
@@ -292,7 +292,7 @@ def test_keys_that_came_later_change_no_fingerprint_while_they_mean_the_network_
     ("data", "classes"),
     [("{}", 10), ("{name: cifar10}", 10), ("{name: sample, source: bundled}", 10), ("{name: cifar100}", 100)],
 )
-def test_classes_that_are_known_by_the_data_set_s_name_need_not_be_given(write, data, classes):
+def test_the_number_of_classes_follows_from_the_name_of_the_data_set(write, data, classes):
     text = changed("{name: mini, source: mini.tar.gz}", data)
     config = load(write(text))
     assert config.architecture.classes == classes
@@ -302,7 +302,7 @@ def test_classes_that_are_known_by_the_data_set_s_name_need_not_be_given(write, 
         load(wrong)
 
 
-def test_nothing_outside_the_architecture_is_in_the_fingerprint(write):
+def test_the_fingerprint_ignores_everything_but_the_architecture(write):
     before = load(write(TEXT)).fingerprint
     for old, new in (("epochs: 2", "epochs: 9"), ("device: cpu", "device: gpu"), ("name: mini", "name: other")):
         assert load(write(changed(old, new))).fingerprint == before
@@ -326,8 +326,8 @@ def test_nothing_outside_the_architecture_is_in_the_fingerprint(write):
         ("vgg8-l", "e7f42ee4"),
     ],
 )
-def test_the_fingerprints_of_the_ready_made_networks_stay_what_they_were(name, expected):
-    # Another value here makes every run of every user untrained: raise ARCHITECTURE_KEY_VERSION on purpose only.
+def test_the_fingerprints_of_the_ready_made_networks_never_change(name, expected):
+    # A change here retrains every run of every user: only ever raise ARCHITECTURE_KEY_VERSION on purpose.
     assert load(f"config/{name}.yaml").fingerprint[:8] == expected
 
 
@@ -360,13 +360,13 @@ def test_differences_name_the_leaf_and_both_values(write):
         ("{kind: step, milestones: [2], warmup_epochs: 2.5}", "milestones: found 2, expected more than warmup_epochs"),
     ],
 )
-def test_a_schedule_of_which_something_is_ignored_or_cannot_be_meant_is_refused(write, schedule, message):
+def test_a_schedule_with_a_useless_or_senseless_key_is_refused(write, schedule, message):
     path = write(changed("epochs: 2", "epochs: 5").replace("{kind: step, milestones: [1]}", schedule))
     assert refused(path).startswith(f"training.schedule.{message}")
 
 
 @pytest.mark.parametrize("schedule", ["{kind: constant}", "{kind: triangle}", "{kind: cosine, warmup_epochs: 1}"])
-def test_the_full_configuration_that_a_training_leaves_can_be_loaded(write, schedule):
+def test_the_configuration_recorded_by_a_training_can_be_loaded(write, schedule):
     first = load(write(changed("{kind: step, milestones: [1]}", schedule)))
     assert load(write(yaml.safe_dump(to_dict(first)))) == first
 
@@ -380,6 +380,6 @@ def test_a_configuration_recorded_before_keys_were_renamed_is_still_read(write):
     assert "schedule: is now called retrain" in refused(write(TEXT + "schedule: {every: day}\n"))
 
 
-def test_a_run_with_a_schedule_that_is_refused_today_is_still_read():
+def test_an_older_run_with_a_schedule_refused_today_is_still_read():
     value = yaml.safe_load(changed("milestones: [1]", "milestones: [1, 9], final: 0.5"))
     assert from_dict(value).training.schedule.milestones == [1, 9]

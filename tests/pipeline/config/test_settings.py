@@ -1,4 +1,4 @@
-"""What a program without Luigi takes from luigi.cfg."""
+"""The options that programs without Luigi read from luigi.cfg."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipeline.errors import ConfigError
 
 @pytest.fixture
 def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A luigi.cfg that LUIGI_CONFIG_PATH names, in a folder without one."""
+    """The luigi.cfg named by LUIGI_CONFIG_PATH, for a working folder without one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("LUIGI_CONFIG_PATH", str(tmp_path / "named.cfg"))
     return tmp_path / "named.cfg"
 
 
-def test_the_named_file_goes_before_the_one_in_the_folder(cfg: Path) -> None:
+def test_luigi_config_path_overrides_the_working_folder(cfg: Path) -> None:
     assert settings.read() == {}
     assert predict.default_model() == "artifacts"
     Path("luigi.cfg").write_text("[vgg]\ncache = /one\nworkspace = $HOME/models\n[core]\nx = 100%\n")
@@ -30,13 +30,13 @@ def test_the_named_file_goes_before_the_one_in_the_folder(cfg: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["no section", "[vgg]\ncache = 1\ncache = 2", "\xff"])
-def test_a_file_that_cannot_be_understood_is_named(cfg: Path, content: str) -> None:
+def test_a_file_that_cannot_be_parsed_is_named(cfg: Path, content: str) -> None:
     cfg.write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError, match=f"^{cfg}: cannot be read as Luigi's configuration: "):
         settings.read()
 
 
-def test_it_is_read_as_luigi_reads_it(cfg: Path) -> None:
+def test_options_are_parsed_like_luigi_does(cfg: Path) -> None:
     cfg.write_text("[vgg]\nworkspace = /data/100%%\nretry-timeout = 5\n")
     assert settings.read() == {"workspace": "/data/100%", "retry_timeout": "5"}
     cfg.write_text("[vgg]\nworkspace = /data/100%\n")
@@ -44,14 +44,14 @@ def test_it_is_read_as_luigi_reads_it(cfg: Path) -> None:
         settings.read()
 
 
-def test_a_number_that_is_none_is_named(cfg: Path) -> None:
+def test_an_invalid_number_is_named(cfg: Path) -> None:
     cfg.write_text("[vgg]\nretry_timeout = long\n")
     with pytest.raises(ConfigError, match=r"\[vgg\] retry_timeout: found long, expected a number of seconds"):
         settings.seconds(settings.read(), "retry_timeout", 60)
     assert settings.seconds(settings.read(), "other_seconds", 90) == 90
 
 
-def test_an_option_that_was_renamed_is_refused_with_its_new_name(cfg: Path) -> None:
+def test_an_option_under_its_old_name_is_refused_with_the_new_one(cfg: Path) -> None:
     cfg.write_text("[vgg]\npatience_seconds = 60\n")
     with pytest.raises(ConfigError, match=r"^luigi.cfg: \[vgg\] patience_seconds is now called retry_timeout"):
         settings.read()

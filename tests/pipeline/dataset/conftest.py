@@ -1,4 +1,4 @@
-"""Fixtures of the data set stage's tests; what they are made of is in `small_cifar`."""
+"""Fixtures for the tests of the data set stage, built from `small_cifar`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def chain(tmp_path: Path) -> Callable[..., Chain]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Callable[[bytes], Path]:
-    """Writes bytes as the local archive `mini.tar.gz`."""
+    """Write bytes as the local archive `mini.tar.gz`."""
 
     def write(content: bytes) -> Path:
         path = tmp_path / "mini.tar.gz"

@@ -22,7 +22,7 @@ NAMES = ("cat", "dog", "owl", "fox")
 
 @dataclass
 class Recorder:
-    """A reporter that remembers what it was told."""
+    """A reporter that records its calls."""
 
     notes: list[str] = field(default_factory=list)
     fractions: list[float] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def memory_below(limit: int) -> Iterator[None]:
-    """Fails when this block ever holds more than `limit` bytes of Python's and numpy's memory."""
+    """Fail if the block ever allocates more than `limit` bytes in Python and numpy."""
     tracemalloc.start()
     try:
         yield
@@ -47,7 +47,7 @@ def memory_below(limit: int) -> Iterator[None]:
 
 
 def records(count: int, seed: int, classes: int = len(NAMES)) -> bytes:
-    """`count` records of random pixels, the labels 0, 1, 2, … in turn."""
+    """Return `count` records of random pixels, labelled 0, 1, 2, … in turn."""
     rows = np.random.RandomState(seed).randint(0, 256, (count, 3073)).astype(np.uint8)
     rows[:, 0] = np.arange(count) % classes
     return rows.tobytes()
@@ -135,19 +135,19 @@ def tar_gz(files: dict[str, bytes], *more: Member) -> bytes:
 
 @dataclass
 class Site:
-    """A real web server on loopback. `pages` maps a path to its content; the switches make it misbehave."""
+    """A real web server on loopback. `pages` maps a path to its content; the other attributes make it misbehave."""
 
     address: str
     pages: dict[str, bytes] = field(default_factory=dict)
-    #: Bytes after which the connection is cut, one entry used up by each request.
+    #: Bytes after which the connection is cut; each request consumes one entry.
     cuts: list[int] = field(default_factory=list)
-    #: Status codes answered instead of the content, one used up by each request.
+    #: Status codes returned instead of the content; each request consumes one.
     answers: list[int] = field(default_factory=list)
     ranges: bool = True
     etag: bool = True
-    #: What is said instead of the content's length.
+    #: Sent as Content-Length instead of the true length.
     length: str | None = None
-    #: Set when the test is over: whoever drips stops.
+    #: Set when the test is over, to stop dripping responses.
     over: threading.Event = field(default_factory=threading.Event)
     #: (path, Range header, status) of every request so far.
     requests: list[tuple[str, str | None, int]] = field(default_factory=list)
@@ -156,7 +156,7 @@ class Site:
         return self.address + path
 
 
-#: Answers that go on with a byte now and then and never end.
+#: Endless responses that send a byte now and then.
 DRIPPING = {
     "/slow-headers": b"HTTP/1.0 200 OK\r\nX-Long: ",
     "/slow-body": b"HTTP/1.0 200 OK\r\n\r\n",

@@ -1,4 +1,4 @@
-"""Hostile and broken archives: each is refused with its own line, and nothing of it reaches the disk."""
+"""Hostile and broken archives: each is refused with its own line, and nothing in it reaches the disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def labelled(label):
 
 
 def pax(records, kind=tarfile.XHDTYPE):
-    """A pax header with exactly this content, whatever it is."""
+    """Return a pax header with exactly this content."""
     info = tarfile.TarInfo("PaxHeaders/1")
     info.type, info.size = kind, len(records)
     return info, records
@@ -38,13 +38,13 @@ def flipped(content, position):
 
 
 def headers(content):
-    """Where the headers of a plain tar of plain files begin."""
+    """Return the offsets of the headers in a plain tar of plain files."""
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         return [member.offset for member in archive]
 
 
 def v7(files):
-    """A tar as the program of 1979 wrote it: without `ustar`."""
+    """Return a tar in the v7 format of 1979, without `ustar`."""
     content = bytearray(tar([plain(name, value) for name, value in files.items()]))
     for offset in headers(bytes(content)):
         content[offset + 257 : offset + 512] = bytes(255)
@@ -76,7 +76,7 @@ CASES = {
     "a plain tar cut between members": (PLAIN[:MIDDLE], "truncated: it ends inside its headers"),
     "a gzipped tar cut between members": (gzip.compress(PLAIN[:MIDDLE]), "truncated: it ends inside its headers"),
     "a flipped bit in a header": (flipped(PLAIN, MIDDLE + 3), rf"at byte {MIDDLE:,} of it: bad checksum"),
-    "a flipped bit in the first header": (flipped(PLAIN, 3), "is no archive, or its first header is damaged"),
+    "a flipped bit in the first header": (flipped(PLAIN, 3), "is not an archive, or its first header is damaged"),
     "a header that was wiped out": (
         PLAIN[:MIDDLE] + bytes(512) + PLAIN[MIDDLE + 512 :],
         "data follows its end-of-archive mark",
@@ -129,7 +129,7 @@ def test_is_refused_with_its_own_line(case, chain, archive, reporter):
 
 
 @pytest.mark.parametrize("size", [0, 2_000_000, 2_000_000_000])
-def test_a_bomb_is_stopped_at_the_limit_also_behind_the_end_of_the_tar(chain, archive, reporter, monkeypatch, size):
+def test_a_bomb_is_stopped_at_the_limit_even_behind_the_end_of_the_tar(chain, archive, reporter, monkeypatch, size):
     monkeypatch.setattr(reading, "TOTAL_LIMIT", 1_000_000)
     info = tarfile.TarInfo("zeros")
     info.size = size
@@ -138,7 +138,7 @@ def test_a_bomb_is_stopped_at_the_limit_also_behind_the_end_of_the_tar(chain, ar
         dataset.prepare(chain(archive(bomb)), reporter)
 
 
-def test_a_size_that_is_only_declared_takes_no_memory(chain, archive, reporter):
+def test_a_declared_size_takes_no_memory(chain, archive, reporter):
     info = tarfile.TarInfo("data_batch_1.bin")
     for size in (3073 * 300_000, 3073 * 1_000_000):
         info.size = size
@@ -148,14 +148,14 @@ def test_a_size_that_is_only_declared_takes_no_memory(chain, archive, reporter):
                 dataset.prepare(chain(archive(written)), reporter)
 
 
-def test_names_of_what_is_skipped_take_no_memory(chain, archive, reporter):
+def test_long_names_of_skipped_members_take_no_memory(chain, archive, reporter):
     path = archive(tar([plain(f"{'x' * 200_000}{number}", b"") for number in range(100)]))
     with memory_below(10_000_000), pytest.raises(DataError, match=r"found x+\.\.\., x"):
         dataset.prepare(chain(path), reporter)
 
 
-def test_what_unpacks_to_far_more_than_images_do_is_stopped_early(chain, archive, reporter, monkeypatch):
-    monkeypatch.setattr(reading, "_UNCHECKED", 1_000_000)
+def test_an_impossible_compression_ratio_is_stopped_early(chain, archive, reporter, monkeypatch):
+    monkeypatch.setattr(reading, "_RATIO_GRACE", 1_000_000)
     monkeypatch.setattr(reading, "RATIO_LIMIT", 20)
     bomb = gzip.compress(tar([plain("data_batch_1.bin", bytes(3073 * 5_000))]))
     with pytest.raises(DataError, match="unpacks to more than 20 times its size"):
@@ -165,7 +165,7 @@ def test_what_unpacks_to_far_more_than_images_do_is_stopped_early(chain, archive
 def test_a_file_far_larger_than_an_archive_is_refused_unread(chain, archive, reporter):
     path = archive(PLAIN)
     os.truncate(path, 20 << 30)
-    with pytest.raises(DataError, match=r"has 21\.5 GB, far more than CIFAR-10"):
+    with pytest.raises(DataError, match=r"is 21\.5 GB, far more than CIFAR-10"):
         dataset.prepare(chain(path), reporter)
 
 
@@ -181,13 +181,13 @@ def test_long_names_and_times_in_extra_headers_are_read(chain, archive, reporter
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_tar_of_1979_is_read_plain_and_gzipped(chain, archive, reporter, pack):
+def test_a_v7_tar_is_read_plain_and_gzipped(chain, archive, reporter, pack):
     content = v7(mini_files())
     assert b"ustar" not in content[:1024]
     assert dataset.prepare(chain(archive(pack(content))), reporter)["details"]["train_images"] == 24
 
 
-def test_old_programs_may_leave_anything_in_the_last_record(chain, archive, reporter):
+def test_garbage_in_the_last_record_is_ignored(chain, archive, reporter):
     last = headers(PLAIN)[-1]
     members_end = last + 512 + -(-len(mini_files()["test_batch.bin"]) // 512) * 512
     content = PLAIN[:members_end] + bytes(1024) + b"left over" * 500
@@ -200,8 +200,8 @@ def test_an_archive_of_several_gzip_parts_is_read_whole(chain, archive, reporter
     assert dataset.prepare(chain(archive(parts)), reporter)["details"]["train_images"] == 24
 
 
-def test_cifar10_itself_must_have_its_exact_sizes(chain, archive, reporter):
-    with pytest.raises(DataError, match=r"data_batch_1.bin has 12 images, that of CIFAR-10 has 10,000"):
+def test_cifar10_must_have_its_exact_sizes(chain, archive, reporter):
+    with pytest.raises(DataError, match=r"data_batch_1.bin has 12 images, but that of CIFAR-10 has 10,000"):
         dataset.prepare(chain(archive(WHOLE), name="cifar10", classes=10), reporter)
 
 
@@ -210,7 +210,7 @@ def test_a_wrong_checksum_of_a_local_archive_names_both(chain, archive, reporter
         dataset.prepare(chain(archive(WHOLE), sha256="a" * 64), reporter)
 
 
-def test_a_source_that_is_not_there_or_a_pipe_says_so(chain, reporter, tmp_path):
+def test_a_missing_source_or_a_pipe_is_refused(chain, reporter, tmp_path):
     with pytest.raises(DataError, match=r"nowhere.tar.gz: no such file or folder; get a good copy"):
         dataset.prepare(chain(tmp_path / "nowhere.tar.gz"), reporter)
     os.mkfifo(tmp_path / "pipe")
@@ -218,7 +218,7 @@ def test_a_source_that_is_not_there_or_a_pipe_says_so(chain, reporter, tmp_path)
         dataset.prepare(chain(tmp_path / "pipe"), reporter)
 
 
-def test_a_folder_without_batches_says_so(chain, reporter, tmp_path):
+def test_a_folder_without_batches_is_refused(chain, reporter, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match="no images in classes, and no CIFAR-10 or CIFAR-100 batches"):
         dataset.prepare(chain(tmp_path / "folder"), reporter)
@@ -226,7 +226,7 @@ def test_a_folder_without_batches_says_so(chain, reporter, tmp_path):
         dataset.prepare(chain(tmp_path / "folder", name="cifar100", classes=None), reporter)
 
 
-def test_a_folder_that_lacks_a_batch_says_which(chain, reporter, tmp_path):
+def test_a_missing_batch_in_a_folder_is_named(chain, reporter, tmp_path):
     folder = tmp_path / "folder" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     (folder / "data_batch_1.bin").write_bytes(records(4, 1))
@@ -248,11 +248,11 @@ def test_a_batch_that_cannot_be_read_is_named(chain, reporter, tmp_path, monkeyp
         dataset.prepare(chain(tmp_path), reporter)
 
 
-def test_a_folder_of_files_that_only_claim_a_size_is_refused(chain, reporter, tmp_path):
+def test_a_folder_of_huge_sparse_files_is_refused(chain, reporter, tmp_path):
     for number in range(1, 4):
         with open(tmp_path / f"data_batch_{number}.bin", "wb") as file:
             file.truncate(3073 * 150_000)
-    with memory_below(10_000_000), pytest.raises(DataError, match=r"its batches have more than 1.1 GB"):
+    with memory_below(10_000_000), pytest.raises(DataError, match=r"its batches exceed 1.1 GB"):
         dataset.prepare(chain(tmp_path), reporter)
 
 

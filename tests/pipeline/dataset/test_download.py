@@ -1,4 +1,4 @@
-"""Downloads from a real web server that misbehaves in every way a server can."""
+"""Downloads from a real web server that misbehaves in every way a server can misbehave."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_download_becomes_a_data_set_and_leaves_no_archive(chain, site, report
 
 @pytest.fixture
 def cut_off(site, reporter, monkeypatch):
-    """Has a chain download 150,000 bytes, after which the server is out of order."""
+    """Let a chain download 150,000 bytes, after which the server fails."""
 
     def cut_off(made):
         monkeypatch.setattr(download, "TRIES", 1)
@@ -53,7 +53,7 @@ def cut_off(site, reporter, monkeypatch):
 def test_a_link_in_place_of_a_partial_download_is_not_written_through(chain, site, reporter, cut_off, tmp_path):
     made, victim = chain(site.url(), sha256=SHA256), tmp_path / "victim"
     cut_off(made)
-    partial = source.downloaded(made).with_suffix(".archive.part")
+    partial = source.download_path(made).with_suffix(".archive.part")
     partial.rename(victim)
     partial.symlink_to(victim)
     before = victim.read_bytes()
@@ -80,7 +80,7 @@ def test_an_interrupted_run_is_continued_by_the_next_one(chain, site, reporter, 
     assert [status for _, _, status in site.requests] == [206]
 
 
-def test_content_that_changed_meanwhile_is_not_glued_to_the_old(chain, site, reporter, cut_off):
+def test_changed_content_is_not_joined_to_the_old(chain, site, reporter, cut_off):
     made = chain(site.url())
     cut_off(made)
     site.pages["/mini.tar.gz"] = tar_gz(mini_files(batches=3))
@@ -99,9 +99,9 @@ def test_a_server_that_cannot_resume_starts_over_cleanly(chain, site, reporter, 
 
 
 @pytest.mark.parametrize("sha256", [SHA256, None])
-def test_a_wrongly_continued_download_is_got_once_more_from_the_start(chain, site, reporter, sha256):
+def test_a_wrongly_resumed_download_is_restarted_once(chain, site, reporter, sha256):
     made = chain(site.url(), sha256=sha256)
-    target = source.downloaded(made)
+    target = source.download_path(made)
     target.parent.mkdir(parents=True)
     target.with_name(target.name + ".part").write_bytes(bytes(100_000))
     address = hashlib.sha256(site.url().encode()).hexdigest()
@@ -116,11 +116,11 @@ def test_a_server_that_always_cuts_at_the_same_place_is_given_up(chain, site, re
     site.ranges, site.cuts = False, [70_000] * 50
     with pytest.raises(DataError, match=r"cut off .*\(4 tries\)") as caught:
         dataset.prepare(chain(site.url()), reporter)
-    assert caught.value.may_pass, "the same command may have more luck later"
+    assert caught.value.may_pass, "the same command may succeed later"
     assert len(site.requests) == 5
 
 
-def test_a_chunk_of_negative_length_is_a_cut_and_not_one_without_end(chain, site, reporter):
+def test_a_chunk_of_negative_length_is_a_broken_connection(chain, site, reporter):
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer():
@@ -139,7 +139,7 @@ def test_a_chunk_of_negative_length_is_a_cut_and_not_one_without_end(chain, site
     assert any("was cut off" in note and "trying the next mirror" in note for note in reporter.notes)
 
 
-def test_passing_trouble_is_tried_again_and_a_missing_file_is_not(chain, site, reporter):
+def test_temporary_errors_are_retried_and_a_missing_file_is_not(chain, site, reporter):
     site.answers = [503, 429, 500]
     dataset.prepare(chain(site.url()), reporter)
     assert [status for _, _, status in site.requests] == [503, 429, 500, 200]
@@ -161,7 +161,7 @@ def test_mirrors_are_tried_in_turn(chain, site, reporter):
 
 
 @pytest.mark.parametrize("path", ["/slow-headers", "/slow-body"])
-def test_a_server_that_sends_a_byte_now_and_then_is_given_up(chain, archive, site, reporter, monkeypatch, path):
+def test_a_dripping_server_is_given_up(chain, archive, site, reporter, monkeypatch, path):
     monkeypatch.setattr(download, "BLOCK_TIMEOUT", 0.3)
     monkeypatch.setattr(download, "TRIES", 2)
     made = chain(site.url(path), mirrors=[str(archive(CONTENT))])
@@ -174,19 +174,19 @@ def test_a_redirect_is_followed_and_its_endless_body_is_not_read(chain, site, re
     monkeypatch.setattr(download, "BLOCK_TIMEOUT", 5.0)
     dataset.prepare(chain(site.url("/moved"), sha256=SHA256), reporter)
     assert site.requests == [("/moved", None, 302), ("/mini.tar.gz", None, 200)]
-    with pytest.raises(DataError, match="/moved-to-ftp: leads on to an address that is neither http nor https; "):
+    with pytest.raises(DataError, match="/moved-to-ftp: redirects to an address that is neither http nor https; "):
         dataset.prepare(chain(site.url("/moved-to-ftp")), reporter)
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "1" * 20])
-def test_a_length_that_no_file_has_is_refused(chain, site, reporter, length):
+def test_an_impossible_length_is_refused(chain, site, reporter, length):
     site.length = length
     with pytest.raises(DataError, match="far more than CIFAR-10 or CIFAR-100; not downloaded"):
         dataset.prepare(chain(site.url()), reporter)
 
 
 @pytest.mark.parametrize("length", ["-5", "x", "²"])
-def test_a_length_that_is_no_number_is_unknown(chain, site, reporter, length):
+def test_a_length_that_is_not_a_number_is_ignored(chain, site, reporter, length):
     site.length = length
     assert dataset.prepare(chain(site.url()), reporter)["details"]["train_images"] == 120
 
@@ -206,7 +206,7 @@ def test_when_all_fail_one_line_names_each_address_without_its_password(chain, s
     assert "secret" not in line + "".join(reporter.notes)
 
 
-def test_certificates_that_are_not_there_are_named_and_mirrors_are_tried(chain, archive, reporter, monkeypatch):
+def test_a_missing_ca_bundle_is_named_and_mirrors_are_tried(chain, archive, reporter, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/there/is/none.pem")
     address = "https://127.0.0.1:9/mini.tar.gz"
     dataset.prepare(chain(address, mirrors=[str(archive(CONTENT))]), reporter)
@@ -216,7 +216,7 @@ def test_certificates_that_are_not_there_are_named_and_mirrors_are_tried(chain, 
 
 
 @pytest.mark.parametrize("address", ["http://[host/x", "http://", "http://host:99999/x", "x://host/y"])
-def test_what_is_no_address_is_told_in_one_line(chain, reporter, address):
+def test_an_invalid_address_is_refused_in_one_line(chain, reporter, address):
     with pytest.raises(DataError, match="is not an address that can be downloaded") as caught:
         dataset.prepare(chain(address), reporter)
     assert "\n" not in str(caught.value)
@@ -230,7 +230,7 @@ def test_no_password_is_left_in_the_workspace(chain, site, reporter, cut_off):
         assert "secret" not in path.read_text()
 
 
-def test_another_token_is_the_same_source_also_for_half_a_download(chain, site, reporter, cut_off):
+def test_a_partial_download_resumes_with_another_token(chain, site, reporter, cut_off):
     cut_off(chain(site.url("/mini.tar.gz?token=old")))
     dataset.prepare(chain(site.url("/mini.tar.gz?token=new")), reporter)
     assert site.requests[-1][2] == 206
@@ -239,7 +239,7 @@ def test_another_token_is_the_same_source_also_for_half_a_download(chain, site, 
     assert chain(site.url("/mini.tar.gz?id=2")).why("dataset") != []
 
 
-def test_a_data_set_of_an_earlier_version_is_still_known_under_its_full_address(chain, site, reporter):
+def test_a_pointer_of_an_earlier_version_is_found_by_its_full_address(chain, site, reporter):
     plain, made = chain(site.url()), chain(site.url("/mini.tar.gz?token=secret"))
     dataset.prepare(plain, reporter)
     pointers = made.workspace
@@ -247,7 +247,7 @@ def test_a_data_set_of_an_earlier_version_is_still_known_under_its_full_address(
     assert made.why("dataset") == []
 
 
-def test_what_takes_more_memory_than_there_is_names_itself_and_mirrors_are_tried(chain, site, reporter, monkeypatch):
+def test_a_source_that_exhausts_memory_is_named_and_mirrors_are_tried(chain, site, reporter, monkeypatch):
     real = dataset.source.archive.read
 
     def read(*arguments):
@@ -261,7 +261,7 @@ def test_what_takes_more_memory_than_there_is_names_itself_and_mirrors_are_tried
 
 
 @pytest.mark.parametrize("mistake", ["classes", "memory"])
-def test_what_a_corrected_configuration_can_read_is_not_downloaded_again(chain, site, reporter, monkeypatch, mistake):
+def test_a_download_is_kept_for_a_corrected_configuration(chain, site, reporter, monkeypatch, mistake):
     def out_of_memory(*arguments):
         raise MemoryError
 
@@ -278,7 +278,7 @@ def test_what_a_corrected_configuration_can_read_is_not_downloaded_again(chain, 
     assert len(site.requests) == 1
 
 
-def test_an_archive_that_was_mended_at_its_address_is_downloaded_again(chain, site, reporter):
+def test_an_archive_that_was_repaired_at_its_address_is_downloaded_again(chain, site, reporter):
     good = site.pages["/mini.tar.gz"]
     site.pages["/mini.tar.gz"] = tar_gz(mini_100_files())  # in another layout, and with labels up to 99
     made = chain(site.url(), classes=10)
@@ -289,17 +289,17 @@ def test_an_archive_that_was_mended_at_its_address_is_downloaded_again(chain, si
     assert leftovers(made) == []
 
 
-def test_an_archive_under_the_wrong_name_waits_under_the_right_one(chain, site, reporter):
+def test_an_archive_under_the_wrong_name_is_kept_under_the_right_one(chain, site, reporter):
     site.pages["/mini.tar.gz"] = tar_gz(mini_100_files())
-    site.cuts = [1_000]  # a resumed download that is refused for something else is got anew
-    kept = source.downloaded(chain(site.url(), name="cifar100", classes=None))
+    site.cuts = [1_000]  # a resumed download that is refused for another reason is restarted
+    kept = source.download_path(chain(site.url(), name="cifar100", classes=None))
     with pytest.raises(DataError, match=rf"but data.name is cifar10 \(kept as {kept}\); set data.name to cifar100"):
         dataset.prepare(chain(site.url(), name="cifar10", classes=10), reporter)
     assert kept.read_bytes() == site.pages["/mini.tar.gz"]
     assert not any("again" in note for note in reporter.notes)
 
 
-def test_what_is_not_the_archive_is_told_and_not_kept(chain, site, reporter):
+def test_a_response_that_is_not_an_archive_is_refused_and_not_kept(chain, site, reporter):
     made = chain(site.url(), sha256="b" * 64)
     with pytest.raises(DataError, match=rf"SHA-256 is {SHA256}, expected b{{64}}"):
         dataset.prepare(made, reporter)
@@ -321,9 +321,9 @@ def test_a_broken_archive_without_a_checksum_is_not_used_twice(chain, site, repo
 
 
 @pytest.mark.parametrize(("content", "requests"), [(CONTENT, 0), (CONTENT[:-1], 1)], ids=["whole", "cut"])
-def test_a_finished_download_of_a_killed_run_is_used_if_it_is_whole(chain, site, reporter, content, requests):
+def test_a_finished_download_of_a_killed_run_is_used_if_intact(chain, site, reporter, content, requests):
     made = chain(site.url(), sha256=SHA256)
-    target = source.downloaded(made)
+    target = source.download_path(made)
     target.parent.mkdir(parents=True)
     target.write_bytes(content)
     dataset.prepare(made, reporter)
@@ -332,7 +332,7 @@ def test_a_finished_download_of_a_killed_run_is_used_if_it_is_whole(chain, site,
 
 
 @pytest.mark.parametrize("length", [None, "x"])
-def test_something_far_larger_than_cifar10_is_not_downloaded(chain, site, reporter, monkeypatch, length):
+def test_a_file_far_larger_than_cifar10_is_not_downloaded(chain, site, reporter, monkeypatch, length):
     monkeypatch.setattr(download, "DOWNLOAD_LIMIT", 100_000)
     site.length = length
     with pytest.raises(DataError, match="far more than CIFAR-10" if length is None else "is larger than 100 kB"):
@@ -345,10 +345,10 @@ def test_a_disk_too_full_for_the_download_is_one_clear_line(chain, site, reporte
         dataset.prepare(chain(site.url()), reporter)
 
 
-def test_a_disk_has_room_for_what_takes_the_place_of_a_partial_download(chain, site, reporter, monkeypatch, cut_off):
+def test_the_space_of_a_partial_download_counts_as_free(chain, site, reporter, monkeypatch, cut_off):
     made = chain(site.url())
     cut_off(made)
-    partial = source.downloaded(made).with_suffix(".archive.part").stat().st_size
+    partial = source.download_path(made).with_suffix(".archive.part").stat().st_size
     site.pages["/mini.tar.gz"] = content = tar_gz(mini_files(images=50))
     for missing in (1, 0):
         free = len(content) - partial - missing

@@ -1,4 +1,4 @@
-"""A folder of images as a data set: what is read, how it is shared out, what is left out, and what a change makes."""
+"""A folder of images as a data set: what is read, how it is split, what is left out, and the effect of a change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Chain = Callable[..., object]
 
 
 def colour(number: int) -> np.ndarray:
-    """Pixels of a 40 x 32 picture that no other number has."""
+    """Return the pixels of a 40 x 32 picture, unique to this number."""
     return np.random.RandomState(number).randint(0, 256, (40, 32, 3)).astype(np.uint8)
 
 
@@ -106,7 +106,7 @@ def test_any_size_and_mode_is_turned_upright_and_made_rgb_32_by_32(chain, report
         assert pixels(parts / "train/good" / name) in found
 
 
-def test_the_split_of_one_level_stays_when_images_are_added_renamed_or_removed(chain, reporter, loose):
+def test_the_split_is_stable_when_images_are_added_renamed_or_removed(chain, reporter, loose):
     first = prepared(chain, reporter, loose, test_fraction=0.3)
     assert held(first, "train") | held(first, "test") == on_disk(loose)
     assert 10 <= len(first.test_labels) <= 40
@@ -150,7 +150,7 @@ def test_a_labels_csv_gives_classes_and_parts(chain, reporter, tmp_path):
     }
 
 
-def test_what_a_labels_csv_names_outside_of_the_folder_is_not_read(chain, reporter, tmp_path, monkeypatch):
+def test_a_labels_csv_cannot_name_files_outside_the_folder(chain, reporter, tmp_path, monkeypatch):
     rows = [(f"{n}.png", "good" if n % 2 else "bad", "test" if n < 4 else "train") for n in range(20)]
     for number, (name, _, _) in enumerate(rows):
         picture(tmp_path / "listed" / name, number)
@@ -172,17 +172,17 @@ def test_what_a_labels_csv_names_outside_of_the_folder_is_not_read(chain, report
     ]
 
 
-def test_a_training_image_that_is_a_test_image_too_is_left_out_of_training(chain, reporter, parts):
+def test_a_training_image_that_is_also_a_test_image_is_left_out_of_training(chain, reporter, parts):
     os.link(parts / "test/good/0.png", parts / "train/dent/copy.png")
     Image.open(parts / "test/good/1.png").save(parts / "train/good/again.bmp")
     data = prepared(chain, reporter, parts)
     assert held(data, "train") == on_disk(parts / "train") - {(pixels(parts / "test/good/0.png"), "dent")}
     assert len(data.train_labels) == 12
-    told = "left out of training: 2 images that are also test images (for example train/"
-    assert [note for note in reporter.notes if note.startswith(told)] == data.manifest["details"]["remarks"]
+    remark = "left out of training: 2 images that are also test images (for example train/"
+    assert [note for note in reporter.notes if note.startswith(remark)] == data.manifest["details"]["remarks"]
 
 
-def test_an_image_in_two_classes_is_told(chain, reporter, parts):
+def test_an_image_in_two_classes_is_reported(chain, reporter, parts):
     os.link(parts / "train/good/0.png", parts / "train/dent/copy.png")
     prepared(chain, reporter, parts)
     assert "1 image in more than one class (for example train/dent/copy.png = train/good/0.png)" in reporter.notes
@@ -202,7 +202,7 @@ def test_a_few_unreadable_images_are_left_out_and_many_are_refused(chain, report
         prepared(chain, reporter, parts)
 
 
-def test_a_class_in_the_test_images_alone_is_refused_and_one_in_training_alone_told(chain, reporter, parts):
+def test_a_class_only_in_test_is_refused_and_one_only_in_training_reported(chain, reporter, parts):
     picture(parts / "train/rare/0.png", 1)
     prepared(chain, reporter, parts)
     assert "no test images of class rare: its recall cannot be measured" in reporter.notes
@@ -211,7 +211,7 @@ def test_a_class_in_the_test_images_alone_is_refused_and_one_in_training_alone_t
         prepared(chain, reporter, parts)
 
 
-def test_more_classes_than_outputs_are_refused_before_an_image_is_read(chain, reporter, parts, monkeypatch):
+def test_more_classes_than_outputs_are_refused_before_reading_images(chain, reporter, parts, monkeypatch):
     monkeypatch.setattr(folder.image_files, "read", None)
     for label in "abc":
         picture(parts / "train" / label / "0.png", 1)
@@ -219,7 +219,7 @@ def test_more_classes_than_outputs_are_refused_before_an_image_is_read(chain, re
         prepared(chain, reporter, parts)
 
 
-def test_a_checksum_is_for_archives(chain, reporter, parts):
+def test_a_checksum_for_a_folder_is_refused(chain, reporter, parts):
     with pytest.raises(
         DataError, match=r"is a folder, but data.sha256 is the checksum of an archive; remove data.sha256"
     ):
@@ -238,7 +238,7 @@ def test_a_folder_in_a_store_is_refused_in_one_line(chain, reporter):
         prepared(chain, reporter, "s3://bucket/parts")
 
 
-def test_a_change_is_told_before_it_is_read_and_after(made, chain, reporter, parts):
+def test_a_change_is_reported_before_and_after_reading_it(made, chain, reporter, parts):
     first = made.source_record()["dataset"]
     for n in range(20, 23):
         picture(parts / "train/good" / f"{n}.png", n)
@@ -255,7 +255,7 @@ def test_a_change_is_told_before_it_is_read_and_after(made, chain, reporter, par
 
 
 @pytest.mark.parametrize("change", ["x", {}, {"since": 5, "what": ""}, {"since": "a\x1b[2J", "what": "\x07"}])
-def test_a_damaged_change_is_no_trouble(made, reporter, change):
+def test_a_damaged_change_record_is_ignored(made, reporter, change):
     pointer = made.workspace.source_pointer(made.given.data)
     write_json(pointer, {**read_json(pointer), "change": change})
     lines = status.lines(status.gather(made), "config.yaml")
@@ -293,8 +293,8 @@ def test_a_folder_that_changes_while_it_is_read_is_noticed(chain, reporter, part
     assert held(dataset.load(made.dataset_folder()), "train") == on_disk(parts / "train")
 
 
-def test_a_command_keeps_to_what_it_found_or_read(chain, reporter, parts, monkeypatch):
-    monkeypatch.setattr(freshness, "_command_began", freshness._command_began)  # and back again
+def test_a_command_looks_at_a_source_only_once(chain, reporter, parts, monkeypatch):
+    monkeypatch.setattr(freshness, "_command_began", freshness._command_began)  # restored afterwards
     made = chain(parts, name="parts")
     for number, after in enumerate((lambda: dataset.prepare(made, reporter), lambda: None)):
         freshness.begin_command()
@@ -308,11 +308,11 @@ def test_a_command_keeps_to_what_it_found_or_read(chain, reporter, parts, monkey
 
 
 @pytest.mark.parametrize("read", [4e9, 1e18, "tomorrow"])
-def test_a_source_that_was_read_in_the_future_is_looked_at(made, parts, monkeypatch, read):
+def test_a_source_with_a_read_time_in_the_future_is_checked(made, parts, monkeypatch, read):
     monkeypatch.setattr(freshness, "_command_began", time.time())
     here = made.workspace.seen_source(made.given.data)
     write_json(here, {**{key: made.source_record()[key] for key in ("digest", "stat")}, "read": read})
-    if read != "tomorrow":  # which the record itself cannot say
+    if read != "tomorrow":  # only a number is valid in the pointer
         pointer = made.workspace.source_pointer(made.given.data)
         write_json(pointer, {**json.loads(pointer.read_text()), "read": read})
     freshness.begin_command()
@@ -320,7 +320,7 @@ def test_a_source_that_was_read_in_the_future_is_looked_at(made, parts, monkeypa
     assert made.why("dataset")[0].endswith("has changed: 1 image more in class good")
 
 
-def test_an_unchanged_folder_is_looked_at_and_not_read(made, parts, monkeypatch):
+def test_an_unchanged_folder_is_listed_but_not_read(made, parts, monkeypatch):
     for path in parts.rglob("*.png"):
         path.chmod(0)
     monkeypatch.setattr(image_folder, "open", None, raising=False)

@@ -1,4 +1,4 @@
-"""Image files of every kind as pixels: modes, depths, sizes, and what is refused before it takes memory."""
+"""Decoding image files of every kind: modes, depths, sizes, and what is refused before it takes memory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_mode_of_an_image_is_read(pixels: np.ndarray, tmp_path: Path, mode
         assert pixels_of(file).max() > 200
 
 
-def test_the_same_picture_in_any_depth_is_the_same_pixels(grey: np.ndarray, tmp_path: Path) -> None:
+def test_the_bit_depth_does_not_change_the_pixels(grey: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.tiff")
     Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tiff")
@@ -80,12 +80,12 @@ def test_the_same_picture_in_any_depth_is_the_same_pixels(grey: np.ndarray, tmp_
         (lambda grey: np.full(grey.shape, np.nan, np.float32), "floating-point pixels range from nan to nan"),
     ],
 )
-def test_a_depth_whose_white_is_not_known_is_refused(grey: np.ndarray, tmp_path: Path, values, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_values_of_unknown_range_are_refused(grey: np.ndarray, tmp_path: Path, values, words: str) -> None:  # type: ignore[no-untyped-def]
     Image.fromarray(values(grey)).save(tmp_path / "image.tiff")
     assert words in why_not(tmp_path / "image.tiff")
 
 
-def test_twelve_bits_in_the_sixteen_of_a_colour_png_are_refused(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_a_colour_png_with_12_bits_in_16_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
     for factor, words in ((257, ""), (16, "16-bit pixels use less than a quarter")):
         file = tmp_path / "deep.png"
         file.write_bytes(
@@ -97,21 +97,21 @@ def test_twelve_bits_in_the_sixteen_of_a_colour_png_are_refused(pixels: np.ndarr
             assert np.array_equal(pixels_of(file), pixels.transpose(2, 0, 1))
 
 
-def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     Image.new("RGBA", (40, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert pixels_of(tmp_path / "clear.png").min() == 255
     Image.new("L", SIZE, 7).save(tmp_path / "keyed.png", transparency=7)
     assert pixels_of(tmp_path / "keyed.png").min() == 255
 
 
-def test_a_camera_s_orientation_is_followed(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_the_exif_orientation_is_applied(pixels: np.ndarray, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter to be upright
+    exif[0x0112] = 6  # upright after a quarter turn
     Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(pixels_of(tmp_path / "turned.png"), pixels.transpose(2, 0, 1))
 
 
-def test_another_shape_is_cut_and_not_squashed(tmp_path: Path) -> None:
+def test_other_aspect_ratios_are_cropped_and_not_squashed(tmp_path: Path) -> None:
     half = Image.new("RGB", (64, 32), "white")
     half.paste("black", (0, 0, 16, 32))
     half.paste("black", (48, 0, 64, 32))
@@ -119,9 +119,7 @@ def test_another_shape_is_cut_and_not_squashed(tmp_path: Path) -> None:
     assert pixels_of(tmp_path / "half.png").min() == 255  # squashed, it would have black sides
 
 
-def test_only_formats_of_pixels_are_read_whatever_a_file_is_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_raster_formats_are_read_whatever_the_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = tmp_path / "ran"
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {ran}\n")
     (tmp_path / "gs").chmod(0o755)
@@ -136,14 +134,14 @@ def test_only_formats_of_pixels_are_read_whatever_a_file_is_called(
     assert "not an image" in why_not(file)
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_folders_and_pipes_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert why_not(tmp_path / "pipe.png") == "not a file"
     assert why_not(tmp_path / "gone.png") == "no such file or folder"
 
 
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     for side, why in (
         (13_000, "13,000 x 13,000 pixels, 169 million; the limit is 67 million: scale it down first"),
         (14_000, "far more pixels than the limit, 67 million: scale it down first"),
@@ -153,7 +151,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: 
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
-def test_an_avif_file_is_decoded_by_itself_whatever_size_it_declares(
+def test_an_avif_file_is_decoded_alone_whatever_size_it_declares(
     pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, alone = image_files._decoded, []
@@ -166,10 +164,10 @@ def test_an_avif_file_is_decoded_by_itself_whatever_size_it_declares(
     assert alone == [True, False]
 
 
-def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_huge_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "holes.webp").write_bytes(b"RIFF\xf8\xff\xff\xffWEBPVP8 ")
     os.truncate(tmp_path / "holes.webp", 1 << 40)
-    assert why_not(tmp_path / "holes.webp") == "has 1100 GB; the limit is 1.1 GB"
+    assert why_not(tmp_path / "holes.webp") == "is 1100 GB; the limit is 1.1 GB"
 
 
 def test_a_tile_far_larger_than_its_picture_is_refused(tmp_path: Path) -> None:
@@ -181,30 +179,30 @@ def test_a_tile_far_larger_than_its_picture_is_refused(tmp_path: Path) -> None:
     assert why_not(tmp_path / "bomb.tiff") == "a TIFF with tiles of 16,384 x 32,768 pixels; save it with smaller ones"
 
 
-def test_a_jpeg_of_far_more_scans_than_it_needs_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_a_jpeg_with_far_too_many_scans_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
     file = tmp_path / "scans.jpg"
     Image.fromarray(pixels).save(file, progressive=True)
     assert pixels_of(file).max() > 200
     content = file.read_bytes()
-    file.write_bytes(content + 200 * b"\xff\xda")  # as in the video that a phone appends
+    file.write_bytes(content + 200 * b"\xff\xda")  # like the video that a phone appends
     assert pixels_of(file).max() > 200
     last = content[content.rindex(b"\xff\xda") : -2]
     file.write_bytes(content[:-2] + 100 * last + content[-2:])
-    assert why_not(file) == "a JPEG of more than 100 scans; save it anew"
-    # A decoder passes over these two bytes and no more, so nothing can be hidden as what they begin.
+    assert why_not(file) == "a JPEG of more than 100 scans; save it again"
+    # A decoder skips exactly these two bytes, so nothing can be hidden behind them.
     file.write_bytes(content[:-2] + b"\xff\x02\xff\xff" + 100 * last + content[-2:])
     assert image_files._scans(str(file)) > 100
 
 
-def test_a_large_ppm_that_pillow_reads_number_by_number_is_refused(tmp_path: Path) -> None:
+def test_a_large_ppm_that_pillow_reads_value_by_value_is_refused(tmp_path: Path) -> None:
     (tmp_path / "small.ppm").write_bytes(b"P5 32 32 100\n" + bytes([50]) * 1024)
     assert pixels_of(tmp_path / "small.ppm").max() > 120
     (tmp_path / "large.ppm").write_bytes(b"P5 4096 4096 100\n" + bytes(4096 * 4096))
     assert why_not(tmp_path / "large.ppm").startswith("a large PPM whose values are not bytes")
 
 
-def test_large_pictures_take_little_memory_however_many_threads_there_are(tmp_path: Path) -> None:
-    most = image_files.MOST_PIXELS
+def test_large_pictures_take_little_memory_whatever_the_number_of_threads(tmp_path: Path) -> None:
+    most = image_files.MAX_PIXELS
     (tmp_path / "first.png").write_bytes(png(8192, most // 8192, 16, 0, None))  # 134 MB of zeros, 130 kB here
     (tmp_path / "second.png").hardlink_to(tmp_path / "first.png")
     code = (
@@ -237,7 +235,7 @@ def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: py
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: np.ndarray | None) -> bytes:
-    """A PNG file of these rows of bytes; of zeros without them."""
+    """Return a PNG file with these rows of bytes, or with zeros."""
     if rows is None:
         packer = zlib.compressobj(9)
         row = bytes(1 + width * (3 if colour == 2 else 1) * depth // 8)

@@ -1,4 +1,4 @@
-"""CIFAR-100 in both of its layouts, and archives of another data set than the one that the configuration names."""
+"""CIFAR-100 in both layouts, and archives of a data set other than the configured one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOTH = {"binary": mini_100_files(), "python": python_100_files(mini_100_files())
 
 @pytest.fixture
 def small_originals(monkeypatch):
-    """CIFAR-10 and CIFAR-100 as if they had as few images as the archives here."""
+    """Pretend that CIFAR-10 and CIFAR-100 are as small as the archives here."""
     for name, train, test in (("cifar10", 12, 8), ("cifar100", 200, 100)):
         small = layouts._PUBLISHED[name]._replace(batch_images=train, test_images=test)
         monkeypatch.setitem(layouts._PUBLISHED, name, small)
@@ -41,12 +41,12 @@ def test_cifar_100_is_read_with_its_fine_labels_and_their_names(chain, archive, 
 
 
 @pytest.mark.parametrize("files", BOTH.values(), ids=BOTH)
-def test_an_unpacked_folder_of_cifar_100_is_read_and_known_by_its_files(chain, reporter, tmp_path, files):
+def test_an_unpacked_folder_of_cifar_100_is_recognised_by_its_files(chain, reporter, tmp_path, files):
     folder = tmp_path / "unpacked" / "cifar-100"
     folder.mkdir(parents=True)
     for name, content in {**files, "readme.html": b"x"}.items():
         (folder / name).write_bytes(content)
-    (folder.parent / "more" / "train").mkdir(parents=True)  # a folder of that name is no batch
+    (folder.parent / "more" / "train").mkdir(parents=True)  # a folder of that name is not a batch
     made = chain(folder.parent, classes=None)
     assert dataset.prepare(made, reporter)["details"]["train_images"] == 200
     assert {name.rpartition("/")[2] for name in made.source_record()["stat"]} == files.keys() - {
@@ -71,8 +71,8 @@ def test_an_unpacked_folder_of_cifar_100_is_read_and_known_by_its_files(chain, r
             "is CIFAR-100 (train.bin), but data.name is cifar10; set data.name to cifar100, or",
         ),
         (BOTH["python"], "cifar10", "is CIFAR-100 (train), but data.name is cifar10"),
-        (BOTH["binary"], "cifar100", "train.bin has 200 images, that of CIFAR-100 has 50,000"),
-        (BOTH["python"], "cifar100", "train has 200 images, that of CIFAR-100 has 50,000"),
+        (BOTH["binary"], "cifar100", "train.bin has 200 images, but that of CIFAR-100 has 50,000"),
+        (BOTH["python"], "cifar100", "train has 200 images, but that of CIFAR-100 has 50,000"),
         ({"train.bin": BOTH["binary"]["train.bin"]}, "mine", "test.bin missing; found train.bin"),
         ({**mini_files(), **BOTH["binary"]}, "mine", "batches of more than one layout: data_batch_1.bin and train.bin"),
         ({**BOTH["python"], "meta": b""}, "mine", "meta has 0 bytes, expected 1 to 65,536"),
@@ -81,7 +81,7 @@ def test_an_unpacked_folder_of_cifar_100_is_read_and_known_by_its_files(chain, r
         ({**BOTH["python"], "train": BOTH["python"]["meta"]}, "mine", "train: data is missing, expected an array"),
     ],
 )
-def test_a_wrong_archive_is_refused_in_one_line_that_says_what_it_is(chain, archive, reporter, files, name, line):
+def test_a_wrong_archive_is_refused_and_identified(chain, archive, reporter, files, name, line):
     with pytest.raises(DataError) as caught:
         dataset.prepare(chain(archive(tar_gz(files)), name=name, classes=None), reporter)
     assert line in str(caught.value)
@@ -89,7 +89,7 @@ def test_a_wrong_archive_is_refused_in_one_line_that_says_what_it_is(chain, arch
 
 
 @pytest.mark.usefixtures("small_originals")
-def test_cifar_100_must_name_its_100_classes_or_none(chain, archive, reporter):
+def test_cifar_100_must_name_all_100_classes_or_none(chain, archive, reporter):
     files = {name: content for name, content in BOTH["binary"].items() if name != "fine_label_names.txt"}
     details = dataset.prepare(chain(archive(tar_gz(files)), name="cifar100", classes=None), reporter)["details"]
     assert details["classes"] == [f"class {label}" for label in range(100)]

@@ -1,4 +1,4 @@
-"""The batches: who is held out, in which order images come, what augmentation does to them."""
+"""The batches: the validation split, the order of the images, and their augmentation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def joined(batches):
 
 
 @pytest.mark.parametrize("count", [0, 21, 24])
-def test_the_validation_part_has_each_class_equally_often_and_no_image_of_the_training_part(count):
+def test_validation_is_balanced_and_disjoint_from_training(count):
     training, validation = split(LABELS, count, seed=0)
     assert sorted([*training, *validation]) == list(range(70))
     of_each = np.bincount(LABELS[validation], minlength=7)
@@ -41,7 +41,7 @@ def test_the_split_depends_on_the_seed_alone():
     assert not np.array_equal(split(LABELS, 21, 5)[1], split(LABELS, 21, 6)[1])
 
 
-def test_an_epoch_has_every_training_image_once_and_the_last_batch_is_smaller():
+def test_an_epoch_yields_every_training_image_once_and_a_smaller_last_batch():
     found = list(training_batches(Augmentation()).epoch(0))
     assert [len(labels) for _, labels in found] == [16, 16, 16, 16, 6]
     images, labels = joined(found)
@@ -51,7 +51,7 @@ def test_an_epoch_has_every_training_image_once_and_the_last_batch_is_smaller():
     assert by_bytes == {image.tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
 
 
-def test_only_the_training_part_is_seen():
+def test_only_training_images_are_yielded():
     training, _ = split(LABELS, 21, seed=0)
     batches = training_batches(Augmentation(), indices=training)
     assert sorted(batches.order(0)) == sorted(training)
@@ -59,7 +59,7 @@ def test_only_the_training_part_is_seen():
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(), ALL, Augmentation(flip="alternating")])
-def test_going_on_in_the_middle_of_an_epoch_gives_the_very_batches_that_were_missed(augmentation):
+def test_resuming_mid_epoch_yields_exactly_the_missed_batches(augmentation):
     whole = list(training_batches(augmentation).epoch(2))
     rest = list(training_batches(augmentation).epoch(2, first_step=3))
     assert len(rest) == 2
@@ -68,7 +68,7 @@ def test_going_on_in_the_middle_of_an_epoch_gives_the_very_batches_that_were_mis
         assert np.array_equal(labels, same_labels)
 
 
-def test_another_seed_or_epoch_gives_another_order_and_another_augmentation():
+def test_order_and_augmentation_depend_on_seed_and_epoch():
     ours, theirs = training_batches(seed=3), training_batches(seed=4)
     assert not np.array_equal(ours.order(0), ours.order(1))
     assert not np.array_equal(ours.order(0), theirs.order(0))
@@ -84,7 +84,7 @@ def test_alternating_flips_mirror_each_image_in_every_other_epoch():
     assert np.array_equal(first, third)
     assert np.array_equal(first, second[..., ::-1])
     mirrored = np.isclose(first, IMAGES[..., ::-1] / np.float32(255)).all((1, 2, 3))
-    assert 15 < mirrored.sum() < 55, "about a half starts mirrored"
+    assert 15 < mirrored.sum() < 55, "about half start mirrored"
 
 
 def test_a_planned_flip_mirrors_left_and_right_only():
@@ -105,7 +105,7 @@ def test_a_shift_moves_the_image_within_a_black_border():
     assert not up[:, -4:].any()
 
 
-def test_with_reflect_padding_a_shift_shows_the_image_s_mirror_image_beyond_its_border():
+def test_reflect_padding_fills_the_border_with_a_reflection():
     plan = Plan(np.arange(1), shifts=np.array([[0], [4]]))
     (down_right,) = augment(IMAGES[:1], plan, Augmentation(pad_crop=2, padding="reflect"))
     assert np.array_equal(down_right[:, 2:, :-2], IMAGES[0, :, :-2, 2:])
@@ -113,12 +113,12 @@ def test_with_reflect_padding_a_shift_shows_the_image_s_mirror_image_beyond_its_
     assert np.array_equal(down_right[:, 2:, -2:], IMAGES[0, :, :-2, -2:-4:-1])
 
 
-def test_a_hole_blanks_one_square_and_may_hang_over_the_edge():
+def test_a_cutout_blanks_one_square_and_may_hang_over_the_edge():
     plan = Plan(np.arange(2), holes=np.array([[5, -3], [6, 28]]))
     inside, over = augment(IMAGES[:2], plan, Augmentation(cutout=8))
     assert np.argwhere(inside[0] == 0).tolist() == [[y, x] for y in range(5, 13) for x in range(6, 14)]
     assert np.argwhere(over[2] == 0).tolist() == [[y, x] for y in range(5) for x in range(28, 32)]
-    assert IMAGES.min() == 1, "the images themselves stay as they are"
+    assert IMAGES.min() == 1, "the originals are unchanged"
 
 
 def test_random_augmentation_uses_its_whole_range():
@@ -130,7 +130,7 @@ def test_random_augmentation_uses_its_whole_range():
     assert 0.4 < flips.mean() < 0.6
 
 
-def test_the_mean_and_the_deviation_are_those_of_all_images():
+def test_mean_and_deviation_are_measured_over_all_images():
     images = np.random.default_rng(0).integers(0, 200, (1201, 3, 4, 4), np.uint8)
     images[500:, 1] += 40  # as if sorted by class
     norm = Normalisation.measure(images)
@@ -152,14 +152,14 @@ def test_an_image_of_one_colour_can_be_normalised():
     assert np.isfinite(Normalisation.measure(np.full((4, 3, 32, 32), 7, np.uint8)).apply(IMAGES)).all()
 
 
-def test_batches_for_prediction_have_one_shape_and_keep_the_order():
+def test_padded_batches_have_one_shape_and_keep_the_order():
     parts = list(padded_batches(IMAGES, 32, Normalisation()))
     assert [(values.shape[0], count) for values, count in parts] == [(32, 32), (32, 32), (32, 6)]
     together = np.concatenate([values[:count] for values, count in parts])
     assert np.array_equal(together, Normalisation().apply(IMAGES))
 
 
-def test_time_without_a_batch_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_time_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made = training_batches()
     assert made.waited == 0
     real = made.batch
@@ -170,4 +170,4 @@ def test_time_without_a_batch_is_added_up(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(made, "batch", slow)
     steps = len(list(made.epoch(1)))
-    assert made.waited > 0.05 * steps  # a batch is begun a moment before it is asked for
+    assert made.waited > 0.05 * steps  # a batch is started a moment before it is requested

@@ -1,4 +1,4 @@
-"""The data set stage as a whole: what it leaves behind, what it takes as done, what it makes again."""
+"""The data set stage as a whole: what it writes, what it reuses, and what it makes again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_data_set_cannot_be_changed_by_accident(chain, archive, reporter):
         data.classes = []
 
 
-def test_the_manifest_names_digest_counts_and_origin_and_the_pointer_the_data_set(chain, archive, reporter):
+def test_the_manifest_and_the_pointer_describe_the_data_set(chain, archive, reporter):
     files = mini_files()
     path = archive(tar_gz(files))
     made = chain(path)
@@ -79,7 +79,7 @@ def test_the_manifest_names_digest_counts_and_origin_and_the_pointer_the_data_se
     assert list(pointer["stat"]) == ["mini.tar.gz"]
 
 
-def test_the_chain_counts_the_stage_as_done_until_the_archive_changes(chain, archive, reporter):
+def test_the_stage_is_complete_until_the_archive_changes(chain, archive, reporter):
     made = chain(archive(tar_gz(mini_files())))
     assert made.why("dataset")
     dataset.prepare(made, reporter)
@@ -90,14 +90,14 @@ def test_the_chain_counts_the_stage_as_done_until_the_archive_changes(chain, arc
     assert made.why("dataset") == []
 
 
-def test_the_same_for_a_file_address_also_with_a_record_of_an_earlier_version(chain, archive, reporter):
+def test_a_file_address_is_known_even_from_a_record_of_an_earlier_version(chain, archive, reporter):
     path = archive(tar_gz(mini_files()))
     made = chain(path.as_uri())
     dataset.prepare(made, reporter)
     pointers, data = made.workspace, made.given.data
     former = pointers.source_pointer(data).rename(list(pointers.former_pointers(data))[1])
     write_json(former, {**read_json(former), "stat": None})
-    assert "has changed" in made.why("dataset")[0], "its state was not known then: it is read once"
+    assert "has changed" in made.why("dataset")[0], "the old record has no state, so the source is read once"
     content = path.read_bytes()
     path.unlink()
     assert made.why("dataset") == []
@@ -108,7 +108,7 @@ def test_the_same_for_a_file_address_also_with_a_record_of_an_earlier_version(ch
     assert "has changed" in made.why("dataset")[0]
 
 
-def test_a_source_that_changes_while_it_is_read_counts_as_changed(chain, archive, reporter, monkeypatch):
+def test_a_source_that_changes_during_reading_is_seen_as_changed(chain, archive, reporter, monkeypatch):
     path = archive(tar_gz(mini_files()))
     made = chain(path)
     read = dataset.source.archive.read
@@ -123,7 +123,7 @@ def test_a_source_that_changes_while_it_is_read_counts_as_changed(chain, archive
     assert "has changed" in made.why("dataset")[0]
 
 
-def test_each_host_s_own_copy_of_the_source_is_read_once(chain, archive, reporter, monkeypatch):
+def test_each_host_reads_its_own_copy_of_the_source_once(chain, archive, reporter, monkeypatch):
     path = archive(tar_gz(mini_files()))
     made = chain(path)
     for time in (1, 2, 3):
@@ -136,11 +136,11 @@ def test_each_host_s_own_copy_of_the_source_is_read_once(chain, archive, reporte
     archive(tar_gz(mini_files(batches=3)))
     dataset.prepare(made, reporter)
     os.utime(path, ns=(1, 1))
-    assert "has changed" in made.why("dataset")[0], "what was known of other images does not count"
+    assert "has changed" in made.why("dataset")[0], "copies of the previous images are forgotten"
 
 
 @pytest.mark.parametrize("copies", [None, 5, ["x", {}]])
-def test_a_pointer_of_another_version_or_hand_is_understood(chain, archive, reporter, copies):
+def test_a_pointer_of_another_version_or_edited_by_hand_is_read(chain, archive, reporter, copies):
     path = archive(tar_gz(mini_files()))
     made = chain(path)
     dataset.prepare(made, reporter)
@@ -152,7 +152,7 @@ def test_a_pointer_of_another_version_or_hand_is_understood(chain, archive, repo
     assert made.why("dataset") == []
 
 
-def test_every_way_to_the_same_images_gives_the_same_data_set(chain, archive, reporter, tmp_path):
+def test_every_layout_of_the_same_images_yields_the_same_data_set(chain, archive, reporter, tmp_path):
     files = mini_files()
     folder = tmp_path / "unpacked"
     for place, content in (("binary", files), ("python", python_files(files))):
@@ -172,7 +172,7 @@ def test_every_way_to_the_same_images_gives_the_same_data_set(chain, archive, re
     assert len(digests) == 1
 
 
-def test_the_official_checksum_makes_it_the_official_archive(chain, archive, reporter, monkeypatch):
+def test_the_official_archive_is_recognised_by_its_checksum(chain, archive, reporter, monkeypatch):
     path = archive(tar_gz(mini_files()))
     made = chain(path)
     assert dataset.prepare(made, reporter)["details"]["official"] is False
@@ -182,7 +182,7 @@ def test_the_official_checksum_makes_it_the_official_archive(chain, archive, rep
     assert made.source_record()["official"] is True
 
 
-def test_classes_that_are_not_given_are_those_of_the_data_set_as_soon_as_there_is_one(chain, archive, reporter):
+def test_missing_classes_are_taken_from_the_data_set_once_it_is_made(chain, archive, reporter):
     path = archive(tar_gz(mini_files()))
     made, given = chain(path, classes=None), chain(path, classes=4)
     assert made.config.architecture.classes is None
@@ -211,10 +211,10 @@ def test_runs_on_a_data_set_of_an_earlier_version_keep_their_ten_outputs(chain, 
     assert made.run() == chain(path, classes=10).run(), "the same images, read again"
     archive(tar_gz(mini_files(batches=3)))
     dataset.prepare(made, reporter)
-    assert made.run() == chain(path, classes=4).run(), "other images are another run in any case"
+    assert made.run() == chain(path, classes=4).run(), "other images always make another run"
 
 
-def test_a_whole_data_set_is_not_written_again(chain, archive, reporter):
+def test_an_intact_data_set_is_not_written_again(chain, archive, reporter):
     made = chain(archive(tar_gz(mini_files())))
     dataset.prepare(made, reporter)
     images = made.dataset_folder() / "train_images.npy"
@@ -242,7 +242,7 @@ def test_a_damaged_data_set_is_made_again(chain, archive, reporter, damage):
     assert manifest.damage(made.dataset_folder(), first) == []
 
 
-def test_loading_an_unfinished_or_cut_data_set_says_what_to_do(chain, archive, reporter, tmp_path):
+def test_loading_an_unfinished_or_truncated_data_set_says_what_to_do(chain, archive, reporter, tmp_path):
     with pytest.raises(WorkspaceError, match="run the dataset stage again"):
         dataset.load(tmp_path)
     made = chain(archive(tar_gz(mini_files())))
@@ -253,7 +253,7 @@ def test_loading_an_unfinished_or_cut_data_set_says_what_to_do(chain, archive, r
 
 
 @pytest.mark.parametrize("moment", ["replace", "write_json"])
-def test_a_kill_while_writing_leaves_nothing_that_counts_and_the_next_try_cleans_up(chain, archive, reporter, moment):
+def test_a_kill_while_writing_leaves_no_data_set_and_the_next_run_cleans_up(chain, archive, reporter, moment):
     made = chain(archive(tar_gz(mini_files())))
     script = f"""
         import os, signal, sys
@@ -297,7 +297,7 @@ def test_a_read_only_workspace_is_one_clear_line(chain, archive, reporter):
         dataset.prepare(made, reporter)
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing_that_counts(chain, archive, reporter, monkeypatch):
+def test_a_full_disk_is_one_clear_line_and_leaves_no_data_set(chain, archive, reporter, monkeypatch):
     made = chain(archive(tar_gz(mini_files())))
 
     def full(descriptor):
@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_that_counts(chain, arc
     assert made.why("dataset")
 
 
-def test_progress_runs_from_0_to_1_and_never_back(chain, archive, reporter):
+def test_progress_rises_from_0_to_1(chain, archive, reporter):
     dataset.prepare(chain(archive(tar_gz(mini_files()))), reporter)
     assert reporter.fractions == sorted(reporter.fractions)
     assert reporter.fractions[-1] == 1.0

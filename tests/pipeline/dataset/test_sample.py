@@ -1,4 +1,4 @@
-"""The bundled sample: always the same, too hard for a linear model, and never taken for CIFAR-10."""
+"""The bundled sample: reproducible, too hard for a linear model, and never mistaken for CIFAR-10."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipeline.dataset import sample, store
 
 @pytest.fixture(scope="module")
 def drawn():
-    return sample.drawn()
+    return sample.draw()
 
 
-def test_it_is_the_same_on_every_machine(drawn):
+def test_the_sample_is_the_same_on_every_machine(drawn):
     assert store.digest(drawn) == "e464fb50f8d62eda08344133edff19756e12560680b905649076d1759ae4c016"
 
 
-def test_it_has_5000_training_and_1000_test_pictures_every_class_equally_often(drawn):
+def test_the_sample_has_5000_training_and_1000_test_pictures_balanced_over_the_classes(drawn):
     assert np.bincount(drawn.train[0].labels).tolist() == [500] * 10
     assert np.bincount(drawn.test[0].labels).tolist() == [100] * 10
 
 
-def test_no_test_picture_is_a_training_picture(drawn):
+def test_no_test_picture_is_also_a_training_picture(drawn):
     train = {row.tobytes() for row in drawn.train[0].images}
     assert len(train) == 5000
     assert not any(row.tobytes() in train for row in drawn.test[0].images)
@@ -49,7 +49,7 @@ def test_a_linear_model_stays_far_below_60_percent(drawn):
     assert best < 0.6
 
 
-def test_it_takes_less_than_3_seconds_of_cpu_and_says_what_it_is(chain, reporter):
+def test_the_sample_takes_less_than_3_seconds_of_cpu_and_is_labelled(chain, reporter):
     made = chain("bundled", name="sample", classes=10)
     start = time.process_time()
     details = dataset.prepare(made, reporter)["details"]

@@ -1,4 +1,4 @@
-"""Evaluation: the figures against values worked out by hand, and the same result whenever it is repeated."""
+"""Evaluation: metrics against values worked out by hand, and reproducible results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def logits_for(predictions, classes, margin=5.0):
     return logits
 
 
-def test_the_figures_of_a_small_case_worked_out_by_hand():
+def test_metrics_match_a_small_case_worked_out_by_hand():
     labels = np.array([0, 0, 0, 1, 1, 2])
     predictions = np.array([0, 0, 1, 1, 0, 0])
     found = evaluation.metrics.compute(logits_for(predictions, 3), labels, ["cat", "dog", "owl"])
@@ -35,7 +35,7 @@ def test_the_figures_of_a_small_case_worked_out_by_hand():
     assert found["loss"] == pytest.approx((3 * right + 3 * wrong) / 6)
 
 
-def test_a_class_without_test_images_is_no_division_by_zero():
+def test_a_class_without_test_images_does_not_divide_by_zero():
     found = evaluation.metrics.compute(logits_for(np.array([0, 0]), 2), np.array([0, 0]), ["cat", "dog"])
     assert found["per_class"][1] == {
         "class": "dog",
@@ -47,7 +47,7 @@ def test_a_class_without_test_images_is_no_division_by_zero():
     }
 
 
-def test_outputs_beyond_the_classes_that_are_predicted_are_mistakes(prepared, tmp_path):
+def test_predictions_beyond_the_classes_count_as_mistakes(prepared, tmp_path):
     found = evaluation.metrics.compute(logits_for(np.array([0, 3]), 6), np.array([0, 1]), ["cat", "dog"])
     assert (found["accuracy"], found["classes"]) == (0.5, ["cat", "dog", "unnamed class 2", "unnamed class 3"])
     assert found["confusion"] == [[1, 0, 0, 0], [0, 0, 0, 1], [0] * 4, [0] * 4]
@@ -59,7 +59,7 @@ def test_outputs_beyond_the_classes_that_are_predicted_are_mistakes(prepared, tm
         "support": 0,
         "predicted": 1,
     }
-    # The whole chain: a network of 12 outputs that takes everything for the last one.
+    # The whole chain: a network of 12 outputs that always predicts the last one.
     prepared.configure(architecture__classes=12, training__learning_rate=1e-9)
     net = model.build(prepared.chain().config.architecture)
     net.initialize(runtime.mxnet().init.Xavier())
@@ -72,13 +72,13 @@ def test_outputs_beyond_the_classes_that_are_predicted_are_mistakes(prepared, tm
     assert "unnamed class 11" in (prepared.folder("report") / "index.html").read_text()
 
 
-def test_probabilities_add_up_even_for_extreme_logits():
+def test_probabilities_sum_to_one_even_for_extreme_logits():
     found = evaluation.softmax(np.array([[1000, 0, -1000], [0, 0, 0]], np.float32))
     assert found.sum(1) == pytest.approx([1, 1])
     assert found[0] == pytest.approx([1, 0, 0])
 
 
-def test_what_is_published_agrees_with_itself_and_with_the_test_images(finished):
+def test_published_metrics_and_predictions_match_the_test_images(finished):
     metrics = read_json(finished.folder("evaluate") / "metrics.json")
     predictions = np.load(finished.folder("evaluate") / "predictions.npz")
     labels = np.asarray(dataset.load(finished.folder("dataset")).test_labels)
@@ -90,7 +90,7 @@ def test_what_is_published_agrees_with_itself_and_with_the_test_images(finished)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0,1"])
-def test_evaluating_again_gives_the_same_bytes(done, device):
+def test_evaluating_again_yields_the_same_bytes(done, device):
     files = [done.folder("evaluate") / name for name in ("metrics.json", "predictions.npz")]
     before = [sha256_file(file) for file in files]
     done.configure(device=device)
@@ -98,7 +98,7 @@ def test_evaluating_again_gives_the_same_bytes(done, device):
     assert [sha256_file(file) for file in files] == before
 
 
-def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
+def test_several_views_are_averaged_and_the_single_view_accuracy_is_recorded(done):
     alone = read_json(done.folder("evaluate") / "metrics.json")
     assert (alone["views"], alone["single_view_accuracy"]) == (1, alone["accuracy"])
     done.configure(evaluation__tta=2)
@@ -119,7 +119,7 @@ def test_several_views_are_averaged_and_the_accuracy_of_one_is_kept(done):
     assert f"averaged with that of the mirror image; one view {alone['accuracy']:.2%}" in log.getvalue()
 
 
-def test_an_evaluation_that_is_cut_off_leaves_nothing_that_counts_as_the_one_before(done, monkeypatch):
+def test_an_interrupted_evaluation_does_not_leave_the_previous_one_complete(done, monkeypatch):
     chain = done.chain()
     assert chain.complete("evaluate")
     done.configure(evaluation__tta=2)
@@ -130,6 +130,6 @@ def test_an_evaluation_that_is_cut_off_leaves_nothing_that_counts_as_the_one_bef
     assert chain.why("evaluate") == ["unfinished"]
 
 
-def test_without_a_trained_model_it_says_what_to_run_first(prepared):
+def test_evaluating_without_a_trained_model_says_what_to_run_first(prepared):
     with pytest.raises(PipelineError, match="run the TrainVGG task first"):
         evaluation.evaluate(prepared.chain(), child.Reporter(log=io.StringIO()))

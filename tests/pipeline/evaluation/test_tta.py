@@ -1,4 +1,4 @@
-"""Views of an image and the average over them, on arrays small enough to check by eye."""
+"""Views of an image and their average, on arrays small enough to check by eye."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_two_views_are_the_image_and_its_mirror_image(image: np.ndarray) -> None
     assert second[0, 0].tolist() == [[4, 3, 2, 1], [8, 7, 6, 5], [12, 11, 10, 9]]
 
 
-def test_six_views_are_moved_by_a_pixel_and_filled_with_black(image: np.ndarray) -> None:
+def test_six_views_are_shifted_by_a_pixel_and_filled_with_black(image: np.ndarray) -> None:
     found = [view[0, 0] for view in tta.views(image, 6, "zero")]
     assert len(found) == 6
     assert found[2].tolist() == [[0, 0, 0, 0], [0, 1, 2, 3], [0, 5, 6, 7]]
@@ -36,7 +36,7 @@ def test_six_views_are_moved_by_a_pixel_and_filled_with_black(image: np.ndarray)
         assert np.array_equal(found[mirrored], found[place][:, ::-1])
 
 
-def test_views_are_filled_with_the_mirror_image_where_training_did(image: np.ndarray) -> None:
+def test_shifted_views_are_filled_with_a_reflection_if_training_did(image: np.ndarray) -> None:
     zero, reflect = (list(tta.views(image, 6, padding)) for padding in ("zero", "reflect"))
     assert np.array_equal(reflect[0], zero[0])
     down_right = reflect[2][0, 0]
@@ -46,12 +46,12 @@ def test_views_are_filled_with_the_mirror_image_where_training_did(image: np.nda
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_weights_add_up_to_one(count: int) -> None:
+def test_weights_sum_to_one(count: int) -> None:
     outputs = [np.full((2, 3), 7, np.float32) for _ in range(count)]
     assert np.array_equal(tta.average(outputs), outputs[0])
 
 
-def test_the_image_in_place_weighs_as_much_as_all_that_is_moved() -> None:
+def test_the_views_in_place_weigh_as_much_as_the_shifted_ones() -> None:
     outputs = [np.full((1, 2), value, np.float32) for value in (8, 8, 0, 0, 0, 0)]
     assert tta.average(outputs).tolist() == [[4, 4]]
     assert tta.average(outputs).dtype == np.float32

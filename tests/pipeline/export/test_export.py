@@ -1,4 +1,4 @@
-"""The exported model: the same predictions as the trained network, everywhere, without MXNet."""
+"""The exported model makes the same predictions as the trained network, anywhere, without MXNet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.process.child import Reporter
 from pipeline.workspace import manifest
 
-# MXNet's converter uses names that onnx has declared old.
+# MXNet's converter uses names that onnx has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mxnet"),
     pytest.mark.filterwarnings("ignore:Cannot decide type for the following arguments:UserWarning"),
@@ -34,7 +34,7 @@ def model(finished: SmallChain) -> Path:
 
 @pytest.fixture(scope="module")
 def images(finished: SmallChain) -> np.ndarray:
-    """The test images as the model takes them: NCHW float32, 0 to 1."""
+    """The test images in the model's input format: NCHW float32, 0 to 1."""
     folder = finished.chain().dataset_folder()
     assert folder is not None
     return np.asarray(dataset.load(folder).test_images).astype(np.float32) / 255
@@ -50,7 +50,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def test_onnxruntime_predicts_what_mxnet_did_to_the_last_image(
+def test_onnxruntime_predicts_the_same_as_mxnet_for_every_image(
     model: Path, images: np.ndarray, recorded: dict[str, np.ndarray], finished: SmallChain
 ) -> None:
     logits, probabilities = session(model).run(["logits", "probabilities"], {"images": images})
@@ -74,7 +74,7 @@ def test_the_batch_is_dynamic_and_the_rest_is_fixed(model: Path, images: np.ndar
         assert np.abs(part - whole[:size]).max() < 1e-4
 
 
-def test_loading_it_warns_of_nothing(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_the_model_prints_no_warning(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 2  # warnings and worse
     onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -82,7 +82,7 @@ def test_loading_it_warns_of_nothing(model: Path, capfd: pytest.CaptureFixture[s
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_its_metadata_say_how_to_use_it(model: Path, finished: SmallChain) -> None:
+def test_the_metadata_say_how_to_use_the_model(model: Path, finished: SmallChain) -> None:
     metadata = session(model).get_modelmeta()
     facts = dict(metadata.custom_metadata_map)
     train = finished.manifest("train")
@@ -98,9 +98,7 @@ def test_its_metadata_say_how_to_use_it(model: Path, finished: SmallChain) -> No
     assert metadata.producer_name == "mxnet"
 
 
-def test_its_files_are_on_the_disk_before_they_have_their_names(
-    done: SmallChain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_synced_before_they_are_renamed(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: set[int] = set()
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda number: (synced.add(os.fstat(number).st_ino), real(number))[1])
@@ -117,7 +115,7 @@ def test_the_check_against_mxnet_is_in_the_manifest(finished: SmallChain) -> Non
     assert check["accuracy"] == finished.manifest("evaluate")["details"]["accuracy"]
 
 
-def test_mxnets_own_files_give_the_same_logits_through_symbol_block_and_module(
+def test_mxnets_own_files_yield_the_same_logits_through_symbol_block_and_module(
     finished: SmallChain, model: Path, images: np.ndarray
 ) -> None:
     from pipeline import runtime
@@ -137,7 +135,7 @@ def test_mxnets_own_files_give_the_same_logits_through_symbol_block_and_module(
         assert np.abs(outputs[0].asnumpy() - expected).max() < 1e-4
 
 
-def test_it_runs_where_there_is_no_mxnet(
+def test_the_model_runs_without_mxnet(
     model: Path, images: np.ndarray, recorded: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "images.npz", images=images)
@@ -169,7 +167,7 @@ def test_dropout_and_dense_layers_leave_no_trace_but_their_weights(prepared: Sma
     assert prepared.manifest("export")["details"]["check"]["top1_identical"] == 60
 
 
-def test_weights_that_are_not_those_of_the_training_are_refused(done: SmallChain) -> None:
+def test_weights_other_than_those_of_the_training_are_refused(done: SmallChain) -> None:
     weights = done.folder("train") / "model.params"
     content = bytearray(weights.read_bytes())
     content[-20] ^= 1
@@ -182,7 +180,9 @@ def test_weights_that_are_not_those_of_the_training_are_refused(done: SmallChain
     assert not done.chain().complete("export")
 
 
-def test_a_model_that_does_not_agree_is_not_published(done: SmallChain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_disagrees_with_training_is_not_published(
+    done: SmallChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = done.manifest("export")
     convert = export._write_onnx
 

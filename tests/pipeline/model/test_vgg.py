@@ -1,4 +1,4 @@
-"""The network: names, shapes and parameters as configured, and as the nested Sequentials of the original have them."""
+"""The network: names, shapes and parameters match the configuration and the nested Sequentials of the original."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def built(architecture):
     return net
 
 
-def test_any_architecture_maps_images_to_a_logit_for_each_class(architecture):
+def test_any_architecture_maps_images_to_one_logit_per_class(architecture):
     assert built(architecture)(mx.nd.zeros((3, 3, 32, 32))).shape == (3, 10)
 
 
-def test_the_network_for_bfloat16_computes_the_same_where_amp_is_off(architecture):
+def test_the_bfloat16_network_computes_the_same_without_amp(architecture):
     architecture = msgspec.structs.replace(architecture, dropout=0.0)
-    mx.random.seed(1)  # with others the ReLUs of the narrow networks may all be zero, and so the logits
+    mx.random.seed(1)  # other seeds can zero all ReLUs of the narrow networks, and so the logits
     plain, other = model.build(architecture), model.build(architecture, "bfloat16")
     for net in (plain, other):
         net.initialize(mx.init.Xavier())
@@ -69,7 +69,7 @@ def close(one, other):
     return abs(one - other).max().asscalar() <= 1e-4 * abs(one).max().asscalar()
 
 
-def test_parameter_count_and_layer_table_are_those_of_the_built_network(architecture):
+def test_parameter_count_and_layer_table_match_the_built_network(architecture):
     net = built(architecture)
     learned = {name: p for name, p in model.parameters(net).items() if p.grad_req != "null"}
     assert model.count_parameters(architecture) == sum(p.data().size for p in learned.values())
@@ -81,7 +81,7 @@ def test_parameter_count_and_layer_table_are_those_of_the_built_network(architec
     assert table == found
 
 
-def test_the_layer_table_has_the_shapes_that_the_network_computes(architecture):
+def test_the_layer_table_has_the_shapes_of_the_built_network(architecture):
     net, values = built(architecture), mx.nd.zeros((1, 3, 32, 32))
     shapes = {}
     for index, child in enumerate(net):
@@ -109,20 +109,20 @@ def test_the_published_networks_have_their_published_sizes():
         assert sum(layer.kind == "conv 3x3" for layer in table) == count
 
 
-def test_multiply_adds_are_worked_out_by_hand(small_architecture):
+def test_multiply_adds_match_a_calculation_by_hand(small_architecture):
     architecture = small_architecture(conv_arch=[[1, 4], [1, 8]], batch_norm=False, dense=[16])
     by_hand = 3 * 4 * 9 * 32 * 32 + 4 * 8 * 9 * 16 * 16 + 8 * 8 * 8 * 16 + 16 * 10
     assert model.count_multiply_adds(architecture) == by_hand
 
 
-def test_names_do_not_depend_on_what_was_built_before(architecture):
+def test_names_do_not_depend_on_networks_built_before(architecture):
     first, second = built(architecture), built(architecture)
     assert list(first.collect_params()) == list(second.collect_params())
     assert list(model.parameters(first)) == list(model.parameters(second))
 
 
 def test_the_order_by_name_is_the_order_of_the_layers_for_all_widths(small_architecture):
-    # MXNet sorts parameters by their full names; ten and more layers of a kind must not swap places.
+    # MXNet sorts parameters by full name; ten or more layers of a kind must stay in order.
     architecture = small_architecture(conv_arch=[[12, 2]], batch_norm=False, dense=[2] * 12)
     names = list(model.parameters(built(architecture)))
     assert len(names) == len(set(names)) == 2 * (12 + 12 + 1)
@@ -130,7 +130,7 @@ def test_the_order_by_name_is_the_order_of_the_layers_for_all_widths(small_archi
 
 @pytest.mark.parametrize(("batch_norm", "cast"), [(True, [False, True, True]), (False, [True, True, True])])
 def test_in_bfloat16_the_first_convolution_before_a_batch_norm_stays_in_float32(batch_norm: bool, cast: list[bool]):
-    # In a process of its own: AMP replaces MXNet's operators once and for all.
+    # In a process of its own, because AMP replaces MXNet's operators for good.
     code = """
 import json, sys
 from pipeline import model, runtime

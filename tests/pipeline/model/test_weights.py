@@ -1,4 +1,4 @@
-"""Parameter files: the original's are read as they are; see tests/faults/test_init_from.py for what is refused."""
+"""Parameter files, including the original's; see tests/faults/test_init_from.py for what is refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def saved(tmp_path):
     return net, path
 
 
-def test_parameter_names_are_those_of_the_originals_nested_sequentials(architecture, saved):
+def test_parameter_names_match_the_nested_sequentials_of_the_original(architecture, saved):
     net = model.build(architecture)
     assert list(model.parameters(net)) == list(saved[0]._collect_params_with_prefix())
     names = [f"{block}.{conv}" for block, (convs, _) in enumerate(CONV_ARCH) for conv in range(convs)]
@@ -66,7 +66,7 @@ def test_parameter_names_are_those_of_the_originals_nested_sequentials(architect
     assert sorted(model.parameters(net)) == sorted(f"{name}.{part}" for name in names for part in ("weight", "bias"))
 
 
-def test_the_original_can_read_what_is_saved_here(architecture, tmp_path):
+def test_the_original_can_load_our_files(architecture, tmp_path):
     ours = model.build(architecture)
     ours.initialize()
     weights.save(ours, tmp_path / "model.params")
@@ -76,7 +76,7 @@ def test_the_original_can_read_what_is_saved_here(architecture, tmp_path):
     np.testing.assert_allclose(ours(images).asnumpy(), theirs(images).asnumpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_training_starts_from_the_file_that_init_from_names(prepared, saved):
+def test_training_starts_from_the_file_in_init_from(prepared, saved):
     theirs, path = saved
     prepared.configure(
         architecture={"name": "old", "conv_arch": CONV_ARCH, "batch_norm": False, "dense": [32, 16]},
@@ -106,25 +106,25 @@ def test_saving_is_atomic_and_leaves_no_debris(architecture, tmp_path, monkeypat
     assert sha256_file(path) == before
 
 
-def test_a_path_that_cannot_be_is_refused(tmp_path):
+def test_an_impossible_path_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="cannot read it: File name too long"):
         weights.read(tmp_path / ("long" * 100))
 
 
-def test_weights_that_are_not_the_recorded_ones_are_refused(architecture, saved):
+def test_weights_that_differ_from_the_recorded_digest_are_refused(architecture, saved):
     net = model.build(architecture)
-    weights.load_trusted(net, saved[1], sha256_file(saved[1]), [mx.cpu()])
+    weights.load_verified(net, saved[1], sha256_file(saved[1]), [mx.cpu()])
     with pytest.raises(WeightsError, match=r"damaged: its SHA-256 is .*SetAside --stage train"):
-        weights.load_trusted(net, saved[1], "0" * 64, [mx.cpu()])
+        weights.load_verified(net, saved[1], "0" * 64, [mx.cpu()])
 
 
-def test_the_marks_of_a_module_checkpoint_are_taken_off(tmp_path):
+def test_the_prefixes_of_a_module_checkpoint_are_removed(tmp_path):
     path = tmp_path / "module.params"
     mx.nd.save(str(path), {"arg:0.weight": mx.nd.ones((2,)), "aux:0.running_mean": mx.nd.zeros((2,))})
     assert sorted(weights.read(path)) == ["0.running_mean", "0.weight"]
 
 
-def test_every_file_of_arrays_that_mxnet_writes_is_read_as_mxnet_reads_it(tmp_path):
+def test_every_array_file_of_mxnet_is_read_like_mxnet_does(tmp_path):
     path, kinds = tmp_path / "kinds.params", ("float16", "float32", "float64", "uint8", "int32", "int8", "int64")
     mx.nd.save(str(path), {kind: mx.nd.arange(6).reshape((2, 3)).astype(kind) for kind in kinds})
     expected = mx.nd.load(str(path))
@@ -138,7 +138,7 @@ def test_every_file_of_arrays_that_mxnet_writes_is_read_as_mxnet_reads_it(tmp_pa
     np.testing.assert_array_equal(weights.read(path)["w"], [1.5, -3.0])
 
 
-def test_files_of_earlier_versions_of_mxnet_are_read(tmp_path):
+def test_files_of_older_mxnet_versions_are_read(tmp_path):
     path, numbers = tmp_path / "old.params", np.array([[1, 2, 3]], "<f4")
     head = struct.pack("<QQQ", 0x112, 0, 1)
     tail = struct.pack("<iii", 1, 0, 0) + numbers.tobytes() + struct.pack("<QQ", 1, 1) + b"w"
@@ -148,7 +148,7 @@ def test_files_of_earlier_versions_of_mxnet_are_read(tmp_path):
         np.testing.assert_array_equal(weights.read(path)["w"], numbers)
 
 
-def test_no_flipped_bit_makes_more_be_allocated_than_the_file_is_large(saved):
+def test_no_flipped_bit_allocates_more_than_the_size_of_the_file(saved):
     _, path = saved
     content = path.read_bytes()
     chance = random.Random(0)
@@ -166,7 +166,7 @@ def test_no_flipped_bit_makes_more_be_allocated_than_the_file_is_large(saved):
         assert peak < 2 * len(content) + 200_000, place
 
 
-def test_weights_that_are_not_finite_or_not_dense_are_refused_before_they_are_used(architecture, saved):
+def test_weights_that_are_not_finite_or_not_dense_are_refused(architecture, saved):
     theirs, path = saved
     arrays = {name: parameter.data() for name, parameter in theirs._collect_params_with_prefix().items()}
     arrays["0.0.weight"][0, 0, 0, 0] = np.nan

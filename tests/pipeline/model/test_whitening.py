@@ -1,4 +1,4 @@
-"""The first layer's filters under `initializer: whitening`: what they do to patches, and that a training has them."""
+"""The filters of `initializer: whitening`: their effect on patches, and their use in training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.training.network import Network
 
 
 def smooth_images(count: int = 200) -> np.ndarray:
-    """Images whose neighbouring pixels and channels have much in common, as those of photographs have."""
+    """Return images whose neighbouring pixels and channels correlate, as in photographs."""
     coarse = np.random.RandomState(0).randint(0, 256, (count, 1, 11, 11)).astype(np.float64)
     fine = np.kron(coarse, np.ones((1, 3, 3, 3)))[..., :32, :32]
     shifted = [np.roll(fine, shift, axis=axis) for axis in (2, 3) for shift in range(3)]
@@ -21,13 +21,13 @@ def smooth_images(count: int = 200) -> np.ndarray:
 
 
 def responses(filters: np.ndarray, images: np.ndarray, norm: Normalisation) -> np.ndarray:
-    """(patches, filters): what each filter gives on every patch of the images."""
+    """Return the (patches, filters) responses of each filter to every patch of the images."""
     windows = np.lib.stride_tricks.sliding_window_view(norm.apply(images), (3, 3), axis=(2, 3))
     patches = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, 27)
     return patches @ filters.reshape(len(filters), 27).T
 
 
-def test_the_filters_of_one_sign_give_uncorrelated_responses_of_about_the_same_size() -> None:
+def test_filters_of_one_sign_have_uncorrelated_responses_of_similar_size() -> None:
     images = smooth_images()
     norm = Normalisation.measure(images)
     filters = whitening.filters(images, norm, (16, 3, 3, 3))
@@ -42,7 +42,7 @@ def test_the_filters_of_one_sign_give_uncorrelated_responses_of_about_the_same_s
     assert np.abs(pixels - np.eye(27)).max() > 0.8, "pixels themselves are correlated, or the test shows nothing"
 
 
-def test_each_filter_has_its_negative_beside_it_and_there_are_27_pairs_at_most() -> None:
+def test_each_filter_is_followed_by_its_negative_for_at_most_27_pairs() -> None:
     images = smooth_images()
     filters = whitening.filters(images, Normalisation(), (100, 3, 3, 3))
     assert filters.shape == (54, 3, 3, 3)
@@ -56,12 +56,12 @@ def test_a_stem_has_12_pairs_of_side_two() -> None:
     assert np.array_equal(filters[::2], -filters[1::2])
 
 
-def test_images_of_one_colour_give_finite_filters() -> None:
+def test_images_of_one_colour_yield_finite_filters() -> None:
     images = np.full((10, 3, 32, 32), 128, np.uint8)
     assert np.isfinite(whitening.filters(images, Normalisation.measure(images), (16, 3, 3, 3))).all()
 
 
-def test_a_network_starts_with_them_and_is_otherwise_what_it_was() -> None:
+def test_whitening_changes_only_the_first_layer_of_a_network() -> None:
     architecture = Architecture(name="tiny", conv_arch=[(1, 8), (1, 8)], batch_norm=True, dense=[], classes=10)
     states = []
     filters = whitening.filters(smooth_images(), Normalisation(), (6, 3, 3, 3))

@@ -1,4 +1,4 @@
-"""Predictions for image files of every kind, with every way to name a model."""
+"""Predictions for image files of every kind, with every way to specify a model."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def run(finished: SmallChain) -> Path:
     return finished.folder("export").parent
 
 
-def answered(capsys: pytest.CaptureFixture[str], *arguments: Any, expected: int = 0) -> tuple[dict[str, Any], str]:
-    """What the command prints with --json, and what it says on standard error."""
+def predict_json(capsys: pytest.CaptureFixture[str], *arguments: Any, expected: int = 0) -> tuple[dict[str, Any], str]:
+    """Return the command's --json output and its standard error."""
     status = predict.main([*map(str, arguments), "--json"])
     captured = capsys.readouterr()
     assert status == expected, captured.err
@@ -55,7 +55,7 @@ def answered(capsys: pytest.CaptureFixture[str], *arguments: Any, expected: int 
 
 
 def refused(capfd: pytest.CaptureFixture[str], model: Path, *arguments: Any) -> str:
-    """The one line on standard error with which the command refuses a model or image; its answer is empty."""
+    """Return the one line on standard error with which the command refuses a model or image; it prints nothing else."""
     assert predict.main(["--model", str(model), *map(str, arguments)]) == 1
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -67,10 +67,10 @@ def refused(capfd: pytest.CaptureFixture[str], model: Path, *arguments: Any) -> 
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_gives_the_predictions_of_the_evaluation(
+def test_predictions_for_a_folder_match_the_evaluation(
     run: Path, folder: Path, finished: SmallChain, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    value, said = answered(capsys, "--model", run, folder)
+    value, errors = predict_json(capsys, "--model", run, folder)
     with np.load(finished.folder("evaluate") / "predictions.npz") as file:
         expected, probabilities = file["predictions"], file["probabilities"]
     assert value["classes"] == CLASSES
@@ -81,15 +81,15 @@ def test_a_folder_gives_the_predictions_of_the_evaluation(
         assert list(item["probabilities"].values()) == sorted(item["probabilities"].values(), reverse=True)
         assert sum(item["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert item["resized_from"] is None
-    assert "warning" not in said
+    assert "warning" not in errors
 
 
-def test_a_model_of_several_views_predicts_as_it_was_evaluated(
+def test_a_model_of_several_views_predicts_like_its_evaluation(
     done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done.configure(evaluation__tta=6)
     assert done.report().ran == ["evaluate", "export", "report"]
-    value, _ = answered(capsys, "--model", done.folder("export").parent, folder)
+    value, _ = predict_json(capsys, "--model", done.folder("export").parent, folder)
     assert value["views"] == 6
     with np.load(done.folder("evaluate") / "predictions.npz") as file:
         probabilities = file["probabilities"]
@@ -114,29 +114,29 @@ def test_other_sizes_are_resized_with_one_warning_and_not_squashed(
     for name, size in (("wide", (640, 320)), ("high", (33, 400)), ("dot", (1, 1))):
         Image.fromarray(pixels[0]).resize(size).save(tmp_path / f"{name}.jpg")
     Image.fromarray(pixels[0]).save(tmp_path / "exact.png")
-    value, said = answered(capsys, "--model", run, tmp_path)
+    value, errors = predict_json(capsys, "--model", run, tmp_path)
     sizes = {Path(item["file"]).stem: item["resized_from"] for item in value["predictions"]}
     assert sizes == {"wide": [640, 320], "high": [33, 400], "dot": [1, 1], "exact": None}
-    (warning,) = [line for line in said.splitlines() if "warning" in line]
+    (warning,) = [line for line in errors.splitlines() if "warning" in line]
     assert "resized to 32x32" in warning
     assert "and 2 more" in warning
 
 
-def test_what_is_no_image_is_named_and_the_rest_is_classified(
+def test_unreadable_files_are_named_and_the_rest_is_classified(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "note.png").write_text("not an image")
     (folder / "empty.png").touch()
     whole = (folder / "000.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    value, said = answered(capsys, "--model", run, folder, expected=1)
+    value, errors = predict_json(capsys, "--model", run, folder, expected=1)
     assert {Path(item["file"]).name for item in value["unreadable"]} == {"note.png", "empty.png", "cut.png"}
     assert len(value["predictions"]) == 60
-    assert all(item["why"] and item["why"] in said for item in value["unreadable"])
-    assert "Traceback" not in said
+    assert all(item["why"] and item["why"] in errors for item in value["unreadable"])
+    assert "Traceback" not in errors
 
 
-def test_damaged_metadata_are_no_matter(run: Path, tmp_path: Path) -> None:
+def test_damaged_image_metadata_is_ignored(run: Path, tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (32, 32)).save(tmp_path / "photo.jpg", exif=turned.tobytes()[:-4])
@@ -146,51 +146,51 @@ def test_damaged_metadata_are_no_matter(run: Path, tmp_path: Path) -> None:
     assert "photo.jpg" in done.stdout
 
 
-def test_in_a_folder_only_image_files_count(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_in_a_folder_are_skipped(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "labels.csv").write_text("a,b")
     (folder / ".hidden.png").write_text("x")
     (folder / "deeper").mkdir()
     (folder / "000.png").rename(folder / "deeper" / "000.PNG")
     (folder / "deeper" / "photo.HEIC").write_bytes(b"x")
-    value, said = answered(capsys, "--model", run, folder)
+    value, errors = predict_json(capsys, "--model", run, folder)
     assert len(value["predictions"]) == 60
     assert value["skipped"] == [str(folder / "deeper" / "photo.HEIC"), str(folder / "labels.csv")]
-    assert "vgg-predict: 2 files skipped: 1 .heic, 1 .csv" in said.splitlines()
+    assert "vgg-predict: 2 files skipped: 1 .heic, 1 .csv" in errors.splitlines()
 
 
-def test_a_path_without_an_image_leaves_the_others(
+def test_a_missing_path_does_not_stop_the_others(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing, empty = tmp_path / "nowhere.png", tmp_path / "empty"
     empty.mkdir()
-    value, said = answered(capsys, "--model", run, missing, folder / "000.png", empty, expected=1)
+    value, errors = predict_json(capsys, "--model", run, missing, folder / "000.png", empty, expected=1)
     assert [item["file"] for item in value["predictions"]] == [str(folder / "000.png")]
     assert {item["file"]: item["why"] for item in value["unreadable"]} == {
         str(missing): "no such file or folder",
         str(empty): "no image files in this folder",
     }
-    assert f"vgg-predict: {missing}: no such file or folder" in said.splitlines()
+    assert f"vgg-predict: {missing}: no such file or folder" in errors.splitlines()
     assert predict.main(["--model", str(run), str(missing)]) == 1
     assert capsys.readouterr().out == "", "no table without a row"
 
 
-def test_linked_folders_are_named_and_can_be_given_themselves(
+def test_linked_folders_are_named_and_can_be_passed_directly(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     linked = tmp_path / "eval" / "cat"
     linked.parent.mkdir()
     linked.symlink_to(folder)
     assert predict.main(["--model", str(run), str(linked.parent)]) == 1
-    told = f"1 linked folder not followed (give each by name): {linked}"
-    assert f"{linked.parent}: no image files in this folder ({told})" in capsys.readouterr().err
+    message = f"1 linked folder not followed (give each by name): {linked}"
+    assert f"{linked.parent}: no image files in this folder ({message})" in capsys.readouterr().err
     shutil.copy(folder / "000.png", linked.parent)
-    value, said = answered(capsys, "--model", run, linked.parent)
+    value, errors = predict_json(capsys, "--model", run, linked.parent)
     assert (len(value["predictions"]), value["skipped"]) == (1, [str(linked)])
-    assert f"vgg-predict: {told}" in said.splitlines()
-    assert len(answered(capsys, "--model", run, linked)[0]["predictions"]) == 60
+    assert f"vgg-predict: {message}" in errors.splitlines()
+    assert len(predict_json(capsys, "--model", run, linked)[0]["predictions"]) == 60
 
 
-def test_a_folder_that_may_be_listed_but_not_entered_leaves_the_rest(
+def test_a_folder_that_cannot_be_entered_does_not_stop_the_rest(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "locked").mkdir()
@@ -203,12 +203,12 @@ def test_a_folder_that_may_be_listed_but_not_entered_leaves_the_rest(
         return real(path, **options)
 
     monkeypatch.setattr(Path, "stat", stat)
-    value, _ = answered(capsys, "--model", run, folder, expected=1)
+    value, _ = predict_json(capsys, "--model", run, folder, expected=1)
     assert len(value["predictions"]) == 59
     assert [item["why"] for item in value["unreadable"]] == ["cannot be read: Permission denied"]
 
 
-def test_a_name_that_would_command_the_terminal_is_printed_harmlessly(
+def test_terminal_codes_in_a_file_name_are_printed_harmlessly(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "000.png").rename(folder / "a\n\x1b[31mred.png")
@@ -236,7 +236,7 @@ def test_a_run_its_export_a_workspace_and_the_file_itself_name_the_same_model(ru
 
 
 def promote(chain: SmallChain, weights: str, architecture: str = "tiny") -> Path:
-    """Make the finished run the current model, as the promotion gate does."""
+    """Make the finished run the current model, like the promotion gate does."""
     run = chain.chain().run()
     assert run is not None
     path = run.workspace.root / "current" / "mini" / f"{architecture}.json"
@@ -246,7 +246,7 @@ def promote(chain: SmallChain, weights: str, architecture: str = "tiny") -> Path
     return path
 
 
-def test_the_current_model_of_a_workspace_goes_before_the_newest(
+def test_the_current_model_of_a_workspace_takes_precedence_over_the_newest(
     done: SmallChain, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     current = done.folder("export").parent
@@ -261,7 +261,7 @@ def test_the_current_model_of_a_workspace_goes_before_the_newest(
     served.serve(done.chain().workspace, pointer)
     stable = served.folder(pointer)
     for named in (stable, stable.resolve(), stable / "model.onnx"):
-        value, _ = answered(capsys, "--model", named, folder / "000.png")
+        value, _ = predict_json(capsys, "--model", named, folder / "000.png")
         assert value["predictions"]
     (stable / "model.onnx").unlink()
     (stable / "model.onnx").write_bytes(b"damaged")
@@ -276,15 +276,15 @@ def test_an_export_of_other_weights_than_the_promoted_ones_is_refused(
     assert "exported from other weights" in refused(capfd, done.workspace, folder)
 
 
-def test_several_current_models_have_to_be_chosen_from(
+def test_several_current_models_require_a_choice(
     done: SmallChain, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     weights = done.manifest("train")["files"]["model.params"]["sha256"]
     promote(done, weights)
     chosen = promote(done, weights, "other")
-    said = refused(capfd, done.workspace, folder)
-    assert "several models are current" in said
-    assert str(chosen) in said
+    line = refused(capfd, done.workspace, folder)
+    assert "several models are current" in line
+    assert str(chosen) in line
     assert predict.main(["--model", str(chosen), str(folder)]) == 0
 
 
@@ -301,11 +301,11 @@ def test_a_damaged_model_is_refused(done: SmallChain, folder: Path, capfd: pytes
     [
         (b"", 0, "not a usable ONNX model"),
         (b"no model at all", 15, "not a usable ONNX model"),
-        (b"", 1 << 40, "has 2 GiB or more, which no ONNX model can have"),
+        (b"", 1 << 40, "is 2 GiB or larger, which no ONNX model can be"),
     ],
     ids=["empty", "text", "holes"],
 )
-def test_a_file_that_is_no_model_is_one_clear_line(
+def test_a_file_that_is_not_a_model_is_one_clear_line(
     tmp_path: Path, folder: Path, content: bytes, size: int, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "other.onnx"
@@ -320,13 +320,13 @@ def test_a_file_that_is_no_model_is_one_clear_line(
         ("classes", "[" * 100_000, "an ONNX model, but not exported by this pipeline"),
         ("classes", '"airplanes!"', "classes: expected a list of names"),
         ("classes", json.dumps(["cat"] * 10), "classes: duplicate names"),
-        ("classes", '["cat", "dog"]', "gives logits of shape (60, 10) for 60 images and 2 class names"),
+        ("classes", '["cat", "dog"]', "returns logits of shape (60, 10) for 60 images and 2 class names"),
         ("classes", "[", "an ONNX model, but not exported by this pipeline"),
         ("views", "5", "an ONNX model, but not exported by this pipeline (views 5)"),
         ("views", "many", "an ONNX model, but not exported by this pipeline"),
     ],
 )
-def test_metadata_that_do_not_fit_the_model_are_one_clear_line(
+def test_metadata_that_do_not_match_the_model_are_one_clear_line(
     run: Path, folder: Path, tmp_path: Path, key: str, value: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = edited(run, tmp_path, **{key: value})
@@ -335,7 +335,7 @@ def test_metadata_that_do_not_fit_the_model_are_one_clear_line(
     assert words in line
 
 
-def test_class_names_that_would_command_the_terminal_are_printed_harmlessly(
+def test_terminal_codes_in_class_names_are_printed_harmlessly(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hostile = [f"\x1b]0;title\x07\u202e{number}" for number in range(9)]
@@ -344,7 +344,7 @@ def test_class_names_that_would_command_the_terminal_are_printed_harmlessly(
     captured = capsys.readouterr()
     assert printable(captured.out + captured.err, lines=True) == captured.out + captured.err
     assert "?]0;title??" in captured.out
-    value, _ = answered(capsys, "--model", path, folder)
+    value, _ = predict_json(capsys, "--model", path, folder)
     assert set(value["classes"]) == {*hostile, "\ud800"}
 
 
@@ -356,15 +356,15 @@ def test_a_model_of_the_drawn_shapes_says_so_first(
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("vgg-predict: this model was trained on drawn shapes (bundled sample, not CIFAR-10)")
     assert "airplane, " in first
-    value, said = answered(capsys, "--model", path, folder / "000.png")
+    value, errors = predict_json(capsys, "--model", path, folder / "000.png")
     assert next(iter(value.items())) == ("trained_on", "bundled sample, not CIFAR-10")
-    assert said.splitlines()[0] == first
-    value, said = answered(capsys, "--model", run, folder / "000.png")
+    assert errors.splitlines()[0] == first
+    value, errors = predict_json(capsys, "--model", run, folder / "000.png")
     assert value["trained_on"] == "mini, not the official archive"
-    assert "drawn shapes" not in said
+    assert "drawn shapes" not in errors
 
 
-def test_a_model_that_gives_no_numbers_is_one_clear_line(
+def test_a_model_that_returns_nan_is_one_clear_line(
     run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = onnx.load(run / "export" / "model.onnx")
@@ -372,10 +372,10 @@ def test_a_model_that_gives_no_numbers_is_one_clear_line(
         if tensor.data_type == onnx.TensorProto.FLOAT:
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.nan, tensor.name))
     onnx.save(model, tmp_path / "nan.onnx")
-    assert "gives logits that are not finite" in refused(capfd, tmp_path / "nan.onnx", folder, "--json")
+    assert "returns logits that are not finite" in refused(capfd, tmp_path / "nan.onnx", folder, "--json")
 
 
-def test_a_name_that_is_no_text_is_one_clear_line(
+def test_an_operator_name_that_is_not_utf_8_is_one_clear_line(
     run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bytes.onnx"
@@ -393,8 +393,8 @@ def test_a_model_cannot_read_other_files(
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     path = small_model(tmp_path, tensor, where)
-    told = f"{path}: stores values in other files, which are not read; save the model as one file"
-    assert refused(capfd, path, folder) == told
+    message = f"{path}: stores values in other files, which are not read; save the model as one file"
+    assert refused(capfd, path, folder) == message
 
 
 @pytest.mark.parametrize("what", ["loop", "branch", "function"])
@@ -422,12 +422,12 @@ def test_a_model_that_could_run_for_ever_is_not_run(
         model = onnx.load(path)
         model.functions.add(name="f", domain="d")
         onnx.save(model, path)
-    told = f"{path}: has loops, branches or functions, which are not run; export it again"
-    assert refused(capfd, path, folder) == told
+    message = f"{path}: has loops, branches or functions, which are not run; export it again"
+    assert refused(capfd, path, folder) == message
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_a_small_model_of_many_large_products_is_stopped(
+def test_a_small_model_with_huge_matrix_products_is_stopped(
     folder: Path, tmp_path: Path, constant: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predict.onnx_runner, "BATCH_SECONDS", 0.5)
@@ -444,13 +444,11 @@ def test_a_small_model_of_many_large_products_is_stopped(
     path = small_model(tmp_path, shape, "initializer", *nodes, *products, end)
     for number in range(4, 60):
         (folder / f"{number:03}.png").unlink()
-    told = f"{path}: cannot be run on these images (it takes more than 0.5 s)"
-    assert refused(capfd, path, folder) == told
+    message = f"{path}: cannot be run on these images (it takes more than 0.5 s)"
+    assert refused(capfd, path, folder) == message
 
 
-def test_a_model_that_declares_more_than_it_holds_ends_in_one_line_within_its_memory(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_model_that_declares_more_than_it_holds_stays_within_the_memory_limit(folder: Path, tmp_path: Path) -> None:
     shape = onnx.numpy_helper.from_array(np.array([5_000, 1_000_000], np.int64), "w")
     node = onnx.helper.make_node("ConstantOfShape", ["w"], ["\x1b[31mlogits"])
     path = small_model(tmp_path, shape, "initializer", node)
@@ -463,7 +461,7 @@ def test_a_model_that_declares_more_than_it_holds_ends_in_one_line_within_its_me
 
 
 def edited(run: Path, folder: Path, **properties: str) -> Path:
-    """The run's model with other metadata."""
+    """Return a copy of the run's model with other metadata."""
     model = onnx.load(run / "export" / "model.onnx")
     known = {item.key: item.value for item in model.metadata_props}
     del model.metadata_props[:]
@@ -473,7 +471,7 @@ def edited(run: Path, folder: Path, **properties: str) -> Path:
 
 
 def small_model(folder: Path, tensor: onnx.TensorProto, where: str, *nodes: onnx.NodeProto) -> Path:
-    """A model with a tensor in one of the places where tensors can be."""
+    """Return a model with a tensor in one of the places where tensors can be."""
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     images = helper.make_tensor_value_info("images", float32, ["N", 3, 32, 32])
     logits = helper.make_tensor_value_info("logits", float32, None)
@@ -497,7 +495,7 @@ def test_a_model_that_cannot_be_run_on_the_images_is_one_clear_line(
     assert refused(capfd, path, folder).startswith(f"{path}: cannot be run on these images (")
 
 
-def test_a_mistake_in_luigi_cfg_is_status_2(
+def test_an_error_in_luigi_cfg_exits_with_status_2(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "luigi.cfg").write_text("[vgg]\nworkspace = $NO_SUCH_PLACE/artifacts\n")
@@ -507,20 +505,18 @@ def test_a_mistake_in_luigi_cfg_is_status_2(
     assert "[vgg] workspace: found '$NO_SUCH_PLACE/artifacts'" in line
 
 
-def test_an_empty_name_is_no_name_of_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_path_is_not_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         predict.main([""])
     assert "found '', expected an image file or a folder" in capsys.readouterr().err
 
 
-def test_a_missing_model_says_what_can_be_given(
-    tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_model_says_what_to_pass(tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "a run's folder, a workspace, or an .onnx file" in refused(capfd, tmp_path / "nowhere", folder)
     assert "no exported model here" in refused(capfd, folder, folder)
 
 
-def test_a_store_that_is_not_there_is_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_store_is_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert predict.main(["--model", "ftp://host.invalid/models", str(folder)]) == 1
     assert "vgg-predict: ftp://host.invalid/models: " in capfd.readouterr().err
 
@@ -538,18 +534,18 @@ def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:
     assert json.loads(done.stdout)["predictions"][0]["class"] in CLASSES
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(run: Path, folder: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(run: Path, folder: Path) -> None:
     code = "import sys; from pipeline import predict; sys.exit(predict.main())"
     command = [sys.executable, "-c", code, "--model", str(run), *[str(folder)] * 200]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
     assert process.stdout is not None
     process.stdout.close()
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert b"Traceback" not in said
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert b"Traceback" not in errors
 
 
-def test_a_large_folder_is_answered_block_by_block_and_ends_with_ctrl_c(run: Path, folder: Path) -> None:
+def test_a_large_folder_is_printed_block_by_block_until_ctrl_c(run: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "pipeline.predict", "--model", str(run), *[str(folder)] * 500]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(), text=True
@@ -557,7 +553,7 @@ def test_a_large_folder_is_answered_block_by_block_and_ends_with_ctrl_c(run: Pat
         assert process.stdout is not None
         assert process.stdout.readline().startswith("file ")
         process.send_signal(signal.SIGINT)
-        lines, said = process.communicate(timeout=300)
-    assert process.returncode == 130, said
+        lines, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
     assert lines.count("\n") < 30_000
-    assert "Traceback" not in said
+    assert "Traceback" not in errors

@@ -66,12 +66,12 @@ def test_a_training_can_be_watched_messaged_stopped_and_resumed(
         run = prepared.chain("2026-W48").run()
         assert run
         assert central.send_message(task, "checkpoint") == "ok"
-        wait_for(lambda: "checkpoint written as asked: step-" in log.read_text(), "a line about it")
+        wait_for(lambda: "checkpoint written on request: step-" in log.read_text(), "a line about it")
         assert list(run.checkpoints.glob("step-*.npz"))
         assert central.send_message(task, "stop") == "ok"
         code, output = command.finish(), command.output
     assert code == 30, output
-    assert ": checkpoint written as asked: step-" in output
+    assert ": checkpoint written on request: step-" in output
     assert ": stopped on request: checkpoint written" in output
     assert "Traceback" not in output
 

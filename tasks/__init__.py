@@ -1,6 +1,6 @@
 """The Luigi tasks of the plugin: `luigi --module tasks Report`, or `luigi.build([tasks.Report(…)])` in a program."""
 
-import tasks.neighbours  # noqa: F401 (first: is there another `pipeline` in front of ours?)
+import tasks.neighbours  # noqa: F401 (first: does another `pipeline` shadow ours?)
 from tasks import command
 from tasks.compare import Compare
 from tasks.doctor import Doctor
@@ -28,4 +28,4 @@ __all__ = [
     "Verify",
 ]
 
-command.begin()
+command.on_import()

@@ -1,4 +1,4 @@
-"""Parameters: `--workspace` of every task, `--config` and `--generation` of those of one chain, and their defaults."""
+"""Base classes: `PluginTask` adds `--workspace`; `ChainTask` adds `--config` and `--generation`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import expanded
 from pipeline.workspace.freshness import Chain, refresh
 from tasks import notification, scheduler
-from tasks.configurations import check_name, configuration_of, describe
-from tasks.exit_codes import BAD_CONFIGURATION, exit_with
+from tasks.configurations import check_name, derived_parameters, loaded_config
+from tasks.exit_codes import BAD_CONFIGURATION, request_exit_code
 from tasks.log import log
 from tasks.settings import vgg
 from tasks.worker import Failure, failure
@@ -24,35 +24,36 @@ from tasks.workspaces import workspace_at
 
 
 class PluginTask(luigi.Task):
-    """Base of all tasks here. One that has no other tasks to wait for does `without_scheduler`, and is tried once."""
+    """Base of all tasks of this plugin."""
 
+    #: Set by tasks that depend on no others: the `luigi` command runs them without luigid and does not retry them.
     without_scheduler = False
 
-    # None is positional: Luigi's Range tools take the first positional parameter for the date.
+    # No parameter is positional: Luigi's Range tools take the first positional one for the date.
     workspace = luigi.Parameter(
         default="",
         positional=False,
-        description="the folder or URL that holds data sets and runs, e.g. /data/vgg or s3://bucket/vgg; "
+        description="folder or URL for data sets and runs, e.g. /data/vgg or s3://bucket/vgg; "
         "default: [vgg] workspace of luigi.cfg, else artifacts",
     )
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        """Luigi's own, filled in; raises `ConfigError`. The `luigi` command does without a scheduler where it can."""
+        """Resolve defaults and derived values before Luigi makes the task. Raises `ConfigError`."""
         if cls.without_scheduler:
-            scheduler.do_without(cls.get_task_family())
+            scheduler.skip_scheduler(cls.get_task_family())
         try:
             refuse_old_names(name for name in OLD_NAMES if get_config().has_option("vgg", name))
             values = dict(super().get_param_values(params, args, kwargs))
             values["workspace"] = expanded(values["workspace"] or vgg().workspace, "--workspace")
-            return list(cls.filled_in(values).items())
+            return list(cls.resolve(values).items())
         except ConfigError:
-            exit_with(BAD_CONFIGURATION)
+            request_exit_code(BAD_CONFIGURATION)
             raise
 
     @classmethod
-    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The values of the parameters with what was left out, in the same order; raises `ConfigError`."""
+    def resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Validate parameter values and fill in what was omitted, keeping their order. Raises `ConfigError`."""
         workspace_at(values["workspace"])
         url = vgg().workspace_url
         if url and not url.startswith(("http://", "https://")):
@@ -60,62 +61,62 @@ class PluginTask(luigi.Task):
         return values
 
     @property
-    def what(self) -> str:
-        """How the task is called in messages."""
+    def display_name(self) -> str:
+        """The task's name in messages."""
         return self.task_family
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What a notification says of the task."""
+    def notification_fields(self) -> dict[str, Any]:
+        """Fields that identify the task in a notification."""
         workspace = workspace_at(self.workspace)
         return {"workspace": workspace.shown(workspace.root)}
 
     def headline(self) -> str:
-        """The result in a line, from what the finished task made."""
+        """The result of the finished task, in one line."""
         return ""
 
     @property
     def page(self) -> str | None:
-        """The address of the finished task's page, if a web server shows it."""
+        """URL of the finished task's page; None without `[vgg] workspace_url`."""
         return None
 
     def on_failure(self, exception: BaseException) -> Failure:
-        """The text that the scheduler shows: one line for an expected failure."""
+        """Return the text for the scheduler (one line if the failure is expected) and notify the operator."""
         expected = isinstance(exception, PipelineError)
         text = str(exception) if expected else str(super().on_failure(exception))
-        told = failure(exception, text, final=self.without_scheduler)
-        if not told.blameless:
-            notification.failed(self, told)
-        return told
+        result = failure(exception, text, final=self.without_scheduler)
+        if not result.benign:
+            notification.notify_failure(self, result)
+        return result
 
 
-def tell_results(kind: type[PluginTask]) -> None:
-    """Log what came of each task of a kind, whether this command did it or found it done."""
-    for event, how in (("event.core.success", ""), ("event.core.dependency.present", "up to date; ")):
-        kind.event_handler(event)(lambda task, how=how: log.info("%s: %s%s", task.what, how, task.headline()))
+def log_results(kind: type[PluginTask]) -> None:
+    """Log the headline of each task of a kind, whether this command ran it or found it complete."""
+    for event, prefix in (("event.core.success", ""), ("event.core.dependency.present", "up to date; ")):
+
+        @kind.event_handler(event)
+        def log_headline(task: PluginTask, prefix: str = prefix) -> None:
+            log.info("%s: %s%s", task.display_name, prefix, task.headline())
 
 
 class ChainTask(PluginTask):
-    """Parameters that every task of the chain shares.
+    """Base of all tasks that work on one chain."""
 
-    `architecture`, `dataset` and `settings` are filled in from the configuration: they tell two configurations
-    apart in the scheduler, and are not meant to be given.
-    """
-
-    #: What a task that is about no single generation takes in place of `--generation`.
-    instead = ""
+    #: Set by tasks that reject `--generation`: the option to use instead.
+    instead_of_generation = ""
 
     config = luigi.Parameter(
         default="",
         positional=False,
-        description="the YAML file of the run, e.g. config/vgg16-bn.yaml; default: [vgg] config of luigi.cfg, "
+        description="YAML file of the run, e.g. config/vgg16-bn.yaml; default: [vgg] config of luigi.cfg, "
         "else config/vgg11.yaml",
     )
     generation = luigi.Parameter(
         default="",
         positional=False,
-        description="name for a separate training, e.g. 2026-W48; default: the unnamed run; Retrain: the period's",
+        description="name of a separate training, e.g. 2026-W48; default: the unnamed run; for Retrain: the period",
     )
+    # Derived from the configuration, so that the scheduler can tell two of them apart. Not meant to be set by hand.
     architecture = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
     dataset = luigi.Parameter(default="", positional=False, description=argparse.SUPPRESS)
     settings = luigi.Parameter(
@@ -127,37 +128,38 @@ class ChainTask(PluginTask):
     )
 
     @classmethod
-    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """With what follows from the configuration."""
-        values = super().filled_in(values)
+    def resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().resolve(values)
         values["config"] = expanded(values["config"] or vgg().config, "--config")
-        if cls.instead and values["generation"]:
-            raise ConfigError(f"--generation: found {values['generation']}, but {cls.__name__} takes {cls.instead}")
+        if cls.instead_of_generation and values["generation"]:
+            raise ConfigError(
+                f"--generation: found {values['generation']}, but {cls.__name__} takes {cls.instead_of_generation}"
+            )
         check_name("--generation", values["generation"])
-        filled = describe(values)
-        for name, value in filled.items():
+        derived = derived_parameters(values)
+        for name, value in derived.items():
             if values[name] not in ("", value):
                 raise ConfigError(
                     f"{values['config']}: {name} is {value}, but this task has {values[name]}: the file has changed, "
-                    f"or --{name} was given, which is read from the file"
+                    f"or --{name} was set by hand (it is read from the file)"
                 )
-        return values | filled
+        return values | derived
 
     @property
-    def about(self) -> dict[str, Any]:
-        return {**super().about, "config": self.config, "run": self.run_id, "generation": self.generation}
+    def notification_fields(self) -> dict[str, Any]:
+        return {**super().notification_fields, "config": self.config, "run": self.run_id, "generation": self.generation}
 
     @property
     def chain(self) -> Chain:
-        """What this task is about, for the modules of `pipeline`."""
-        chain = self._chain_as_known()
+        """The chain that this task works on, with a fresh view of its store."""
+        chain = self._unrefreshed_chain()
         refresh([chain])
         return chain
 
     @property
     def run_id(self) -> str:
-        """The name of the run, without a question to its store, which may be what failed."""
-        return self._chain_as_known().run_id
+        """The run's name. Does not query the store, which may be what failed."""
+        return self._unrefreshed_chain().run_id
 
-    def _chain_as_known(self) -> Chain:
-        return Chain(workspace_at(self.workspace), configuration_of(self.config, self.settings), self.generation)
+    def _unrefreshed_chain(self) -> Chain:
+        return Chain(workspace_at(self.workspace), loaded_config(self.config, self.settings), self.generation)

@@ -1,9 +1,9 @@
-"""Everything that changes in the `luigi` command when it runs this plugin: exit codes, log, signals, worker, locking.
+"""Changes to the `luigi` command when it runs this plugin: exit codes, log, signals, worker, locking.
 
-`begin` is called when the package is imported. Under `luigi --module tasks …`, also with a task of Luigi's own such as
-RangeDaily, it installs all of it (`install`). Under `luigi` with another module, only expected errors of this plugin
-become one line; such a module may call `install()` itself. Any other program keeps its Luigi as it is. What luigi.cfg
-or the command line says takes precedence.
+Importing the package calls `on_import`. Under `luigi --module tasks …` (Luigi's own tasks such as RangeDaily included)
+it installs everything. Under `luigi` with another module, it only reduces this plugin's expected errors to one line;
+such a module may call `install()` itself. In any other program Luigi stays as it is. luigi.cfg and the command line
+take precedence.
 """
 
 from __future__ import annotations
@@ -34,63 +34,62 @@ from tasks import command_log, mistakes, scheduler_client
 from tasks.exit_codes import (
     BAD_CONFIGURATION,
     RETURN_CODES,
-    asked_for,
-    exit_with,
+    claim_command,
+    command_module,
     is_command,
-    module_of_the_command,
+    request_exit_code,
+    requested_exit_code,
     return_code,
-    take_the_command,
 )
 from tasks.log import log
 from tasks.worker import Worker
 
 
-def begin() -> None:
-    """Change the program that is importing this package, if it is the `luigi` command; any other stays as it is."""
-    module = module_of_the_command()
+def on_import() -> None:
+    """Set up the `luigi` command. Does nothing in any other program that imports this package."""
+    module = command_module()
     if module is not None:
         begin_command()
-        tell_errors_in_one_line()
+        shorten_errors()
         if module.partition(".")[0] in (__package__, "luigi_vgg"):
             install()
 
 
 def install() -> None:
-    """Give the running `luigi` command this plugin's exit codes, log, worker and client of luigid, and no lock.
+    """Install this plugin's exit codes, log, worker and luigid client, and disable Luigi's lock.
 
     Call it while Luigi imports its `--module`: Luigi reads its settings right after that.
     """
     if is_command():
         return
-    take_the_command()
+    claim_command()
     streams.ignore_write_errors()
-    tell_errors_in_one_line()
+    shorten_errors()
     command_log.set_up()
-    _refuse_luigi_cfg()
+    _check_luigi_cfg()
     _set_defaults()
     CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
-    # Luigi takes another factory only from a program that calls `luigi.run`, not from its command line.
+    # Luigi accepts another factory only from a program that calls `luigi.run`, not from its command line.
     interface._WorkerSchedulerFactory.create_remote_scheduler = scheduler_client.create_remote_scheduler  # type: ignore[method-assign]
     interface._WorkerSchedulerFactory.create_local_scheduler = _create_local_scheduler  # type: ignore[method-assign]
     interface._WorkerSchedulerFactory.create_worker = _create_worker  # type: ignore[method-assign]
-    atexit.register(_leave)
+    atexit.register(_at_exit)
 
 
-def tell_errors_in_one_line() -> None:
-    """Show expected errors of this plugin as one line where Luigi would show a traceback."""
+def shorten_errors() -> None:
+    """Log this plugin's expected errors as one line instead of a traceback."""
     for name in ("luigi-interface", "luigi"):
         logging.getLogger(name).addFilter(command_log.without_traceback)
     sys.excepthook = _excepthook
 
 
 def _create_local_scheduler(factory: Any) -> Scheduler:
-    """Replaces Luigi's own: what luigi.cfg says of figures for Prometheus is for luigid, which has the package."""
-    nothing = MetricsCollectors.none
-    return Scheduler(prune_on_get_work=True, record_task_history=False, metrics_collector=nothing)
+    """Like Luigi's own, without its Prometheus metrics: that setting is for luigid, which has the package."""
+    return Scheduler(prune_on_get_work=True, record_task_history=False, metrics_collector=MetricsCollectors.none)
 
 
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
-    """Replaces Luigi's own; ends the command with one line when the machine or luigi.cfg does not allow a worker."""
+    """Like Luigi's own, but exits with one line if the machine or luigi.cfg does not allow a worker."""
     try:
         semaphores()
         if worker_processes < 1:
@@ -98,19 +97,16 @@ def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistan
         return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
     except (PipelineError, AssertionError) as error:  # Luigi asserts that [worker] wait_interval is positive
         log.error("%s", error)
-        wrong = isinstance(error, (AssertionError, ConfigError))
-        raise SystemExit(BAD_CONFIGURATION if wrong else return_code("scheduling_error")) from None
+        misconfigured = isinstance(error, (AssertionError, ConfigError))
+        raise SystemExit(BAD_CONFIGURATION if misconfigured else return_code("scheduling_error")) from None
 
 
-# --- the end of the command -----------------------------------------------------------------------------------------
-
-
-def _leave() -> None:
+def _at_exit() -> None:
     parent.end_early()
     for process in multiprocessing.active_children():
         if isinstance(process, TaskProcess):
-            process.join(timeout=GRACE_SECONDS + 5)  # it is writing its checkpoint
-    code = asked_for()
+            process.join(timeout=GRACE_SECONDS + 5)  # time to write its checkpoint
+    code = requested_exit_code()
     if code is not None:
         logging.shutdown()
         sys.stdout.flush()
@@ -119,46 +115,43 @@ def _leave() -> None:
 
 
 def _get_task_obj(self: CmdlineParser) -> Any:
-    """Replaces Luigi's own: the task that the command line names, or one line about what is wrong."""
-    line = mistakes.on_command_line(self)
+    """Like Luigi's own: the task that the command line names. Raises `ConfigError` with one line about a mistake."""
+    line = mistakes.check_command_line(self)
     try:
         if line is None:
-            return _luigis_get_task_obj(self)
+            return _original_get_task_obj(self)
     except ParameterException as error:
-        line = mistakes.told(error)
-    exit_with(BAD_CONFIGURATION)
+        line = mistakes.explain(error)
+    request_exit_code(BAD_CONFIGURATION)
     raise ConfigError(line)
 
 
-_luigis_get_task_obj = CmdlineParser.get_task_obj
+_original_get_task_obj = CmdlineParser.get_task_obj
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: object) -> None:
     if isinstance(error, KeyboardInterrupt) and is_command():
         log.error("%s", str(error) or "stopped")
     elif isinstance(error, TaskClassAmbigiousException) or (isinstance(error, TaskClassException) and is_command()):
-        log.error("%s", mistakes.told(error))
+        log.error("%s", mistakes.explain(error))
         raise SystemExit(BAD_CONFIGURATION)
     else:
         sys.__excepthook__(kind, error, traceback)  # type: ignore[arg-type]
 
 
-# --- settings of Luigi ------------------------------------------------------------------------------------------------
-
-
-def _refuse_luigi_cfg() -> None:
-    wrong = list(mistakes.in_luigi_cfg())
-    for line in wrong:
+def _check_luigi_cfg() -> None:
+    problems = list(mistakes.check_luigi_cfg())
+    for line in problems:
         log.error("%s", line)
-    if wrong:
+    if problems:
         raise SystemExit(BAD_CONFIGURATION)
 
 
 def _set_defaults() -> None:
-    """Of Luigi's own settings, unless luigi.cfg or the command line has them."""
+    """Override Luigi's defaults where neither luigi.cfg nor the command line sets them."""
     defaults = {("retcode", name): str(code) for name, code in RETURN_CODES.items()}
-    # Luigi's own lock goes by the command line alone: it would refuse the same command in another folder, and
-    # know nothing of `[vgg] overlap`.
+    # Luigi's lock is keyed by the command line alone: it would reject the same command in another folder, and
+    # ignores `[vgg] overlap`.
     defaults["core", "no_lock"] = "true"
     for (section, option), value in defaults.items():
         if not get_config().has_option(section, option):

@@ -1,4 +1,4 @@
-"""The log of the `luigi` command: our messages as plain lines, expected errors in one line, Luigi's on request."""
+"""Logging of the `luigi` command: this plugin's messages as plain lines, expected errors as one, Luigi's on request."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from tasks.stage import StageTask
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
+    """Logging filter: replace the traceback of an expected error with one line. Drops no record."""
     error = record.exc_info[1] if record.exc_info else None
-    if record.exc_info and error is None:  # Luigi asks for a traceback where there is none
+    if record.exc_info and error is None:  # Luigi sets exc_info outside an except block, too
         record.exc_info = record.exc_text = None
     if isinstance(error, PipelineError):
-        # Luigi's message ends with the task that it is about.
+        # The last argument of Luigi's message is the task.
         task = record.args[-1] if isinstance(record.args, tuple) and record.args else None
         text = in_one_line(task, str(error)) if isinstance(task, StageTask) else str(error)
         record.msg, record.args = "%s", (text,)
         record.exc_info = record.exc_text = None
     elif str(record.msg).startswith("Will not run"):
-        # Of an error in `complete` or `requires` Luigi logs the formatted traceback, which ends with the error.
+        # For an error in `complete` or `requires`, Luigi logs the formatted traceback, which ends with the error.
         kinds = r"pipeline\.[\w.]+|luigi\.parameter\.\w+" if is_command() else r"pipeline\.[\w.]+"
         ours = re.search(rf"\n(?:{kinds}): (.*)\s*\Z", record.getMessage())
         if ours:
@@ -40,16 +41,15 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Luigi's chatter only when it was asked for."""
+    """Logging filter: drop Luigi's chatter below WARNING, except the summary of a run with problems."""
     if record.levelno >= logging.WARNING:
         return True
-    # The summary of a run in which everything went well, or of one task, says nothing that our own lines did not say.
     message = record.getMessage()
-    return "Luigi Execution Summary" in message and ":)" not in message and not scheduler.is_done_without()
+    return "Luigi Execution Summary" in message and ":)" not in message and not scheduler.scheduler_skipped()
 
 
 class _Formatter(logging.Formatter):
-    """One line for each message, whatever it quotes; nothing in it or in a traceback commands the terminal."""
+    """Formats one line per message and escapes control characters, also in tracebacks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the standard library's name)
         record.message = printable(record.message)
@@ -60,13 +60,13 @@ class _Formatter(logging.Formatter):
 
 
 def set_up() -> None:
-    # Only a message of ours is a message for people; Luigi's stay a --log-level away.
+    """Set up the log of the `luigi` command. Luigi's own messages need `--log-level`."""
     if not _wants_luigi_messages():
         for name in ("luigi-interface", "luigi"):
             logging.getLogger(name).addFilter(_quiet)
-    # Luigi warns of the very keys that its documentation names: default-scheduler-url, -host, -port.
+    # Luigi warns about keys that its own documentation recommends: default-scheduler-url, -host, -port.
     warnings.filterwarnings("ignore", ".*'default_scheduler_.*not consumed by the task 'core'")
-    # It writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines above itself.
+    # Looks up `sys.stderr` for each record: the progress bar replaces it to keep log lines above itself.
     handler = logging._StderrHandler()  # type: ignore[attr-defined]
     formatter = _Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime

@@ -1,4 +1,4 @@
-"""The configurations of this process, each read once: a file that is edited while a chain runs does not change it."""
+"""Configurations loaded by this process. Each file is read once: editing it does not affect a running chain."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from pipeline.workspace import run_id, with_generation_seed
 from pipeline.workspace.freshness import shown_source
 from tasks.settings import vgg
 
-#: By path and digest of the content.
+#: By path and digest of the loaded configuration.
 _loaded: dict[tuple[str, str], Config] = {}
 
 
-def configuration_of(path: str, settings: str) -> Config:
-    """The configuration that a task with these parameters was made for."""
+def loaded_config(path: str, settings: str) -> Config:
+    """The configuration behind a task's `config` and `settings`."""
     return _loaded[path, settings]
 
 
 def launcher_of(config: Config) -> list[str]:
-    """The launcher of a training: the one of luigi.cfg or the command line, else the configuration's."""
+    """The launcher for a training: `[vgg] launcher` or `--vgg-launcher` if set, else the configuration's."""
     given = vgg().launcher
     return list((configuration.with_launcher(config, given, "[vgg] launcher") if given else config).launcher)
 
 
-def describe(values: dict[str, Any]) -> dict[str, str]:
-    """The filled-in parameters of a configuration, which is loaded unless this process already has it."""
+def derived_parameters(values: dict[str, Any]) -> dict[str, str]:
+    """Derive a task's internal parameters from its configuration, loading the file on first use."""
     key = (values["config"], values["settings"])
     config = _loaded.get(key)
     if config is None:
         config = with_generation_seed(configuration.load(values["config"]), values["generation"])
-        launcher_of(config)  # a wrong one is refused before anything runs
-        key = (values["config"], remember(values["config"], config))
+        launcher_of(config)  # validates it before anything runs
+        key = (values["config"], register_config(values["config"], config))
     return {
         "architecture": run_id(config.architecture),
         "dataset": f"{config.data.name} from {shown_source(config.data)}",
@@ -44,8 +44,8 @@ def describe(values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def remember(path: str, config: Config) -> str:
-    """Keep a loaded configuration for the tasks of this process; gives their `settings`, which stand for it."""
+def register_config(path: str, config: Config) -> str:
+    """Keep a loaded configuration for the tasks of this process. Returns its digest, their `settings`."""
     text = json.dumps({**configuration.to_record(config), "launcher": config.launcher}, sort_keys=True)
     settings = hashlib.sha256(text.encode()).hexdigest()[:16]
     _loaded[path, settings] = config
@@ -53,6 +53,6 @@ def remember(path: str, config: Config) -> str:
 
 
 def check_name(flag: str, name: str) -> None:
-    """Refuse a name given on the command line that cannot be the name of a folder; empty means not given."""
+    """Raise `ConfigError` unless `name` is empty (not given) or a valid folder name."""
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise ConfigError(f"{flag}: found {name!r}, allowed are letters, digits, '.', '_' and '-', at most 64 of them")
+        raise ConfigError(f"{flag}: found {name!r}, expected at most 64 letters, digits, '.', '_' or '-'")

@@ -1,4 +1,4 @@
-"""How the `luigi` command ends: its exit codes, and the one that a task asks for. Does nothing in another program."""
+"""Exit codes of the `luigi` command, and how a task requests one. Has no effect in other programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.retcodes import run_with_retcodes
 
-#: Luigi's own defaults are 0 for all of these, even for a failed task.
+#: Defaults for `[retcode]`. Luigi's own are all 0, even for a failed task.
 RETURN_CODES = {
     "already_running": 10,
     "missing_data": 20,
@@ -19,37 +19,37 @@ RETURN_CODES = {
     "unhandled_exception": 40,
 }
 
-#: Exit codes that Luigi has no name for.
+#: Exit codes without a category in Luigi.
 BAD_CONFIGURATION = 2
 NOT_DONE = 3
 DAMAGED = 4
 REFUSED = 5
 UNHEALTHY = 6
 
-#: Those of a task that is done: what went wrong with another one says more.
-MILD = (NOT_DONE, REFUSED, UNHEALTHY)
+#: Requested by tasks that succeeded; the code of a failure takes precedence.
+OVERRIDABLE = (NOT_DONE, REFUSED, UNHEALTHY)
 
-#: Whether a code was asked for, and which; None unless the `luigi` command runs for this plugin. Shared memory: with
-#: --workers 2 and more, tasks run in forked processes.
-_asked_for: mmap.mmap | None = None
+#: Two bytes: whether a code was requested, and the code; None unless the `luigi` command runs this plugin. Shared
+#: memory, because with several workers tasks run in forked processes.
+_requested: mmap.mmap | None = None
 
 
-def take_the_command() -> None:
-    """From now on the tasks say how this process ends, as it is the `luigi` command and runs for them."""
-    global _asked_for
-    _asked_for = mmap.mmap(-1, 2)
+def claim_command() -> None:
+    """Mark this process as the `luigi` command running this plugin: from now on its tasks set the exit code."""
+    global _requested
+    _requested = mmap.mmap(-1, 2)
 
 
 def is_command() -> bool:
-    """Whether this is the `luigi` command and runs for this plugin, or a process that it forked for a task."""
-    return _asked_for is not None
+    """Whether this is the `luigi` command running this plugin, or a process that it forked for a task."""
+    return _requested is not None
 
 
-def module_of_the_command() -> str | None:
-    """The `--module` that the `luigi` command is importing at this moment; None when this is another program.
+def command_module() -> str | None:
+    """The `--module` that the `luigi` command is importing right now; None in any other program.
 
-    Found in the call stack, not by the program's name: `luigi`, `python -m luigi`, a debugger or a
-    wrapper around them all go through `run_with_retcodes`, which ends the process (`sys.exit`).
+    Inspects the call stack, not the program's name: `luigi`, `python -m luigi`, a debugger or a wrapper around them
+    all go through `run_with_retcodes`, which exits the process.
     """
     module = None
     frame = sys._getframe()
@@ -61,19 +61,16 @@ def module_of_the_command() -> str | None:
     return None
 
 
-def asked_for() -> int | None:
-    """The exit code that was asked for."""
-    return _asked_for[1] if _asked_for is not None and _asked_for[0] else None
+def requested_exit_code() -> int | None:
+    return _requested[1] if _requested is not None and _requested[0] else None
 
 
-def exit_with(code: int) -> None:
-    """Let the `luigi` command, and no other program, end with this code instead of Luigi's; the first one stays,
-    unless it is `MILD`.
-    """
-    if _asked_for is not None and (not _asked_for[0] or _asked_for[1] in MILD):
-        _asked_for[:] = bytes((1, min(code, 255)))
+def request_exit_code(code: int) -> None:
+    """Make the `luigi` command exit with `code`. The first request wins, unless its code is `OVERRIDABLE`."""
+    if _requested is not None and (not _requested[0] or _requested[1] in OVERRIDABLE):
+        _requested[:] = bytes((1, min(code, 255)))
 
 
 def return_code(category: str) -> int:
-    """The exit code for one of Luigi's own categories: the user's, else this plugin's."""
+    """The exit code for one of Luigi's categories: the user's `[retcode]`, else this plugin's default."""
     return get_config().getint("retcode", category, RETURN_CODES[category])

@@ -1,4 +1,4 @@
-"""Graphics cards as resources of the scheduler, `gpu-<host>-<number>`: one each, unless `[resources]` has more."""
+"""GPUs as scheduler resources, `gpu-<host>-<number>`: one unit each, unless `[resources]` configures more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def resources(device: str) -> dict[str, int]:
-    """What a task that computes on `device` (as in the configuration) takes: one of each of its cards."""
+    """Resources for a task that computes on `device` (as in the configuration): one unit of each of its GPUs."""
     kind, _, numbers = device.partition(":")
     if kind == "cpu" or (kind == "auto" and not _has_gpu()):
         return {}
@@ -18,8 +18,8 @@ def resources(device: str) -> dict[str, int]:
     return {f"gpu-{host}-{_card(number)}": 1 for number in (numbers or "0").split(",")}
 
 
-def computes_on_a_card(device: str) -> bool:
-    """Whether a training on `device` leaves the cores to others. `auto` needs another MXNet than the CPU build."""
+def uses_gpu(device: str) -> bool:
+    """Whether a training on `device` runs on a GPU and leaves the cores free. With the CPU build, `auto` does not."""
     if device != "auto":
         return device.startswith("gpu")
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -30,16 +30,16 @@ def computes_on_a_card(device: str) -> bool:
 
 
 def _card(number: str) -> str:
-    """The machine's number of the card that CUDA calls `number`."""
+    """Translate CUDA's device number to the machine's, by `CUDA_VISIBLE_DEVICES`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
     chosen = visible[int(number)] if int(number) < len(visible) else ""
     return chosen if chosen.isdecimal() else number
 
 
 def _has_gpu() -> bool:
-    """Whether `device: auto` may take a card.
+    """Whether `device: auto` may use a GPU.
 
-    MXNet is not asked: importing it takes a second, and tasks are made by the dozen. On a machine with a card whose
-    MXNet has no GPU code, trainings queue at luigid for nothing; `device: cpu` says that they need not.
+    Does not ask MXNet: importing it takes a second, and tasks are created by the dozen. On a machine with a GPU but
+    an MXNet without GPU code, trainings queue at luigid needlessly; `device: cpu` avoids that.
     """
     return any(Path("/dev").glob("nvidia[0-9]*"))

@@ -1,4 +1,4 @@
-"""The plugin's log, and what a task answers with. In another program the messages go where Luigi's go."""
+"""The plugin's logger, and its standard output. In other programs the logger inherits from Luigi's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ log = logging.getLogger("vgg")
 log.parent = logging.getLogger("luigi-interface")
 
 
-def tell(text: str) -> None:
-    """Print what a task answers with; names in it, from files and stores, may hold anything."""
+def echo(text: str) -> None:
+    """Print a task's output, with control characters escaped: names from files and stores may contain anything."""
     print(printable(text, lines=True))

@@ -1,7 +1,7 @@
-"""The tasks under a name that nothing else has: `luigi --module luigi_vgg Report`.
+"""The tasks under a unique module name: `luigi --module luigi_vgg Report`.
 
-Use it when another `tasks` or `pipeline` comes first on the Python path: it imports this plugin's packages and says
-so. Installed as a module beside the two packages, or next to them on the Python path.
+Use it when another `tasks` or `pipeline` comes first on the Python path: it imports this plugin's packages instead and
+says so. It is installed beside the two packages or elsewhere on the Python path.
 """
 
 import importlib.util
@@ -9,18 +9,17 @@ import sys
 from pathlib import Path
 
 
-def _home() -> Path:
-    """The folder that holds this plugin's packages."""
-    places = (Path(__file__).resolve().parent, *map(Path, sys.path))
-    marks = ("pipeline/start.py", "tasks/neighbours.py")
-    return next(place for place in places if all((place / mark).is_file() for mark in marks))
+def _plugin_root() -> Path:
+    folders = (Path(__file__).resolve().parent, *map(Path, sys.path))
+    markers = ("pipeline/start.py", "tasks/neighbours.py")
+    return next(folder for folder in folders if all((folder / marker).is_file() for marker in markers))
 
 
-def _take(name: str) -> None:
-    """Import this plugin's package as `name`; raises `ImportError` when another one has been imported already."""
-    ours = _home() / name
-    found = importlib.util.find_spec(name)
-    other = Path(found.origin or name) if found else None
+def _import_ours(name: str) -> None:
+    """Import this plugin's package `name`. Raises `ImportError` if another one is already imported."""
+    ours = _plugin_root() / name
+    existing = importlib.util.find_spec(name)
+    other = Path(existing.origin or name) if existing else None
     if other is None or other.resolve() == ours / "__init__.py":
         return
     if name in sys.modules:
@@ -33,7 +32,7 @@ def _take(name: str) -> None:
     spec.loader.exec_module(sys.modules[name])
 
 
-_take("pipeline")
-_take("tasks")
+_import_ours("pipeline")
+_import_ours("tasks")
 
 from tasks import *  # noqa: E402, F403

@@ -1,4 +1,4 @@
-"""Looking after a workspace: Status (what would run, and why), SetAside and Restore (the trash), Verify (checksums)."""
+"""Workspace maintenance: Status (what would run, and why), SetAside and Restore (the trash), Verify (checksums)."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from pipeline.verify import verify
 from pipeline.workspace import events
 from pipeline.workspace.freshness import STAGES, all_upstream
 from tasks.base import ChainTask, PluginTask
-from tasks.exit_codes import DAMAGED, NOT_DONE, exit_with
-from tasks.log import tell
+from tasks.exit_codes import DAMAGED, NOT_DONE, request_exit_code
+from tasks.log import echo
 from tasks.stage import working
 from tasks.workspaces import workspace_at, write_metrics
 
 
 class Command(PluginTask):
-    """A task that acts each time it is run, without a scheduler, and has no output."""
+    """Base of tasks that act every time they are run, need no luigid and have no output."""
 
     without_scheduler = True
     done = False
-    #: The heartbeats of the worker that ran it. Luigi gives the next `luigi.build` the same object.
-    _worker = frozenset[threading.Thread]()
+    #: Heartbeat threads of the worker that ran it. Luigi caches task objects, so the next `luigi.build` in the same
+    #: program gets this one again: it is done only while that worker is alive.
+    _heartbeats = frozenset[threading.Thread]()
 
     def complete(self) -> bool:
-        return self.done and (not self._worker or any(thread.is_alive() for thread in self._worker))
+        return self.done and (not self._heartbeats or any(thread.is_alive() for thread in self._heartbeats))
 
     def run(self) -> None:
         with working():
             self.work()
-        self._worker = frozenset(one for one in threading.enumerate() if isinstance(one, KeepAliveThread))
+        self._heartbeats = frozenset(t for t in threading.enumerate() if isinstance(t, KeepAliveThread))
         self.done = True
 
     def work(self) -> None:
@@ -45,30 +46,26 @@ class Command(PluginTask):
 
 
 class Status(Command, ChainTask):
-    """Print, for each stage, whether it is done or would run, and why; exit code 3 when something would run."""
+    """Show which stages are done, which would run, and why. Exits with 3 if something would run."""
 
-    json = luigi.BoolParameter(default=False, description="print the same as JSON; default: as text")
-    sizes = luigi.BoolParameter(
-        default=False, description="also print how many files and bytes there are of each kind; default: not"
-    )
+    json = luigi.BoolParameter(default=False, description="print JSON; default: text")
+    sizes = luigi.BoolParameter(default=False, description="also print the number and size of files; default: no")
 
     def work(self) -> None:
         facts = status.gather(self.chain)
         if self.sizes:
             facts["sizes"] = status.sizes(self.chain.workspace)
-        tell(json.dumps(facts, indent=2) if self.json else "\n".join(status.lines(facts, self.config)))
+        echo(json.dumps(facts, indent=2) if self.json else "\n".join(status.lines(facts, self.config)))
         write_metrics(self.chain.workspace)
         if not facts["done"]:
-            exit_with(NOT_DONE)
+            request_exit_code(NOT_DONE)
 
 
 class SetAside(Command, ChainTask):
-    """Move a finished stage to the workspace's trash, so that it runs again. A preview unless --confirm."""
+    """Move a finished stage to the workspace's trash so that it runs again. Previews unless --confirm is given."""
 
-    stage = luigi.ChoiceParameter(
-        choices=list(STAGES), description="the stage to set aside, e.g. train; has no default."
-    )
-    confirm = luigi.BoolParameter(default=False, description="move the files; default: preview")
+    stage = luigi.ChoiceParameter(choices=list(STAGES), description="stage to set aside, e.g. train; no default.")
+    confirm = luigi.BoolParameter(default=False, description="move the files; default: only show what would move")
 
     def work(self) -> None:
         chain, shown = self.chain, self.chain.workspace.shown
@@ -77,69 +74,67 @@ class SetAside(Command, ChainTask):
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"
         size = human_size(chain.workspace.storage.folder_size(folder))
-        tell(f"{moving} {shown(folder)} ({size})\n  to {shown(target)}")
-        tell(f"  the next run repeats {self.stage}" + (f", then {', '.join(after)} where needed" if after else ""))
+        echo(f"{moving} {shown(folder)} ({size})\n  to {shown(target)}")
+        echo(f"  the next run repeats {self.stage}" + (f", then {', '.join(after)} where needed" if after else ""))
         if not self.confirm:
-            tell("  preview only: add --confirm to do it")
+            echo("  preview only: add --confirm to move it")
             return
         trash.set_aside(chain, self.stage, target)
-        tell(f"  Restore --item {folder.name if self.stage == 'dataset' else chain.run_id} --confirm restores it")
+        echo(f"  Restore --item {folder.name if self.stage == 'dataset' else chain.run_id} --confirm restores it")
 
 
 class Restore(Command, ChainTask):
-    """Show what is in the trash, or bring one thing back from there. A preview unless --confirm."""
+    """List the trash, or restore one item from it. Previews unless --confirm is given."""
 
-    instead = "--item NAME"
+    instead_of_generation = "--item NAME"
 
     item = luigi.Parameter(
         default="",
-        description="what to restore: a generation, run or data set, e.g. 2026-W47; default: nothing, the "
-        "trash is listed",
+        description="what to restore: a generation, run or data set, e.g. 2026-W47; default: only list the trash",
     )
-    confirm = luigi.BoolParameter(default=False, description="move the files; default: preview")
+    confirm = luigi.BoolParameter(default=False, description="move the files; default: only show what would move")
 
     def work(self) -> None:
         workspace = self.chain.workspace
-        known = trash.items(workspace)
-        found = [entry for entry in known if not self.item or entry.is_named(self.item)]
-        for entry in found:
-            tell(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
+        matches = [entry for entry in trash.items(workspace) if not self.item or entry.is_named(self.item)]
+        for entry in matches:
+            echo(f"{entry.place} ({', '.join(trash.contents(workspace, entry))}; since {entry.when})")
         if not self.item:
-            tell(f"{counted(len(found), 'item')} in {workspace.shown(workspace.trash)}; --item NAME restores one")
+            echo(f"{counted(len(matches), 'item')} in {workspace.shown(workspace.trash)}; --item NAME restores one")
             if others := trash.unknown(workspace):
-                tell(f"not restorable automatically (move back by hand): {', '.join(others)}")
+                echo(f"not restorable automatically (move back by hand): {', '.join(others)}")
             return
-        if not found:
+        if not matches:
             place = workspace.shown(workspace.trash)
             raise WorkspaceError(
                 f"--item {self.item}: not found in {place}; Restore without --item lists what is there"
             )
-        if len({entry.place for entry in found}) > 1:
+        if len({entry.place for entry in matches}) > 1:
             raise WorkspaceError(f"--item {self.item}: several items have this name: give the full path of one")
         if not self.confirm:
-            tell(f"  would restore {found[0].place}, the newest; preview only: add --confirm to do it")
+            echo(f"  would restore {matches[0].place}, the newest; preview only: add --confirm to restore it")
             return
-        for place in trash.restore(workspace, found[0]):
-            tell(f"  restored {place}")
-        events.record(workspace, "restored", place=found[0].place, since=found[0].when)
+        for place in trash.restore(workspace, matches[0]):
+            echo(f"  restored {place}")
+        events.record(workspace, "restored", place=matches[0].place, since=matches[0].when)
         events.publish(workspace)
 
 
 class Verify(Command):
-    """Recompute the checksums of every data set, run and comparison in a workspace; exit code 4 for a damaged file."""
+    """Recompute the checksums of all data sets, runs and comparisons of a workspace. Exits with 4 on damage."""
 
     def work(self) -> None:
         workspace = workspace_at(self.workspace)
         place = workspace.shown(workspace.root)
-        found = verify(workspace)
-        for line in found.damaged:
-            tell(f"damaged: {line}")
-        for line in found.unfinished:
-            tell(f"unfinished: {line}")
-        result = f"{len(found.damaged)} damaged" if found.damaged else "no damage"
-        result += f"; {len(found.unfinished)} unfinished" if found.unfinished else ""
-        tell(f"{counted(found.files, 'file')} checked in {place}: {result}")
-        if found.damaged:
-            exit_with(DAMAGED)
+        result = verify(workspace)
+        for line in result.damaged:
+            echo(f"damaged: {line}")
+        for line in result.unfinished:
+            echo(f"unfinished: {line}")
+        summary = f"{len(result.damaged)} damaged" if result.damaged else "no damage"
+        summary += f"; {len(result.unfinished)} unfinished" if result.unfinished else ""
+        echo(f"{counted(result.files, 'file')} checked in {place}: {summary}")
+        if result.damaged:
+            request_exit_code(DAMAGED)
             advice = "restore the files, or set the stage aside with SetAside"
-            raise WorkspaceError(f"{place}: {len(found.damaged)} damaged: {advice}")
+            raise WorkspaceError(f"{place}: {len(result.damaged)} damaged: {advice}")

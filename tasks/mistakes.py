@@ -1,4 +1,4 @@
-"""Mistakes on the command line and in luigi.cfg, each told in one line before Luigi makes a traceback of it."""
+"""Mistakes on the command line and in luigi.cfg, reported in one line each where Luigi would raise a traceback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from luigi.worker import worker
 
 from tasks.settings import vgg
 
-#: What a parameter of a kind expects.
+#: What each type of parameter expects.
 _EXPECTED: dict[type[Parameter[Any]], str] = {
     luigi.IntParameter: "a whole number",
     luigi.FloatParameter: "a number",
@@ -33,35 +33,36 @@ _EXPECTED: dict[type[Parameter[Any]], str] = {
     luigi.DictParameter: "a JSON object",
 }
 
-#: Sections for luigid or for mails: a password in them may be known to one process alone. Doctor looks at them.
+#: Sections for luigid or for e-mail, not checked by every command: a password in them may be an environment variable
+#: that only one process has. Doctor checks them.
 _OF_LUIGID = ("task_history", "email", "smtp", "sendgrid")
 
-#: Options of [core] that Luigi's client of luigid reads.
+#: Options of [core] that Luigi's RPC client reads without declaring them.
 _OF_THE_CLIENT = ("rpc_connect_timeout", "rpc_retry_attempts", "rpc_retry_wait", "rpc_log_retries")
 
 
 # --- on the command line ----------------------------------------------------------------------------------------------
 
 
-def on_command_line(parser: CmdlineParser) -> str | None:
-    """The first value on the command line that Luigi cannot parse, in words."""
+def check_command_line(parser: CmdlineParser) -> str | None:
+    """Describe the first value on the command line that Luigi cannot parse; None if it can parse all."""
     given, root = parser.known_args, parser._get_task_cls()
     values = [(name, parameter, name) for name, parameter in root.get_params()]
     for family, is_without_family, name, parameter in Register.get_all_params():
         flag = name if is_without_family else f"{family}_{name}"
         values.append((flag, parameter, parameter._parser_global_dest(name, family)))
-    for flag, parameter, place in values:
-        value = getattr(given, place, None)
+    for flag, parameter, destination in values:
+        value = getattr(given, destination, None)
         try:
             parameter._parse_or_no_value(value)
         except Exception as error:  # whatever a parameter's own parser raises
-            return f"{_flag(flag)}: {_found(value, parameter, error)}"
-    lost = _no_file(given.core_logging_conf_file)
-    return f"--logging-conf-file: {lost}" if lost else None
+            return f"{_flag(flag)}: {_bad_value(value, parameter, error)}"
+    problem = _missing_file(given.core_logging_conf_file)
+    return f"--logging-conf-file: {problem}" if problem else None
 
 
-def told(error: TaskClassException | ParameterException) -> str:
-    """In words: the error that Luigi raises for a task that it does not know, or for a parameter."""
+def explain(error: TaskClassException | ParameterException) -> str:
+    """Reword Luigi's error about an unknown or ambiguous task, or about a parameter."""
     text = str(error)
     if isinstance(error, TaskClassAmbigiousException):
         return _ambiguous(text.split("'")[1])
@@ -69,8 +70,8 @@ def told(error: TaskClassException | ParameterException) -> str:
         return _unknown_task(text.split()[2].rstrip("."))
     if missing := re.match(r"([\w.]+)\[.*requires the '(\w+)' parameter", text):
         family, name = missing.groups()
-        about = dict(Register.get_task_cls(family).get_params())[name].description
-        return f"{family}: {_flag(name)} is missing" + (f": {about}" if about else "")
+        description = dict(Register.get_task_cls(family).get_params())[name].description
+        return f"{family}: {_flag(name)} is missing" + (f": {description}" if description else "")
     return text
 
 
@@ -78,9 +79,9 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _found(value: object, parameter: Parameter[Any] | None, error: Exception) -> str:
+def _bad_value(value: object, parameter: Parameter[Any] | None, error: Exception) -> str:
     if isinstance(error, (TaskClassException, ParameterException)):
-        return told(error)
+        return explain(error)
     if isinstance(parameter, luigi.ChoiceParameter):
         choices = sorted(map(str, parameter._choices))
         expected = f"one of {', '.join(choices)}{did_you_mean(str(value), choices)}"
@@ -90,7 +91,7 @@ def _found(value: object, parameter: Parameter[Any] | None, error: Exception) ->
 
 
 def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
-    """` (did you mean …?)`, or nothing when no known word is similar."""
+    """Return ` (did you mean …?)`, or an empty string if no known word is similar."""
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), by_lower, 1, likeness)
     return f" (did you mean {by_lower[close[0]]}?)" if close else ""
@@ -110,7 +111,7 @@ def _ambiguous(name: str) -> str:
 
 
 def contents() -> dict[str, dict[str, Any]]:
-    """What luigi.cfg (or luigi.toml) says, section by section, as it is written there."""
+    """The sections and options of luigi.cfg (or luigi.toml), not interpolated."""
     config: Any = get_config()
     if isinstance(config, LuigiConfigParser):
         common = config.defaults()
@@ -123,39 +124,39 @@ def contents() -> dict[str, dict[str, Any]]:
 
 def files() -> str:
     """The files that Luigi read; the last one wins."""
-    there = filter(os.path.isfile, get_config()._config_paths)
-    return ", then ".join(dict.fromkeys(map(os.path.realpath, there)))
+    existing = filter(os.path.isfile, get_config()._config_paths)
+    return ", then ".join(dict.fromkeys(map(os.path.realpath, existing)))
 
 
 def known_options() -> dict[str, dict[str, Parameter[Any] | None]]:
-    """The options of each section that is known: a few of Luigi's, and one for each of our tasks.
+    """The options of all known sections: some of Luigi's, `[vgg]`, and one per task of this plugin.
 
-    Also by the names, and in the sections, that they had before; without a parameter where Luigi declares none.
+    Includes deprecated names and sections. The parameter is None for options that Luigi does not declare.
     """
     package = sys.modules["tasks"]
     tasks = [getattr(package, name) for name in package.__all__]
-    found: dict[str, dict[str, Parameter[Any] | None]] = {
+    known: dict[str, dict[str, Parameter[Any] | None]] = {
         "core": dict.fromkeys((*core.ignore_unconsumed, *_OF_THE_CLIENT)),
         "task_history": {"db_connection": None},
     }
     for cls in (core, worker, scheduler, retcode, email, smtp, sendgrid, vgg, *tasks):
         for name, parameter in cls.get_params():
             old = getattr(parameter, "_config_path", None) or {"section": cls.__name__, "name": name}
-            found.setdefault(cls.__name__, {})[name] = parameter
-            found.setdefault(old["section"], {})[old["name"].replace("-", "_")] = parameter
-    return found
+            known.setdefault(cls.__name__, {})[name] = parameter
+            known.setdefault(old["section"], {})[old["name"].replace("-", "_")] = parameter
+    return known
 
 
-def in_luigi_cfg() -> Iterator[str]:
-    """What Luigi or this plugin cannot parse in luigi.cfg, apart from what luigid alone may be able to fill in."""
+def check_luigi_cfg() -> Iterator[str]:
+    """Describe what Luigi or this plugin cannot parse in luigi.cfg, except in sections that only luigid reads."""
     sections = {**known_options(), "resources": {}}
     for section, options in contents().items():
         for option, value in options.items() if section in sections and section not in _OF_LUIGID else ():
-            if wrong := _wrong(section, option, value, sections[section].get(option.replace("-", "_"))):
-                yield f"{files()}: [{section}] {option}: {wrong}"
+            if problem := _problem(section, option, value, sections[section].get(option.replace("-", "_"))):
+                yield f"{files()}: [{section}] {option}: {problem}"
 
 
-def _wrong(section: str, option: str, written: object, parameter: Parameter[Any] | None) -> str | None:
+def _problem(section: str, option: str, written: object, parameter: Parameter[Any] | None) -> str | None:
     comment = "; a comment needs a line of its own" if re.search(r"\s[;#]", str(written)) else ""
     try:
         value = get_config().get(section, option)
@@ -171,9 +172,9 @@ def _wrong(section: str, option: str, written: object, parameter: Parameter[Any]
         if section == "resources":
             int(value)
     except Exception as error:  # whatever a parameter's own parser raises
-        return _found(value, luigi.IntParameter() if section == "resources" else parameter, error) + comment
-    return _no_file(value) if (section, option) == ("core", "logging_conf_file") else None
+        return _bad_value(value, luigi.IntParameter() if section == "resources" else parameter, error) + comment
+    return _missing_file(value) if (section, option) == ("core", "logging_conf_file") else None
 
 
-def _no_file(path: str | None) -> str | None:
+def _missing_file(path: str | None) -> str | None:
     return f"found {path!r}, which is not a file" if path and not os.path.isfile(path) else None

@@ -1,4 +1,4 @@
-"""Telling an operator: `[vgg] notify` and Luigi's e-mails. What goes wrong with them is logged and stops nothing."""
+"""Notifications to an operator: `[vgg] notify` and Luigi's e-mails. A failure to deliver is logged, never raised."""
 
 from __future__ import annotations
 
@@ -23,73 +23,73 @@ from pipeline.text import cause, printable
 from tasks.log import log
 from tasks.settings import vgg
 
-#: How long the command may take. The chain waits for it, so that its output is in the log before the chain ends.
+#: Time limit of the command. The chain waits for it so that its output is logged before the chain ends.
 LIMIT_SECONDS = 30.0
 
 
 def reason(text: str) -> str:
-    """Why something failed, in one line, out of a message or a formatted traceback."""
+    """The cause of a failure: the last line of a message or formatted traceback."""
     return printable((without_traceback(text).strip().splitlines() or ["unknown error"])[-1])
 
 
 def without_traceback(text: str) -> str:
-    """Of a formatted traceback that ends with an error of this plugin or of a parameter that error alone."""
+    """Reduce a formatted traceback to its error if that is this plugin's or a parameter's; else return it unchanged."""
     ours = re.search(r"\n(?:pipeline\.[\w.]+|luigi\.parameter\.\w+): (.*)\s*\Z", text)
     return ours[1] if ours else text
 
 
-def failed(task: Any, text: str) -> None:
-    """Tell the operator's command of a task that failed; `text` is what there is to say, or a traceback."""
-    about = {"task": task.task_family, **getattr(task, "about", {})}
-    notify("failed", in_one_line(task, reason(text)), **about, message=reason(text))
+def notify_failure(task: Any, text: str) -> None:
+    """Report a failed task to `[vgg] notify`; `text` is its message or traceback."""
+    fields = {"task": task.task_family, **getattr(task, "notification_fields", {})}
+    notify("failed", in_one_line(task, reason(text)), **fields, message=reason(text))
 
 
 def in_one_line(task: Any, text: str) -> str:
-    """An error's text with what it is about, unless that is in it."""
-    what = getattr(task, "what", task.task_family)
-    return text if what in text else f"{what}: {text.removeprefix(f'{what.split()[0]}: ')}"
+    """Prefix an error message with the task's name, unless it already contains it."""
+    name = getattr(task, "display_name", task.task_family)
+    return text if name in text else f"{name}: {text.removeprefix(f'{name.split()[0]}: ')}"
 
 
-def notify(event: str, line: str, **about: Any) -> None:
-    """Give an event to the operator's command, as JSON on its standard input; `line` is the event for people."""
+def notify(event: str, line: str, **fields: Any) -> None:
+    """Pass an event to the `[vgg] notify` command as JSON on standard input; `line` describes it to people."""
     command = vgg().notify
     if not command:
         return
     host = socket.gethostname()
-    told = {"text": f"{event} on {host}: {line}", "time": now(), "event": event, "host": host, **about}
-    told = {key: _clean(value) if isinstance(value, str) else value for key, value in told.items()}
+    payload = {"text": f"{event} on {host}: {line}", "time": now(), "event": event, "host": host, **fields}
+    payload = {key: _clean(value) if isinstance(value, str) else value for key, value in payload.items()}
     try:
-        problem, said = _run(command, json.dumps(told))
+        problem, output = _run(command, json.dumps(payload))
     except OSError as error:
-        problem, said = f"cannot be run ({error.strerror})", ""
-    said = _clean(" ".join(said.split()))[:500]
-    if problem:  # without the command, which may hold a token
-        log.warning("[vgg] notify: %r was not delivered: the command %s%s", event, problem, said and f": {said}")
-    elif said:
-        log.info("[vgg] notify: %s", said)
+        problem, output = f"cannot be run ({error.strerror})", ""
+    output = _clean(" ".join(output.split()))[:500]
+    if problem:  # the command itself is not logged: it may contain a token
+        log.warning("[vgg] notify: %r was not delivered: the command %s%s", event, problem, output and f": {output}")
+    elif output:
+        log.info("[vgg] notify: %s", output)
 
 
-def mail(task: Any, text: str) -> None:
-    """Send Luigi's e-mail about a task, if luigi.cfg asks for one, with the reason as its subject and first line."""
+def send_email(task: Any, text: str) -> None:
+    """Send Luigi's error e-mail, if luigi.cfg configures one, with the cause as subject and first line."""
     headline = _clean(in_one_line(task, reason(text)))
-    hidden = vgg().notify or "\0"
-    command = subprocess.list2cmdline([address.redact(word.replace(hidden, "…")) for word in sys.argv])
+    secret = vgg().notify or "\0"
+    command = subprocess.list2cmdline([address.redact(word.replace(secret, "…")) for word in sys.argv])
     text = without_traceback(text)
     traceback = text if "Traceback" in text else ""
     subject = f"failed on {socket.gethostname()}: {headline.partition('; ')[0]}"[:200]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Luigi warns of its own defaults
+            warnings.simplefilter("ignore")  # Luigi warns about its own defaults
             first = html.escape(headline) if notifications.email().format == "html" else headline
             message = notifications.format_task_error(first, task, command, traceback)
             notifications.send_error_email(subject, message, task.owner_email)
-    except Exception as error:  # a wrong option, an address that is none, a package that the method needs
+    except Exception as error:  # a bad option, an invalid address, a missing package
         log.warning("[email]: no e-mail was sent: %s", cause(error))
 
 
 def _run(command: str, content: str) -> tuple[str, str]:
-    """What went wrong with the command, "" if nothing; and what it said."""
-    with tempfile.TemporaryFile() as output:  # not a pipe: whatever it leaves running could keep that open
+    """Run the command with `content` as input. Returns what went wrong (empty if nothing) and its output."""
+    with tempfile.TemporaryFile() as output:  # not a pipe: a background process could keep that open
         process = subprocess.Popen(
             ["/bin/sh", "-c", command],
             stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What other pipelines read: the files of a workspace as Luigi's targets, and what a finished chain came to."""
+"""Interface for other pipelines: a workspace's files as Luigi targets, and the result of a finished chain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.workspace.freshness import Chain
 
 
 class StoredFile(luigi.Target):
-    """A file of a finished stage in a store, for reading. `path` is its address there."""
+    """Read-only target for a file of a finished stage in a store. `path` is its address there."""
 
     def __init__(self, workspace: Workspace, file: Path, format: Format | None = None) -> None:
         self.path = workspace.shown(file)
@@ -27,25 +27,25 @@ class StoredFile(luigi.Target):
         return self.path
 
     def exists(self) -> bool:
-        """Whether it is in the store now."""
+        """Whether the file exists. Always queries the store."""
         self._workspace.storage.refresh([self._file.parent], since=time.monotonic())
         return self._workspace.storage.exists(self._file)
 
     def open(self, mode: str = "r") -> Any:
-        """As `LocalTarget.open`, once a copy is here that has the size and the digest that its manifest recorded.
+        """Download the file, verify it against its manifest (size, SHA-256), and open it like `LocalTarget.open`.
 
-        Raises `WorkspaceError` when it is not there, or not what was recorded.
+        Raises `WorkspaceError` if it is missing or does not match.
         """
         if mode != "r":
-            raise WorkspaceError(f"{self.path}: found mode {mode!r}, expected 'r': stages alone write their files")
+            raise WorkspaceError(f"{self.path}: found mode {mode!r}, expected 'r': only stages write their files")
         if not self.exists():
-            raise WorkspaceError(f"{self.path} is not there")
+            raise WorkspaceError(f"{self.path} does not exist")
         self._workspace.fetch(self._file.parent, pattern=self._file.name)
         return luigi.LocalTarget(str(self._file), format=self._format).open()
 
 
 def target(workspace: Workspace, file: Path, format: Format | None = None) -> luigi.LocalTarget | StoredFile:
-    """A file of a finished stage: in a folder a `LocalTarget`, in a store a `StoredFile`."""
+    """Target for a file of a finished stage: a `LocalTarget` in a folder, a `StoredFile` in a store."""
     if workspace.storage is LOCAL:
         return luigi.LocalTarget(str(file), format=format)
     return StoredFile(workspace, file, format)
@@ -53,11 +53,10 @@ def target(workspace: Workspace, file: Path, format: Format | None = None) -> lu
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished chain came to.
+    """Result of a finished chain.
 
-    `run` is the run's folder in the workspace, `accuracy` that on all `test_images` (0 to 1). `files` has all files of
-    its stages by names such as `export/model.onnx`; each has a `path` (in a store its address), and `open()` gives
-    its bytes.
+    `run` is the run's folder in the workspace; `accuracy` (0 to 1) is over all `test_images`. `files` maps names such
+    as `export/model.onnx` to targets; each has a `path` (in a store its address), and `open()` reads its bytes.
     """
 
     run: str
@@ -68,7 +67,7 @@ class Result:
 
 
 def result_of(chain: Chain, finished: bool) -> Result:
-    """Read the manifests of a finished chain; raises `WorkspaceError` when it is not finished."""
+    """Read the result from the manifests. Raises `WorkspaceError` unless the chain is finished."""
     run = chain.run()
     if run is None or not finished:
         raise WorkspaceError(f"{chain.run_id} has no finished report yet: require the task that makes it, or run it")

@@ -1,7 +1,7 @@
-"""Scheduled retraining: Retrain (a new generation when one is due), its promotion gate, Rollback, Prune.
+"""Scheduled retraining: Retrain (a new generation when one is due), its promotion gate, Rollback, Retire, Prune.
 
-Cron, a systemd timer or Luigi's RangeDaily calls `Retrain` as often as it likes; what is due follows from the
-configuration's `retrain`, the date (UTC) and what the workspace holds.
+Cron, a systemd timer or Luigi's RangeDaily may run `Retrain` at any interval. Whether a generation is due depends on
+the configuration's `retrain`, the date (UTC) and the workspace.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pipeline.text import counted
 from pipeline.workspace import Run, Workspace, generation_seed, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
-from tasks.configurations import configuration_of, remember
-from tasks.exit_codes import REFUSED, exit_with
-from tasks.log import log, tell
+from tasks.configurations import loaded_config, register_config
+from tasks.exit_codes import REFUSED, request_exit_code
+from tasks.log import echo, log
 from tasks.maintenance import Command
 from tasks.notification import notify
 from tasks.results import Result, StoredFile, result_of
@@ -35,72 +35,72 @@ from tasks.workspaces import write_metrics
 
 @requires(Evaluate, Export)
 class Promote(StageTask):
-    """The promotion gate: make the generation current unless it is worse than what is current."""
+    """The promotion gate: make the generation current unless it is worse than the current one."""
 
     stage = "promote"
 
-    def announce(self, chain: Chain) -> None:
+    def notify_outcome(self, chain: Chain) -> None:
         run = chain.run()
         decision = generations.decision(run) if run else None
         if decision is None or chain.why(self.stage):
             return
-        accuracy, why, compared = (decision[key] for key in ("accuracy", "reason", "compared"))
-        line = f"accuracy {accuracy:.2%} ({why})" if why == generations.FIRST_MODEL else why
-        told = {"accuracy": accuracy, "reason": why, "before": Path(compared["run"]).name if compared else None}
-        notify(decision["outcome"], f"{chain.run_id}: {line}", **self.about, **registry.event_fields(chain), **told)
+        accuracy, reason, compared = (decision[key] for key in ("accuracy", "reason", "compared"))
+        line = f"accuracy {accuracy:.2%} ({reason})" if reason == generations.FIRST_MODEL else reason
+        fields = {"accuracy": accuracy, "reason": reason, "before": Path(compared["run"]).name if compared else None}
+        fields = self.notification_fields | registry.event_fields(chain) | fields
+        notify(decision["outcome"], f"{chain.run_id}: {line}", **fields)
 
 
 @requires(Promote)
 class GenerationReport(Report):
-    """The report of a generation, which also tells what the gate decided."""
+    """Write the report of a generation, which includes the gate's decision."""
 
     def complete(self) -> bool:
         return self.clone(Promote).complete() and super().complete()
 
 
 class Retrain(ChainTask):
-    """Make a new generation when one is due: train, evaluate, export, promote unless it is worse, report.
+    """Make a new generation if one is due: train, evaluate, export, promote unless it is worse, report.
 
-    `--generation` forces one by hand; otherwise its name follows from the date.
+    `--generation` forces one by name; otherwise the name is that of the period of `--date`.
     """
 
     date = luigi.DateParameter(
         default=None,  # type: ignore[arg-type]
-        description="the day (UTC) whose generation is wanted, e.g. 2026-11-25; default: today",
+        description="day (UTC) to make the generation for, e.g. 2026-11-25; default: today",
     )
 
-    #: Whether this command has taken the generation on, and the report's manifest that was there then.
-    _begun = False
+    #: Whether this command has logged why the generation is due, and the report's manifest at that time.
+    _announced = False
     _report_before = cast("dict[str, Any] | None", None)  # an annotated attribute would be a parameter to mypy
 
     @classmethod
-    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """With today's date and the name of its generation."""
-        values = super().filled_in(values)
+    def resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = super().resolve(values)
         if generation_seed(values["generation"]) is not None:
             raise ConfigError(
                 f"--generation: found {values['generation']}, but seed-N is reserved for Compare; choose another name"
             )
-        config, today = configuration_of(values["config"], values["settings"]), periods.today()
+        config, today = loaded_config(values["config"], values["settings"]), periods.today()
         values["date"] = values["date"] or today
         if not values["generation"]:
             values["generation"] = periods.name(config.retrain.every, values["date"])
-            values["settings"] = remember(values["config"], with_generation_seed(config, values["generation"]))
+            values["settings"] = register_config(values["config"], with_generation_seed(config, values["generation"]))
         first, _ = periods.period(values["generation"]) or (values["date"], None)
-        if first > (following := periods.next_start(config.retrain.every, today)):
-            why = "the gate would promote none of the generations before it; check --date and --generation"
-            raise ConfigError(f"{values['generation']}: begins after the next period, {following}: {why}")
+        if first > (next_start := periods.next_start(config.retrain.every, today)):
+            why = "once promoted, it would block all earlier generations; check --date and --generation"
+            raise ConfigError(f"{values['generation']}: begins after the next period, {next_start}: {why}")
         return values
 
     @classmethod
     def bulk_complete(cls, dates: Any) -> list[datetime.date]:
-        """For RangeDaily, which otherwise looks for the date in file names.
+        """Which of `dates` RangeDaily need not run. Its default implementation looks for dates in file names.
 
-        A period that is over and had its generation was not missed, whatever became of the images or of its files.
+        A past period that had its generation is complete, even if the images have changed or its files are gone.
         """
         done, decided = [], None
         for date in dates:
-            task = cls(date=date)  # `cls` may be a functools.partial with the other parameters in it
+            task = cls(date=date)  # `cls` may be a functools.partial that binds the other parameters
             decided = generations.decided(task.chain) if decided is None else decided
             period, run = periods.period(task.generation), task.chain.run()
             over = period is not None and period[1] < periods.today()
@@ -111,23 +111,22 @@ class Retrain(ChainTask):
 
     @property
     def priority(self) -> int:  # type: ignore[override]
-        """When several dates are caught up with, the oldest goes first. Luigi hands it on to what is required."""
+        """Oldest date first when catching up. Luigi passes the priority on to required tasks."""
         return datetime.date.max.toordinal() - self.date.toordinal()
 
     @property
     def report(self) -> GenerationReport:
-        """The generation's last stage."""
         return self.clone(GenerationReport, generation=self.subject.generation)
 
     def requires(self) -> GenerationReport:
-        self._begin()
+        self._log_why_due()
         return self.report
 
     def complete(self) -> bool:
         with checking():
             if not generations.unfinished(self.subject):
                 return True
-            # The gate cannot decide without it, and is asked after the training.
+            # Fail now rather than after the training if the gate's pointer is damaged.
             registry.read(self.chain.workspace.current(self.chain.config))
             return False
 
@@ -135,7 +134,7 @@ class Retrain(ChainTask):
         return self.report.output()
 
     def result(self) -> Result:
-        """The accuracy and the files of the generation, promoted or not; raises `WorkspaceError` before it is there."""
+        """Accuracy and files of the generation, promoted or not. Raises `WorkspaceError` unless it is finished."""
         subject = self.subject
         return result_of(subject, not generations.unfinished(subject))
 
@@ -144,13 +143,12 @@ class Retrain(ChainTask):
         return self.report.page
 
     def headline(self) -> str:
-        """What the gate decided about the generation."""
         return f"generation {self.generation}: {generations.verdict(self.decision)}"
 
     def run(self) -> None:
         with working():
             decision = self.decision
-            # Only the command that finishes a generation tells of it and fails for it, not one that finds it finished.
+            # Only the command that finishes a generation reports its decision and exits with 5 if it is refused.
             finished = self.subject.manifest("report") != self._report_before
             log.info("%s", self.headline() if finished else f"generation {self.generation}: nothing has changed")
             refused = finished and decision.get("outcome") == generations.REFUSED
@@ -159,43 +157,42 @@ class Retrain(ChainTask):
             write_metrics(workspace, None if refused else self.chain.given)
             expired = retention.expired(self.chain, self.chain.config.retrain.keep)
             if expired:
-                log.info("more generations than retrain.keep: %d can go to the trash, see Prune", len(expired))
+                log.info(
+                    "%s beyond retrain.keep: Prune moves old ones to the trash", counted(len(expired), "generation")
+                )
         if refused:
-            exit_with(REFUSED)
+            request_exit_code(REFUSED)
 
     @property
-    def by_date(self) -> bool:
-        """Whether the generation's name is that of its period, rather than one that was asked for by hand."""
+    def named_by_date(self) -> bool:
         return self.generation == periods.name(self.chain.config.retrain.every, self.date)
 
     @property
     def subject(self) -> Chain:
-        """The chain of the run that this generation is: its own, or one whose weights its training would repeat."""
-        return generations.subject(self.chain) if self.by_date else self.chain
+        """The chain of this generation's run: its own, or an existing one with the same weights."""
+        return generations.subject(self.chain) if self.named_by_date else self.chain
 
     @property
     def decision(self) -> dict[str, Any]:
-        """What the gate decided about it; empty when it has not."""
         run = self.subject.run()
         return (generations.decision(run) if run else None) or {}
 
-    def _begin(self) -> None:
-        """Say why the generation is due, the first time that Luigi asks what it requires."""
-        if self._begun:
+    def _log_why_due(self) -> None:
+        if self._announced:
             return
         subject = self.subject
-        self._begun, self._report_before = True, subject.manifest("report")
+        self._announced, self._report_before = True, subject.manifest("report")
         reasons = generations.why_due(subject)
         if not reasons:
             return
         log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
         if same := generations.same_weights(self.chain):
-            what = "reusing it" if self.by_date else "training anyway, as it was named by hand"
-            log.info("generation %s: %s; %s", self.generation, _same_as(same), what)
+            action = "reusing it" if self.named_by_date else "training anyway, as it was named by hand"
+            log.info("generation %s: %s; %s", self.generation, _same_as(same), action)
 
 
 def _serve(chain: Chain) -> None:
-    """Let services find the current model, should a command have been killed before it did so."""
+    """Publish the current model for services, in case an earlier command was killed before doing so."""
     pointer = chain.workspace.current(chain.config)
     with registry.held(chain.workspace, pointer):
         served.try_to_serve(chain.workspace, pointer)
@@ -206,78 +203,76 @@ def _same_as(run: Run) -> str:
 
 
 @Retrain.event_handler("event.core.dependency.present")
-def _tell_nothing_due(task: Retrain) -> None:
-    with contextlib.suppress(PipelineError, OSError):  # a workspace that is only read, say
+def _log_not_due(task: Retrain) -> None:
+    with contextlib.suppress(PipelineError, OSError):  # e.g. a read-only workspace
         _serve(task.chain)
     write_metrics(task.chain.workspace, task.chain.given)
     every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
-    then = f"; next is due {periods.next_start(every, task.date)}" if task.by_date else ""
+    next_due = f"; next is due {periods.next_start(every, task.date)}" if task.named_by_date else ""
     run = subject.run()
     if run and subject.generation != task.generation:
-        ways = "retrain.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
-        log.info("up to date: %s: %s; %s", task.generation, f"{_same_as(run)} ({outcome}){then}", ways)
+        hint = "retrain.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
+        log.info("up to date: %s: %s; %s", task.generation, f"{_same_as(run)} ({outcome}){next_due}", hint)
         return
     refused = " (refused)" if outcome == generations.REFUSED else ""
-    log.info("up to date: %s exists%s%s", task.generation, refused, then)
+    log.info("up to date: %s exists%s%s", task.generation, refused, next_due)
     if changed := "; ".join(config_changes(subject.manifest("train"), subject.config)):
-        log.warning("changed since: %s; applies to the next generation, or to --generation NAME now", changed)
+        log.warning("changed since: %s; takes effect with the next generation, or now with --generation NAME", changed)
 
 
 class Rollback(Command, ChainTask):
-    """Make the model that was current before current again; with --to any finished generation."""
+    """Make the previous model current again, or with --to any finished generation."""
 
-    instead = "--to NAME"
+    instead_of_generation = "--to NAME"
 
     to = luigi.Parameter(
         default="",
-        description="the generation to make current, e.g. 2026-W47, or where several have that name its folder "
-        "(runs/…); default: the one before",
+        description="generation to make current, e.g. 2026-W47, or its folder (runs/…) if several share the name; "
+        "default: the previous one",
     )
 
     def work(self) -> None:
         old, new = rollback.roll_back(self.chain, self.to)
         path = self.chain.workspace.current(self.chain.config)
-        tell(f"current was {old.run} (accuracy {old.accuracy:.2%})")
-        tell(f"current is  {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
+        echo(f"before: {old.run} (accuracy {old.accuracy:.2%})")
+        echo(f"now:    {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
         run, before = Path(new.run).name, Path(old.run).name
-        told = {"run": run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
+        fields = {"run": run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
         line = f"{run} is current again (accuracy {new.accuracy:.2%}), in place of {before}"
-        notify("rolled back", line, **self.about | registry.event_fields(self.chain) | told)
+        notify("rolled back", line, **self.notification_fields | registry.event_fields(self.chain) | fields)
         write_metrics(self.chain.workspace)
         pointer = registry.read(path)
         if pointer and old.run in pointer.rolled_back:
-            tell(f"{old.run} will not be promoted again automatically; Rollback --to {old.run} undoes this")
+            echo(f"{old.run} will not be promoted again automatically; Rollback --to {old.run} undoes this")
 
 
 class Retire(Command, ChainTask):
-    """Show the current models, or let one be current no longer, as after a change of its architecture's name.
+    """List the current models, or retire one, for example after its architecture was renamed.
 
-    Only the pointer goes to the trash. A preview unless --confirm.
+    Moves only the pointer to the trash. Previews unless --confirm is given.
     """
 
-    instead = "--name DATA/ARCHITECTURE"
+    instead_of_generation = "--name DATA/ARCHITECTURE"
 
-    name = luigi.Parameter(
-        default="", description="the model to retire, e.g. cifar10/vgg11; default: none, only list them"
-    )
-    confirm = luigi.BoolParameter(default=False, description="do it; default: preview")
+    name = luigi.Parameter(default="", description="model to retire, e.g. cifar10/vgg11; default: only list them")
+    confirm = luigi.BoolParameter(default=False, description="retire it; default: only show what would happen")
 
     def work(self) -> None:
         workspace = self.chain.workspace
         current = {registry.name_of(path): path for path in registry.pointers(workspace)}
         for name, path in current.items():
-            tell(f"{name}: {workspace.shown(path)}")
+            echo(f"{name}: {workspace.shown(path)}")
         if self.name and self.confirm:
             target = rollback.retire(workspace, self.name)
             write_metrics(workspace)
-            tell(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
-            tell(f"  Restore --item current/{self.name}.json --confirm restores it")
+            echo(f"retired {self.name}: the pointer moved to {workspace.shown(target)}")
+            echo(f"  Restore --item current/{self.name}.json --confirm restores it")
         elif self.name in current:
-            tell(f"would retire {self.name}; preview only: add --confirm to do it")
+            echo(f"would retire {self.name}; preview only: add --confirm to retire it")
         elif self.name:
             raise WorkspaceError(f"--name {self.name}: no model is current under this name")
         else:
-            tell("nothing changed: --name NAME --confirm retires a model")
+            echo("nothing changed: --name NAME --confirm retires a model")
 
 
 class _OptionalTimeDelta(OptionalParameterMixin[datetime.timedelta], luigi.TimeDeltaParameter):  # type: ignore[misc]
@@ -285,38 +280,39 @@ class _OptionalTimeDelta(OptionalParameterMixin[datetime.timedelta], luigi.TimeD
 
 
 class Prune(Command, ChainTask):
-    """Move old generations, and data sets that none of the others needs, to the trash. A preview unless --confirm.
+    """Move old generations and unneeded data sets to the trash. Previews unless --confirm is given.
 
-    The current generation and the one before it always stay. With --older-than also permanently delete what was moved
-    to the trash, or left in work/, before that.
+    Always keeps the current generation and the previous one. With --older-than, also permanently deletes whatever has
+    been in the trash, or left over in work/, for longer than that.
     """
 
-    instead = "none; --keep says how many stay"
+    instead_of_generation = "none; --keep says how many stay"
 
     keep = luigi.OptionalIntParameter(
-        description="how many promoted generations to keep, e.g. 5; default: retrain.keep of the configuration",
+        description="number of promoted generations to keep, e.g. 5; default: retrain.keep of the configuration",
     )
     older_than = _OptionalTimeDelta(
-        description="also permanently delete what has been in the trash, or left by trainings and downloads, for "
-        "longer than this, e.g. 30d; at least 1d; default: nothing is deleted",
+        description="also permanently delete trash, and leftovers of trainings and downloads, older than this, "
+        "e.g. 30d; at least 1d; default: delete nothing",
     )
-    confirm = luigi.BoolParameter(default=False, description="move or delete the files; default: preview")
+    confirm = luigi.BoolParameter(
+        default=False, description="move or delete the files; default: only show what would happen"
+    )
 
     @classmethod
-    def filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Refuses what would keep nothing, and an age that is none."""
+    def resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
         keep, age = values["keep"], values["older_than"]
         if keep is not None and keep < 1:
             raise ConfigError(f"--keep: found {keep}, expected at least 1")
         if age is not None and not 1 <= age / datetime.timedelta(days=1) <= 36_500:
             raise ConfigError(f"--older-than: found {age}, expected 1d to 36500d, e.g. 30d")
-        return super().filled_in(values)
+        return super().resolve(values)
 
     def work(self) -> None:
         chain, workspace = self.chain, self.chain.workspace
         keep = chain.config.retrain.keep if self.keep is None else self.keep
         undeleted: OSError | None = None
-        if self.older_than:  # first: on a full disk it makes the room that moving takes
+        if self.older_than:  # first, to free the space that moving needs on a full disk
             try:
                 self._delete(workspace, self.older_than)
             except OSError as error:
@@ -329,20 +325,20 @@ class Prune(Command, ChainTask):
             size = workspace.storage.folder_size(item.run.root)
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
-            told = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
-            tell(f"{moving} generation {item.name} ({told})")
-        found = f"{counted(len(expired), 'generation')}, {human_size(total)}" if expired else "nothing to prune"
-        tell(f"{found} (keeping the newest {keep}; the current and the previous one always stay)")
+            details = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
+            echo(f"{moving} generation {item.name} ({details})")
+        summary = f"{counted(len(expired), 'generation')}, {human_size(total)}" if expired else "nothing to prune"
+        echo(f"{summary} (keeping the newest {keep}; the current and the previous one always stay)")
         for folder in unneeded:
             size = workspace.storage.folder_size(folder)
-            tell(f"{moving} data set {folder.name} ({human_size(size)}), which no run and no source needs")
+            echo(f"{moving} data set {folder.name} ({human_size(size)}), not needed by any run or source")
         if self.confirm:
             moved, left = retention.prune(chain, expired, unneeded)
-            tell("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
+            echo("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
             if moved:
-                tell("  Restore --item NAME --confirm restores one")
+                echo("  Restore --item NAME --confirm restores one")
         if not self.confirm and (expired or unneeded or self.older_than):
-            tell("preview only: add --confirm to do it")
+            echo("preview only: add --confirm to move or delete them")
         write_metrics(workspace)
         if undeleted:
             raise from_os_error(undeleted, "delete it") from undeleted
@@ -351,12 +347,12 @@ class Prune(Command, ChainTask):
         trashed, files = deletion.old_trash(workspace, age), deletion.leftovers(workspace, age)
         size = sum(map(workspace.storage.folder_size, trashed)) + sum(map(_size, files))
         what = f"{counted(len(trashed), 'trash folder')} and {counted(len(files), 'leftover')} ({human_size(size)})"
-        tell(f"{'permanently deleting' if self.confirm else 'would permanently delete'} {what}")
+        echo(f"{'permanently deleting' if self.confirm else 'would permanently delete'} {what}")
         if self.confirm and (trashed or files):
             deletion.delete(workspace, trashed, files)
 
 
 def _size(path: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):  # another Prune was faster
+    with contextlib.suppress(FileNotFoundError):  # deleted by another Prune meanwhile
         return path.lstat().st_size
     return 0

@@ -1,10 +1,11 @@
-"""Which scheduler a command uses, and in one line why luigid is not there; Luigi has a traceback after a minute."""
+"""Which scheduler a command uses, and why it is unreachable, in one line; Luigi gives a traceback after a minute."""
 
 from __future__ import annotations
 
 import json
 import urllib.parse
 
+import requests
 import requests.exceptions
 import requests.utils
 from luigi.cmdline_parser import CmdlineParser
@@ -15,22 +16,27 @@ from luigi.rpc import RemoteScheduler
 from pipeline.address import shown as without_secrets
 from tasks.exit_codes import is_command
 
-#: Seconds that a scheduler has to accept a connection, and to answer.
+#: Connect and read timeout, in seconds.
 TIMEOUTS = (5.0, 20.0)
 
 _local: bool | None = None
 
 
 def problem(client: RemoteScheduler) -> str | None:
-    """Why this client cannot talk to a luigid, in one line; None when it can."""
+    """Why this client cannot reach luigid, in one line; None if it can."""
     url = client._url
+    invalid = f"invalid scheduler address {shown(url)}: expected e.g. http://localhost:8082"
+    try:
+        requests.Request("POST", url).prepare()
+    except ValueError:  # the base class of MissingSchema and InvalidURL
+        return invalid
     try:
         page = client._fetcher.fetch(f"{url}/api/is_pause_enabled", {"data": "{}"}, TIMEOUTS)
         json.loads(page)["response"]["enabled"]
     except requests.exceptions.InvalidSchema as error:
         if "SOCKS" in str(error):
             return f"{_proxy(url)} is a SOCKS proxy: pip install 'requests[socks]', or add the host to NO_PROXY"
-        return f"invalid scheduler address {shown(url)}: expected e.g. http://localhost:8082"
+        return invalid
     except requests.exceptions.ProxyError:
         return f"{_proxy(url)} does not allow access to {shown(url)}: fix it, or add the host to NO_PROXY"
     except (requests.exceptions.SSLError, requests.exceptions.HTTPError, ValueError, LookupError, TypeError) as error:
@@ -39,13 +45,13 @@ def problem(client: RemoteScheduler) -> str | None:
         return f"{shown(url)} is not luigid ({reason(error)}{through}): {advice}"
     except requests.exceptions.RequestException:
         return f"no luigid is running at {shown(url)}: start one with luigid, or add --local-scheduler"
-    except OSError as error:  # a file that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names
+    except OSError as error:  # e.g. a missing file in REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE
         return f"{shown(url)} cannot be reached: {reason(error)}; check REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE"
     return None
 
 
-def do_without(family: str) -> None:
-    """Run `family` without a scheduler when the command line names it: it only reads files, or moves some."""
+def skip_scheduler(family: str) -> None:
+    """Use the local scheduler if `family` is the task on the command line: it only reads or moves files."""
     global _local
     parser = CmdlineParser.get_instance()
     if is_command() and parser is not None and parser.known_args.root_task == family:
@@ -54,26 +60,26 @@ def do_without(family: str) -> None:
         get_config().set("core", "local_scheduler", "true")
 
 
-def is_done_without() -> bool:
-    """Whether the `luigi` command runs such a task."""
+def scheduler_skipped() -> bool:
+    """Whether `skip_scheduler` took effect."""
     return _local is not None
 
 
 def address() -> str | None:
-    """The scheduler that the user's commands talk to; None for `--local-scheduler`."""
-    settings = core()  # as Luigi will read it: command line, luigi.cfg, defaults
+    """URL of the configured luigid, regardless of `skip_scheduler`; None with `--local-scheduler`."""
+    settings = core()  # command line, luigi.cfg, defaults
     if settings.local_scheduler if _local is None else _local:
         return None
     return settings.scheduler_url or f"http://{settings.scheduler_host}:{settings.scheduler_port}"
 
 
 def shown(url: str) -> str:
-    """luigid's address, or a proxy's, as it may be printed."""
+    """The address of luigid or a proxy, without secrets."""
     return without_secrets(url).rstrip("/")
 
 
 def reason(error: BaseException | None) -> str:
-    """Why a request to luigid failed, in a few words without the address, which can hold a password."""
+    """Why a request to luigid failed, in a few words. Leaves out the address, which may contain a password."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"HTTP {response.status_code} {response.reason or ''}".rstrip()
@@ -89,7 +95,7 @@ def reason(error: BaseException | None) -> str:
 
 
 def _proxy(url: str) -> str:
-    """The proxy between here and an address, or nothing."""
+    """The proxy for `url`, as `the proxy <address>`; empty if there is none."""
     proxies = requests.utils.get_environ_proxies(url)
-    found = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all")
-    return f"the proxy {shown(found if '://' in found else f'http://{found}')}" if found else ""
+    proxy = proxies.get(urllib.parse.urlsplit(url).scheme) or proxies.get("all")
+    return f"the proxy {shown(proxy if '://' in proxy else f'http://{proxy}')}" if proxy else ""

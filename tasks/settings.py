@@ -6,50 +6,48 @@ import luigi
 
 
 class vgg(luigi.Config):  # noqa: N801 (the section's name in luigi.cfg)
-    """Section `[vgg]` of luigi.cfg."""
-
-    workspace = luigi.Parameter(default="artifacts", description="--workspace of all tasks, e.g. /data/vgg")
+    workspace = luigi.Parameter(default="artifacts", description="default of --workspace for all tasks, e.g. /data/vgg")
     config = luigi.Parameter(
-        default="config/vgg11.yaml", description="--config of all tasks, e.g. /etc/vgg/nightly.yaml"
+        default="config/vgg11.yaml", description="default of --config for all tasks, e.g. /etc/vgg/nightly.yaml"
     )
     overlap = luigi.ChoiceParameter(
         choices=["leave", "wait"],
         default="leave",
-        description="when another process works on the same stage: leave at once (exit code 10) or wait for it",
+        description="if another process works on the same stage: leave (exit with 10) or wait for it",
     )
     cache = luigi.Parameter(
         default="",
-        description="for a workspace in a store (s3://…): the folder for copies here and work in progress; default: "
+        description="for a workspace in a store (s3://…): local folder for copies and work in progress; default: "
         "luigi-vgg in the user's cache folder ($XDG_CACHE_HOME or ~/.cache)",
     )
     retry_timeout = luigi.FloatParameter(
-        default=60.0, description="for how many seconds a failing request to a store is retried"
+        default=60.0, description="how long to retry a failing request to a store, in seconds"
     )
     stale_seconds = luigi.FloatParameter(
         default=120.0,
-        description="after how many silent seconds another host's lock in a store counts as left behind; at "
-        "least twice retry_timeout",
+        description="how long another host may be silent before its lock in a store is stale, in seconds; at least "
+        "twice retry_timeout",
     )
     report_seconds = luigi.FloatParameter(
-        default=2.0, description="seconds between two progress reports to the scheduler"
+        default=2.0, description="interval between progress reports to the scheduler, in seconds"
     )
     workspace_url = luigi.Parameter(
         default="",
-        description="where a web server shows the workspace, e.g. http://node1/vgg: the dashboard then links each "
-        "report's page",
+        description="URL at which a web server serves the workspace, e.g. http://node1/vgg; the dashboard then links "
+        "to each report",
     )
     metrics = luigi.Parameter(
         default="",
-        description="a file for node_exporter's textfile collector, e.g. /var/lib/node_exporter/vgg.prom: Retrain, "
-        "Rollback, Retire --confirm, Prune and Status replace it",
+        description="file for node_exporter's textfile collector, e.g. /var/lib/node_exporter/vgg.prom; written by "
+        "Retrain, Rollback, Retire --confirm, Prune and Status",
     )
     notify = luigi.Parameter(
         default="",
-        description="a shell command that receives notable events (promoted, refused, rolled back, failed) as JSON on "
-        "its standard input",
+        description="shell command that receives notable events (promoted, refused, rolled back, failed) as JSON on "
+        "standard input",
     )
     launcher = luigi.Parameter(
         default="",
-        description="in place of the configuration's launcher: a file that holds one, or the words of its command; "
-        "none for none",
+        description="overrides the configuration's launcher: a file that contains one, or its command line; none to "
+        "use no launcher",
     )

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT under the `luigi` command, in the processes that it forks, too."""
+"""SIGTERM and SIGINT in the `luigi` command and the processes that it forks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import threading
 from luigi.worker import TaskProcess
 
 from pipeline.process.parent import Stopped
-from tasks.exit_codes import exit_with, is_command
+from tasks.exit_codes import is_command, request_exit_code
 
 
-def forked_for_a_task() -> bool:
-    """Whether Luigi forked this process to run one task in it (`--workers 2`)."""
+def in_task_process() -> bool:
+    """Whether Luigi forked this process to run one task (`--workers 2`)."""
     return isinstance(multiprocessing.current_process(), TaskProcess)
 
 
-def take_signals() -> None:
-    """Let SIGTERM end this `luigi` command, if it is one, as Ctrl-C does: Luigi then ends what it forked."""
+def install_signal_handlers() -> None:
+    """Make SIGTERM end the `luigi` command like Ctrl-C, so that Luigi ends its forked processes. No-op elsewhere."""
     if threading.current_thread() is not threading.main_thread() or not is_command():
         return
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -28,14 +28,14 @@ def take_signals() -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    if multiprocessing.parent_process():  # forked for one task, which has not started its work
+    if multiprocessing.parent_process():  # forked for a task that has not started its work
         os._exit(128 + number)
-    exit_with(128 + number)
+    request_exit_code(128 + number)
     raise Stopped("stopped on request", number)
 
 
-def ask_for_no_more_work() -> None:
-    """Let this command end once what is running is done."""
+def stop_requesting_work() -> None:
+    """Make the `luigi` command exit once its running tasks are done. No-op elsewhere."""
     if is_command() and callable(signal.getsignal(signal.SIGUSR1)):
         parent = multiprocessing.parent_process()
-        os.kill(parent.pid if parent and parent.pid else os.getpid(), signal.SIGUSR1)  # Luigi's own way to ask
+        os.kill(parent.pid if parent and parent.pid else os.getpid(), signal.SIGUSR1)  # Luigi's own signal for this

@@ -1,4 +1,4 @@
-"""The workspace that `--workspace` names: a folder, or a store as the options of `[vgg]` say."""
+"""Opens the workspace of `--workspace`: a folder, or a store with the options of `[vgg]`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from pipeline.workspace.freshness import Chain, refresh
 from tasks.log import log
 from tasks.settings import vgg
 
-#: Workspaces in a store, by their address.
+#: Workspaces in a store, by address.
 _workspaces: dict[str, Workspace] = {}
 
 
 def workspace_at(address: str) -> Workspace:
-    """The workspace in a folder, or in a store when `address` is a URL; raises `ConfigError` for one that cannot be."""
+    """The workspace in a folder, or in a store if `address` is a URL. Raises `ConfigError` for an unusable address."""
     if not is_url(address):
         try:
             folder = Path(address).absolute()
             check_path(folder, "--workspace")
-            # It is looked at again, as another command may be making it.
+            # Check twice: another command may be creating it right now.
             if not folder.is_dir() and os.path.lexists(folder) and not folder.is_dir():
-                raise ConfigError(f"--workspace {address}: is a file, or a link to nothing; give the path of a folder")
-        except OSError as error:  # a name that is too long, or a working folder that is gone
-            raise ConfigError(f"--workspace {address}: cannot be a folder: {error.strerror}") from None
+                raise ConfigError(f"--workspace {address}: is a file or a broken link; give the path of a folder")
+        except OSError as error:  # a name that is too long, or a deleted working directory
+            raise ConfigError(f"--workspace {address}: not usable as a folder: {error.strerror}") from None
         return Workspace(folder)
     if address not in _workspaces:
         settings = vgg()
         if not 0 <= settings.retry_timeout <= settings.stale_seconds / 2:
             raise ConfigError(
                 f"[vgg] retry_timeout: found {settings.retry_timeout:g}, expected at most half of stale_seconds "
-                f"({settings.stale_seconds:g}): a host that waits for the store longer than that could lose its locks"
+                f"({settings.stale_seconds:g}): a host that waits longer for the store could lose its locks"
             )
         cache = Path(expanded(settings.cache, "[vgg] cache")) if settings.cache else default_cache()
         check_path(cache, "[vgg] cache")
@@ -47,13 +47,13 @@ def workspace_at(address: str) -> Workspace:
 
 
 def page_url(workspace: Workspace, page: Path) -> str | None:
-    """Where a browser finds a page of the workspace, if luigi.cfg names a web server that shows it."""
+    """The URL of a page of the workspace; None without `[vgg] workspace_url`."""
     base = address.shown(vgg().workspace_url).rstrip("/")
     return f"{base}/{urllib.parse.quote(page.relative_to(workspace.root).as_posix())}" if base else None
 
 
 def write_metrics(workspace: Workspace, retrained: Config | None = None) -> None:
-    """Write the file that `[vgg] metrics` names, if any. What is wrong with that stops nothing."""
+    """Write the `[vgg] metrics` file, if configured. Logs a failure instead of raising."""
     if vgg().metrics:
         try:
             metrics.write(Path(expanded(vgg().metrics, "[vgg] metrics")), workspace, retrained)
@@ -61,6 +61,6 @@ def write_metrics(workspace: Workspace, retrained: Config | None = None) -> None
             log.warning("[vgg] metrics: not written: %s", error)
 
 
-def looked_again(*chains: Chain) -> bool:
-    """Before a no about a workspace in a store: True when that was looked at anew, as others may have been at work."""
+def refresh_if_stale(*chains: Chain) -> bool:
+    """Before reporting something as missing, look for it in the store again. Returns whether anything was refreshed."""
     return refresh(chains, since=trusted_since())

@@ -1,6 +1,6 @@
-"""The real `luigi` command on a small data set and a tiny network, and what it did to the workspace.
+"""Runs the real `luigi` command on a small data set and a tiny network, and checks what it did to the workspace.
 
-For every test of the whole chain: a run takes seconds, happens in an empty folder, and inherits no configuration.
+For tests of the whole chain: a run takes seconds, starts in an empty folder, and inherits no configuration.
 """
 
 from __future__ import annotations
@@ -31,11 +31,8 @@ from pipeline.workspace.freshness import Chain
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-#: Generous: a run takes seconds, but the machine may be busy with something else.
-LIMIT = 300
-
-#: The same for one thing that is waited for.
-TIMEOUT = 120.0
+#: Time limits (s) of a run and of waiting for one condition. Generous: the machine may be busy.
+LIMIT, TIMEOUT = 300, 120.0
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -45,7 +42,7 @@ CONFIG: dict[str, Any] = {
     "device": "cpu",
 }
 
-#: Every key of an architecture that CONFIG leaves alone, and a training that goes with it: the shape of vgg8.yaml.
+#: Sets the architecture keys that CONFIG leaves at their defaults, with a matching training: the shape of vgg8.yaml.
 VGG8 = {
     "architecture": {
         "name": "tiny8",
@@ -69,21 +66,20 @@ VGG8 = {
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without anything that configures Luigi, Python, MXNet or this plugin."""
+    """This process's environment without variables that configure Luigi, Python, MXNet or this plugin."""
     foreign = ("LUIGI_", "CIFAR10_", "CIFAR100_", "PYTHON", "OMP_", "GOMP_", "MXNET_", "DMLC_", "VGG_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **more}
 
 
 def luigi_command() -> list[str]:
-    """The `luigi` command that belongs to this Python."""
     script = Path(sys.executable).with_name("luigi")
     return [str(script)] if script.exists() else [sys.executable, "-m", "luigi"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended. `ran` are the stages that it worked on, in the order of the chain."""
+    """The outcome of a command. `ran` lists the stages that it ran, in chain order."""
 
     rc: int
     output: str
@@ -97,7 +93,7 @@ class Result:
 
 
 def run(command: list[str], cwd: Path, environment: dict[str, str] | None = None, limit: float = LIMIT) -> Result:
-    """Run a command to its end; fails after `limit` seconds."""
+    """Run a command to completion. Fails after `limit` seconds."""
     started = time.monotonic()
     done = subprocess.run(
         command,
@@ -113,7 +109,7 @@ def run(command: list[str], cwd: Path, environment: dict[str, str] | None = None
 
 
 def small_archive(path: Path, train: int = 240, test: int = 60, seed: int = 0) -> Path:
-    """An archive of noisy coloured squares in CIFAR-10's binary layout, whose ten classes can be learned."""
+    """Make an archive of noisy coloured squares (ten learnable classes) in CIFAR-10's binary layout."""
     half = train // 2
     files = {"batches.meta.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
     files |= {f"data_batch_{number}.bin": _records(half, seed + number) for number in (1, 2)}
@@ -122,7 +118,7 @@ def small_archive(path: Path, train: int = 240, test: int = 60, seed: int = 0) -
 
 
 def archive_of(path: Path, files: dict[str, bytes]) -> Path:
-    """A `.tar.gz` that holds these files in CIFAR-10's folder."""
+    """Make a `.tar.gz` with these files in CIFAR-10's folder."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in files.items():
@@ -149,7 +145,7 @@ def free_port() -> int:
 
 
 class Running:
-    """A command in the background, in a session of its own; killed at the end of a `with` block."""
+    """A background command in its own session. Killed at the end of a `with` block."""
 
     def __init__(self, command: list[str], cwd: Path, environment: dict[str, str], folder: Path | None = None) -> None:
         self._output = (folder or cwd) / f"output-{time.monotonic_ns()}.txt"
@@ -166,7 +162,6 @@ class Running:
 
     @property
     def output(self) -> str:
-        """What it has said so far."""
         return self._output.read_text(errors="replace")
 
     @property
@@ -174,7 +169,7 @@ class Running:
         return self.process.poll()
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait until `condition` gives something true; fails when the command ends before that."""
+        """Wait for `condition` to return something true, and return it. Fails if the command ends first."""
         deadline = time.monotonic() + TIMEOUT
         while not (value := condition()):
             if self.code is not None and not (value := condition()):
@@ -186,21 +181,21 @@ class Running:
         return value
 
     def finish(self, code: int | None = None) -> int:
-        """Wait for the end; checks the exit code when one is given."""
+        """Wait for the command to end. Checks the exit code if one is given."""
         try:
-            found = self.process.wait(LIMIT)
+            actual = self.process.wait(LIMIT)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"not finished within {LIMIT} s:\n{self.output}") from None
-        assert code is None or found == code, f"exit code {found}, expected {code}:\n{self.output}"
-        return found
+        assert code is None or actual == code, f"exit code {actual}, expected {code}:\n{self.output}"
+        return actual
 
     def send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """kill -9 of the command; what it started notices and ends by itself."""
+        """kill -9 the command. Its child processes notice and end by themselves."""
         self.send(signal.SIGKILL)
         self.process.wait()
 
@@ -214,7 +209,7 @@ class Running:
 
 
 class SmallChain:
-    """A configuration file, an archive, a workspace and an empty folder to run `luigi` in, all below `root`."""
+    """A configuration file, an archive, a workspace and an empty working folder, all below `root`."""
 
     def __init__(self, root: Path, archive: Path | None = None, config: dict[str, Any] | None = None) -> None:
         self.root = root
@@ -226,7 +221,7 @@ class SmallChain:
         self.configure()
 
     def configure(self, **changes: Any) -> None:
-        """Write the configuration with some keys changed: `configure(training__epochs=2)`."""
+        """Change keys of the configuration and write it: `configure(training__epochs=2)`."""
         for path, value in changes.items():
             *parents, key = path.split("__")
             place = self.values
@@ -238,12 +233,12 @@ class SmallChain:
     def luigi(
         self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",), **environment: str
     ) -> Result:
-        """Run one task of the plugin. Fails when it changed files of a stage that it did not say it ran."""
+        """Run a task of the plugin. Fails if it changed files of a stage without recording that it ran."""
         workspace = Workspace(self.workspace)
         events_before, files_before = len(events.read(workspace)), self.files()
         done = run(self._command(task, *scheduler, *arguments), self.cwd, clean_environment(**environment))
-        news = events.read(workspace)[events_before:]
-        ran = sorted((event["stage"] for event in news if event["event"] == "started"), key=STAGES.index)
+        new_events = events.read(workspace)[events_before:]
+        ran = sorted((event["stage"] for event in new_events if event["event"] == "started"), key=STAGES.index)
         if task not in ("SetAside", "Restore"):
             changed = {path for path, state in self.files().items() if files_before.get(path) != state}
             assert {_stage_of(path) for path in changed} <= set(ran), f"{changed} changed, only {ran} ran"
@@ -252,7 +247,6 @@ class SmallChain:
     def start(
         self, task: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",), **environment: str
     ) -> Running:
-        """Start one task of the plugin in the background."""
         command = self._command(task, *scheduler, *arguments)
         return Running(command, self.cwd, clean_environment(**environment), self.root)
 
@@ -262,49 +256,45 @@ class SmallChain:
         return [*luigi_command(), "--module", "tasks", task, *about, *arguments]
 
     def report(self, *arguments: str, **environment: str) -> Result:
-        """Run the whole chain, which must succeed."""
+        """Run the whole chain and check that it succeeds."""
         result = self.luigi("Report", *arguments, **environment)
         assert result.rc == 0, result.text
         return result
 
     def status(self, *arguments: str) -> str:
-        """What `Status` prints."""
         result = self.luigi("Status", *arguments)
         assert result.rc in (0, 3), result.text
         assert result.ran == []
         return result.output
 
     def chain(self, generation: str = "") -> Chain:
-        """The chain as the pipeline's own modules see it."""
         return Chain(Workspace(self.workspace), load(self.config), generation)
 
     def run(self, generation: str = "") -> Run:
-        """The run's folders, once there is a data set."""
-        found = self.chain(generation).run()
-        assert found is not None
-        return found
+        """The run's folders. Needs a data set."""
+        run = self.chain(generation).run()
+        assert run is not None
+        return run
 
     def folder(self, stage: str, generation: str = "") -> Path:
-        """Where the files of a finished stage are."""
         folder = self.chain(generation).folder(stage)
         assert folder is not None
         return folder
 
     def manifest(self, stage: str) -> dict[str, Any]:
-        """The manifest of a finished stage."""
-        found = self.chain().manifest(stage)
-        assert found is not None
-        return found
+        manifest = self.chain().manifest(stage)
+        assert manifest is not None
+        return manifest
 
     def files(self) -> dict[Path, tuple[int, int, int]]:
-        """Every artefact of the workspace with its inode, size and time of change."""
-        found = {}
-        for room in ("datasets", "runs"):
-            for path in (self.workspace / room).rglob("*"):
+        """Every artefact of the workspace with its inode, size and modification time."""
+        files = {}
+        for folder in ("datasets", "runs"):
+            for path in (self.workspace / folder).rglob("*"):
                 if path.is_file():
                     status = path.stat()
-                    found[path.relative_to(self.workspace)] = (status.st_ino, status.st_size, status.st_mtime_ns)
-        return found
+                    files[path.relative_to(self.workspace)] = (status.st_ino, status.st_size, status.st_mtime_ns)
+        return files
 
 
 def _stage_of(path: Path) -> str:
@@ -312,7 +302,7 @@ def _stage_of(path: Path) -> str:
 
 
 def assert_fails_clearly(result: Result, code: int, *words: str) -> None:
-    """It ended with this code, and what it says holds these words in one line, without a traceback."""
+    """Assert that the command exited with `code` and one line contains all words, without a traceback."""
     assert result.rc == code, result.text
     assert "Traceback" not in result.text
     assert any(all(word in line for word in words) for line in result.text.splitlines()), result.text

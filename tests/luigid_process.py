@@ -1,4 +1,4 @@
-"""A real luigid on a free port, and what it knows."""
+"""Runs a real luigid on a free port, and queries it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Found = TypeVar("Found")
 
 
 def wait_for(question: Callable[[], Found | None], what: str) -> Found:
-    """The first answer that is not empty; fails after `TIMEOUT` seconds."""
+    """Poll until the answer is true, and return it. Fails after `TIMEOUT` seconds."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         answer = question()
@@ -32,7 +32,7 @@ def wait_for(question: Callable[[], Found | None], what: str) -> Found:
 
 
 class Luigid:
-    """A running luigid. `api` is its remote procedure call, without any of this plugin's or Luigi's own client."""
+    """A running luigid. `api` calls its RPC interface directly, without Luigi's or this plugin's client."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Luigid:
             )
 
     def restart(self) -> None:
-        """Kill it, so that it forgets everything, and start it again at the same address."""
+        """Kill it, so that it loses its state, and start it again at the same address."""
         self.process.kill()
         self.process.wait()
         self._start()
@@ -59,7 +59,7 @@ class Luigid:
 
     @property
     def scheduler(self) -> tuple[str, ...]:
-        """Arguments that let the `luigi` command use it."""
+        """Arguments that make the `luigi` command use it."""
         return ("--scheduler-url", self.url)
 
     def get(self, path: str) -> bytes:
@@ -86,32 +86,31 @@ class Luigid:
         return None
 
     def message(self, task_id: str) -> str:
-        """The status message as a reader of the dashboard sees it."""
         return html.unescape(self.api("get_task_status_message", task_id=task_id)["statusMessage"] or "")
 
     def progress(self, task_id: str) -> int:
         return self.api("get_task_progress_percentage", task_id=task_id)["progressPercentage"] or 0
 
-    def tell(self, task: dict[str, Any], content: str) -> str:
-        """Send a message to a running task and give its answer."""
+    def send_message(self, task: dict[str, Any], content: str) -> str:
+        """Send a message to a running task, and return its reply."""
         given = {"worker": task["worker"], "task": task["task_id"], "content": content}
         number = self.api("send_scheduler_message", **given)["message_id"]
 
-        def answer() -> str | None:
-            about = {"task_id": task["task_id"], "message_id": number}
-            return self.api("get_scheduler_message_response", **about)["response"]
+        def reply() -> str | None:
+            message = {"task_id": task["task_id"], "message_id": number}
+            return self.api("get_scheduler_message_response", **message)["response"]
 
-        return wait_for(answer, f"an answer to {content!r}")
+        return wait_for(reply, f"a reply to {content!r}")
 
     def stop(self) -> None:
-        """End it in order. A SIGTERM that meets luigid while it writes a line of its log gets lost: ask again."""
+        """Stop it gracefully. luigid loses a SIGTERM that arrives while it writes to its log, so try repeatedly."""
         try:
-            wait_for(self._asked_to_end, "the end of luigid")
+            wait_for(self._terminated, "the end of luigid")
         finally:
             self.process.kill()
             self.process.wait()
 
-    def _asked_to_end(self) -> bool:
+    def _terminated(self) -> bool:
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
@@ -120,7 +119,7 @@ class Luigid:
 
 @contextlib.contextmanager
 def luigid(folder: Path, **environment: str) -> Iterator[Luigid]:
-    """A luigid that keeps its state in `folder`; with an environment, its luigi.cfg must say where."""
+    """A luigid that keeps its state in `folder`; with an environment, where its luigi.cfg says."""
     folder.mkdir(parents=True, exist_ok=True)
     process = Luigid(folder, **environment)
     try:

@@ -1,8 +1,8 @@
-"""A nightly job on a folder in which images arrive: Retrain, Prune and Status under a luigid, beside a service.
+"""A nightly job on a growing folder of images: Retrain, Prune and Status under a luigid, beside a service.
 
-After every step all that people and programs are told is compared with what is known otherwise: which images were put
-where, when a command ran, what an exported model answers, how large the files are. Each night is a day later: what is
-in the trash, or was left by the nights before, is made a day older.
+After every step, all output for people and programs is compared with independent knowledge: which images were put
+where, when a command ran, what an exported model predicts, how large the files are. To simulate a day per night, the
+trash and all leftovers are made a day older.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pipeline.workspace import Run, Workspace, events
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40), "yellow": (220, 210, 40)}
 
-#: What a new one knows: images of each class; how many generations, and for how many days of trash, `Prune` keeps.
+#: Images per class at the beginning; generations and days of trash that `Prune` keeps.
 AT_FIRST, KEEP, DAYS = 40, 7, 5
 
 DATA, ARCHITECTURE, PAGES = "parts", "tiny", "http://node1/vgg"
 
-#: Loads the current model as a service does, again and again until a file appears; asks each new one what it sees.
+#: A service: loads the current model repeatedly until a file appears, and runs each new one on the images.
 READER = """
 import hashlib, json, os, sys, time
 from pathlib import Path
@@ -62,8 +62,6 @@ print("reads:", reads, flush=True)
 
 
 class ImageFolder(SmallChain):
-    """A small chain on a folder of images."""
-
     def __init__(self, root: Path, labels: Sequence[str]) -> None:
         (root / DATA).mkdir(parents=True)
         super().__init__(root, root / DATA)
@@ -72,32 +70,32 @@ class ImageFolder(SmallChain):
         self.configure(data__name=DATA, data__test_fraction=0.25, training__epochs=4)
 
     def arrive(self, colour: str, count: int, start: int, place: str = DATA, label: str = "") -> None:
-        """So many more images of a colour, in the folder of that class or of another one.
+        """Add `count` images of a colour to the folder of its class, or of class `label`.
 
-        Each eighth one looks like one of another class, so that no model is right about all of them.
+        Every eighth one has another class's colour, so that no model is right about all of them.
         """
         for number in range(start, start + count):
-            seen = colour if number % 8 else list(COLOURS)[list(COLOURS).index(colour) - 1]
+            actual = colour if number % 8 else list(COLOURS)[list(COLOURS).index(colour) - 1]
             noise = np.random.RandomState(number * 10 + len(colour)).randint(-30, 30, (40, 48, 3))
             path = self.root / place / (label or colour) / f"{colour}-{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((np.array(COLOURS[seen]) + noise).clip(0, 255).astype(np.uint8)).save(path)
+            Image.fromarray((np.array(COLOURS[actual]) + noise).clip(0, 255).astype(np.uint8)).save(path)
 
 
 @dataclass(frozen=True)
 class Night:
-    """What happens on a day, and what the gate must decide at night: "" when there is nothing to train."""
+    """A day's changes, and the gate's expected decision that night: empty if there is nothing to train."""
 
-    images: int = 0  # new ones of each class
-    wrong: int = 0  # red ones that arrive in the folder of blue
-    corrected: bool = False  # all wrong ones are moved to where they belong
+    images: int = 0  # new images per class
+    wrong: int = 0  # red images that arrive in the folder of blue
+    corrected: bool = False  # all wrong images are moved to the right folder
     outcome: str = "promoted"
-    back_to: int | None = None  # the next morning: the night whose model is made current again
+    back_to: int | None = None  # next morning: roll back to the model of so many nights ago
 
 
 @dataclass(frozen=True)
-class Told:
-    """A night as the table of the benchmark shows it."""
+class NightSummary:
+    """A night as a row of the benchmark's table."""
 
     generation: str
     images: int
@@ -109,7 +107,7 @@ class Told:
 
 
 class Service:
-    """A process that reads the current model all the time."""
+    """A process that reads the current model continuously."""
 
     def __init__(self, job: NightlyJob) -> None:
         images = np.stack([np.full((32, 32, 3), COLOURS[label]) for label in COLOURS]).transpose(0, 3, 1, 2) / 255
@@ -120,35 +118,35 @@ class Service:
         self.process = Running([str(word) for word in command], job.cwd, clean_environment(), job.root)
 
     def loaded(self) -> list[dict[str, Any]]:
-        """The models that it has loaded so far, each with what it sees in a plain image of each class."""
+        """The models loaded so far, each with its predictions for a plain image of each class."""
         return [json.loads(line) for line in self.process.output.splitlines() if line.endswith("}")]
 
     def wait_for(self, run: str) -> None:
-        """Wait until it has loaded the model of a run, and see that this knows the classes."""
-        self.process.wait_for(lambda: [one["run"] for one in self.loaded()][-1:] == [run], f"{run} is loaded")
+        """Wait until it has loaded the model of a run, and check that its predictions are right."""
+        self.process.wait_for(lambda: [model["run"] for model in self.loaded()][-1:] == [run], f"{run} is loaded")
         assert self.loaded()[-1]["sees"] == list(COLOURS), self.loaded()[-1]
 
     def finish(self) -> int:
-        """End it; gives how often it has read the model."""
+        """Stop it. Returns how often it has read the model."""
         self._end.touch()
         self.process.finish(0)
         return int(self.process.output.rpartition("reads: ")[2])
 
 
 class NightlyJob(ImageFolder):
-    """The job, and the ledger of what must be true: kept from what was done, not from what the plugin says."""
+    """The job, with a ledger of the expected state that does not rely on the plugin's output."""
 
     def __init__(self, root: Path, central: Luigid, nights: int) -> None:
         super().__init__(root, list(COLOURS))
         self.central = central
-        self.today = periods.today() - datetime.timedelta(days=nights)  # so that the last night is that of today
-        # Trained to the end: then it is the images that decide how good a model is, and not the seed.
+        self.today = periods.today() - datetime.timedelta(days=nights)  # the last night is today's
+        # Train long enough that the accuracy depends on the images, not on the seed.
         self.configure(training__epochs=20, training__batch_size=16, training__learning_rate=0.005)
         self.configure(training__schedule={"kind": "triangle"}, training__validation_images=10)
         self.configure(retrain={"every": "day", "tolerance": 0.05, "keep": KEEP})
-        self.metrics, self.told = root / "vgg.prom", root / "told.jsonl"
+        self.metrics, self.notified = root / "vgg.prom", root / "notified.jsonl"
         (self.cwd / "luigi.cfg").write_text(
-            f"[vgg]\nnotify = cat >> {self.told}\nmetrics = {self.metrics}\nworkspace_url = {PAGES}\n"
+            f"[vgg]\nnotify = cat >> {self.notified}\nmetrics = {self.metrics}\nworkspace_url = {PAGES}\n"
         )
         self.images, self.wrong, self.number = Counter(dict.fromkeys(COLOURS, AT_FIRST)), 0, 1000
         self.service: Service | None = None
@@ -158,8 +156,8 @@ class NightlyJob(ImageFolder):
         self.expected_events: list[tuple[str, str]] = []
         self.current, self.since, self.success = "", (0.0, 0.0), (0.0, 0.0)
 
-    def month(self, nights: Sequence[Night]) -> Iterator[Told]:
-        """Live through the nights; gives each as soon as it is over and everything about it was found right."""
+    def month(self, nights: Sequence[Night]) -> Iterator[NightSummary]:
+        """Simulate the nights. Yields a summary of each once it has passed all checks."""
         for night in nights:
             started = time.monotonic()
             age(Workspace(self.workspace), days=1)
@@ -173,15 +171,15 @@ class NightlyJob(ImageFolder):
             name = self.today.isoformat()
             outcome, accuracy = self.made.get(name, ("nothing new", None))
             seconds = time.monotonic() - started
-            yield Told(name, self.images.total(), outcome, accuracy, self.current, megabytes, seconds)
+            yield NightSummary(name, self.images.total(), outcome, accuracy, self.current, megabytes, seconds)
         assert self.service
         self.reads = self.service.finish()
 
-    # --- what happens ---------------------------------------------------------------------------------------------
+    # --- events ---------------------------------------------------------------------------------------------------
 
     def _day(self, night: Night) -> str:
-        """Images arrive, and wrong ones are put right; gives what the plugin must say of it."""
-        told = []
+        """Add images and correct labels. Returns how the plugin must describe the change."""
+        changes = []
         more = Counter({label: night.images for label in COLOURS}) + Counter(blue=night.wrong)
         for colour in COLOURS if night.images else ():
             self.arrive(colour, night.images, self.number)
@@ -190,15 +188,15 @@ class NightlyJob(ImageFolder):
         self.images.update(more)
         self.wrong += night.wrong
         ranked = sorted(more.items(), key=lambda item: (-item[1], item[0]))
-        told += [f"{count} more images in class {label}" for label, count in ranked[:3]]
-        told += [f"{count} in another class" for _, count in ranked[3:]]
+        changes += [f"{count} more images in class {label}" for label, count in ranked[:3]]
+        changes += [f"{count} in another class" for _, count in ranked[3:]]
         if night.corrected:
             for path in (self.root / DATA / "blue").glob("red-*.png"):
                 path.rename(self.root / DATA / "red" / path.name)
             self.images.update(red=self.wrong, blue=-self.wrong)
-            told.append(f"labels of {self.wrong} changed")
+            changes.append(f"labels of {self.wrong} changed")
             self.wrong = 0
-        return ", ".join(told)
+        return ", ".join(changes)
 
     def _night(self, night: Night, changed: str) -> None:
         name, began = self.today.isoformat(), time.time()
@@ -232,10 +230,10 @@ class NightlyJob(ImageFolder):
         self.expected_events.append(("rolled back", name))
         self._check()
 
-    # --- whether it was told right --------------------------------------------------------------------------------
+    # --- checks ---------------------------------------------------------------------------------------------------
 
     def _accuracy(self, run: Run) -> float:
-        """That of the exported model on the test images of the run's data set, and that all images are in there."""
+        """Compute the exported model's accuracy on the test images. Checks that the data set has all images."""
         import onnxruntime
 
         folder = run.workspace.datasets / run.dataset_id
@@ -245,16 +243,16 @@ class NightlyJob(ImageFolder):
         counts = Counter(classes[label] for part in (data.train_labels, labels) for label in part.tolist())
         assert counts == self.images
         session = onnxruntime.InferenceSession(run.stage("export") / "model.onnx", providers=["CPUExecutionProvider"])
-        (found,) = session.run(["probabilities"], {"images": np.asarray(images, "float32") / 255})
-        return float((found.argmax(1) == labels).mean())
+        (probabilities,) = session.run(["probabilities"], {"images": np.asarray(images, "float32") / 255})
+        return float((probabilities.argmax(1) == labels).mean())
 
     def _check_dashboard(self, name: str) -> None:
-        """luigid's page shows the night's result, a link that leads to its report, and no failure."""
+        """Check that luigid's page shows the night's result, a link to its report, and no failure."""
         for status in ("FAILED", "RUNNING", "PENDING", "DISABLED"):
             assert self.central.api("task_list", status=status, upstream_status="") == {}
         tasks = self.central.api("task_list", status="DONE", upstream_status="")
         (retrain,) = (key for key, task in tasks.items() if task["params"].get("date") == name)
-        trained = name if name in self.made else max(self.made)  # nothing new: the newest one answers for it
+        trained = name if name in self.made else max(self.made)  # nothing new: the newest one stands for it
         outcome, accuracy = self.made[trained]
         assert self.central.message(retrain).startswith(f"generation {name}: {outcome}"), self.central.message(retrain)
         page = self.runs[trained].stage("report") / "index.html"
@@ -271,7 +269,7 @@ class NightlyJob(ImageFolder):
         assert second == f"report: {link}"
 
     def _check(self) -> float:
-        """Status, the metrics, the messages and the service tell what the ledger says; gives the workspace's MB."""
+        """Compare Status, metrics, notifications and service with the ledger. Returns the workspace's size in MB."""
         status = self.luigi("Status", "--json", "--sizes")
         assert status.rc == 3, "the run without a generation is never made"
         facts = json.loads(status.output)
@@ -293,15 +291,15 @@ class NightlyJob(ImageFolder):
         self._check_metrics(since)
         happened = [(event["event"], event["generation"]) for event in events.read(Workspace(self.workspace))
                     if event["event"] in ("promoted", "refused", "rolled back")]  # fmt: skip
-        told = [json.loads(line) for line in self.told.read_text().splitlines()]
-        assert happened == [(event["event"], event["generation"]) for event in told] == self.expected_events
+        notified = [json.loads(line) for line in self.notified.read_text().splitlines()]
+        assert happened == [(event["event"], event["generation"]) for event in notified] == self.expected_events
         assert self.service
         self.service.wait_for(run.place)
         return sum(kind["bytes"] for kind in facts["sizes"].values()) / 1e6
 
     def _check_sizes(self, sizes: dict[str, dict[str, int]]) -> None:
         found = self._found_sizes()
-        found["work"]["bytes"] = sizes["work"]["bytes"]  # the lock of the metrics is taken only after that
+        found["work"]["bytes"] = sizes["work"]["bytes"]  # the metrics' lock is created only after that
         assert sizes == found
         whole, workspace = KEEP + 3, Workspace(self.workspace)
         per_run = max(sum(1 for path in run.rglob("*") if path.is_file()) for run in workspace.runs.glob("*/*"))

@@ -1,6 +1,6 @@
-"""Nightly retraining without training: each night's generation is a copy of a finished one, under other weights.
+"""Simulated nightly retraining: each generation is a copy of a finished one with different weights.
 
-Each leaves what a real night leaves: a run, locks, events, the pointer to the current model; once a week a data set.
+A night leaves what a real one leaves: a run, locks, events, the pointer to the current model; weekly also a data set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIRST = datetime.date(2026, 1, 1)
 
 
 def nights(small: SmallChain, count: int) -> Iterator[datetime.date]:
-    """Make so many generations of a finished chain, one for each day; gives the day of each as soon as it is made."""
+    """Make `count` generations of a finished chain, one per day. Yields each day once its generation is made."""
     template = small.run()
     for number in range(count):
         day = FIRST + datetime.timedelta(days=number)
@@ -35,9 +35,9 @@ def nights(small: SmallChain, count: int) -> Iterator[datetime.date]:
 
 
 def age(workspace: Workspace, days: int) -> None:
-    """As if what is in the trash and in `work/`, and the models that were served before, were so many days older."""
+    """Make the trash, `work/` and formerly served models `days` days older."""
     passed = datetime.timedelta(days=days)
-    for name in trash.folder_names(workspace):  # the oldest first, which makes room for the next one
+    for name in trash.folder_names(workspace):  # oldest first, so that the new names are free
         when = datetime.datetime.strptime(name, trash.WHEN) - passed
         (workspace.trash / name).rename(workspace.trash / when.strftime(trash.WHEN))
     for path in (*workspace.work.rglob("*"), *workspace.root.glob("current/*/*@*")):
@@ -46,7 +46,7 @@ def age(workspace: Workspace, days: int) -> None:
 
 
 def _new_data(small: SmallChain, day: datetime.date) -> None:
-    """The source has changed: it is another data set from now on."""
+    """Simulate a changed source: from now on it is another data set."""
     chain = small.chain()
     old, pointer = small.folder("dataset"), chain.workspace.source_pointer(chain.config.data)
     digest = hashlib.sha256(day.isoformat().encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""A pipeline around these tasks: trains several networks and hands the best one over to a service.
+"""A pipeline that uses these tasks: it trains several networks and delivers the best one to a service.
 
     luigi --module nightly Nightly --configs '["small.yaml", "large.yaml"]' --workers 2
 
-What it takes from here: `Report` as a requirement, `result()` for its accuracy and files.
+It requires `Report` tasks and reads their accuracy and files from `result()`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tasks import Report
 
 
 class BestModel(luigi.Task):
-    """The ONNX file of the most accurate of several networks."""
+    """Deliver the ONNX file of the most accurate of several networks."""
 
-    configs = luigi.ListParameter(description="the YAML files of the networks")
+    configs = luigi.ListParameter(description="YAML files of the networks")
 
     def output(self):
         return {
@@ -29,7 +29,7 @@ class BestModel(luigi.Task):
 
     def run(self):
         reports = [Report(config=config) for config in self.configs]
-        yield reports  # trains what is not trained yet; the workspace is that of [Report] or [vgg] in luigi.cfg
+        yield reports  # trains any missing networks; the workspace is set in [Report] or [vgg] of luigi.cfg
         best = max((report.result() for report in reports), key=lambda result: result.accuracy)
         with best.files["export/model.onnx"].open() as source, self.output()["model"].open("w") as copy:
             shutil.copyfileobj(source, copy)
@@ -38,7 +38,7 @@ class BestModel(luigi.Task):
 
 
 class Nightly(luigi.Task):
-    """A line about the model that the service has now."""
+    """Write a line about the model that the service has now."""
 
     configs = luigi.ListParameter()
 

@@ -1,4 +1,4 @@
-"""A data set made once, a finished chain made once, and the weights of undisturbed trainings; tests get copies."""
+"""A data set, a finished chain and the weights of undisturbed trainings, each made once. Tests get copies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_only(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A workspace that has the data set and nothing else. Only to be copied."""
+    """A workspace with only the data set. Do not modify: copy it."""
     place = Place(tmp_path_factory.mktemp("faults-data"), archive)
     place.run("DownloadCifar")
     return place
@@ -27,7 +27,7 @@ def data_only(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="session")
 def whole_chain(data_only: Place, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A workspace with a finished chain. Only to be copied."""
+    """A workspace with a finished chain. Do not modify: copy it."""
     place = Place(tmp_path_factory.mktemp("faults-chain"), archive)
     shutil.copytree(data_only.workspace, place.workspace)
     command = place.run("Report")
@@ -37,19 +37,17 @@ def whole_chain(data_only: Place, archive: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def place(data_only: Place, tmp_path: Path) -> Place:
-    """A fresh workspace that has the data set."""
     return copy_of(data_only, tmp_path / "place")
 
 
 @pytest.fixture
 def finished(whole_chain: Place, tmp_path: Path) -> Place:
-    """A workspace with a finished chain."""
     return copy_of(whole_chain, tmp_path / "finished")
 
 
 @pytest.fixture(scope="session")
 def undisturbed(data_only: Place, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """`undisturbed(**training)`: the digest of the weights that a training without interruption gives."""
+    """`undisturbed(**training)`: the weights' digest after an uninterrupted training."""
     known: dict[str, str] = {}
 
     def digest(**training: Any) -> str:
@@ -68,7 +66,7 @@ def undisturbed(data_only: Place, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """`mounted(size)`: a small file system in memory, `size` as mount's tmpfs takes it."""
+    """`mounted(size)`: a small in-memory file system, with `size` as for mount's tmpfs."""
     made: list[Path] = []
 
     def mount(size: str = "20m") -> Path:

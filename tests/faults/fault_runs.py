@@ -1,4 +1,4 @@
-"""The real `luigi` command on a tiny network and a tiny data set, to be killed at chosen moments and run again.
+"""Runs the real `luigi` command on a tiny network and data set, to be killed at chosen moments and run again.
 
 Used by the tests of this folder and by `benchmarks/faults.py`.
 """
@@ -23,14 +23,14 @@ import psutil
 import yaml
 from luigi_runs import CHECKOUT, TIMEOUT, Running, archive_of, luigi_command
 
-#: What `tiny_config` and `write_archive` come to.
+#: Epochs, and steps per epoch, of `tiny_config` on the images of `write_archive`.
 EPOCHS, STEPS = 12, 16
 
 CLASSES = ("cat", "dog", "owl", "fox")
 
 
 def write_archive(path: Path, images: int = 148, seed: int = 1) -> Path:
-    """A `.tar.gz` in CIFAR-10's binary layout: 2 x `images` training and 40 test images, bright in one quarter."""
+    """Make a `.tar.gz` in CIFAR-10's binary layout: 2 x `images` training and 40 test images, bright in one quarter."""
     files = {"batches.meta.txt": "".join(f"{name}\n" for name in CLASSES).encode()}
     for number, (name, count) in enumerate(
         (("data_batch_1.bin", images), ("data_batch_2.bin", images), ("test_batch.bin", 40))
@@ -47,7 +47,7 @@ def write_archive(path: Path, images: int = 148, seed: int = 1) -> Path:
 
 
 def tiny_config(archive: Path, **training: Any) -> dict[str, Any]:
-    """A network with everything that makes resuming hard: dropout, batch norm, augmentation, momentum."""
+    """A configuration with everything that makes resuming hard: dropout, batch norm, augmentation, momentum."""
     device = training.pop("device", "cpu")
     architecture = {"name": "tiny", "conv_arch": [[1, 4], [1, 8]], "batch_norm": True, "dense": [16], "classes": 4}
     architecture.update(training.pop("architecture", {}))
@@ -71,7 +71,7 @@ def tiny_config(archive: Path, **training: Any) -> dict[str, Any]:
 
 
 def another_host(name: str) -> list[str]:
-    """What to put before a command to run it under another host name, among processes of its own; needs root."""
+    """Command prefix that runs a command under another host name in its own process namespace. Needs root."""
     if not name:
         return []
     named = 'hostname "$0" && exec "$@"'
@@ -80,7 +80,7 @@ def another_host(name: str) -> list[str]:
 
 @dataclass
 class Place:
-    """One workspace with one configuration, and the commands that are run on it."""
+    """A workspace with a configuration, and the commands to run on it."""
 
     folder: Path
     archive: Path
@@ -93,15 +93,15 @@ class Place:
         self.configure()
 
     def configure(self, **training: Any) -> None:
-        """Write `run.yaml`: `tiny_config` with these keys of `training` changed."""
+        """Write `run.yaml`: `tiny_config` with changed keys of `training`."""
         (self.folder / "run.yaml").write_text(yaml.safe_dump(tiny_config(self.archive, **training)))
 
     def start(
         self, task: str = "TrainVGG", *arguments: str, relative: bool = False, host: str = "", **environment: str
     ) -> Command:
-        """Start `luigi --module tasks <task>` on this workspace, its paths given as seen from its folder or not.
+        """Start `luigi --module tasks <task>` on this workspace, with relative or absolute paths.
 
-        With `host` on a host of that name that shares the folder and sees no process of another one (namespaces).
+        With `host`, run it on a simulated host of that name: it shares the folder, but has its own process namespace.
         """
         line = [*another_host(host), *luigi_command(), "--module", "tasks", task]
         if task != "Verify":
@@ -112,15 +112,15 @@ class Place:
         return Command(line, self.folder, {**self.environment, **environment})
 
     def run(self, task: str = "TrainVGG", *arguments: str, **environment: str) -> Command:
-        """As `start`, and wait for the end."""
+        """Like `start`, and wait for the end."""
         command = self.start(task, *arguments, **environment)
         command.finish()
         return command
 
-    # --- what is there ------------------------------------------------------------------------------------------
+    # --- files of the workspace ---------------------------------------------------------------------------------
 
     def stage(self, stage: str) -> Path:
-        """The folder of a run's stage (there is one run), or of the data set."""
+        """The folder of a stage of the only run, or of the data set."""
         pattern = "datasets/mini-*" if stage == "dataset" else f"runs/*/*/{stage}"
         return next(iter(self.workspace.glob(pattern)), self.workspace / "not there")
 
@@ -128,7 +128,6 @@ class Place:
         return json.loads((self.stage(stage) / "manifest.json").read_text())
 
     def digest(self) -> str:
-        """SHA-256 of the trained weights."""
         return hashlib.sha256((self.stage("train") / "model.params").read_bytes()).hexdigest()
 
     def log(self, stage: str = "train") -> str:
@@ -139,11 +138,10 @@ class Place:
         return sorted(self.workspace.glob("work/*/*/checkpoints/step-*.npz"))
 
     def newest_step(self) -> int:
-        """The step of the newest checkpoint, 0 when there is none."""
+        """The step of the newest checkpoint; 0 if there is none."""
         return max((int(path.stem.split("-")[1]) for path in self.checkpoints()), default=0)
 
     def history(self) -> list[int]:
-        """The epochs of `history.csv` in order."""
         lines = (self.stage("train") / "history.csv").read_text().splitlines()[1:]
         return [int(line.split(",")[0]) for line in lines]
 
@@ -152,12 +150,11 @@ class Place:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def started(self, stage: str) -> int:
-        """How many times a stage was started so far."""
         return sum(event["event"] == "started" and event["stage"] == stage for event in self.events())
 
 
 def copy_of(source: Place, folder: Path, workspace: Path | None = None) -> Place:
-    """Another workspace (in `folder` unless given) with the same content and an untouched configuration."""
+    """Copy a workspace to `workspace` (default: in `folder`), with the default configuration."""
     place = Place(folder, source.archive)
     place.workspace = workspace or place.workspace
     shutil.copytree(source.workspace, place.workspace)
@@ -165,7 +162,7 @@ def copy_of(source: Place, folder: Path, workspace: Path | None = None) -> Place
 
 
 class Command(Running):
-    """A running command, what it says, and every process that came out of it."""
+    """A running command with its output and all its descendant processes."""
 
     def __init__(self, line: list[str], folder: Path, environment: dict[str, str]) -> None:
         self.mark = uuid.uuid4().hex
@@ -177,20 +174,19 @@ class Command(Running):
         super().__init__(line, folder, {**clean, **own, **environment})
 
     def kill(self) -> None:
-        """kill -9 of the luigi process, and wait until everything that it started is gone."""
+        """kill -9 the luigi process, and wait until all its descendants are gone."""
         super().kill()
         self.wait_until_gone()
 
     def check(self, code: int) -> Command:
-        """Itself, when it has ended with this exit code; fails otherwise."""
+        """Return itself if it has exited with `code`; fail otherwise."""
         assert self.code == code, f"exit code {self.code}, expected {code}:\n{self.output}"
         return self
 
     def children(self) -> list[int]:
-        """The living processes that came out of this command, itself excepted.
+        """The live descendants of this command, found by a mark in their environment.
 
-        One that is ending gives its memory back first, and with it the environment that it is known by: those seen
-        before are asked for their state.
+        An exiting process frees its memory first, including that environment: those seen before are polled directly.
         """
         for pid in marked(self.mark, self._others):
             if pid != self.process.pid and pid not in self._seen:
@@ -200,11 +196,10 @@ class Command(Running):
         return list(self._seen)
 
     def child(self) -> int:
-        """The stage's process."""
         return self.wait_for(lambda: [pid for pid in self.children() if "pipeline." in _arguments(pid)], "a child")[0]
 
     def wait_until_gone(self, seconds: float = TIMEOUT) -> float:
-        """Wait until no process of this command is left; gives the seconds that it took."""
+        """Wait until no descendant is left. Returns the seconds that it took."""
         started = time.monotonic()
         while left := self.children():
             if time.monotonic() - started > seconds:
@@ -223,7 +218,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def flip_a_bit_of_the_momentum(checkpoint: Path) -> None:
-    """A flipped bit that matters: not one of the bytes of a ZIP archive that nobody reads."""
+    """Flip a bit of the data, not one of the bytes of a ZIP archive that nobody reads."""
     with np.load(checkpoint) as file:
         array = next(file[name] for name in file.files if name.startswith("momentum:") and file[name].any())
     content = bytearray(checkpoint.read_bytes())
@@ -232,7 +227,7 @@ def flip_a_bit_of_the_momentum(checkpoint: Path) -> None:
 
 
 def fill(folder: Path, leave: int = 0) -> Path:
-    """Fill a file system but for `leave` bytes; gives the file to remove."""
+    """Fill a file system except for `leave` bytes. Returns the file to remove."""
     filler = folder / "filler"
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     filler.write_bytes(bytes(max(0, free - leave)))
@@ -240,7 +235,7 @@ def fill(folder: Path, leave: int = 0) -> Path:
 
 
 _CLOCK = '''
-"""Python's clocks go a day back as soon as the file that VGG_TEST_CLOCK names is there."""
+"""Sets Python's clocks back a day as soon as the file named by VGG_TEST_CLOCK exists."""
 import datetime, os, time
 
 def shift():
@@ -259,13 +254,13 @@ datetime.datetime = Shifted
 
 
 def patient_client(place: Place) -> None:
-    """Let the place's commands ask a luigid that is gone every second, not every half minute."""
+    """Make the place's commands retry a lost luigid every second, not every half minute."""
     (place.folder / "patient.cfg").write_text("[core]\nrpc-retry-wait=1\nrpc-retry-attempts=100\n")
     place.environment = {"LUIGI_CONFIG_PATH": "patient.cfg"}
 
 
 def shiftable_clock(place: Place) -> Path:
-    """Let the clocks of the place's commands go a day back once the file given back exists."""
+    """Make the clocks of the place's commands go back a day once the returned file exists."""
     (place.folder / "sitecustomize.py").write_text(_CLOCK)
     jump = place.folder / "jump"
     place.environment = {"VGG_TEST_CLOCK": str(jump), "PYTHONPATH": f"{place.folder}{os.pathsep}{CHECKOUT}"}
@@ -273,16 +268,16 @@ def shiftable_clock(place: Place) -> Path:
 
 
 def marked(mark: str, others: set[int] | None = None) -> Iterator[int]:
-    """The living processes that carry a command's mark in their environment, which they have from their first moment.
+    """The live processes with a command's mark in their environment, which they have from the start.
 
-    Those that do not are added to `others` and never looked at again: this is asked a hundred times a second.
+    Adds those without it to `others` and skips them from then on: this is called a hundred times a second.
     """
     others = set() if others is None else others
     sign = f"FAULT_TEST_MARK={mark}".encode()
     for pid in {int(name) for name in os.listdir("/proc") if name.isdecimal()} - others:
         with contextlib.suppress(OSError):
             environment = Path(f"/proc/{pid}/environ").read_bytes()
-            if environment and sign not in environment:  # it is empty for a moment while another program is loaded
+            if environment and sign not in environment:  # empty for a moment during exec
                 others.add(pid)
             elif environment and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 yield pid

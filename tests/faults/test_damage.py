@@ -1,4 +1,4 @@
-"""Damaged, missing and unwritable files, a diverging loss, a clock that is set back: said in a line, nothing lost."""
+"""Damaged, missing and unwritable files, a diverging loss, a clock set back: reported in one line, nothing lost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAMAGE = {"removed": Path.unlink, "truncated": truncate, "one bit flipped": flip
 
 
 def artefacts(place: Place) -> list[Path]:
-    """Every file that a stage left, logs excepted."""
+    """All files of the stages except logs."""
     files = [*place.stage("dataset").glob("*"), *place.stage("train").parent.glob("*/*")]
     return sorted(path for path in files if path.is_file() and path.suffix != ".log")
 
@@ -52,7 +52,7 @@ def test_verify_names_whatever_artefact_is_damaged(finished: Place, damage: Call
         good = path.read_bytes()
         damage(path)
         found = problems(finished)
-        # Without a manifest a data set or a stage was never finished; but a training that has no checkpoint was.
+        # Without a manifest a stage is unfinished, not damaged, except a training without checkpoints.
         if (path.name, damage) != ("manifest.json", Path.unlink) or "train" in path.parts:
             named = path.parent.name if path.name == "manifest.json" else f"{path.parent.name}/{path.name}"
             assert any(named in line for line in found), (path, found)
@@ -61,7 +61,7 @@ def test_verify_names_whatever_artefact_is_damaged(finished: Place, damage: Call
 
 
 def keys(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value in nested dicts and lists, of lists to the first item only."""
+    """The key path of every value in nested dicts and lists (only the first item of a list)."""
     yield before
     if isinstance(value, dict):
         for key, item in value.items():

@@ -1,4 +1,4 @@
-"""Interrupted anywhere, any number of times = uninterrupted, byte for byte; and where that is off, it is said."""
+"""An interrupted training equals an uninterrupted one byte for byte; where it cannot, it says so."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MUON_ON_VGG8 = {
 
 
 def stop_gracefully(place: Place) -> None:
-    """SIGTERM in the middle of an epoch."""
+    """Send SIGTERM in the middle of an epoch."""
     command = place.start()
     step = place.newest_step()
     command.wait_for(lambda: place.newest_step() > step + 10, "some steps")
@@ -44,7 +44,7 @@ def stop_gracefully(place: Place) -> None:
 
 
 def kill_luigi(place: Place) -> None:
-    """kill -9 of the luigi command alone; its child ends by itself."""
+    """kill -9 only the luigi command; its child ends by itself."""
     command = place.start()
     step = place.newest_step()
     command.wait_for(lambda: place.newest_step() > step + 10, "some steps")
@@ -52,7 +52,7 @@ def kill_luigi(place: Place) -> None:
 
 
 def pull_the_plug(place: Place) -> None:
-    """kill -9 of every process at once."""
+    """kill -9 all processes at once."""
     command = place.start()
     step = place.newest_step()
     command.wait_for(lambda: place.newest_step() > step + 10, "some steps")
@@ -94,8 +94,8 @@ def test_a_training_stopped_killed_and_unplugged_gives_the_bytes_of_an_undisturb
     assert not place.checkpoints()
 
 
-#: A training that is asked to stop when it begins to validate. In a process of its own: MXNet takes the number of
-#: threads when it is loaded, and the tests' own process may have loaded it before.
+#: A training that is told to stop when it begins to validate. Runs in a child process: MXNet reads the number of
+#: threads when it is loaded, and this process may already have loaded it.
 STOPPED_WHILE_VALIDATING = """
 import sys
 from pathlib import Path
@@ -217,7 +217,6 @@ def test_with_every_checkpoint_damaged_it_starts_again_and_keeps_new_checkpoints
 
 
 def change_meta(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Rewrite a checkpoint with its meta data changed."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     meta = json.loads(arrays["meta"].tobytes())

@@ -1,4 +1,4 @@
-"""The fault table's benchmark, in short."""
+"""A short run of the benchmark behind the fault table."""
 
 from __future__ import annotations
 

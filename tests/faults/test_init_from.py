@@ -1,4 +1,4 @@
-"""`.params` as the way in: what fits is taken, and everything else is refused in one line of its own."""
+"""Starting from `.params`: a matching file is loaded, and anything else is refused in one line."""
 
 from __future__ import annotations
 

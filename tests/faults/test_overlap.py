@@ -1,4 +1,4 @@
-"""Two commands on one run, locks of the dead, and luigid killed, restarted or still believing in a dead command."""
+"""Two commands on one run, locks of dead processes, and a luigid that is killed, restarted or out of date."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_of_two_hosts_on_one_shared_folder_one_trains_and_the_other_takes_over_w
     first.wait_for(lambda: place.newest_step() > 0, "the first checkpoint")
     os.kill(first.process.pid, signal.SIGSTOP)
     for pid in first.children():
-        os.kill(pid, signal.SIGSTOP)  # so that it is still at it, however slow the second command is
+        os.kill(pid, signal.SIGSTOP)  # it must still be running, however slow the second command is
     second = place.start(host=hosts[1])
     second.finish(10)
     assert re.search(r"is already being worked on by process \d+ on box-one since", second.output), second.output
@@ -103,7 +103,7 @@ def test_the_same_command_line_in_another_folder_is_not_in_the_way(place: Place,
 def test_the_lock_of_a_dead_process_is_no_obstacle(place: Place, undisturbed: Undisturbed) -> None:
     command = place.start()
     command.wait_for(lambda: place.newest_step() > 10, "some steps")
-    command.send(signal.SIGKILL)  # at once again: its child is still alive and holds the lock
+    command.send(signal.SIGKILL)  # rerun at once, while its child is alive and holds the lock
     command.process.wait()
     command = place.run()
     assert command.code == 0, command.output

@@ -1,4 +1,4 @@
-"""Every way to end a running command: what it leaves behind, how fast, which exit code; kill -9 in each stage."""
+"""Every way to end a running command: what it leaves behind, how fast, its exit code; kill -9 in each stage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.storage import locks
 
 Undisturbed = Callable[..., str]
 
-#: What the issue of a stop may take, and what a busy machine may add to it.
+#: Seconds that a stop may take, and what a busy machine may add.
 WITHIN, SLACK = 10.0, 20.0
 
 
 def training(place: Place, *arguments: str) -> Command:
-    """A command in the middle of a training that would go on for long."""
+    """Start a long training and wait until it is under way."""
     place.configure(epochs=3000)
     command = place.start("TrainVGG", *arguments)
     command.wait_for(lambda: place.newest_step() > 5, "some steps")
@@ -28,10 +28,10 @@ def training(place: Place, *arguments: str) -> Command:
 
 
 def nothing_is_left(place: Place, command: Command, seconds: float = WITHIN + SLACK) -> None:
-    """No process, no lock, no half-written file; a checkpoint to go on from."""
+    """Assert that no process and no lock is left, and that there is a checkpoint to resume from."""
     command.wait_until_gone(seconds)
     for path in (place.workspace / "work" / "locks").glob("*.lock"):
-        # A process counts as gone with its first thread; its locks go with the last one.
+        # A process is gone when its main thread ends; its locks are released with the last thread.
         deadline = time.monotonic() + SLACK
         while locks.holder(path) is not None:
             assert time.monotonic() < deadline, path.name

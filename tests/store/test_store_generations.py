@@ -65,7 +65,7 @@ def test_hosts_retrain_roll_back_and_prune_as_one(
     assert "cannot write" in hasty.luigi("Rollback").log
     proxy.quiet()
     assert current() == "2026-11-21"
-    assert "current is  runs/" in hasty.good("Rollback").output
+    assert "now:    runs/" in hasty.good("Rollback").output
     assert current() == served() == "2026-11-20"
     status = two.good("Status", "--generation", "2026-11-21").output
     assert "the current model is runs/" in status

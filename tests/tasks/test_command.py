@@ -1,4 +1,4 @@
-"""The `luigi` command as a user meets it: exit codes, one clear line for each mistake, schedulers."""
+"""The `luigi` command as users see it: exit codes, one clear line per mistake, schedulers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ training: {epochs: 1}
 
 
 def assert_one_line(result, code, *words):
-    """It ended with this code and nothing but one line, which holds these words."""
+    """Assert that the command exited with `code` and printed a single line that contains `words`."""
     assert result.rc == code, result.text
     assert "Traceback" not in result.text
     lines = [line for line in result.text.splitlines() if line.strip()]
@@ -66,7 +66,7 @@ def test_a_bad_configuration_ends_with_code_2_and_one_line(fresh, old, new, word
     assert not fresh.workspace.exists()
 
 
-def test_a_missing_configuration_ends_with_code_2_and_names_the_ready_made_ones(fresh):
+def test_a_missing_configuration_ends_with_code_2_and_lists_the_ready_made_ones(fresh):
     fresh.config.unlink()
     assert_one_line(fresh.luigi("Report"), 2, str(fresh.config), "no such configuration file", "config/vgg11.yaml")
 
@@ -74,13 +74,13 @@ def test_a_missing_configuration_ends_with_code_2_and_names_the_ready_made_ones(
 def test_a_workspace_whose_name_is_too_long_ends_with_code_2_and_one_line(fresh):
     result = fresh.luigi("Status", "--workspace", "a" * 300)
     assert result.rc == 2
-    assert f"--workspace {'a' * 300}: cannot be a folder: File name too long" in result.text
+    assert f"--workspace {'a' * 300}: not usable as a folder: File name too long" in result.text
     assert "Traceback" not in result.text
 
 
-def test_a_workspace_that_is_no_folder_ends_with_code_2_and_one_line(fresh):
+def test_a_workspace_that_is_not_a_folder_ends_with_code_2_and_one_line(fresh):
     fresh.workspace.symlink_to("nothing")
-    words = f"--workspace {fresh.workspace}: is a file, or a link to nothing"
+    words = f"--workspace {fresh.workspace}: is a file or a broken link"
     assert_one_line(fresh.luigi("Status"), 2, words)
     fresh.workspace.unlink()
     fresh.workspace.write_text("in the way")
@@ -88,23 +88,23 @@ def test_a_workspace_that_is_no_folder_ends_with_code_2_and_one_line(fresh):
     assert fresh.workspace.read_text() == "in the way"
 
 
-def test_a_working_folder_that_was_deleted_is_told_in_one_line(tmp_path):
-    place = tmp_path / "gone"
-    place.mkdir()
+def test_a_deleted_working_directory_is_reported_in_one_line(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
     command = shlex.join([*luigi_command(), "--module", "tasks", "Status", "--config", "config/vgg11.yaml"])
-    result = run(["sh", "-c", f"rmdir {place} && exec {command}"], place)
-    assert_one_line(result, 2, "--workspace artifacts: cannot be a folder: No such file or directory")
+    result = run(["sh", "-c", f"rmdir {folder} && exec {command}"], folder)
+    assert_one_line(result, 2, "--workspace artifacts: not usable as a folder: No such file or directory")
 
 
-def test_a_generation_that_is_no_name_is_refused(fresh):
+def test_an_invalid_generation_name_is_refused(fresh):
     assert_one_line(fresh.luigi("Report", "--generation", "../up"), 2, "--generation", "'../up'")
 
 
-# --- failures of the world --------------------------------------------------------------------------------------------
+# --- external failures ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "words"), [(100_000, "is truncated"), (0, "")])
-def test_an_archive_that_is_broken_or_not_there_fails_the_chain_with_one_clear_line(fresh, size, words):
+def test_a_broken_or_missing_archive_fails_the_chain_with_one_clear_line(fresh, size, words):
     broken = fresh.root / "broken.tar.gz"
     if size:
         broken.write_bytes(fresh.archive.read_bytes()[:size])
@@ -114,7 +114,7 @@ def test_an_archive_that_is_broken_or_not_there_fails_the_chain_with_one_clear_l
     assert result.ran == ["dataset"]
 
 
-# --- where and how it is called ---------------------------------------------------------------------------------------
+# --- working directory and environment --------------------------------------------------------------------------------
 
 
 def test_it_runs_from_any_folder_with_relative_paths(done):
@@ -127,7 +127,7 @@ def test_it_runs_from_any_folder_with_relative_paths(done):
 
 
 @pytest.mark.pythons
-def test_a_folder_of_the_users_that_is_named_like_ours_does_no_harm(done):
+def test_a_users_folder_with_the_name_of_ours_does_no_harm(done):
     for name in ("pipeline", "tasks"):
         (done.cwd / name).mkdir()
         (done.cwd / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
@@ -138,14 +138,14 @@ def test_a_folder_of_the_users_that_is_named_like_ours_does_no_harm(done):
 
 
 @pytest.mark.parametrize("foreign", ["pipeline/__init__.py", "tasks.py"])
-def test_another_package_in_front_of_ours_is_named_with_the_way_out(done, foreign):
+def test_a_package_that_shadows_ours_is_named_with_a_remedy(done, foreign):
     other = done.root / "other" / foreign
     other.parent.mkdir(parents=True)
     other.write_text("")
     (done.folder("report") / "report.json").unlink()
     path = os.pathsep.join((str(done.root / "other"), clean_environment()["PYTHONPATH"]))
     about = ["Report", "--config", str(done.config), "--workspace", str(done.workspace), "--local-scheduler"]
-    if foreign != "tasks.py":  # else nothing of ours is asked
+    if foreign != "tasks.py":  # otherwise none of our code runs
         result = run([*luigi_command(), "--module", "tasks", *about], done.cwd, clean_environment(PYTHONPATH=path))
         assert result.rc == 2, result.text
         (line,) = result.log.splitlines()
@@ -158,7 +158,7 @@ def test_another_package_in_front_of_ours_is_named_with_the_way_out(done, foreig
     assert (done.folder("report") / "report.json").exists()
 
 
-def test_two_packages_of_one_name_in_one_program_are_told_apart(tmp_path):
+def test_two_packages_of_one_name_in_one_program_are_an_error(tmp_path):
     (tmp_path / "tasks.py").write_text("")
     program = "import tasks\ntry: import luigi_vgg\nexcept ImportError as error: print(error)"
     result = run([sys.executable, "-c", program], tmp_path)
@@ -172,7 +172,7 @@ def test_an_environment_that_would_stop_mxnet_does_not_reach_it(prepared):
     assert prepared.manifest("train")["details"]["threads"] == 1
 
 
-def test_the_users_own_return_codes_win(fresh):
+def test_the_users_own_exit_codes_take_precedence(fresh):
     fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
     (fresh.cwd / "luigi.cfg").write_text("[retcode]\ntask_failed = 77\nscheduling_error = 78\n")
     assert fresh.luigi("Report").rc == 77
@@ -183,7 +183,7 @@ def test_the_users_own_return_codes_win(fresh):
 
 
 @pytest.mark.parametrize("way", ["port", "url", "luigi.cfg"])
-def test_the_central_scheduler_that_is_named_is_used_and_told_of_at_once_when_it_is_not_there(done, central, way):
+def test_the_configured_scheduler_is_used_and_reported_at_once_if_unreachable(done, central, way):
     (done.folder("report") / "report.json").unlink()
     for port in (free_port(), central.port):
         url = f"http://127.0.0.1:{port}"
@@ -198,8 +198,8 @@ def test_the_central_scheduler_that_is_named_is_used_and_told_of_at_once_when_it
         if port == central.port:
             assert (result.rc, result.ran) == (0, ["report"]), result.text
         else:
-            told = f"no luigid is running at {url}: start one with luigid, or add --local-scheduler"
-            assert_one_line(result, 35, told)
+            expected = f"no luigid is running at {url}: start one with luigid, or add --local-scheduler"
+            assert_one_line(result, 35, expected)
             assert result.seconds < 30, "Luigi's own first retry comes after 30 s"
 
 
@@ -215,7 +215,7 @@ def test_help_and_maintenance_need_no_scheduler(done):
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_tells_in_plain_lines_what_it_does(finished, tmp_path):
+def test_a_run_logs_what_it_does_in_plain_lines(finished, tmp_path):
     chain = SmallChain(tmp_path / "chain", finished.archive)
     shutil.copytree(finished.workspace / "datasets", chain.workspace / "datasets")
     result = chain.luigi("TrainVGG")
@@ -227,26 +227,26 @@ def test_a_run_tells_in_plain_lines_what_it_does(finished, tmp_path):
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_on_a_terminal_long_lines_are_not_wrapped_and_a_bar_of_the_only_worker_stands_below(done, workers):
+def test_on_a_terminal_long_lines_are_not_wrapped_and_a_single_worker_shows_a_bar(done, workers):
     (done.folder("report") / "report.json").unlink()
-    place = ["--config", str(done.config), "--workspace", str(done.workspace)]
-    way = ["--local-scheduler", "--workers", workers]
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    paths = ["--config", str(done.config), "--workspace", str(done.workspace)]
+    scheduler = ["--local-scheduler", "--workers", workers]
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     process = subprocess.Popen(
-        [*luigi_command(), "--module", "tasks", "Report", *place, *way],
+        [*luigi_command(), "--module", "tasks", "Report", *paths, *scheduler],
         cwd=done.cwd,
         env=clean_environment(TERM="xterm"),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
     )
-    os.close(theirs)
+    os.close(terminal)
     screen = b""
-    with contextlib.suppress(OSError):  # the terminal is gone with its last process
-        while block := os.read(ours, 1 << 16):
+    with contextlib.suppress(OSError):  # the terminal closes with its last process
+        while block := os.read(controller, 1 << 16):
             screen += block
-    os.close(ours)
+    os.close(controller)
     assert process.wait(LIMIT) == 0, screen.decode()
     page = str(done.folder("report") / "index.html").encode()
     assert len(page) > 60
@@ -261,7 +261,7 @@ def test_on_a_terminal_long_lines_are_not_wrapped_and_a_bar_of_the_only_worker_s
     assert workers != "1" or "report: starting" in bars[0]
 
 
-def test_make_report_ends_with_how_to_have_the_commands(tmp_path):
+def test_make_report_ends_with_how_to_get_the_commands(tmp_path):
     environment = tmp_path / "environment"
     (environment / "bin").mkdir(parents=True)
     (environment / "bin" / "luigi").write_text("#!/bin/sh\nexit $CODE\n")
@@ -270,8 +270,8 @@ def test_make_report_ends_with_how_to_have_the_commands(tmp_path):
     for code in (0, 30):
         make = ["make", "--no-print-directory", "--directory", str(CHECKOUT), "report", f"VENV={environment}"]
         result = run(make, tmp_path, clean_environment(CODE=str(code)))
-        told = f"to use luigi, luigid and vgg-predict in this shell: source {environment}/bin/activate"
-        assert (result.output.splitlines()[-1:] == [told]) is (code == 0), result.text
+        hint = f"to use luigi, luigid and vgg-predict in this shell: source {environment}/bin/activate"
+        assert (result.output.splitlines()[-1:] == [hint]) is (code == 0), result.text
 
 
 @pytest.mark.parametrize(

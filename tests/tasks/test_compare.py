@@ -1,4 +1,4 @@
-"""Comparisons through the real `luigi` command: what is trained, what the page and its tables say."""
+"""`Compare` through the real `luigi` command: what it trains, and what the page and its tables contain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRAINING = {"epochs": 1, "batch_size": 40, "learning_rate": 0.05, "validation_im
 
 
 class Bench:
-    """A folder with four configurations of four small networks, and `Compare` run in it."""
+    """A folder with configurations of four small networks in which to run `Compare`."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.workspace = root, Workspace(root / "artifacts")
@@ -50,7 +50,7 @@ class Bench:
         (self.root / f"{file or name}.yaml").write_text(yaml.safe_dump(value))
 
     def compare(self, configs: str, *arguments: str, scheduler: tuple[str, ...] = ("--local-scheduler",)) -> Result:
-        """Run Compare; `ran` tells what it worked on."""
+        """Run Compare. `ran` lists the stages that it ran."""
         before = len(events.read(self.workspace))
         command = [*luigi_command(), "--module", "tasks", "Compare", "--configs", configs, *scheduler, *arguments]
         done = run([*command, "--workspace", str(self.workspace.root)], self.root, clean_environment())
@@ -65,7 +65,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Result]:
-    """Four architectures, each with two seeds, trained by two workers."""
+    """Four architectures with two seeds each, trained by two workers."""
     bench = Bench(tmp_path_factory.mktemp("compare"))
     result = bench.compare(
         '["narrow.yaml", "wide.yaml", "deep.yaml", "dense.yaml"]', "--seeds", "0,1", "--workers", "2"
@@ -98,7 +98,7 @@ def test_a_second_call_runs_nothing_and_says_so(compared: tuple[Bench, Result]) 
     bench, _ = compared
     again = bench.compare("*.yaml", "--seeds", "0,1")
     assert again.rc == 0
-    # Another order of the same files is the same question.
+    # The same files in another order are the same comparison.
     assert again.ran == []
     assert "up to date" in again.log
 
@@ -158,7 +158,7 @@ def test_the_done_check_imports_nothing_heavy(compared: tuple[Bench, Result]) ->
     assert done.stdout.strip() == "[]"
 
 
-def test_an_edited_file_is_planned_anew_in_the_same_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_file_is_read_again_in_the_same_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(bench.root)
     for epochs in (1, 25):
         bench.configure("wide", epochs=epochs)
@@ -166,19 +166,19 @@ def test_an_edited_file_is_planned_anew_in_the_same_process(bench: Bench, monkey
         assert [entry.chain.config.training.epochs for entry in planned.entries] == [epochs]
 
 
-def test_a_run_that_is_lost_is_trained_again_and_only_that(compared: tuple[Bench, Result]) -> None:
+def test_only_a_lost_run_is_trained_again(compared: tuple[Bench, Result]) -> None:
     bench, _ = compared
     (lost,) = bench.workspace.runs.glob("*/wide-*@seed-1")
     (lost / "train" / "model.params").unlink()
     result = bench.compare("*.yaml", "--seeds", "0,1")
     assert result.rc == 0, result.text
-    # The same weights come out, so evaluation and page stay valid.
+    # The weights are the same again, so evaluation and page stay valid.
     assert result.ran[0] == f"train {lost.name}"
     assert {line.split()[0] for line in result.ran} <= {"train", "evaluate", "compare"}
     assert all(line.split()[1] == lost.name or line.startswith("compare") for line in result.ran)
 
 
-def test_accuracies_over_different_views_are_told_apart(bench: Bench) -> None:
+def test_accuracies_over_different_views_are_distinguished(bench: Bench) -> None:
     file = bench.root / "wide.yaml"
     value = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump({**value, "evaluation": {"tta": 2}}))
@@ -191,7 +191,7 @@ def test_accuracies_over_different_views_are_told_apart(bench: Bench) -> None:
     assert "Test-time augmentation differs between runs" in html
 
 
-def test_reports_are_made_and_linked_when_asked_for(compared: tuple[Bench, Result]) -> None:
+def test_reports_are_written_and_linked_on_request(compared: tuple[Bench, Result]) -> None:
     bench, _ = compared
     result = bench.compare("narrow.yaml", "--reports", "--name", "with-report")
     assert result.rc == 0, result.text
@@ -210,7 +210,7 @@ def test_two_commands_under_one_luigid_share_the_work(bench: Bench, central: Lui
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(bench.compare, '["narrow.yaml", "deep.yaml"]', scheduler=place) for _ in range(2)]
         results = [call.result() for call in calls]
-    # Either may end with "run by another command" or "left to another worker": together they did it all.
+    # Either may leave work to the other command; together they did it all.
     assert {result.rc for result in results} <= {0, 10, 25}, results[0].text + results[1].text
     started = Counter(
         f"{event['stage']} {event['run']}" for event in events.read(bench.workspace) if event["event"] == "started"
@@ -238,7 +238,7 @@ def test_two_files_of_one_architecture_are_refused_before_anything_runs(bench: B
     assert not bench.workspace.root.exists()
 
 
-def test_other_images_are_refused(bench: Bench) -> None:
+def test_different_test_images_are_refused(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="only accuracies on the same images can be compared"):
         comparison.plan([str(bench.root / "wide.yaml"), "config/quickstart.yaml"], [], bench.workspace)
 
@@ -252,7 +252,7 @@ def test_other_images_are_refused(bench: Bench) -> None:
         ("[1]", "", "not a JSON list of paths"),
     ],
 )
-def test_a_pattern_without_files_and_a_bad_seed_are_named(configs: str, seeds: str, words: str) -> None:
+def test_a_pattern_without_files_and_a_bad_seed_are_reported(configs: str, seeds: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         tasks.Compare(configs=configs, seeds=seeds)
 

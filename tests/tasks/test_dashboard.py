@@ -1,4 +1,4 @@
-"""The dashboard of a real luigid: the chain's graph, a training's progress, messages to it, a picture of it."""
+"""The dashboard of a real luigid: the chain's graph, a training's progress, messages to it, a screenshot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ _CHROMIUM = Path(__file__).parents[1] / "pipeline" / "report" / "chromium.py"
 
 @pytest.fixture
 def chromium() -> Any:
-    """The module that speaks to a headless browser."""
     found = sys.modules.get("chromium")
     if found is None:
         spec = importlib.util.spec_from_file_location("chromium", _CHROMIUM)
@@ -41,7 +40,7 @@ def chromium() -> Any:
     return found
 
 
-def test_a_training_is_watched_told_things_stopped_and_finished(
+def test_a_training_can_be_watched_messaged_stopped_and_resumed(
     prepared: SmallChain, central: Luigid, tmp_path: Path, chromium: Any
 ) -> None:
     prepared.configure(training__epochs=4000)  # seconds to minutes, and the bar moves
@@ -55,28 +54,27 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         assert messages == "messages: stop, checkpoint, stop-after-epoch"
         log = Path(log_line.removeprefix("log: "))
         assert "epoch 1/4000: train loss" in log.read_text()
-        # What the dashboard's lines say of it.
+        # The parameters in the dashboard's list.
         assert task["params"]["architecture"].startswith("tiny-")
         assert task["params"]["dataset"].startswith("mini from ")
         assert task["params"]["generation"] == "2026-W48"
-        _look_at_the_dashboard(chromium, central, task, Path(os.environ.get("VGG_SCREENSHOTS", tmp_path)))
+        _check_dashboard(chromium, central, task, Path(os.environ.get("VGG_SCREENSHOTS", tmp_path)))
 
-        answer = central.tell(task, "faster!")
+        answer = central.send_message(task, "faster!")
         assert "unknown message 'faster!'" in answer
         assert all(word in answer for word in ("stop", "checkpoint", "stop-after-epoch"))
         run = prepared.chain("2026-W48").run()
         assert run
-        assert central.tell(task, "checkpoint") == "ok"
-        wait_for(lambda: "checkpoint written as asked: step-" in log.read_text(), "a line about it")
+        assert central.send_message(task, "checkpoint") == "ok"
+        wait_for(lambda: "checkpoint written on request: step-" in log.read_text(), "a line about it")
         assert list(run.checkpoints.glob("step-*.npz"))
-        assert central.tell(task, "stop") == "ok"
+        assert central.send_message(task, "stop") == "ok"
         code, output = command.finish(), command.output
     assert code == 30, output
-    assert ": checkpoint written as asked: step-" in output
+    assert ": checkpoint written on request: step-" in output
     assert ": stopped on request: checkpoint written" in output
     assert "Traceback" not in output
 
-    # The rerun goes on from there, and to the end.
     last = max(int(path.stem.partition("-")[2]) for path in run.checkpoints.glob("step-*.npz"))
     epochs = last // 5 + 2
     prepared.configure(training__epochs=epochs)
@@ -85,18 +83,17 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
         code, output = command.finish(), command.output
     assert code == 0, output
     assert f"resumed from step-{last:09}.npz" in output
-    told = [(event["event"], event["stage"]) for event in events.read(Workspace(prepared.workspace))]
-    assert told.count(("stopped", "train")) == 1
-    assert told.count(("finished", "report")) == 1
+    recorded = [(event["event"], event["stage"]) for event in events.read(Workspace(prepared.workspace))]
+    assert recorded.count(("stopped", "train")) == 1
+    assert recorded.count(("finished", "report")) == 1
 
-    # All that is left in the dashboard is done, and the graph is that of the chain.
     graph = central.api("dep_graph", task_id=task["task_id"].replace("TrainVGG", "Report"))
     done = {
         item["name"]: item["status"] for item in central.api("task_list", status="DONE", upstream_status="").values()
     }
     assert set(done) == {"DownloadCifar", "TrainVGG", "Evaluate", "Export", "Report"}, graph
 
-    # What is done shows its result; what finds it done later shows the same.
+    # A finished task shows its result, and so does a later command that finds it done.
     report = task["task_id"].replace("TrainVGG", "Report")
     page = f"http://node1/vgg/{run.place.replace('@', '%40')}/report/index.html"
     for _ in range(2):
@@ -110,8 +107,8 @@ def test_a_training_is_watched_told_things_stopped_and_finished(
             assert command.finish() == 0
 
 
-def _look_at_the_dashboard(chromium: Any, central: Luigid, task: dict[str, Any], folder: Path) -> None:
-    """What runs, in a browser: its parameters, its bar, and the live message behind the button."""
+def _check_dashboard(chromium: Any, central: Luigid, task: dict[str, Any], folder: Path) -> None:
+    """Check a running task in the browser: its parameters, its bar, and the live message behind the button."""
     index = f"{central.url}/static/visualiser/index.html"
     with chromium.page() as page:
         page.send("Emulation.setDeviceMetricsOverride", width=1500, height=900, deviceScaleFactor=1, mobile=False)
@@ -132,10 +129,10 @@ def _look_at_the_dashboard(chromium: Any, central: Luigid, task: dict[str, Any],
         page.screenshot(folder / "dashboard.png")
 
 
-def test_nothing_that_we_tell_luigid_is_live_in_its_page(
+def test_nothing_that_we_send_to_luigid_is_live_html_on_its_page(
     prepared: SmallChain, central: Luigid, chromium: Any, tmp_path: Path
 ) -> None:
-    """A path can be chosen by somebody else, and holds what a path may hold; so can a message."""
+    """Somebody else may choose a path or a message, and it may contain HTML."""
     bad = "<img src=x onerror=window.live=1>"
     prepared.workspace = tmp_path / bad
     prepared.configure(training__epochs=100_000)
@@ -150,32 +147,33 @@ def test_nothing_that_we_tell_luigid_is_live_in_its_page(
         central.api("update_resource", resource=resource, amount=1)
         given = {"worker": task["worker"], "task": task["task_id"], "content": bad}
         number = central.api("send_scheduler_message", **given)["message_id"]
-        told = {"task_id": task["task_id"], "message_id": number}
-        answer = wait_for(lambda: central.api("get_scheduler_message_response", **told)["response"], "an answer")
+        message = {"task_id": task["task_id"], "message_id": number}
+        answer = wait_for(lambda: central.api("get_scheduler_message_response", **message)["response"], "a reply")
         with chromium.page() as page:
             for tab, shows in (("tasks", bad), ("workers", bad), ("resources", "1/1"), ("graph", "TrainVGG")):
                 page.send("Page.navigate", url="about:blank")
                 url = f"{central.url}/static/visualiser/index.html#tab={tab}&taskId={task['task_id']}"
                 page.send("Page.navigate", url=url)
-                _shows(page, shows, "body")
+                _wait_for_text(page, shows, "body")
                 if tab == "workers":
                     page.evaluate("document.querySelector('#workerList .statusMessage').click()")
-                    _shows(page, bad, "#statusMessageModal pre")
-                    page.evaluate(f"$('<div>').appendTo('body').html({json.dumps(answer)})")  # as it does with one
+                    _wait_for_text(page, bad, "#statusMessageModal pre")
+                    page.evaluate(
+                        f"$('<div>').appendTo('body').html({json.dumps(answer)})"
+                    )  # as the page does with a reply
                 assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0, tab
                 assert page.evaluate("window.live") is None, tab
-        central.tell(task, "stop")
+        central.send_message(task, "stop")
         code, output = command.finish(), command.output
     assert code == 30, output
 
 
-def _shows(page: Any, text: str, place: str) -> None:
-    """Wait until a text can be read in a place of the page."""
+def _wait_for_text(page: Any, text: str, place: str) -> None:
     shown = f"(document.querySelector({json.dumps(place)}) || {{}}).innerText || ''"
     wait_for(lambda: text in page.evaluate(shown), f"{text} in {place}")
 
 
-def test_a_training_that_waits_for_the_cores_says_for_whom_and_can_be_stopped(
+def test_a_training_that_waits_for_the_cores_names_the_holder_and_can_be_stopped(
     prepared: SmallChain, central: Luigid, only_one_core: None
 ) -> None:
     with cores.take_turn("train another", 1, print), prepared.start("TrainVGG", scheduler=central.scheduler) as command:
@@ -183,24 +181,24 @@ def test_a_training_that_waits_for_the_cores_says_for_whom_and_can_be_stopped(
         message = wait_for(lambda: central.message(task["task_id"]), "a message")
         assert f"waiting for process {os.getpid()} on " in message
         assert "trains on all cores" in message
-        assert central.tell(task, "stop") == "ok"
+        assert central.send_message(task, "stop") == "ok"
         code, output = command.finish(), command.output
     assert code == 30, output
     assert output.count(f"waiting for process {os.getpid()} on ") == 1
-    assert "stopped while it was waiting" in output
+    assert "stopped while waiting" in output
     assert "running: " not in output
 
 
 @pytest.fixture
 def only_one_core() -> Iterator[None]:
-    """This process and those that it starts have one core, which no other test has for itself."""
+    """Restrict this process and its children to one core, shared with all other tests."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     yield
     os.sched_setaffinity(0, before)
 
 
-def test_two_configurations_stay_two_lines(prepared: SmallChain, central: Luigid, tmp_path: Path) -> None:
+def test_two_configurations_are_two_tasks(prepared: SmallChain, central: Luigid, tmp_path: Path) -> None:
     prepared.configure(training__epochs=100_000)
     other = SmallChain(tmp_path / "other", prepared.archive)
     other.workspace = prepared.workspace
@@ -219,12 +217,12 @@ def test_two_configurations_stay_two_lines(prepared: SmallChain, central: Luigid
         assert len({task["params"]["architecture"] for _, task in found}) == 2
         for task_id, task in found:
             wait_for(lambda task_id=task_id: central.message(task_id), "its first message")  # type: ignore[misc]
-            central.tell({"task_id": task_id, "worker": task["worker_running"]}, "stop")
+            central.send_message({"task_id": task_id, "worker": task["worker_running"]}, "stop")
         assert (command.finish(), other_command.finish()) == (30, 30)
 
 
 def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> None:
-    """A source that never ends: the message says what it is doing as long as it lasts."""
+    """The source never ends, so the message shows the download's progress."""
     import http.server
     import threading
 
@@ -251,8 +249,8 @@ def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> No
         task = wait_for(lambda: central.running("DownloadCifar"), "the download to run")
         wait_for(lambda: "MB" in central.message(task["task_id"]), "how much has come")
         assert ".log" in central.message(task["task_id"])
-        assert "unknown message" in central.tell(task, "checkpoint")
-        assert central.tell(task, "stop") == "ok"
+        assert "unknown message" in central.send_message(task, "checkpoint")
+        assert central.send_message(task, "stop") == "ok"
         code, output = command.finish(), command.output
     stop.set()
     server.shutdown()
@@ -273,7 +271,7 @@ def test_a_download_shows_its_progress(fresh: SmallChain, central: Luigid) -> No
         ("gpu", "GPU-8c9d", {"gpu-node1-0": 1}),
     ],
 )
-def test_a_task_takes_the_cards_that_it_computes_on(
+def test_a_task_reserves_the_gpus_that_it_computes_on(
     device: str, visible: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -289,13 +287,13 @@ def test_a_task_takes_the_cards_that_it_computes_on(
     ("device", "visible", "installed", "waits"),
     [
         ("auto", None, "mxnet-cu117", False),
-        ("auto", None, "mxnet", True),  # which computes on all cores, whatever card there is
+        ("auto", None, "mxnet", True),  # the CPU build computes on all cores despite the GPU
         ("auto", "", "mxnet-cu117", True),
         ("gpu:0", None, "mxnet-cu117", False),
         ("cpu", None, "mxnet-cu117", True),
     ],
 )
-def test_on_a_machine_with_a_card_a_training_waits_for_the_cores_unless_it_computes_on_the_card(
+def test_on_a_machine_with_a_gpu_a_training_waits_for_the_cores_unless_it_uses_the_gpu(
     prepared: SmallChain,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -318,8 +316,8 @@ def test_on_a_machine_with_a_card_a_training_waits_for_the_cores_unless_it_compu
         assert bool(inherited) == waits
 
 
-def test_two_trainings_share_a_card_when_luigi_cfg_says_so(tmp_path: Path) -> None:
-    """Asked of luigid itself, with the very resources that a training asks for."""
+def test_two_trainings_share_a_gpu_if_luigi_cfg_says_so(tmp_path: Path) -> None:
+    """Uses a real luigid with the resources that a training requests."""
     wanted = gpus.resources("gpu:0")
     (card,) = wanted
     (tmp_path / "luigi.cfg").write_text(f"[scheduler]\nstate_path = {tmp_path}/state.pickle\n[resources]\n{card} = 2\n")

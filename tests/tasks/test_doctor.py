@@ -1,4 +1,4 @@
-"""Doctor names each planted fault, and nothing else."""
+"""Doctor reports each planted fault, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _examine(chain: SmallChain, *arguments: str, **environment: str) -> dict[str
 
 @pytest.fixture
 def examined(monkeypatch: pytest.MonkeyPatch) -> Examined:
-    """As `_examine`, in this process and without trying MXNet: for faults that are found without it."""
+    """Like `_examine`, but in this process and without trying MXNet."""
     monkeypatch.setattr(doctor, "machine_learning", lambda config: [])
 
     def examine(chain: SmallChain) -> dict[str, str]:
@@ -48,7 +48,7 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> Examined:
 
 
 def _package(folder: Path, name: str, code: str) -> str:
-    """A Python path on which `name` is another package than the installed one."""
+    """Return a Python path on which `code` replaces the package `name`."""
     package = folder / "planted" / name
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(code)
@@ -67,7 +67,7 @@ def test_a_healthy_machine_is_all_ok_and_nothing_is_logged(prepared: SmallChain)
     assert events.read(Workspace(prepared.workspace)) == before
 
 
-def test_a_workspace_that_is_not_there_yet_is_not_made(fresh: SmallChain, examined: Examined) -> None:
+def test_a_missing_workspace_is_not_created(fresh: SmallChain, examined: Examined) -> None:
     assert examined(fresh) == {}
     assert not fresh.workspace.exists()
 
@@ -98,7 +98,7 @@ def test_mxnet_that_lacks_a_library_or_crashes(prepared: SmallChain, tmp_path: P
     assert words in problems["mxnet"]
 
 
-def test_a_gpu_that_is_not_there(prepared: SmallChain) -> None:
+def test_a_missing_gpu(prepared: SmallChain) -> None:
     prepared.configure(device="gpu:7")
     problems = _examine(prepared)
     assert list(problems) == ["device"]
@@ -113,11 +113,11 @@ def test_a_number_of_threads_that_hurts(
         problems = examined(prepared)
         assert list(problems) == ["threads"]
         assert value in problems["threads"]
-    # MXNet is tried with one thread all the same: it would not start with a wrong number.
+    # MXNet is still tried, with one thread: it would not start with a wrong number.
     assert list(_examine(prepared, OMP_NUM_THREADS="0")) == ["threads"]
 
 
-def test_a_training_on_all_cores_is_named_for_whom_others_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_training_that_holds_all_cores_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "turn_lock", lambda: tmp_path / "cores.lock")
     assert "others wait" not in doctor.load()
     with locks.hold(tmp_path / "cores.lock", "train x", wait=False):
@@ -125,7 +125,7 @@ def test_a_training_on_all_cores_is_named_for_whom_others_wait(monkeypatch: pyte
         assert doctor.load().endswith(" trains on all of them: other trainings wait")
 
 
-def test_shared_memory_that_cannot_be_written_is_told_by_every_command(prepared: SmallChain) -> None:
+def test_read_only_shared_memory_is_reported_by_every_command(prepared: SmallChain) -> None:
     inside = ["unshare", "--mount", "sh", "-c", 'mount -o remount,bind,ro /dev/shm && exec "$@"', "sh"]
     if run([*inside, "true"], prepared.cwd).rc:
         pytest.skip("no mount namespaces here")
@@ -145,16 +145,14 @@ def test_a_disk_that_is_too_small(prepared: SmallChain, examined: Examined) -> N
     assert "free some space" in problems["disk"]
 
 
-def test_a_workspace_that_cannot_be_written(prepared: SmallChain, examined: Examined) -> None:
+def test_an_unwritable_workspace(prepared: SmallChain, examined: Examined) -> None:
     prepared.workspace = Path("/proc/sys/kernel/artifacts")
     problems = examined(prepared)
     assert "workspace" in problems
     assert set(problems) <= {"workspace", "disk"}
 
 
-def test_a_workspace_that_cannot_be_looked_at(
-    prepared: SmallChain, examined: Examined, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_workspace(prepared: SmallChain, examined: Examined, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path) -> Path:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
@@ -192,24 +190,23 @@ def test_a_lock_that_was_left_behind(prepared: SmallChain, examined: Examined) -
     assert str(lock) in problems["locks"]
 
 
-def test_luigi_config_path_that_leads_nowhere(prepared: SmallChain) -> None:
+def test_a_luigi_config_path_that_does_not_exist(prepared: SmallChain) -> None:
     problems = _examine(prepared, LUIGI_CONFIG_PATH="/nowhere/luigi.cfg")
     assert list(problems) == ["luigi config"]
     assert "/nowhere/luigi.cfg" in problems["luigi config"]
 
 
 def test_a_mistake_in_luigi_cfg(prepared: SmallChain) -> None:
-    """The others are in test_mistakes.py."""
     file = prepared.cwd / "luigi.cfg"
     file.write_text("[scheduler]\nretry_cuont = 3\n")
-    # As the same file is read for two reasons, it is named once.
+    # Luigi finds the same file in two ways; it is named once.
     problems = _examine(prepared, LUIGI_CONFIG_PATH=str(file))
     assert list(problems) == ["luigi config"]
     assert "in [scheduler] (did you mean retry_count?)" in problems["luigi config"]
     assert problems["luigi config"].count(str(file)) == 1
 
 
-def test_options_that_luigi_reads_and_does_not_declare_are_no_mistake(prepared: SmallChain) -> None:
+def test_options_that_luigi_reads_without_declaring_them_are_not_mistakes(prepared: SmallChain) -> None:
     (prepared.cwd / "luigi.cfg").write_text(
         "[core]\nrpc-retry-wait = 5\nno_configure_logging = false\nsmtp_host = localhost\n"
         "[email]\nreceiver = ops@example.org\n[smtp]\nport = 25\n[task_history]\ndb_connection = sqlite://\n"

@@ -1,4 +1,4 @@
-"""Several workers, workers that die, retries: the exit code tells the truth in each case."""
+"""Several workers, dying workers, retries: the exit code is right in each case."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from luigi_runs import TIMEOUT, SmallChain
 
 
-def test_four_workers_make_what_one_makes(prepared: SmallChain, finished: SmallChain) -> None:
+def test_four_workers_produce_the_same_files_as_one(prepared: SmallChain, finished: SmallChain) -> None:
     result = prepared.luigi("Report", "--workers", "4")
     assert result.rc == 0, result.text
     assert result.ran == ["train", "evaluate", "export", "report"]
@@ -27,7 +27,7 @@ def test_a_stage_that_fails_ends_with_30_with_any_number_of_workers(prepared: Sm
 
 
 def test_a_worker_that_is_killed_fails_its_task_and_leaves_nothing_running(prepared: SmallChain) -> None:
-    """With --workers 2 each task runs in a process that Luigi forked; here the kernel kills it in mid-training."""
+    """With --workers 2, Luigi forks a process for each task; here it is killed in mid-training."""
     prepared.configure(training__epochs=100_000)
     with prepared.start("TrainVGG", "--workers", "2") as command:
         command.wait_for(lambda: "epoch 1/" in command.output, "the training")
@@ -36,12 +36,12 @@ def test_a_worker_that_is_killed_fails_its_task_and_leaves_nothing_running(prepa
         worker.kill()
         command.finish(30)
         training.wait(TIMEOUT)
-    # What it had done is not lost.
+    # Its work is not lost.
     prepared.configure(training__epochs=1)
     assert prepared.luigi("TrainVGG").rc == 0
 
 
-def test_a_training_that_luigi_ends_after_worker_timeout_has_failed_and_keeps_its_checkpoint(
+def test_a_training_that_exceeds_worker_timeout_fails_and_keeps_its_checkpoint(
     prepared: SmallChain,
 ) -> None:
     prepared.configure(training__epochs=100_000)
@@ -50,7 +50,7 @@ def test_a_training_that_luigi_ends_after_worker_timeout_has_failed_and_keeps_it
     assert "stopped on request: checkpoint written" in result.log
 
 
-def test_a_task_is_left_alone_after_its_retries(prepared: SmallChain) -> None:
+def test_a_task_is_given_up_after_its_retries(prepared: SmallChain) -> None:
     policy = ("--scheduler-retry-count", "2", "--scheduler-retry-delay", "0", "--worker-keep-alive")
     result = prepared.luigi("TrainVGG", *policy, "--worker-wait-interval", "0.1", "--vgg-launcher", "false")
     assert result.rc == 30, result.text

@@ -1,4 +1,4 @@
-"""Status, SetAside and Verify, as a user runs them; what the others do when the workspace cannot be used."""
+"""Status, SetAside and Verify as users run them; the other maintenance tasks on an unusable workspace."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pipeline.storage import locks
 from pipeline.verify import verify
 
 
-def test_status_of_a_fresh_workspace_says_what_would_run_and_makes_nothing(fresh):
+def test_status_of_a_fresh_workspace_says_what_would_run_and_creates_nothing(fresh):
     lines = fresh.status().splitlines()
     assert lines[1].split(None, 3)[:3] == ["dataset", "will", "run"]
     assert "no data set from" in lines[1]
     assert [line.split()[0] for line in lines[1:]] == ["dataset", "train", "evaluate", "export", "report"]
     assert not any(" done " in line for line in lines)
-    told = fresh.luigi("Status", "--json")
-    assert (told.rc, json.loads(told.output)["done"]) == (3, False)
+    result = fresh.luigi("Status", "--json")
+    assert (result.rc, json.loads(result.output)["done"]) == (3, False)
     assert not fresh.workspace.exists()
 
 
-def test_set_aside_shows_first_and_moves_on_confirmation(done):
+def test_set_aside_previews_and_moves_on_confirmation(done):
     folder = done.folder("evaluate")
     before = done.files()
     preview = done.luigi("SetAside", "--stage", "evaluate")
@@ -48,26 +48,26 @@ def test_set_aside_shows_first_and_moves_on_confirmation(done):
     assert done.report().ran == ["evaluate"]
 
 
-def test_what_is_not_there_cannot_be_set_aside(fresh):
+def test_a_missing_stage_cannot_be_set_aside(fresh):
     assert_fails_clearly(
         fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "no finished train of tiny to set aside"
     )
 
 
-def test_verify_calls_nothing_damaged_that_is_unfinished_or_being_made(done):
+def test_verify_does_not_call_unfinished_or_running_stages_damaged(done):
     workspace, run = done.chain().workspace, done.chain().run()
-    for path in done.folder("report").iterdir():  # as an interrupted stage leaves it
+    for path in done.folder("report").iterdir():  # the state that an interrupted stage leaves
         if path.name != "report.log":
             path.unlink()
     (done.folder("report") / "report.log").touch()
     model = done.folder("export") / "model.onnx"
     model.write_bytes(bytes(model.stat().st_size))
     with locks.hold(run.lock("export"), "export", wait=False):
-        found = verify(workspace)
-    assert found.damaged == []
-    assert [line.partition(": ")[0] for line in found.unfinished] == [f"{run.place}/export", f"{run.place}/report"]
-    assert f"export: being worked on by process {os.getpid()} on " in found.unfinished[0]
-    assert "report: the next run makes it" in found.unfinished[1]
+        result = verify(workspace)
+    assert result.damaged == []
+    assert [line.partition(": ")[0] for line in result.unfinished] == [f"{run.place}/export", f"{run.place}/report"]
+    assert f"export: being worked on by process {os.getpid()} on " in result.unfinished[0]
+    assert "report: the next run makes it" in result.unfinished[1]
     result = done.luigi("Verify")
     assert_fails_clearly(result, 4, "export/model.onnx is damaged")
     shutil.rmtree(done.folder("export"))
@@ -84,15 +84,15 @@ def test_verify_reads_the_pointers_too(done):
     assert f"{pointer}: damaged" in line
 
 
-def test_verify_of_a_workspace_that_is_not_there_is_no_all_clear(fresh):
+def test_verify_of_a_missing_workspace_fails(fresh):
     assert_fails_clearly(fresh.luigi("Verify"), 30, f"{fresh.workspace}: there is no workspace here")
     fresh.workspace.mkdir()
     assert fresh.luigi("Verify").rc == 0
 
 
 @pytest.fixture
-def in_the_way(done):
-    """A file where the folder of the locks has to be."""
+def blocked_locks(done):
+    """A file in place of the locks' folder."""
     folder = done.chain().workspace.locks
     shutil.rmtree(folder)
     folder.write_text("in the way")
@@ -100,18 +100,18 @@ def in_the_way(done):
 
 
 @pytest.mark.parametrize("task", ["Rollback", "Prune"])
-def test_locks_that_cannot_be_made_are_told_in_one_line(done, in_the_way, task):
+def test_locks_that_cannot_be_created_are_reported_in_one_line(done, blocked_locks, task):
     more = ["--confirm"] if task == "Prune" else []
-    assert_fails_clearly(done.luigi(task, *more), 30, f"{in_the_way}: cannot use the workspace: ")
+    assert_fails_clearly(done.luigi(task, *more), 30, f"{blocked_locks}: cannot use the workspace: ")
 
 
-def test_the_end_of_a_retraining_tells_of_locks_that_cannot_be_made_as_its_stages_do(done, in_the_way):
-    with pytest.raises(WorkspaceError, match=f"{in_the_way}: cannot use the workspace: "):
+def test_retrain_reports_locks_that_cannot_be_created(done, blocked_locks):
+    with pytest.raises(WorkspaceError, match=f"{blocked_locks}: cannot use the workspace: "):
         tasks.Retrain(config=str(done.config), workspace=str(done.workspace)).run()
 
 
 @pytest.mark.parametrize("task", [tasks.Rollback, tasks.Retire, tasks.Prune, tasks.Restore])
-def test_what_is_about_no_single_generation_refuses_one(done, task):
+def test_tasks_that_are_not_about_one_generation_reject_one(done, task):
     with pytest.raises(ConfigError, match=f"--generation: found 2026-W47, but {task.__name__} takes (--|none)"):
         task(config=str(done.config), workspace=str(done.workspace), generation="2026-W47")
 
@@ -122,21 +122,20 @@ def prune(chain, **more):
 
 
 @pytest.fixture
-def of_long_ago(done):
-    """Something in the trash that can be deleted."""
+def old_trash(done):
     folder = done.workspace / "trash/2026-01-01T000000Z/runs/d/r"
     folder.mkdir(parents=True)
     (folder / "model.params").write_text("of long ago")
     return folder
 
 
-def test_prune_counts_nothing_of_what_another_one_has_just_deleted(done, monkeypatch, capsys):
+def test_prune_counts_files_that_another_prune_just_deleted_as_empty(done, monkeypatch, capsys):
     monkeypatch.setattr(deletion, "leftovers", lambda workspace, age: [workspace.work / "gone"])
     prune(done)
     assert "would permanently delete 0 trash folders and 1 leftover (0 B)" in capsys.readouterr().out
 
 
-def test_prune_moves_what_it_can_when_something_cannot_be_deleted(done, of_long_ago, monkeypatch, capsys):
+def test_prune_moves_what_it_can_if_something_cannot_be_deleted(done, old_trash, monkeypatch, capsys):
     def refused(*_):
         raise PermissionError(errno.EACCES, "Permission denied", "trash/x")
 
@@ -146,14 +145,14 @@ def test_prune_moves_what_it_can_when_something_cannot_be_deleted(done, of_long_
     assert "nothing to prune" in capsys.readouterr().out
 
 
-def test_prune_makes_room_before_it_needs_some(done, of_long_ago, monkeypatch):
+def test_prune_deletes_before_it_moves(done, old_trash, monkeypatch):
     def no_room(*_):
         raise OSError(errno.ENOSPC, "no room")
 
     monkeypatch.setattr(retention, "prune", no_room)
     with pytest.raises(WorkspaceError, match="the disk is full"):
         prune(done, confirm=True)
-    assert not of_long_ago.exists()
+    assert not old_trash.exists()
 
 
 class AfterVerify(luigi.Task):
@@ -171,13 +170,13 @@ class AfterVerify(luigi.Task):
 
 
 def build(task):
-    """As `luigi.build` does."""
+    """Like `luigi.build`."""
     with Worker(scheduler=Scheduler(), no_install_shutdown_handler=True) as worker:
         worker.add(task)
         assert worker.run()
 
 
-def test_each_build_of_a_program_does_it_again_and_what_requires_it_finds_it_done(done, capsys):
+def test_each_build_runs_a_command_again_and_tasks_that_require_it_find_it_done(done, capsys):
     for times in (1, 2):
         build(tasks.Verify(workspace=str(done.workspace)))
         assert capsys.readouterr().out.count("no damage") == 1, times

@@ -1,4 +1,4 @@
-"""A person's mistakes, on the command line and in luigi.cfg: one line says where, what was found, what to write."""
+"""Mistakes on the command line and in luigi.cfg: one line says where, what was found, and what to write instead."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipeline.errors import ConfigError
 from tasks import doctor, mistakes
 
 
-def _told(arguments: list[str]) -> str | None:
-    """What the command says of these arguments; None when it goes on."""
+def _complaint(arguments: list[str]) -> str | None:
+    """The error message for these arguments; None if they are valid."""
     try:
         with CmdlineParser.global_instance([*arguments, "--local-scheduler"]) as parser:
-            wrong = mistakes.on_command_line(parser)
-            if wrong is None:
+            problem = mistakes.check_command_line(parser)
+            if problem is None:
                 parser.get_task_obj()
-            return wrong
+            return problem
     except (ParameterException, TaskClassException) as error:
-        return mistakes.told(error)
+        return mistakes.explain(error)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def _told(arguments: list[str]) -> str | None:
         ("RangeDaily --of Retrain --of-params config", ["--of-params: found 'config', expected a JSON object"]),
     ],
 )
-def test_a_mistake_on_the_command_line_is_told(arguments: str, words: list[str]) -> None:
-    told = _told(arguments.split())
-    assert told is not None
-    assert all(word in told for word in words), told
-    assert "\n" not in told
+def test_a_mistake_on_the_command_line_is_reported(arguments: str, words: list[str]) -> None:
+    line = _complaint(arguments.split())
+    assert line is not None
+    assert all(word in line for word in words), line
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_command_ends_with_that_one_line(tmp_path: Path, arguments: list[str
     assert words in lines[0]
 
 
-def test_days_the_wrong_way_round_are_told_by_luigis_range_in_a_line(tmp_path: Path) -> None:
+def test_a_reversed_range_of_days_is_reported_without_a_traceback(tmp_path: Path) -> None:
     days = ["--start", "2026-11-02", "--stop", "2026-11-01"]
     command = [*luigi_command(), "RangeDaily", "--module", "tasks", "--of", "Retrain", *days, "--local-scheduler"]
     result = run(command, tmp_path)
@@ -98,7 +98,7 @@ def test_days_the_wrong_way_round_are_told_by_luigis_range_in_a_line(tmp_path: P
     assert "Traceback" not in result.log
 
 
-def test_two_tasks_of_one_name_are_told_with_the_way_out(tmp_path: Path) -> None:
+def test_two_tasks_of_one_name_are_reported_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import luigi, tasks\nclass Report(luigi.Task):\n    pass\n")
     environment = clean_environment()
     environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
@@ -114,7 +114,7 @@ def test_two_tasks_of_one_name_are_told_with_the_way_out(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", tasks.__all__)
-def test_help_gives_default_and_example_and_only_what_is_meant_to_be_given(family: str) -> None:
+def test_help_gives_default_and_example_and_hides_internal_parameters(family: str) -> None:
     for name, parameter in getattr(tasks, family).get_params():
         text = parameter.description
         if name in ("architecture", "dataset", "settings"):
@@ -132,7 +132,7 @@ def test_help_gives_default_and_example_and_only_what_is_meant_to_be_given(famil
 
 @pytest.fixture
 def luigi_cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes the only luigi.cfg that there is, with the given text."""
+    """Write the given text to luigi.cfg, and let Luigi read only that file."""
 
     def make(text: str) -> Path:
         path = tmp_path / "luigi.cfg"
@@ -170,18 +170,18 @@ def luigi_cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         ("[Prune]\nkeep = all\n", ["[Prune] keep: found 'all', expected a whole number"]),
     ],
 )
-def test_what_luigi_cannot_read_in_luigi_cfg_is_told_with_its_place(
+def test_an_unparsable_value_in_luigi_cfg_is_reported_with_its_place(
     luigi_cfg: Callable[[str], Path], text: str, words: list[str]
 ) -> None:
     path = luigi_cfg(text)
-    (told,) = mistakes.in_luigi_cfg()
-    assert told.startswith(f"{path}: ")
-    assert all(word in told for word in words), told
+    (line,) = mistakes.check_luigi_cfg()
+    assert line.startswith(f"{path}: ")
+    assert all(word in line for word in words), line
 
 
-def test_a_password_that_luigid_alone_knows_stops_no_command(luigi_cfg: Callable[[str], Path]) -> None:
+def test_a_password_that_only_luigid_knows_does_not_stop_a_command(luigi_cfg: Callable[[str], Path]) -> None:
     luigi_cfg("[task_history]\ndb_connection = mysql://luigi:${NO_SUCH}@db/x\n[smtp]\npassword = 100%\n")
-    assert list(mistakes.in_luigi_cfg()) == []
+    assert list(mistakes.check_luigi_cfg()) == []
 
 
 @pytest.mark.parametrize(
@@ -196,27 +196,27 @@ def test_a_password_that_luigid_alone_knows_stops_no_command(luigi_cfg: Callable
         ("[retcode]\ntask_failed = 0\n", "[retcode] task_failed is 0"),
     ],
 )
-def test_what_luigi_does_not_notice_in_luigi_cfg_is_told_by_doctor(
+def test_mistakes_that_luigi_ignores_in_luigi_cfg_are_reported_by_doctor(
     luigi_cfg: Callable[[str], Path], text: str, words: str
 ) -> None:
     path = luigi_cfg(text)
-    told = [finding.text for finding in doctor.luigi_configuration() if not finding.ok]
-    assert any(words in line and str(path) in line for line in told), told
-    assert list(mistakes.in_luigi_cfg()) == []
+    problems = [finding.text for finding in doctor.luigi_configuration() if not finding.ok]
+    assert any(words in line and str(path) in line for line in problems), problems
+    assert list(mistakes.check_luigi_cfg()) == []
 
 
-def test_a_renamed_option_is_refused_with_its_new_name(
+def test_a_renamed_option_is_rejected_with_its_new_name(
     luigi_cfg: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     luigi_cfg("[vgg]\npatience_seconds = 60\n")
     for task in (tasks.Doctor, tasks.Report):
         with pytest.raises(ConfigError, match=r"\[vgg\] patience_seconds is now called retry_timeout: rename it"):
             task()
-    assert capfd.readouterr().err == ""  # no warning of Luigi's comes before it
+    assert capfd.readouterr().err == ""  # without a warning of Luigi's before it
 
 
 @pytest.mark.parametrize("task", ["Report", "Doctor"])
-def test_every_command_ends_with_2_and_a_line_for_each_of_them(tmp_path: Path, task: str) -> None:
+def test_every_command_ends_with_2_and_one_line_per_mistake(tmp_path: Path, task: str) -> None:
     (tmp_path / "luigi.cfg").write_text("[vgg]\nlauncher = %j\n[retcode]\nnot_run = 1%\n[core]\nlog_level = %x\n")
     result = run([*luigi_command(), "--module", "tasks", task, "--local-scheduler"], tmp_path)
     assert (result.rc, result.output) == (2, ""), result.text
@@ -236,11 +236,10 @@ def test_numbers_in_luigi_toml_are_numbers(done: SmallChain) -> None:
     assert f"{done.cwd}/luigi.toml: [worker] keep_alive: found '3', expected true or false" in result.log
 
 
-# --- workspace and configuration in one place, and their names --------------------------------------------------------
+# --- workspace and configuration for all tasks -----------------------------------------------------------------------
 
 
-def test_luigi_cfg_gives_all_tasks_their_workspace_and_configuration(done: SmallChain) -> None:
-    """With `~` and `$NAME` in them."""
+def test_luigi_cfg_sets_workspace_and_configuration_of_all_tasks(done: SmallChain) -> None:
     home = {"HOME": str(done.root), "PLACE": done.workspace.name}
     (done.cwd / "luigi.cfg").write_text("[vgg]\nworkspace = ~/$PLACE\nconfig = $HOME/config.yaml\n")
     for task in (["Report"], ["Verify"], ["Compare", "--configs", "~/config.yaml"]):
@@ -251,7 +250,7 @@ def test_luigi_cfg_gives_all_tasks_their_workspace_and_configuration(done: Small
     assert [path.name for path in done.cwd.iterdir()] == ["luigi.cfg"]
 
 
-def test_the_command_line_wins_over_luigi_cfg_and_is_expanded_as_well(done: SmallChain) -> None:
+def test_the_command_line_overrides_luigi_cfg_and_is_expanded_as_well(done: SmallChain) -> None:
     (done.cwd / "luigi.cfg").write_text("[vgg]\nworkspace = /nowhere\nconfig = nowhere.yaml\n")
     given = ["--workspace", "~/artifacts", "--config", "$HOME/config.yaml"]
     command = [*luigi_command(), "--module", "tasks", "Status", *given]
@@ -259,9 +258,14 @@ def test_the_command_line_wins_over_luigi_cfg_and_is_expanded_as_well(done: Smal
     assert result.rc == 0, result.text
 
 
-def test_compare_takes_commas_as_well_as_json() -> None:
-    from tasks.compare import _listed, _seeds
+def test_compare_accepts_commas_as_well_as_json() -> None:
+    from tasks.compare import _parse_configs, _parse_seeds
 
     both = ["a.yaml", "b*.yaml"]
-    assert _listed("a.yaml,b*.yaml") == _listed("a.yaml, b*.yaml") == _listed('["a.yaml", "b*.yaml"]') == both
-    assert _seeds("0,1") == _seeds("[0, 1]") == _seeds([0, 1]) == [0, 1]
+    assert (
+        _parse_configs("a.yaml,b*.yaml")
+        == _parse_configs("a.yaml, b*.yaml")
+        == _parse_configs('["a.yaml", "b*.yaml"]')
+        == both
+    )
+    assert _parse_seeds("0,1") == _parse_seeds("[0, 1]") == _parse_seeds([0, 1]) == [0, 1]

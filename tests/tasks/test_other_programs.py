@@ -1,4 +1,4 @@
-"""The tasks in programs and modules of other people, whose Luigi stays as it is."""
+"""The tasks in other people's programs and modules, where Luigi is left unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 from luigi_runs import CHECKOUT, clean_environment, luigi_command, run
 
-#: What a program can see of its Luigi and its Python.
+#: The state of Luigi and Python that a program can observe.
 SEEN = """
 import atexit, json, logging, os, signal, sys, warnings
 import luigi.interface, luigi.retcodes, luigi.worker
@@ -47,11 +47,11 @@ after = seen()
 assert after == before, [(key, before[key], after[key]) for key in before if after[key] != before[key]]
 signal.signal(signal.SIGUSR1, lambda *received: print("a signal for the program"))
 
-def used():  # in a process of the program's own, which Luigi has not forked
-    from tasks.exit_codes import exit_with
-    from tasks.signals import ask_for_no_more_work
-    ask_for_no_more_work()
-    exit_with(30)
+def used():  # in a process forked by the program, not by Luigi
+    from tasks.exit_codes import request_exit_code
+    from tasks.signals import stop_requesting_work
+    stop_requesting_work()
+    request_exit_code(30)
     assert luigi.build([{report}], local_scheduler=True)
     assert seen()["signals"] == before["signals"]
 
@@ -66,7 +66,7 @@ print("ended with", process.exitcode)
     assert "up to date" in result.log
 
 
-def test_a_program_gets_the_error_itself_and_luigis_status(fresh):
+def test_a_program_gets_the_exception_and_luigis_status(fresh):
     fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
     result = program(
         fresh.cwd,
@@ -75,18 +75,18 @@ import luigi, tasks
 from pipeline.errors import DataError
 
 @luigi.Task.event_handler(luigi.Event.FAILURE)
-def tell(task, error):
+def report(task, error):
     assert isinstance(error, DataError), error
     print(task.task_family, error)
 
-report = tasks.Report(config={str(fresh.config)!r}, workspace={str(fresh.workspace)!r})
-print(luigi.build([report], local_scheduler=True, detailed_summary=True).status.name)
+chain = tasks.Report(config={str(fresh.config)!r}, workspace={str(fresh.workspace)!r})
+print(luigi.build([chain], local_scheduler=True, detailed_summary=True).status.name)
 """,
     )
     assert result.rc == 0, result.text
-    told, status = result.output.splitlines()
-    assert told.startswith("DownloadCifar ")
-    assert "nowhere.tar.gz" in told
+    error, status = result.output.splitlines()
+    assert error.startswith("DownloadCifar ")
+    assert "nowhere.tar.gz" in error
     assert status == "FAILED"
 
 
@@ -111,13 +111,13 @@ def mine(chain, module, *arguments, text=OTHER):
 def test_another_module_that_uses_the_tasks_keeps_luigis_exit_code_and_log(fresh):
     fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
     result = mine(fresh, "mine", "Mine")
-    assert result.rc == 0, result.text  # as Luigi ends when a task fails
+    assert result.rc == 0, result.text  # Luigi's own exit code for a failed task
     assert ":( because there were failed tasks" in result.log
     assert "INFO: Informed scheduler" in result.log
     assert str(fresh.root / "nowhere.tar.gz") in result.log
 
 
-def test_another_module_asks_for_the_whole_behaviour(done):
+def test_another_module_can_install_the_whole_behaviour(done):
     text = OTHER.replace("import luigi, tasks", "import luigi, tasks\ntasks.command.install()")
     done.configure(data__source=str(done.root / "nowhere.tar.gz"))
     result = mine(done, "mine", "Mine", text=text)
@@ -126,7 +126,7 @@ def test_another_module_asks_for_the_whole_behaviour(done):
 
 
 @pytest.mark.parametrize("module", ["mine", "tasks"])
-def test_a_mistake_that_another_tasks_requirement_meets_is_told_in_one_line(fresh, module):
+def test_a_bad_configuration_in_another_tasks_requirement_is_reported_in_one_line(fresh, module):
     fresh.configure(training__epochs="many")
     (fresh.cwd / "mine.py").write_text(OTHER)
     if module == "tasks":

@@ -1,4 +1,4 @@
-"""What is at the other end of --scheduler-url: each thing that is not luigid has its line, at once."""
+"""What answers at --scheduler-url: anything but luigid is reported at once, in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks import scheduler
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):
-    """Answers what its address asks for: `/404`, `/200`."""
+    """Responds with the status in the path: `/404`, `/200`."""
 
     def do_POST(self) -> None:
         self.send_response(int(self.path.split("/")[1]))
@@ -56,28 +56,30 @@ def answering() -> Iterator[str]:
         ),
     ],
 )
-def test_what_answers_but_is_no_luigid_is_told_as_such(
+def test_a_server_that_is_not_luigid_is_reported(
     answering: str, path: str, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = scheduler.problem(RemoteScheduler(answering + path)) or ""
-    assert expected in found
-    assert "secret" not in found
-    assert "\n" not in found
+    problem = scheduler.problem(RemoteScheduler(answering + path)) or ""
+    assert expected in problem
+    assert "secret" not in problem
+    assert "\n" not in problem
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
         ("localhost:8082", "invalid scheduler address localhost:8082: expected e.g. http://localhost:8082"),
+        ("node1", "invalid scheduler address node1: expected e.g. http://localhost:8082"),
+        ("http://[node1", "invalid scheduler address http://[node1: expected e.g. http://localhost:8082"),
         ("https://127.0.0.1:{port}", "no luigid is running at https://127.0.0.1:"),
         ("http://127.0.0.1:{mute}", "no luigid is running at http://127.0.0.1:"),
     ],
 )
-def test_what_does_not_answer_is_told_as_such(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_luigid_is_reported(url: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "TIMEOUTS", (1.0, 0.2))
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
@@ -86,13 +88,13 @@ def test_what_does_not_answer_is_told_as_such(url: str, expected: str, monkeypat
         assert expected in (scheduler.problem(client) or "")
 
 
-def test_a_missing_file_of_certificates_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_certificate_bundle_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/there/is/none.pem")
-    found = scheduler.problem(RemoteScheduler("https://127.0.0.1:1")) or ""
-    assert "/there/is/none.pem; check REQUESTS_CA_BUNDLE" in found
+    problem = scheduler.problem(RemoteScheduler("https://127.0.0.1:1")) or ""
+    assert "/there/is/none.pem; check REQUESTS_CA_BUNDLE" in problem
 
 
-def test_a_command_ends_at_once_with_35_and_one_line_when_something_else_answers(
+def test_a_command_ends_at_once_with_35_and_one_line_if_another_server_answers(
     fresh: SmallChain, answering: str
 ) -> None:
     result = fresh.luigi("Report", scheduler=("--scheduler-url", f"{answering}/404"))

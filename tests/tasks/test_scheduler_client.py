@@ -1,4 +1,4 @@
-"""What luigid may ask of a command, and what a command tells luigid: with a real one, and words put into its mouth."""
+"""The luigid client, against a real luigid that sometimes holds forged tasks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pipeline.workspace import Workspace
 from tasks import gpus
 from tasks.scheduler_client import LuigidClient, short_name
 
-#: As in the sample luigi.cfg, which has minutes.
-STAYS = "[worker]\nkeep_alive = true\nwait_interval = 0.2\nwait_jitter = 0\n"
+#: As in the sample luigi.cfg, but with shorter intervals.
+KEEP_ALIVE = "[worker]\nkeep_alive = true\nwait_interval = 0.2\nwait_jitter = 0\n"
 
 
-def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
+def test_a_task_that_somebody_else_submits_for_a_command_is_refused(
     prepared: SmallChain, central: Luigid, tmp_path: Path
 ) -> None:
     ran, evil = tmp_path / "ran", tmp_path / "evil.yaml"
@@ -40,25 +40,27 @@ def test_a_task_that_somebody_else_hands_to_a_command_through_luigid_is_refused(
             about = {"worker": task["worker"], "family": "TrainVGG", "module": "tasks", "params": params}
             central.api("add_task", task_id=task_id, **about)
             wait_for(lambda task_id=task_id: f"{task_id}: refused" in command.output, "a refusal")  # type: ignore[misc]
-        # So is a batch, whose parameters are luigid's own answer.
+        # So is a batch: luigid chooses its parameters.
         about["family"], about["batchable"] = "TrainVGG", True
         central.api("add_task_batcher", worker=task["worker"], task_family="TrainVGG", batched_args=["generation"])
-        # Both wait for another task, so that luigid gives them away together, whenever it is asked.
+        # Both depend on another task, so that luigid assigns them together.
         central.api("add_task", worker="nobody", task_id="Gate", runnable=False)
         for number in range(2):
             params = {**known["taskParams"], "architecture": "", "settings": "", "config": str(evil)}
             central.api("add_task", task_id=f"Batch{number}", deps=["Gate"], **{**about, "params": params})
         central.api("add_task", worker="nobody", task_id="Gate", status="DONE")
         wait_for(lambda: "Batch0, Batch1: refused" in command.output, "a refusal")
-        central.tell(task, "stop")
+        central.send_message(task, "stop")
         assert command.finish() == 30, command.output
     assert "Traceback" not in command.output
-    assert command.output.count("refused") == 3  # once each, not whenever luigid asks
+    assert command.output.count("refused") == 3  # once each, however often luigid assigns it
     assert not ran.exists()
     assert not (tmp_path / "new").exists()
 
 
-def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared: SmallChain, central: Luigid) -> None:
+def test_a_training_that_luigid_forgot_is_registered_again_and_accepts_messages(
+    prepared: SmallChain, central: Luigid
+) -> None:
     prepared.configure(training__epochs=100_000)
     with prepared.start("Report", scheduler=central.scheduler) as command:
         wait_for(lambda: central.running("TrainVGG"), "the training to run")
@@ -66,7 +68,7 @@ def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared
         task = wait_for(lambda: central.running("TrainVGG"), "luigid to see it again")
         assert task["accepts_messages"]
         wait_for(lambda: "epoch" in central.message(task["task_id"]), "its progress")
-        assert central.tell(task, "stop-after-epoch") == "ok"
+        assert central.send_message(task, "stop-after-epoch") == "ok"
         assert command.finish() == 30, command.output
     assert "luigid had lost track of the running tasks: registered them again" in command.output
     assert "stopped after an epoch, as requested" in command.output
@@ -74,18 +76,18 @@ def test_a_training_that_luigid_forgot_is_seen_again_and_takes_messages(prepared
     assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
 
 
-def test_a_luigid_that_was_restarted_learns_who_works_here_whatever_its_page_asked_for(central: Luigid) -> None:
+def test_a_restarted_luigid_gets_the_complete_worker_info_again(central: Luigid) -> None:
     client = LuigidClient(central.url)
     client.add_worker("w", [("pid", 4711), ("host", "box"), ("workers", 1)])
-    client.add_worker("w", {"workers": 3})  # as Luigi's worker tells of "set workers" on the page
+    client.add_worker("w", {"workers": 3})  # as Luigi's worker does after "set workers" on the page
     central.restart()
-    client._announce()
+    client._register_all()
     (worker,) = central.api("worker_list")
     assert (worker["pid"], worker["host"], worker["workers"]) == (4711, "box", 3)
 
 
-def test_a_command_that_luigid_took_for_dead_goes_on_to_its_end(prepared: SmallChain, tmp_path: Path) -> None:
-    """A laptop that was suspended, say."""
+def test_a_command_that_luigid_took_for_dead_finishes(prepared: SmallChain, tmp_path: Path) -> None:
+    """For example on a laptop that was suspended."""
     prepared.configure(training__epochs=50)
     file = tmp_path / "luigi.cfg"
     file.write_text(f"[scheduler]\nworker_disconnect_delay = 1\nstate_path = {tmp_path}/state.pickle\n")
@@ -99,7 +101,7 @@ def test_a_command_that_luigid_took_for_dead_goes_on_to_its_end(prepared: SmallC
         assert "registered them again" in command.output or "registering the remaining" in command.output
 
 
-def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: SmallChain, tmp_path: Path) -> None:
+def test_a_luigid_that_is_gone_for_good_costs_no_results(prepared: SmallChain, tmp_path: Path) -> None:
     prepared.configure(training__epochs=50)
     file = tmp_path / "luigi.cfg"
     file.write_text("[core]\nrpc_retry_wait = 1\nrpc_retry_attempts = 2\n")
@@ -120,7 +122,7 @@ def test_a_luigid_that_is_gone_for_good_costs_one_line_and_no_result(prepared: S
 
 
 def another_runs(central: Luigid, task_id: str, **about: Any) -> Callable[[], None]:
-    """Another command's running task, according to luigid; gives what reports it as done."""
+    """Register a running task of another command with luigid. Returns a function that reports it as done."""
     info = {"host": "box", "pid": 4711, **about.pop("info", {})}
     other = {"worker": "other", "task_id": task_id, **about}
     central.api("add_task", **other)
@@ -130,11 +132,11 @@ def another_runs(central: Luigid, task_id: str, **about: Any) -> Callable[[], No
 
 
 @pytest.mark.parametrize(("overlap", "host"), [("wait", "box"), ("leave", "box"), ("leave", socket.gethostname())])
-def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken_unless_that_is_dead(
+def test_a_data_set_that_a_live_command_is_making_is_waited_for_or_left(
     fresh: SmallChain, central: Luigid, tmp_path: Path, overlap: str, host: str
 ) -> None:
     file = tmp_path / "luigi.cfg"
-    file.write_text(f"[vgg]\noverlap = {overlap}\n{STAYS}")
+    file.write_text(f"[vgg]\noverlap = {overlap}\n{KEEP_ALIVE}")
     pointer = Workspace(fresh.workspace).source_pointer(fresh.chain().config.data)
     pid, dead = (4711, False) if host == "box" else (2**22 + 1, True)  # above the kernel's highest number
     about = {"family": "DownloadCifar", "resources": {f"data set {pointer}": 1}, "info": {"host": host, "pid": pid}}
@@ -151,11 +153,11 @@ def test_a_data_set_that_another_command_makes_is_waited_for_or_said_to_be_taken
 
 
 @pytest.mark.parametrize("overlap", ["wait", "leave"])
-def test_a_task_that_another_command_runs_is_waited_for_or_left_at_once(
+def test_a_task_that_another_command_runs_is_waited_for_or_left(
     done: SmallChain, central: Luigid, tmp_path: Path, overlap: str
 ) -> None:
     file = tmp_path / "luigi.cfg"
-    file.write_text(f"[vgg]\noverlap = {overlap}\n{STAYS}")
+    file.write_text(f"[vgg]\noverlap = {overlap}\n{KEEP_ALIVE}")
     task = tasks.Report if overlap == "wait" else tasks.Evaluate
     name = task(config=str(done.config), workspace=str(done.workspace)).task_id
     run, away = done.folder("report").parent, tmp_path / "away"
@@ -174,26 +176,26 @@ def test_a_task_that_another_command_runs_is_waited_for_or_left_at_once(
     assert command.output.count("already running in process 4711 on box, according to luigid") == 1
 
 
-def test_a_luigid_that_is_paused_is_told_as_the_reason_for_doing_nothing(fresh: SmallChain, central: Luigid) -> None:
+def test_a_paused_luigid_is_reported_as_the_reason_for_doing_nothing(fresh: SmallChain, central: Luigid) -> None:
     central.api("pause")
     result = fresh.luigi("DownloadCifar", scheduler=central.scheduler)
     assert (result.rc, result.ran) == (25, []), result.text
     assert f"luigid is paused: continue on its page ({central.url}/" in result.log
 
 
-def test_with_overlap_leave_a_command_stays_in_line_for_a_card(
+def test_with_overlap_leave_a_command_still_waits_for_a_gpu(
     prepared: SmallChain, central: Luigid, tmp_path: Path
 ) -> None:
     prepared.configure(device="gpu:0")
     (card,) = gpus.resources("gpu:0")
-    dead = {"host": socket.gethostname(), "pid": 2**22 + 1}  # as a live one in another container seems to be
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 1}  # a live process in another container looks like this
     end = another_runs(central, "Training", family="Other", resources={card: 1}, info=dead)
     file = tmp_path / "luigi.cfg"
-    file.write_text(f"[vgg]\noverlap = leave\n{STAYS}")
+    file.write_text(f"[vgg]\noverlap = leave\n{KEEP_ALIVE}")
     with prepared.start("TrainVGG", scheduler=central.scheduler, LUIGI_CONFIG_PATH=str(file)) as command:
         wait_for(lambda: f"{card} is taken by Other" in command.output, "a line about the card")
         time.sleep(2)
         assert command.process.poll() is None, command.output
         end()
         assert command.finish() == 30, command.output
-    assert "device: found gpu:0" in command.output  # its turn came; there is no card here
+    assert "device: found gpu:0" in command.output  # it got the GPU, which does not exist here

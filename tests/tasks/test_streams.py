@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody change neither the work nor the exit code."""
+"""Closed, full or unread standard streams change neither the work nor the exit code."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 
 
 def _shell(chain: SmallChain, *arguments: str, to: str) -> Result:
-    """Run a command of ours with its streams redirected as a shell does it; gives the command's own exit code."""
+    """Run a command with its streams redirected by a shell. Returns the command's own exit code."""
     command = shlex.join([*luigi_command(), "--module", "tasks", *arguments, "--workspace", str(chain.workspace)])
     return run(["bash", "-c", f"set -o pipefail; {command} {to}; exit ${{PIPESTATUS[0]}}"], chain.cwd)
 
 
 @pytest.mark.parametrize("to", ["2>&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full"])
-def test_the_work_is_done_whatever_becomes_of_what_is_said(done: SmallChain, to: str) -> None:
+def test_the_work_is_done_whatever_happens_to_the_output(done: SmallChain, to: str) -> None:
     page = done.folder("report") / "index.html"
     content = page.read_bytes()
     page.unlink()
@@ -34,7 +34,7 @@ def test_the_work_is_done_whatever_becomes_of_what_is_said(done: SmallChain, to:
 
 
 @pytest.mark.parametrize("to", [">&-", ">/dev/full", "2>&-", "| true", "2>&1 | true"])
-def test_an_answer_that_nobody_gets_leaves_the_exit_code(done: SmallChain, to: str) -> None:
+def test_lost_output_does_not_change_the_exit_code(done: SmallChain, to: str) -> None:
     (done.folder("train") / "model.params").write_bytes(b"damaged")
     result = _shell(done, "Verify", to=to)
     assert result.rc == 4, result.text
@@ -46,7 +46,7 @@ def test_an_answer_that_nobody_gets_leaves_the_exit_code(done: SmallChain, to: s
 
 
 @pytest.mark.parametrize("to", [">&-", ">/dev/full", ">/dev/full 2>&1", "2>&-", "| true"])
-def test_vgg_predict_as_well(finished: SmallChain, tmp_path: Path, to: str) -> None:
+def test_vgg_predict_succeeds_without_its_streams(finished: SmallChain, tmp_path: Path, to: str) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
     predict = shlex.join([sys.executable, "-m", "pipeline.predict", "--model", str(finished.workspace), "black.png"])
     result = run(["bash", "-c", f"{predict} {to}; exit ${{PIPESTATUS[0]}}"], tmp_path)
@@ -54,14 +54,14 @@ def test_vgg_predict_as_well(finished: SmallChain, tmp_path: Path, to: str) -> N
     assert "Traceback" not in result.text
 
 
-def test_help_is_not_asked_whether_it_was_read(tmp_path: Path) -> None:
+def test_help_succeeds_even_if_nobody_reads_it(tmp_path: Path) -> None:
     command = shlex.join([*luigi_command(), "--module", "tasks", "Report", "--help"])
     for to in (">/dev/full", "| true"):
         result = run(["bash", "-c", f"{command} {to}; exit ${{PIPESTATUS[0]}}"], tmp_path)
         assert (result.rc, result.text) == (0, "")
 
 
-def test_a_name_that_the_locale_does_not_have_is_printed_all_the_same(finished: SmallChain, tmp_path: Path) -> None:
+def test_a_name_outside_the_locales_encoding_is_escaped(finished: SmallChain, tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "Äpfel.png")
     command = [sys.executable, "-m", "pipeline.predict", "--model", str(finished.workspace), "Äpfel.png"]
     result = run(command, tmp_path, clean_environment(PYTHONIOENCODING="ascii"))
@@ -69,7 +69,7 @@ def test_a_name_that_the_locale_does_not_have_is_printed_all_the_same(finished: 
     assert "\\xc4pfel.png" in result.output
 
 
-def test_a_full_pipe_that_does_not_block_gets_everything(tmp_path: Path) -> None:
+def test_a_full_non_blocking_pipe_gets_everything(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     code = "from pipeline import streams; streams.ignore_write_errors(); print('x' * 1_000_000)"

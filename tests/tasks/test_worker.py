@@ -1,4 +1,4 @@
-"""What the sample luigi.cfg makes of failures: what retrying, what the exit code says, what luigid disables."""
+"""Failures under the sample luigi.cfg: retries, exit codes, and tasks that luigid disables."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pipeline.workspace import Workspace, events
 from tasks import exit_codes, stage
 from tasks.worker import Failure, Worker, failure
 
-#: A launcher under which no training starts: as a machine that is not there.
+#: A launcher under which no training starts, as if its machine were down.
 BROKEN = ("--vgg-launcher", "false")
 
 
 @pytest.fixture
 def sample(tmp_path: Path) -> str:
-    """The path of the sample luigi.cfg, with the minutes made short, and patient with a failure."""
+    """The path of the sample luigi.cfg with short intervals and a high retry count."""
     return _sample(tmp_path / "luigi.cfg", retry_count="1000")
 
 
 def _sample(file: Path, **changes: str) -> str:
-    """The sample with the minutes made short and nothing that needs further packages."""
+    """Write the sample with short intervals and without options that need further packages."""
     short = {"retry_delay": "0\nprune_on_get_work = true", "wait_interval": "0.2\nwait_jitter = 0"}
     own = {"record_task_history": "false", "metrics_collector": "default", "state_path": f"{file.parent}/state.pickle"}
     lines = []
@@ -45,8 +45,8 @@ def _sample(file: Path, **changes: str) -> str:
 
 
 def _trainings(chain: SmallChain) -> int:
-    told = [(event["event"], event["stage"]) for event in events.read(Workspace(chain.workspace))]
-    return told.count(("started", "train"))
+    recorded = [(event["event"], event["stage"]) for event in events.read(Workspace(chain.workspace))]
+    return recorded.count(("started", "train"))
 
 
 @contextlib.contextmanager
@@ -61,19 +61,19 @@ def test_a_stage_that_waits_for_another_command_can_be_stopped_by_message(
     prepared: SmallChain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "vgg", lambda: SimpleNamespace(overlap="wait"))
-    told = Mock(content="stop")
+    message = Mock(content="stop")
     task = tasks.TrainVGG(config=str(prepared.config), workspace=str(prepared.workspace))
-    task.gave_up = True  # an attempt before, whose lock in the store was lost
+    task.lost_locks = True  # left over from an earlier attempt
     task.scheduler_messages = queue.Queue()  # type: ignore[attr-defined]
-    task.scheduler_messages.put(told)  # type: ignore[attr-defined]
-    with _somebody_trains(prepared), pytest.raises(Interrupted, match="stopped while it was waiting"):
+    task.scheduler_messages.put(message)  # type: ignore[attr-defined]
+    with _somebody_trains(prepared), pytest.raises(Interrupted, match="stopped while waiting"):
         task.run()
-    told.respond.assert_called_once_with("ok")
+    message.respond.assert_called_once_with("ok")
     assert _trainings(prepared) == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_with_overlap_leave_a_lock_is_tried_once_and_the_command_leaves_with_10(
+def test_with_overlap_leave_a_lock_is_tried_once_and_the_command_exits_with_10(
     prepared: SmallChain, sample: str, workers: str
 ) -> None:
     with _somebody_trains(prepared):
@@ -85,7 +85,7 @@ def test_with_overlap_leave_a_lock_is_tried_once_and_the_command_leaves_with_10(
 
 
 @pytest.mark.parametrize("ends", [0, 30])
-def test_with_overlap_wait_a_lock_is_waited_out_and_only_what_comes_then_counts(
+def test_with_overlap_wait_only_the_outcome_after_waiting_counts(
     prepared: SmallChain, tmp_path: Path, ends: int
 ) -> None:
     if ends:
@@ -102,35 +102,33 @@ def test_with_overlap_wait_a_lock_is_waited_out_and_only_what_comes_then_counts(
     assert "retrying" not in command.output
 
 
-class Told(luigi.Task):
-    """A task that ends in a given way."""
-
-    way = luigi.Parameter()
+class Ending(luigi.Task):
+    ending = luigi.Parameter()
 
     def complete(self) -> bool:
-        if self.way == "unknown":
+        if self.ending == "unknown":
             raise ValueError
         return False
 
     def run(self) -> None:
-        if self.way == "refused":
-            exit_codes.exit_with(exit_codes.REFUSED)
+        if self.ending == "refused":
+            exit_codes.request_exit_code(exit_codes.REFUSED)
         else:
-            raise AlreadyRunning("busy") if self.way == "busy" else ValueError
+            raise AlreadyRunning("busy") if self.ending == "busy" else ValueError
 
     def on_failure(self, exception: BaseException) -> Failure:
         return failure(exception, str(exception))
 
 
 class Missing(luigi.ExternalTask):
-    way = luigi.Parameter()
+    ending = luigi.Parameter()
 
     def complete(self) -> bool:
         return False
 
 
 @pytest.mark.parametrize(
-    ("ways", "code"),
+    ("endings", "code"),
     [
         ("busy", 10),
         ("refused", 5),
@@ -142,19 +140,19 @@ class Missing(luigi.ExternalTask):
         ("refused busy", 5),
     ],
 )
-def test_the_worst_that_any_task_met_decides_about_the_exit_code(
-    ways: str, code: int, monkeypatch: pytest.MonkeyPatch
+def test_the_worst_outcome_of_any_task_decides_the_exit_code(
+    endings: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exit_codes, "_asked_for", bytearray(2))
+    monkeypatch.setattr(exit_codes, "_requested", bytearray(2))
     with Worker(scheduler=Scheduler(), no_install_shutdown_handler=True) as worker:
-        for way in ways.split():
-            worker.add((Missing if way == "missing" else Told)(way=way))
+        for ending in endings.split():
+            worker.add((Missing if ending == "missing" else Ending)(ending=ending))
         worker.run()
-    assert exit_codes.asked_for() == code
+    assert exit_codes.requested_exit_code() == code
 
 
 @pytest.mark.parametrize("task", ["Verify", "Rollback", "SetAside"])
-def test_what_a_person_asks_for_is_tried_once(prepared: SmallChain, sample: str, task: str) -> None:
+def test_maintenance_tasks_are_tried_once(prepared: SmallChain, sample: str, task: str) -> None:
     (dataset,) = prepared.workspace.glob("datasets/*/train_images.npy")
     dataset.write_bytes(b"damaged")
     about = ("--stage", "report") if task == "SetAside" else ()
@@ -165,7 +163,7 @@ def test_what_a_person_asks_for_is_tried_once(prepared: SmallChain, sample: str,
     assert len(errors) <= 1
 
 
-def test_a_retry_takes_messages_too_and_a_stop_by_message_ends_the_command(
+def test_a_retry_accepts_messages_too_and_a_stop_by_message_ends_the_command(
     prepared: SmallChain, sample: str, tmp_path: Path
 ) -> None:
     prepared.configure(training__epochs=100_000)
@@ -178,18 +176,16 @@ def test_a_retry_takes_messages_too_and_a_stop_by_message_ends_the_command(
             task = wait_for(lambda: central.running("TrainVGG"), "the training")
             assert task["accepts_messages"], "the page has no button"
             wait_for(lambda: central.message(task["task_id"]), "its first message")
-            assert central.tell(task, "stop") == "ok"
+            assert central.send_message(task, "stop") == "ok"
             assert command.finish() == 30, command.output
         assert _trainings(prepared) == 2
         assert command.output.count(": retrying when luigid allows it ([scheduler] retry_delay)") == 1
-        # Stopped, it is open for the next command, however often it failed before.
+        # A stopped task is open for the next command, however often it failed before.
         assert prepared.luigi("Status").rc in (0, 3)
         assert central.api("task_list", status="DISABLED", upstream_status="") == {}
 
 
-def test_a_task_that_luigid_disabled_is_told_by_the_command_with_the_way_out(
-    prepared: SmallChain, tmp_path: Path
-) -> None:
+def test_a_task_that_luigid_disabled_is_reported_with_a_remedy(prepared: SmallChain, tmp_path: Path) -> None:
     file = _sample(tmp_path / "luigi.cfg", retry_count="1")
     place = {"LUIGI_CONFIG_PATH": file}
     with luigid(tmp_path / "luigid", **place) as central:
@@ -207,6 +203,6 @@ def test_a_task_that_luigid_disabled_is_told_by_the_command_with_the_way_out(
         assert prepared.luigi("TrainVGG", scheduler=central.scheduler, **place).rc == 0
 
 
-def test_what_the_sample_disables_at_night_runs_in_the_next_one() -> None:
+def test_a_task_that_the_sample_disables_one_night_runs_the_next() -> None:
     (line,) = [line for line in (CHECKOUT / "config/luigi.cfg").read_text().splitlines() if "disable_persist =" in line]
     assert int(line.rpartition("=")[2]) <= 12 * 3600

@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
-# Serialize set-ups: two pips in one environment damage it. The lock also outlives a make whose pip still runs.
+# Serialize set-ups: two pips at once damage the environment. pip inherits the lock, so it is held even if make is killed.
 ALONE := exec 9<Makefile; if command -v flock >/dev/null 2>&1; then flock 9 || true; fi
 
 .PHONY: report test lint gpu clean

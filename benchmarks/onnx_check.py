@@ -1,7 +1,7 @@
 """Does the exported model predict the same without MXNet? `python benchmarks/onnx_check.py artifacts/runs/DATA/RUN`
 
-Runs `model.onnx` on all test images in a virtual environment with only onnxruntime and numpy, over the number of views
-in its metadata. Exits with 1 if a prediction or the accuracy differs from the evaluation's.
+Runs `model.onnx` on all test images in a fresh virtual environment with only onnxruntime and numpy, over the number of
+views in its metadata. Exits with 1 if a prediction or the accuracy differs from the evaluation's.
 """
 
 from __future__ import annotations

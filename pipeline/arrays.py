@@ -63,7 +63,7 @@ _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _TYPES = ("f4", "f8", "f2", "u1", "i4", "i1", "i8", "b1", "i2", "u2", "u4", "u8", "u2")
 _BFLOAT16 = 12
 
-_MOST_DIMENSIONS = 32
+_MAX_DIMENSIONS = 32
 
 
 def read_params(path: Path) -> tuple[list[np.ndarray], list[str]]:
@@ -108,7 +108,7 @@ def _array(reader: _Reader) -> np.ndarray:
     # Before MXNet 1.0 an array started with its number of dimensions, which were 32 bits each.
     old = kind not in (_V1, _V2, _V3)
     (dimensions,) = (kind,) if old else reader.numbers("i")
-    if not 0 <= dimensions <= _MOST_DIMENSIONS or (dimensions == 0 and kind != _V3):
+    if not 0 <= dimensions <= _MAX_DIMENSIONS or (dimensions == 0 and kind != _V3):
         raise ValueError(f"an array is declared to have {dimensions} dimensions")
     shape = reader.numbers(("I" if old else "q") * dimensions)
     _, _, flag = reader.numbers("iii")  # the device's type and number

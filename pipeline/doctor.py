@@ -1,6 +1,7 @@
 """Check that this machine can run the pipeline. Each check reports one line: a result, or a problem and its fix.
 
-Leaves nothing behind. `python -m pipeline.doctor` tests MXNet in a separate process, where it may crash.
+Leaves nothing behind. `python -m pipeline.doctor` tests MXNet in a separate process, where it may crash. The checks of
+Luigi are in `tasks.doctor`.
 """
 
 from __future__ import annotations

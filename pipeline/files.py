@@ -70,7 +70,7 @@ def expanded(location: str, where: str) -> str:
 
 
 def check_path(path: str | os.PathLike[str], where: str) -> None:
-    """Raise `ConfigError`, prefixed with `where`, for a path that is not UTF-8: MXNet and JSON support nothing else."""
+    """Raise `ConfigError`, prefixed with `where`, unless a path's bytes are UTF-8, all that MXNet and JSON support."""
     text = os.fspath(path)
     with contextlib.suppress(UnicodeEncodeError):
         if text.encode() == os.fsencode(text):

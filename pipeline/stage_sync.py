@@ -136,7 +136,7 @@ def _fetch(chain: Chain, storage: ObjectStorage, stage: str, options: dict[str, 
 def _fetch_baseline(chain: Chain, run: Run) -> None:
     """Fetch the runs that the gate may compare with: the current and the previous one, or the one without a generation.
 
-    If their data set is a different one, also fetch its test images. Of rolled back runs the gate needs the manifests.
+    If their data set is a different one, also fetch its test images. Also fetch the manifests of rolled-back runs.
     """
     workspace = chain.workspace
     pointer, plain = registry.read(workspace.current(chain.config)), generations.plain_run(chain)
@@ -226,7 +226,7 @@ def _serve(chain: Chain, pointer: Path) -> None:
 
 @contextlib.contextmanager
 def _result_kept(folder: Path) -> Iterator[None]:
-    """Add to a publishing error where the result is and how to publish it."""
+    """Extend a publishing error with where the result is kept and how to publish it."""
     try:
         yield
     except WorkspaceError as error:

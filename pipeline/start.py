@@ -1,7 +1,8 @@
 """Run a module of this package in a new process: `python …/pipeline/start.py MODULE [ARGUMENT…]`.
 
 Running it by path works the same under every Python. The new process searches for libraries in its parent's order, and
-`pipeline` is always the package of this file, whatever else has that name. This module imports nothing from it.
+`pipeline` is always the package of this file, whatever else has that name. This module itself imports nothing
+from `pipeline`.
 """
 
 import os

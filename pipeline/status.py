@@ -85,7 +85,7 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         accuracy = f"{pointer['accuracy']:.2%}"
         output.append(f"  the current model is {pointer['run']}, accuracy {accuracy}, since {pointer['since']}")
     if facts["current_problem"]:
-        output.append(f"  the current model is not known: {facts['current_problem']}")
+        output.append(f"  the current model is unknown: {facts['current_problem']}")
     if known := facts["generations"]:
         more = f", and {len(known) - MAX_SHOWN} older ones" if len(known) > MAX_SHOWN else ""
         which = "" if facts["generation"] else " (--generation NAME shows one)"

@@ -1,4 +1,4 @@
-"""CSV tables: the project's only writer, and a reader for tables of numbers."""
+"""CSV tables: write tables of results, and read tables of numbers."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def shown(name: str) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """Return the line of an error message that names the cause. MXNet's messages are tracebacks, so there: the last."""
+    """Return the line of an error that names the cause: the last of a traceback (MXNet's messages), else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0][:300]
 

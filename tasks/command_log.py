@@ -41,7 +41,10 @@ def without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Logging filter: drop Luigi's chatter below WARNING, except the summary of a run with problems."""
+    """Logging filter: drop Luigi's messages below WARNING.
+
+    Keeps the summary of a run with problems, except for maintenance tasks: otherwise it repeats our own lines.
+    """
     if record.levelno >= logging.WARNING:
         return True
     message = record.getMessage()

@@ -65,7 +65,7 @@ def luigid() -> list[Finding]:
 
 
 def _mistakes() -> Iterator[str]:
-    """Mistakes in luigi.cfg that Luigi ignores. (With any that it cannot parse, this task would not run.)"""
+    """Yield mistakes in luigi.cfg that Luigi ignores. What it cannot parse stops the command before this task runs."""
     sections = mistakes.known_options()
     for section, options in mistakes.contents().items():
         known = sections.get(section, {})

@@ -15,11 +15,11 @@ def resources(device: str) -> dict[str, int]:
     if kind == "cpu" or (kind == "auto" and not _has_gpu()):
         return {}
     host = socket.gethostname().partition(".")[0].lower()
-    return {f"gpu-{host}-{_card(number)}": 1 for number in (numbers or "0").split(",")}
+    return {f"gpu-{host}-{_machine_number(number)}": 1 for number in (numbers or "0").split(",")}
 
 
 def uses_gpu(device: str) -> bool:
-    """Whether a training on `device` runs on a GPU and leaves the cores free. With the CPU build, `auto` does not."""
+    """Whether a training on `device` runs on a GPU, leaving the cores free. `auto` does not with MXNet's CPU build."""
     if device != "auto":
         return device.startswith("gpu")
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -29,7 +29,7 @@ def uses_gpu(device: str) -> bool:
     return _has_gpu() and not hidden
 
 
-def _card(number: str) -> str:
+def _machine_number(number: str) -> str:
     """Translate CUDA's device number to the machine's, by `CUDA_VISIBLE_DEVICES`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
     chosen = visible[int(number)] if int(number) < len(visible) else ""

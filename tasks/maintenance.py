@@ -62,9 +62,9 @@ class Status(Command, ChainTask):
 
 
 class SetAside(Command, ChainTask):
-    """Move a finished stage to the workspace's trash so that it runs again. Previews unless --confirm is given."""
+    """Move a finished stage to the trash so that it runs again. Only shows a preview unless --confirm is given."""
 
-    stage = luigi.ChoiceParameter(choices=list(STAGES), description="stage to set aside, e.g. train; no default.")
+    stage = luigi.ChoiceParameter(choices=list(STAGES), description="stage to set aside, e.g. train; no default")
     confirm = luigi.BoolParameter(default=False, description="move the files; default: only show what would move")
 
     def work(self) -> None:
@@ -84,7 +84,7 @@ class SetAside(Command, ChainTask):
 
 
 class Restore(Command, ChainTask):
-    """List the trash, or restore one item from it. Previews unless --confirm is given."""
+    """List the trash, or restore one item from it. Only shows a preview unless --confirm is given."""
 
     instead_of_generation = "--item NAME"
 
@@ -106,9 +106,7 @@ class Restore(Command, ChainTask):
             return
         if not matches:
             place = workspace.shown(workspace.trash)
-            raise WorkspaceError(
-                f"--item {self.item}: not found in {place}; Restore without --item lists what is there"
-            )
+            raise WorkspaceError(f"--item {self.item}: not found in {place}; Restore without --item lists the trash")
         if len({entry.place for entry in matches}) > 1:
             raise WorkspaceError(f"--item {self.item}: several items have this name: give the full path of one")
         if not self.confirm:

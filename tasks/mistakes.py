@@ -148,7 +148,7 @@ def known_options() -> dict[str, dict[str, Parameter[Any] | None]]:
 
 
 def check_luigi_cfg() -> Iterator[str]:
-    """Describe what Luigi or this plugin cannot parse in luigi.cfg, except in sections that only luigid reads."""
+    """Describe what Luigi or this plugin cannot parse in luigi.cfg. Skips `_OF_LUIGID`."""
     sections = {**known_options(), "resources": {}}
     for section, options in contents().items():
         for option, value in options.items() if section in sections and section not in _OF_LUIGID else ():
@@ -157,7 +157,7 @@ def check_luigi_cfg() -> Iterator[str]:
 
 
 def _problem(section: str, option: str, written: object, parameter: Parameter[Any] | None) -> str | None:
-    comment = "; a comment needs a line of its own" if re.search(r"\s[;#]", str(written)) else ""
+    comment = "; put comments on their own line" if re.search(r"\s[;#]", str(written)) else ""
     try:
         value = get_config().get(section, option)
     except InterpolationMissingEnvvarError:

@@ -83,11 +83,12 @@ class Retrain(ChainTask):
             )
         config, today = loaded_config(values["config"], values["settings"]), periods.today()
         values["date"] = values["date"] or today
-        if not values["generation"]:
+        if by_date := not values["generation"]:
             values["generation"] = periods.name(config.retrain.every, values["date"])
             values["settings"] = register_config(values["config"], with_generation_seed(config, values["generation"]))
-        first, _ = periods.period(values["generation"]) or (values["date"], None)
-        if first > (next_start := periods.next_start(config.retrain.every, today)):
+        period = periods.period(values["generation"])
+        first = period[0] if period else values["date"]
+        if (period or by_date) and first > (next_start := periods.next_start(config.retrain.every, today)):
             why = "once promoted, it would block all earlier generations; check --date and --generation"
             raise ConfigError(f"{values['generation']}: begins after the next period, {next_start}: {why}")
         return values
@@ -157,9 +158,7 @@ class Retrain(ChainTask):
             write_metrics(workspace, None if refused else self.chain.given)
             expired = retention.expired(self.chain, self.chain.config.retrain.keep)
             if expired:
-                log.info(
-                    "%s beyond retrain.keep: Prune moves old ones to the trash", counted(len(expired), "generation")
-                )
+                log.info("%s beyond retrain.keep: Prune moves them to the trash", counted(len(expired), "generation"))
         if refused:
             request_exit_code(REFUSED)
 
@@ -187,7 +186,7 @@ class Retrain(ChainTask):
             return
         log.info("generation %s is due: %s", self.generation, "; ".join(reasons))
         if same := generations.same_weights(self.chain):
-            action = "reusing it" if self.named_by_date else "training anyway, as it was named by hand"
+            action = "reusing it" if self.named_by_date else "training anyway, because --generation was given"
             log.info("generation %s: %s; %s", self.generation, _same_as(same), action)
 
 
@@ -211,7 +210,7 @@ def _log_not_due(task: Retrain) -> None:
     next_due = f"; next is due {periods.next_start(every, task.date)}" if task.named_by_date else ""
     run = subject.run()
     if run and subject.generation != task.generation:
-        hint = "retrain.new_seed: true gives each generation a seed of its own, --generation NAME trains one anyway"
+        hint = "retrain.new_seed: true gives each generation its own seed; --generation NAME trains one anyway"
         log.info("up to date: %s: %s; %s", task.generation, f"{_same_as(run)} ({outcome}){next_due}", hint)
         return
     refused = " (refused)" if outcome == generations.REFUSED else ""
@@ -238,7 +237,7 @@ class Rollback(Command, ChainTask):
         echo(f"now:    {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
         run, before = Path(new.run).name, Path(old.run).name
         fields = {"run": run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
-        line = f"{run} is current again (accuracy {new.accuracy:.2%}), in place of {before}"
+        line = f"{run} is current again (accuracy {new.accuracy:.2%}), replacing {before}"
         notify("rolled back", line, **self.notification_fields | registry.event_fields(self.chain) | fields)
         write_metrics(self.chain.workspace)
         pointer = registry.read(path)
@@ -249,7 +248,7 @@ class Rollback(Command, ChainTask):
 class Retire(Command, ChainTask):
     """List the current models, or retire one, for example after its architecture was renamed.
 
-    Moves only the pointer to the trash. Previews unless --confirm is given.
+    Moves only the pointer to the trash. Only shows a preview unless --confirm is given.
     """
 
     instead_of_generation = "--name DATA/ARCHITECTURE"
@@ -280,7 +279,7 @@ class _OptionalTimeDelta(OptionalParameterMixin[datetime.timedelta], luigi.TimeD
 
 
 class Prune(Command, ChainTask):
-    """Move old generations and unneeded data sets to the trash. Previews unless --confirm is given.
+    """Move old generations and unneeded data sets to the trash. Only shows a preview unless --confirm is given.
 
     Always keeps the current generation and the previous one. With --older-than, also permanently deletes whatever has
     been in the trash, or left over in work/, for longer than that.

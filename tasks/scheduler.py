@@ -1,4 +1,4 @@
-"""Which scheduler a command uses, and why it is unreachable, in one line; Luigi gives a traceback after a minute."""
+"""Chooses a command's scheduler, and says in one line why it is unreachable; Luigi shows a traceback after a minute."""
 
 from __future__ import annotations
 

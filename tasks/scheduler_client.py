@@ -112,7 +112,7 @@ class LuigidClient(_Client):
             with self._lock:
                 statuses = [self._find(task_id).get("status") for task_id in self._running]
                 if any(status in (None, "PENDING", "FAILED") for status in statuses):
-                    log.info("luigid had lost track of the running tasks: registered them again")
+                    log.info("luigid had lost track of the running tasks: registering them again")
                     self._register_all()
         return response
 
@@ -136,7 +136,7 @@ class LuigidClient(_Client):
     def _planned_work(self, own: str, request: dict[str, Any]) -> Any:
         """Request work and refuse any task that this command has not planned.
 
-        luigid's API has no login: whoever reaches it can submit any task, and tasks run code.
+        luigid's API has no login: anyone who can reach it can submit any task, and tasks run code.
         """
         while True:
             response = super().get_work(**request)

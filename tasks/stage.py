@@ -65,7 +65,7 @@ class StageTask(ChainTask):
                 refresh([chain], since=time.monotonic())
                 reasons = chain.why(self.stage)
                 if reasons and stage_sync.publish_finished(chain, self.stage):
-                    log.info("%s: publishing the result that was made here earlier", self.display_name)
+                    log.info("%s: publishing the result of an earlier run on this host", self.display_name)
                     return
                 if not reasons:
                     log.info("%s: nothing left to do", self.display_name)
@@ -100,7 +100,7 @@ class StageTask(ChainTask):
         """Command-line prefix for the stage's process."""
         return []
 
-    def turn(self, chain: Chain, waiting: Callable[[str], None]) -> AbstractContextManager[list[int]]:
+    def turn(self, chain: Chain, on_wait: Callable[[str], None]) -> AbstractContextManager[list[int]]:
         """Wait until the stage may start. Yields file descriptors for its process to inherit."""
         return contextlib.nullcontext([])
 
@@ -126,7 +126,7 @@ class StageTask(ChainTask):
             options = self.options(chain)
             if self.stage != "train":  # a training needs all cores until it is finishing
                 self._start_next_early(chain)
-            with self.turn(chain, self._waiting(wait)) as turn:
+            with self.turn(chain, self._on_wait(wait)) as turn:
                 progress.note = ""
                 log.info("%s: running: %s", self.display_name, "; ".join(reasons))
                 with recorded(chain.workspace, reasons, **fields), stage_sync.synced(chain, self.stage, options):
@@ -153,13 +153,13 @@ class StageTask(ChainTask):
         path = run.lock(self.stage) if run else workspace.lock(workspace.source_pointer(chain.config.data).stem)
         wait = vgg().overlap == "wait"
         with contextlib.ExitStack() as held:
-            descriptors = [held.enter_context(workspace.hold(path, self.display_name, wait, self._waiting(log.info)))]
+            descriptors = [held.enter_context(workspace.hold(path, self.display_name, wait, self._on_wait(log.info)))]
             if run:
                 readers = workspace.readers_lock(run.dataset_id)
                 descriptors.append(held.enter_context(locks.share(readers, self.display_name)))
             yield descriptors
 
-    def _waiting(self, report: Callable[[str], None]) -> Callable[[str], None]:
+    def _on_wait(self, report: Callable[[str], None]) -> Callable[[str], None]:
         """Callback for polling a held lock: reports the holder once, and raises `Interrupted` on a stop message."""
         report_once = functools.cache(report)
 

@@ -23,7 +23,7 @@ from tasks.workspaces import page_url
 
 
 class DownloadCifar(StageTask):
-    """Download and validate the images, and convert them to memory-mapped arrays."""
+    """Download and validate the images, and convert them to arrays that can be memory-mapped."""
 
     stage = "dataset"
 
@@ -44,10 +44,10 @@ class TrainVGG(StageTask):
         config = self.chain.config
         return {} if launcher_of(config) else gpus.resources(config.device)
 
-    def turn(self, chain: Chain, waiting: Callable[[str], None]) -> AbstractContextManager[list[int]]:
+    def turn(self, chain: Chain, on_wait: Callable[[str], None]) -> AbstractContextManager[list[int]]:
         if launcher_of(chain.config) or gpus.uses_gpu(chain.config.device):
-            return super().turn(chain, waiting)
-        return cores.take_turn(self.display_name, chain.config.distributed.workers, waiting)
+            return super().turn(chain, on_wait)
+        return cores.take_turn(self.display_name, chain.config.distributed.workers, on_wait)
 
     def options(self, chain: Chain) -> dict[str, Any]:
         path, why = generations.warm_start(chain)

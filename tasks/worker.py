@@ -140,8 +140,8 @@ class Worker(luigi.worker.Worker):
 
     def _clear_resolved_failures(self) -> None:
         """Drop failures of tasks that another command was running and has since finished."""
-        met_another = self._hit_a_lock or (self._luigid and self._luigid.done_elsewhere)
-        if not met_another and not any(response["running_tasks"] for response in self._get_work_response_history):
+        met_other = self._hit_a_lock or (self._luigid and self._luigid.done_elsewhere)
+        if not met_other and not any(response["running_tasks"] for response in self._get_work_response_history):
             return  # do not query the store: it may be what failed
         done = {task for task, status, _ in self._add_task_history if status == DONE}
         for task in {task for task, status, _ in self._add_task_history if status in (PENDING, FAILED)} - done:

@@ -287,7 +287,7 @@ class SmallChain:
         return manifest
 
     def files(self) -> dict[Path, tuple[int, int, int]]:
-        """Every artefact of the workspace with its inode, size and modification time."""
+        """Every artifact of the workspace with its inode, size and modification time."""
         files = {}
         for folder in ("datasets", "runs"):
             for path in (self.workspace / folder).rglob("*"):

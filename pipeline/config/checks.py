@@ -28,7 +28,7 @@ def check_meaning(config: Config, value: Any, where: str) -> None:
 def check_launcher(arguments: list[str], where: str) -> None:
     """Raise `ConfigError` if an argument of the launcher is empty or contains a NUL."""
     if any("\0" in argument or not argument for argument in arguments):
-        raise ConfigError(f"{where}: found {shown(arguments)}, an argument cannot be empty or hold a NUL")
+        raise ConfigError(f"{where}: found {shown(arguments)}; an argument must not be empty or contain a NUL")
 
 
 def _check_leaves(config: Config, where: str) -> None:
@@ -108,7 +108,10 @@ _SCHEDULE_KEYS = {
 
 
 def check_schedule(training: Training, where: str) -> None:
-    """Raise `ConfigError` for useless schedule keys. Called for files only: older runs with them must stay readable."""
+    """Raise `ConfigError` for schedule keys without effect (unless at their default) or with an impossible value.
+
+    Called for files only, because older runs with such a schedule must stay readable.
+    """
     schedule, epochs = training.schedule, training.epochs
     for key, kinds in _SCHEDULE_KEYS.items():
         found = getattr(schedule, key)

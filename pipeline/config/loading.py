@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import check_path, expanded
 
 #: Start of every `config.yaml` recorded by a training.
-_RECORDED = "# The full configuration that "
+_RECORDED = "# The full configuration "
 
 
 def load(path: str | os.PathLike[str]) -> Config:
@@ -146,7 +146,10 @@ def with_launcher(config: Config, launcher: str, where: str) -> Config:
 
 
 def load_launcher(name: str, where: str, folder: Path) -> list[str]:
-    """Read the `launcher` list from the file `name`: in `folder`, the working directory or the ready-made launchers."""
+    """Read the `launcher` list from the file `name`: in `folder`, the working directory or the ready-made launchers.
+
+    Raises `ConfigError`, naming the key or option `where`.
+    """
     ready_made = ready_made_folder() / "launchers"
     candidates = [folder / expanded(name, where), Path(name), ready_made / name.rpartition("config/launchers/")[2]]
     file = next((path for path in candidates if os.path.isfile(path)), None)

@@ -106,7 +106,7 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     activation: Literal["relu", "gelu"] = "relu"
     #: Filters of a frozen, unpadded 2x2 convolution in front of the blocks that whitens the images; 0 for none.
     stem: Annotated[int, Meta(ge=0, le=1024)] = 0
-    #: Which convolution of a block the max-pool follows. After `first`, the remaining ones cost a quarter.
+    #: Which convolution of a block the max-pool follows. With `first`, the block's other convolutions cost a quarter.
     pool: Literal["last", "first"] = "last"
     #: `max` reduces each channel to its maximum after the last block.
     global_pool: Literal["none", "max"] = "none"
@@ -274,7 +274,10 @@ def to_record(config: Config) -> dict[str, Any]:
 
 
 def recorded_training(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the `training` mapping of an older run or checkpoint, `epochs` optional, with defaults for newer keys."""
+    """Return the `training` mapping of an older run or checkpoint, `epochs` optional, with defaults for newer keys.
+
+    So a new key never changes what an older run was trained with.
+    """
     try:
         return to_dict(msgspec.convert({"epochs": 1, **value}, Training))
     except msgspec.ValidationError:

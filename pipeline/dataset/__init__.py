@@ -37,7 +37,7 @@ def prepare(chain: Chain, reporter: Reporter) -> dict[str, Any]:
     pointer = chain.workspace.source_pointer(data)
     try:
         remove_debris(pointer.parent, pointer.name)
-        # Before reading, so that a source that changes meanwhile is seen as changed afterwards.
+        # Before reading, so that a change during the reading is noticed by the next command.
         stat = sources.state(data)
         content, archive_sha256 = source.fetch(chain, reporter)
         reporter.progress(0.9, "writing the arrays")

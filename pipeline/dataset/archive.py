@@ -48,7 +48,10 @@ _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfi
 
 
 def read(path: Path, collector: Collector, progress: Progress) -> str | None:
-    """Pass the data set's files in an archive or folder to `collector`. Returns an archive's SHA-256, else None."""
+    """Pass the files of the data set at `path` to `collector`. Returns an archive's SHA-256, None for a folder.
+
+    Raises `Refused`.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -206,8 +209,8 @@ class _Stream:
     def drain(self) -> None:
         """Read to the end of the file, so that the gzip checksum is verified.
 
-        Only zeros may follow the end of the archive: anything else belongs to a member with a damaged header. Old
-        programs leave garbage in the rest of the last record.
+        Raises `Refused` if anything but zeros follows the last record: it belongs to a member with a damaged header.
+        Garbage inside that record is accepted, because old programs leave it there.
         """
         left = tarfile.RECORDSIZE
         while block := self._read_block(_BLOCK):

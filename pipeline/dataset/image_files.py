@@ -31,13 +31,13 @@ from pipeline.workspace.image_folder import EXTENSIONS
 #: Pillow's names of the raster formats. EPS is left out: Ghostscript would run it as a program.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-#: Pixels that are decoded. A JPEG may have twice as many, because decoding skips most of them.
+#: Largest picture that is decoded, in pixels. A JPEG may have twice as many, because decoding skips most of them.
 MAX_PIXELS = 1 << 26
 
-#: Bytes of a file. Some decoders read all of it first.
+#: Largest file, in bytes. Some decoders read all of it first.
 MAX_BYTES = 1 << 30
 
-#: Scans of a JPEG. A progressive one has ten; a scan of a few bytes can take a second.
+#: Largest number of scans of a JPEG. Progressive ones have ten; a scan of a few bytes can take a second.
 MAX_SCANS = 100
 
 #: Start of a JPEG segment with a length, or end of the picture.
@@ -59,16 +59,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that cannot be used, and why."""
+    """A file that cannot be used, or a folder without images, and why."""
 
     file: Path
     why: str
 
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[Path], list[Unreadable]]:
-    """Return the image files in `paths` and below the folders among them, the files skipped there, and empty folders.
+    """Return the files to read, the files skipped in folders, and the folders without images.
 
-    Skips files without an image's extension and linked folders; ignores hidden files.
+    A file given by name is to be read whatever its extension, even if it is missing. In folders, skips files without an
+    image's extension and linked folders, and ignores hidden files. Folders that cannot be listed are to be read, too.
     """
     found: list[Path] = []
     skipped: list[Path] = []
@@ -119,6 +120,7 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
         opened = Image.open(file, formats=_formats())
         # The picture in an AVIF file can be larger than its header says.
         large = opened.format == "AVIF" or max(math.prod(opened.size), math.prod(_tile(opened))) >= LARGE
+        # The lock is released last, so a large picture is closed before the next one is decoded.
         with _large if large else contextlib.nullcontext(), contextlib.closing(opened):
             return _decoded(opened, size)
     except PIL.UnidentifiedImageError:

@@ -1,6 +1,6 @@
 """The layouts of CIFAR-10 and CIFAR-100: from the files of an archive to checked images and labels.
 
-binary: records of a label (CIFAR-100: a coarse and a fine one) and 3,072 pixel values; class names, one a line.
+binary: records of a label (CIFAR-100: a coarse and a fine one) and 3,072 pixel values; class names, one per line.
 python: pickled dicts of `data` (N, 3072) and `labels` (CIFAR-100: `fine_labels`), and one of the class names.
 `pipeline.workspace.sources` has the file names. Source: https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -25,7 +25,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 PIXELS = 3 * 32 * 32
 
-#: Bytes of one pickled batch and of the class names. CIFAR-100 has 155 MB and 2 kB.
+#: Largest pickled batch and largest file of class names, in bytes. CIFAR-100's are 155 MB and 2 kB.
 PICKLE_LIMIT, META_LIMIT = 1 << 29, 1 << 16
 
 Bytes = NDArray[np.uint8]

@@ -21,7 +21,10 @@ _SPLIT, _ORDER, _AUGMENT, _FIRST_FLIP = range(4)
 
 
 def split(labels: np.ndarray, validation_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split (N,) labels into ascending indices for training and validation, with the same share of each class."""
+    """Split (N,) labels into ascending indices for training and validation.
+
+    Validation gets the same share of every class, up to rounding. Test images are not involved.
+    """
     generator = _stream(seed, _SPLIT)
     classes, counts = np.unique(labels, return_counts=True)
     quotas = counts * validation_images / len(labels)

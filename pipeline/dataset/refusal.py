@@ -17,7 +17,10 @@ Progress = Callable[[float, str], None]
 
 
 class Refused(DataError):
-    """A source cannot be used, except perhaps under the `data.name` in `fits`. `source.fetch` adds which source."""
+    """A source that cannot be used. `fits` names the `data.name` under which it might be.
+
+    `source.fetch` adds the address.
+    """
 
     def __init__(self, reason: str, advice: str = ADVICE, retryable: bool = False, fits: str = "") -> None:
         super().__init__(reason)

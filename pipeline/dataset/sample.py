@@ -1,7 +1,7 @@
 """The bundled sample: ten kinds of small colour pictures drawn by code.
 
-It shows that a chain works before CIFAR-10 is downloaded; everything made from it is labelled so. Colours, place, size,
-tilt and noise vary from picture to picture, so that no single pixel or colour gives the class away.
+It shows that a chain works before CIFAR-10 is downloaded; everything made from it is labelled as such. Colours, place,
+size, tilt and noise vary from picture to picture, so that no single pixel or colour gives the class away.
 
 The pictures are identical on every machine and with every numpy: they use only integers, the exactly rounded float32
 operations + - * / and sqrt, and random numbers of `RandomState`, whose streams are frozen (NEP 19).

@@ -91,7 +91,7 @@ def _read_download(chain: Chain, target: Path, reporter: Reporter) -> Fetched:
 
 def _read(config: Config, path: Path, reporter: Reporter, start: float = 0.0) -> Fetched:
     expected = config.data.sha256
-    max_classes = config.data.classes or config.architecture.classes or image_folder.MOST_CLASSES
+    max_classes = config.data.classes or config.architecture.classes or image_folder.MAX_CLASSES
 
     def progress(fraction: float, message: str) -> None:
         reporter.progress(start + (0.9 - start) * fraction, message)

@@ -49,9 +49,13 @@ def digest(content: Content) -> str:
 
 
 def write(folder: Path, content: Content, details: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `content` into `folder` and return its manifest. Raises `OSError`, and `WorkspaceError` for a link."""
+    """Write `content` into `folder` and return its manifest. Raises `OSError`, and `WorkspaceError` for a link.
+
+    A kill at any time leaves nothing that counts as a data set.
+    """
     if folder.is_symlink():
-        raise WorkspaceError(f"{folder}: a symbolic link, which is never written through: put the folder itself there")
+        what = "found a symbolic link, through which dataset must not write"
+        raise WorkspaceError(f"{folder}: {what}: replace it with a folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / manifest.MANIFEST).unlink(missing_ok=True)
     remove_debris(folder, "*.npy")
@@ -71,7 +75,7 @@ def finish(folder: Path, details: Mapping[str, Any], hashes: Mapping[str, str] =
 
 
 def intact(folder: Path, digest: str) -> dict[str, Any] | None:
-    """Return the manifest of the data set in `folder` if it is complete and has `digest`; reads every byte."""
+    """Return the manifest of the data set in `folder` if it is whole, undamaged and has `digest`; reads every byte."""
     if manifest.problems(folder, "dataset", {}):
         return None
     value = manifest.read(folder)
@@ -93,7 +97,7 @@ def verify(folder: Path, value: Mapping[str, Any]) -> None:
     """Hash every byte of a data set (CIFAR-10: 0.1 s). Raises `WorkspaceError` if it does not match its manifest."""
     if damaged := manifest.damage(folder, value):
         raise WorkspaceError(
-            f"{folder}: {'; '.join(damaged)}; restore it, or set it aside to have it made again "
+            f"{folder}: {'; '.join(damaged)}; restore it, or set it aside to recreate it "
             "(luigi --module tasks SetAside --stage dataset --confirm)"
         )
 

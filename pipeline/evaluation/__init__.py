@@ -27,7 +27,10 @@ from pipeline.workspace.freshness import Chain
 
 
 def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Evaluate the run on all test images and publish the result; returns the manifest. Refuses altered weights."""
+    """Evaluate the run on all test images and publish the result; returns the manifest.
+
+    Raises `WeightsError` for altered weights.
+    """
     run, train = trained_run(chain)
     trained_on = train["details"]["dataset"]
     data = dataset.load(run.workspace.dataset(run.dataset_id))

@@ -2,7 +2,7 @@
 
 The six views and their weights are those of K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (2024): half
 of the weight is on the image and its mirror image, half on both shifted by one pixel, down-right and up-left. The
-border is filled like `augmentation.padding` did in training.
+border is filled as in training (`augmentation.padding`).
 """
 
 from __future__ import annotations

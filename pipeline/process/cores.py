@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import WorkspaceError
@@ -75,10 +75,10 @@ def turn_lock() -> Path:
 
 
 @contextlib.contextmanager
-def take_turn(label: str, processes: int, waiting: Callable[[str], None]) -> Iterator[list[int]]:
+def take_turn(label: str, processes: int, on_wait: locks.OnWait) -> Iterator[list[int]]:
     """If a training in `processes` local processes uses all cores, wait until no other training does.
 
-    Yields the file descriptors (locks) that those processes must inherit. Calls `waiting` at every poll with a line
+    Yields the file descriptors (locks) that those processes must inherit. Calls `on_wait` at every poll with a line
     that names the holder. Does not wait if the lock cannot be created. Fewer threads instead would change the results.
     """
     threads = given_threads(os.environ)
@@ -89,7 +89,7 @@ def take_turn(label: str, processes: int, waiting: Callable[[str], None]) -> Ite
                 path = turn_lock()
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 if path.parent.stat().st_uid == os.getuid():  # another user may have planted it
-                    descriptors.append(held.enter_context(locks.hold(path, label, wait=True, on_wait=waiting)))
+                    descriptors.append(held.enter_context(locks.hold(path, label, wait=True, on_wait=on_wait)))
         yield descriptors
 
 

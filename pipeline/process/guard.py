@@ -2,8 +2,9 @@
 
 Forwards signals to the command, a launcher, and exits as it did. When the parent dies, it sends the launcher a single
 SIGINT: srun then cancels a pending job (if killed, it would leave the job in the queue) and leaves a running job alone,
-which checkpoints when its standard input closes. A second SIGINT would kill the job, so PR_SET_PDEATHSIG on the
-launcher will not do: it fires for every thread of the parent. Imports nothing from the plugin, to start fast.
+which checkpoints when its standard input closes. A second SIGINT would kill the job, so the launcher
+itself must not have PR_SET_PDEATHSIG, which fires once per thread of the parent. Imports nothing from the plugin, to
+start fast.
 """
 
 from __future__ import annotations

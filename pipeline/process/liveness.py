@@ -78,7 +78,7 @@ class Monitor:
         self.where = "here"
         self._created = self._last_sent = self._last_received = self._last_call = time.monotonic()
         self._announced = False
-        self._ended_at: float | None = None
+        self._end_requested_at: float | None = None
         self._offset = log.stat().st_size if log.exists() else 0
 
     def filter(self, event: dict[str, Any] | None, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
@@ -143,8 +143,8 @@ class Monitor:
         with contextlib.suppress(OSError):
             if not self.launcher:
                 process.kill()
-            elif self._ended_at is None:
-                self._ended_at = now
+            elif self._end_requested_at is None:
+                self._end_requested_at = now
                 process.send_signal(signal.SIGTERM if self.running else signal.SIGINT)
-            elif now - self._ended_at > END_SECONDS:
+            elif now - self._end_requested_at > END_SECONDS:
                 process.kill()

@@ -153,7 +153,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def environment(local: bool = True) -> dict[str, str]:
-    """Environment of a stage's process, `local` or on a machine that a launcher chooses."""
+    """Environment of a stage's process. Unless `local` (no launcher, one worker), leaves the number of threads open."""
     # A remote node chooses its own number of threads. If one task of a job fails, Slurm must end the others.
     extra = thread_environment(os.environ) if local else {"SLURM_KILL_BAD_EXIT": "1"}
     return {**clean_environment(os.environ), **extra, "PYTHONUNBUFFERED": "1"}
@@ -307,7 +307,7 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
 def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
     """Raise `WorkspaceError` if a stage would write through a symbolic link, which others may plant in a workspace."""
     run = chain.run()
-    # The folder of a data set may be a link.
+    # The folder of a finished data set may be a link; `dataset.store` refuses to write through one.
     folders = [run.root.parent, run.root, run.stage(stage)] if run and stage != "dataset" else []
     for folder in [log.parent] if stage == "compare" else folders:
         if folder.is_symlink():

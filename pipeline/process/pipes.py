@@ -10,8 +10,17 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-#: Events of a stage's process. Any other JSON on its output is ignored: a launcher may print some.
-EVENTS = ("hello", "heartbeat", "progress", "note", "broadcast", "finishing", "result", "error")
+#: Events of a stage's process and their required fields. Any other JSON is ignored: a launcher may print some.
+EVENTS: dict[str, dict[str, Any]] = {
+    "hello": {"host": str},
+    "heartbeat": {"activity": int},
+    "progress": {"fraction": int | float, "message": str},
+    "note": {"message": str},
+    "broadcast": {"line": str},
+    "finishing": {},
+    "result": {"value": dict},
+    "error": {"type": str, "message": str},
+}
 
 
 def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
@@ -36,8 +45,14 @@ def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
             for line in lines:
                 with contextlib.suppress(ValueError, RecursionError):
                     value = json.loads(line)
-                    if isinstance(value, dict) and value.get("event") in EVENTS:
+                    if _is_event(value):
                         yield value
+
+
+def _is_event(value: Any) -> bool:
+    if not isinstance(value, dict) or value.get("event") not in list(EVENTS):
+        return False
+    return all(isinstance(value.get(field), kind) for field, kind in EVENTS[value["event"]].items())
 
 
 class Input:

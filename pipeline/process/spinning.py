@@ -1,10 +1,10 @@
 """Adapt how long OpenMP threads spin while they wait for each other to the machine's load.
 
 After every operator the threads wait for the slowest one. Spinning is the fastest way to wait on idle cores, but beside
-other busy processes it takes the time in which the slowest thread could run, and slows training down to a few per cent.
-libgomp spins only briefly while there are more OpenMP threads than cores (see its GOMP_SPINCOUNT), so a team of
-sleeping threads switches a running process to short spins. Results stay identical to the bit. Does nothing if MXNet is
-built with another OpenMP.
+other busy processes it takes the time in which the slowest thread could run, and slows training to a few per cent of
+its speed. libgomp spins only briefly while there are more OpenMP threads than cores (see its GOMP_SPINCOUNT), so a team
+of sleeping threads switches a running process to short spins. Results stay identical to the bit. Does nothing if MXNet
+is built with another OpenMP.
 
 MXNet itself would start a second team for copying batches of 200,000 numbers and more, and libgomp would then always
 spin briefly. So a single thread makes those copies.

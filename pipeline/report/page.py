@@ -109,7 +109,7 @@ def _curve(name: str, history: Sequence[dict[str, Any]], resumes: Sequence[float
         axes.axvline(position, color=plotting.MARK, linewidth=1.2, linestyle=(0, (2, 2)))
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if name == "speed":
         axes.set_ylim(0, 1.1 * max((row[keys[0]] or 0 for row in history), default=0) or 1)
     if len(axes.lines) - len(resumes) > 1:

@@ -1,8 +1,8 @@
 """Compare a new model with the baseline, the current model, on the same test images.
 
 If the test set has changed there are two comparisons: on the images in both test sets, which decides, and on the whole
-new test set. Images match if their pixels and class names match. An image with a corrected label is therefore not
-shared: it would be held against the model that was trained on the old label.
+new test set. Images match if their pixels and class names match. So an image with a corrected label is not shared: it
+would penalise the model that was trained on the old label.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def compare(
         shared, notes = _shared(run, other)
     changed = _changed_classes(_classes(other), _classes(run))
     notes += changed
-    comparable = shared if changed else all_rows  # an unknown class would be held against the baseline
+    comparable = shared if changed else all_rows  # classes that the baseline does not know would penalise it
     if not len(comparable):
         return {**about, "on": "none", "images": 0, "all": None, "notes": notes}
     if correct_before is None:
@@ -172,7 +172,7 @@ def _saved_correct(run: Run, labels: np.ndarray, views: int) -> np.ndarray | Non
 
 
 def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Reporter) -> np.ndarray:
-    """Evaluate the other run's weights on test images of `run`. Classes match by name, not by index."""
+    """Return which test images `rows` of `run` the other run's weights get right. Classes match by name, not index."""
     reporter.note(f"evaluating the current model, {other.place}, on the same images and views as the new one")
     train = manifest.read(other.stage("train"))
     assert train is not None

@@ -104,7 +104,7 @@ def verdict(decision: dict[str, Any]) -> str:
 
 
 def _trained(workspace: Workspace, config: Config) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Yield the finished trainings of these names, with their manifests. Skips `seed-N`, repeats with another seed."""
+    """Yield the finished trainings of this data set and architecture (by name) and their manifests. Skips `seed-N`."""
     runs_of_both = f"runs/{config.data.name}-*/{config.architecture.name}-*"
     workspace.storage.refresh_matching(runs_of_both, ("train", "evaluate", "promote"))
     data, architecture = re.escape(config.data.name), re.escape(config.architecture.name)
@@ -185,7 +185,7 @@ def subject(chain: Chain) -> Chain:
 
 
 def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, list[str]]:
-    """Return the next generation for a chain without one, the day it is due, and the reasons if that is today."""
+    """Return the generation that `Retrain` makes next, the day it is due, and why, if that is today."""
     every, name = chain.given.retrain.every, periods.name(chain.given.retrain.every, today)
     given = with_generation_seed(chain.given, name)
     reasons = why_due(subject(dataclasses.replace(chain, given=given, generation=name)))

@@ -110,7 +110,7 @@ def problems(workspace: Workspace, entry: Entry) -> list[str]:
     folder = run.stage("train")
     train = manifest.read(folder)
     if train is None:
-        return [f"{entry.run}/train is gone or not finished"]
+        return [f"{entry.run}/train is missing or unfinished"]
     if manifest.digest(train, "model.params") != entry.weights_sha256:
         return [f"{entry.run}/train no longer has the weights that were promoted"]
     try:

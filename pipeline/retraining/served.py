@@ -134,7 +134,7 @@ def damage(workspace: Workspace, pointer: Path) -> list[str]:
 
 
 def outdated(pointer: Path, current: Pointer) -> str:
-    """Say that services load another model than the current one; empty if they do not."""
+    """Return a line if services load another model than the current one, else an empty string."""
     recorded = _recorded(folder(pointer))
     about = msgspec.to_builtins(current.entry)
     if not recorded or about.items() <= recorded.items():

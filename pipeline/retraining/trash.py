@@ -36,7 +36,7 @@ class Item:
     path: Path
 
     def is_named(self, name: str) -> bool:
-        """Whether `name` is the item's path, a part of it, its generation, or the path after its timestamp."""
+        """Whether `name` is the item's path, with or without `<when>/` before it, a part of it, or its generation."""
         parts = self.place.split("/")
         paths = (self.place, f"{self.when}/{self.place}")
         return name in (*paths, *parts, Path(parts[-1]).stem) or parts[-1].endswith(f"@{name}")
@@ -74,7 +74,7 @@ def set_aside(chain: Chain, stage: str, target: Path) -> None:
 
 
 def _set_checkpoints_aside(run: Run, folder: Path) -> None:
-    """Move a run's checkpoints to `folder` in the trash, beside its training: the next one would resume from them."""
+    """Move a run's checkpoints to `folder` in the trash, or the next training would resume from them."""
     target = folder / run.checkpoints.relative_to(run.workspace.root)
     for storage in (run.workspace.storage, LOCAL):
         storage.refresh([run.checkpoints])

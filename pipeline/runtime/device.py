@@ -29,7 +29,7 @@ class Devices:
 
 
 def devices(device: str) -> Devices:
-    """Turn the configuration's `device` into contexts: auto, cpu, gpu, gpu:0,1, cpu:0,1 (to test multi-device code).
+    """Turn the configuration's `device` into contexts: auto, cpu, gpu, gpu:0,1, cpu:0,1 (same cores, for tests).
 
     `auto` selects the first GPU if MXNet can use one, else the CPU. Raises `DeviceError` if a requested GPU is
     unusable, and also for `auto` if a GPU build of MXNet has no code for the card that it finds.

@@ -1,7 +1,7 @@
-"""fsspec and its back-ends: addresses of stores, connections, and the differences between back-ends.
+"""fsspec and its backends: addresses of stores, connections, and the differences between backends.
 
-fsspec and a back-end are imported on the first request, as a workspace in a folder never needs them. Credentials come
-from wherever the back-end itself looks for them.
+fsspec and a backend are imported on the first request, as a workspace in a folder never needs them. Credentials come
+from wherever the backend itself looks for them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 #: Errors of the local disk when a download does not fit.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-#: Substrings of object stores' errors when a conditional write lost against another writer.
+#: Substrings of object stores' errors when a conditional write lost to another writer.
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict", "pre-condition")
 
 #: Errors that a retry cannot fix, by name, as their libraries are not imported here.
@@ -33,7 +33,7 @@ _PERMANENT = {
     "UnauthorizedSSOTokenError": "the credentials have expired; log in again",
 }
 
-#: The extra that installs the back-end of each scheme.
+#: The extra that installs the backend of each scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "sftp": "sftp"}
 
 
@@ -72,7 +72,7 @@ def _class(url: str) -> Any:
         return fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        advice = f"pip install 'luigi-vgg[{extra}]'" if extra else "install the fsspec back-end for it"
+        advice = f"pip install 'luigi-vgg[{extra}]'" if extra else "install the fsspec backend for it"
         missing = f"needs a package that is not installed ({error}); {advice}"
         raise ConfigError(f"--workspace {shown(url)}: {missing}") from None
     except ValueError:
@@ -81,17 +81,17 @@ def _class(url: str) -> Any:
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """Connect to a store. Returns the file system and the address in the back-end's own form."""
+    """Connect to a store. Returns the file system and the address in the backend's own form."""
     import fsspec
 
     scheme, backend = url.partition("://")[0], _class(url)
     try:
         options: dict[str, Any] = backend._get_kwargs_from_urls(url)
         if scheme in ("s3", "s3a"):
-            # `Store` does the retries; those of a back-end would multiply them.
+            # `Store` does the retries; those of a backend would multiply them.
             own = fsspec.config.conf.get(scheme, {}).get("config_kwargs", {})  # from the user's fsspec configuration
             options |= {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
-        # Not `url_to_fs`, which reads two colons in a name as a chain of back-ends.
+        # Not `url_to_fs`, which reads two colons in a name as a chain of backends.
         fs, base = fsspec.filesystem(scheme, **options), str(backend._strip_protocol(url))
     except ValueError as error:  # a missing or invalid option
         raise ConfigError(f"--workspace {shown(url)}: {error}") from None
@@ -101,7 +101,7 @@ def connect(url: str) -> tuple[Any, str]:
 
 
 def is_object_store(fs: Any) -> bool:
-    """Whether a back-end is that of an object store rather than of a file server."""
+    """Whether a backend is that of an object store rather than of a file server."""
     return bool(getattr(fs, "async_impl", False))
 
 
@@ -119,13 +119,13 @@ def download(fs: Any, path: str, file: str) -> None:
 def create(fs: Any, path: str, content: bytes) -> None:
     """Write a file or object that must not exist yet.
 
-    Raises `FileExistsError` if it does, `NotImplementedError` or `ValueError` if the back-end cannot tell.
+    Raises `FileExistsError` if it does, `NotImplementedError` or `ValueError` if the backend cannot tell.
     """
     try:
         if is_object_store(fs):
             fs.pipe_file(path, content, mode="create")
         else:
-            # paramiko needs both letters; other back-ends reject that and need `x` alone.
+            # paramiko needs both letters; other backends reject that and need `x` alone.
             with fs.open(path, "wxb" if "sftp" in fs.protocol else "xb") as file:
                 file.write(content)
     except OSError as error:

@@ -53,7 +53,7 @@ class Copies:
     def fetch(self, wanted: Mapping[str, Stored | None], files: Mapping[str, Any], digests: Mapping[str, str]) -> None:
         """Download these objects. Raises `NotAsRecorded` if one of `files` has another size or SHA-256 than recorded.
 
-        Other objects are left to their readers to check: a training can resume without its optimizer's state, for one.
+        Readers check all other objects: a training, for example, can resume without its optimizer's state.
         """
 
         def fetch_one(key: str) -> Stored | None:
@@ -63,7 +63,7 @@ class Copies:
         self.note({key: stored for key, stored in copied if stored})
 
     def _fetch(self, key: str, stored: Stored | None, digest: str, recorded: Any) -> Stored | None:
-        """Download one file if needed. Returns the object if the file has newly become a copy of it."""
+        """Download one file if needed. Returns the object if the index does not list the file as its copy yet."""
         file = self.root / key
         if self.is_copy(key, stored):
             return None
@@ -78,8 +78,8 @@ class Copies:
                 raise FileLost(f"{self.store}/{key}: has {size} bytes, not {recorded['size']} as recorded")
             if recorded and sha256_file(partial) != digest:
                 raise NotAsRecorded(
-                    f"{self.store}/{key}: damaged, does not match its manifest; restore it, or set the stage aside "
-                    "(luigi --module tasks SetAside) to recreate it"
+                    f"{self.store}/{key}: damaged, its SHA-256 does not match its manifest; restore it, or set the "
+                    "stage aside (luigi --module tasks SetAside) to recreate it"
                 )
 
         try:
@@ -103,7 +103,7 @@ class Copies:
 
     @contextlib.contextmanager
     def _incoming(self, key: str) -> Iterator[Path]:
-        """Yield a temporary file that then replaces the copy of `key`. Every local write goes through here.
+        """Yield a temporary file that then replaces the copy of `key`. All that comes from the store passes here.
 
         Raises `WorkspaceError` if the key or a local link leads out of the root. Does not fsync: the store has the
         content.

@@ -29,12 +29,12 @@ from pipeline.storage.locks import Holder, OnWait
 
 log = logging.getLogger("vgg")
 
-#: How long to keep a replaced model for services that are about to open it.
+#: Seconds to keep a replaced model, for services that are about to open it.
 READ_SECONDS = 3600.0
 
 
 class Storage:
-    """The files of a workspace in a folder. Takes local paths below that folder. Stateless.
+    """The files of a workspace in a folder. All paths are local paths below that folder. Stateless.
 
     Methods that exchange files with other hosts do nothing here.
     """
@@ -56,7 +56,7 @@ class Storage:
         return os.path.lexists(path)
 
     def names(self, folder: Path) -> list[str]:
-        """Return the names of the files directly in a folder."""
+        """Return the sorted names of what is directly in a folder (in a store: its objects); empty if it is missing."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(os.listdir(folder))
         return []

@@ -15,18 +15,18 @@ from pipeline.storage.store import Store, Stored
 #: Objects that a store returns per list request.
 PAGE = 1000
 
-#: Since when (monotonic) listings are trusted, and the process that this is for.
+#: Time (monotonic) since which listings are trusted, and the PID of the process that set it.
 _trusted = 0.0, os.getpid()
 
 
 def distrust_listings() -> None:
-    """Stop trusting present listings where they say that something is missing: other hosts may have finished it."""
+    """Stop trusting present listings about what is missing: other hosts may have finished it."""
     global _trusted
     _trusted = time.monotonic(), os.getpid()
 
 
 def trusted_since() -> float:
-    """Return the time (monotonic) before which a listing proves that an object exists, but not that it is missing."""
+    """Return a time (monotonic). Listings from before it show what exists, but not what is missing."""
     if _trusted[1] != os.getpid():  # forked by Luigi for one task
         distrust_listings()
     return _trusted[0]

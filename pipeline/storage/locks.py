@@ -100,7 +100,7 @@ def hold(
 ) -> Iterator[int]:
     """Hold the lock at `path`. Yields its file descriptor, for the processes that do the work to inherit.
 
-    If another live process holds it, waits up to `timeout` seconds with `wait`, else raises `AlreadyRunning`. Always
+    If another live process holds it, raises `AlreadyRunning`: at once, or after `timeout` seconds with `wait`. Always
     waits for the child of a killed holder, which ends by itself. `Workspace.hold` also locks out hosts that do not
     share these files.
     """
@@ -167,7 +167,7 @@ def _acquire(descriptor: int, path: Path, what: str, timeout: float, on_wait: On
 
 
 def is_gone(pid: object) -> bool:
-    """Whether no process of this number is alive on this host. Zombies are gone."""
+    """Whether no process of this number is alive on this host. A zombie does not count as alive."""
     try:
         number = int(str(pid))
         with open(f"/proc/{number}/stat") as file:

@@ -1,6 +1,6 @@
 """Object stores: `s3://bucket/prefix`, or anything else that fsspec supports.
 
-A `Store` is one address, and its keys are relative to that. Failed requests are retried with growing pauses for
+A `Store` stands for one address; its keys are relative to it. Failed requests are retried with growing pauses for
 `retry_timeout` seconds, then raise a `WorkspaceError`.
 """
 
@@ -29,16 +29,16 @@ T = TypeVar("T")
 
 log = logging.getLogger("vgg")
 
-#: Seconds between retries: each pause doubles the last one, up to the longest.
+#: Seconds between retries: each pause is twice the previous one, up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0
 
-#: Seconds that writers of the same object wait to see who wrote last, if the back-end has no conditional writes.
+#: Seconds that writers of the same object wait to see who wrote last, if the backend has no conditional writes.
 SETTLE_SECONDS = 1.0
 
-#: Concurrent requests where a back-end does not batch them itself.
+#: Concurrent requests where a backend does not batch them itself.
 THREADS = 8
 
-#: Names that back-ends use for the version of an object.
+#: Names that backends use for the version of an object.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
 
 
@@ -102,7 +102,7 @@ class Store:
         return self._retry("look up", key, request)
 
     def age(self, key: str, probe: str) -> float | None:
-        """Return the seconds since `key` was written, by the store's clock; None if it does not tell.
+        """Return the seconds since `key` was written, by the store's clock; None if the store does not record it.
 
         Writes and deletes the key `probe` to get the store's time, as hosts' clocks may be wrong.
         """
@@ -150,7 +150,7 @@ class Store:
         """Write a small object unless it exists. Returns whether the stored content is `content`.
 
         Of several writers one succeeds: object stores have conditional writes, file servers exclusive creation. If a
-        back-end has neither, the last writer wins; one slower than SETTLE_SECONDS can then overwrite another that
+        backend has neither, the last writer wins; one slower than SETTLE_SECONDS can then overwrite another that
         already believes that it succeeded, so callers must check again.
         """
 
@@ -192,7 +192,7 @@ class Store:
         self.map(delete_one, keys)
 
     def sha256(self, key: str) -> str:
-        """Return the SHA-256 of an object without storing it. Raises `FileNotFoundError` if it is missing."""
+        """Return the SHA-256 of an object without keeping a copy. Raises `FileNotFoundError` if it is missing."""
 
         def request(fs: Any, base: str) -> str:
             with fs.open(f"{base}/{key}", "rb", block_size=1 << 23) as file:
@@ -201,14 +201,14 @@ class Store:
         return self._retry("read", key, request)
 
     def map(self, work: Callable[[str], T], keys: Iterable[str]) -> list[T]:
-        """Call `work` for each key, concurrently if the back-end can. Raises the first error."""
+        """Call `work` for each key, concurrently if the backend can. Raises the first error."""
         if not backend.is_object_store(self._connection()[0]):
             return [work(key) for key in keys]
         with ThreadPoolExecutor(THREADS) as threads:
             return list(threads.map(work, keys))
 
     def _connection(self) -> tuple[Any, str]:
-        """Return the file system and the address in its own form. Connects anew after a fork.
+        """Return the file system, and the address in the form that it uses. Connects anew after a fork.
 
         Back-ends of object stores are thread-safe. Those of file servers are not (paramiko's threads take each other's
         responses), so each thread has its own connection: a lock is renewed during an upload.
@@ -233,7 +233,7 @@ class Store:
                     raise
                 why = "there is no such bucket or folder; create it, or choose another --workspace"
                 raise WorkspaceError(f"{where}: cannot {doing}: {why}") from error
-            except Exception as error:  # every back-end has errors of its own
+            except Exception as error:  # every backend has errors of its own
                 permanent = backend.permanent_failure(error)
                 if permanent or time.monotonic() + pause > until:
                     raise WorkspaceError(f"{where}: cannot {doing}: {permanent or backend.describe(error)}") from error

@@ -144,7 +144,7 @@ def load(path: Path, sha256: str | None = None) -> Snapshot:
     """
     try:
         if sha256 is not None and sha256_file(path) != sha256:
-            raise Damaged(path, "its SHA-256 is not the one in the manifest")
+            raise Damaged(path, "its SHA-256 does not match its manifest")
         arrays = read_npz(path)
         meta = json.loads(arrays.pop("meta").tobytes())
         schema = msgspec.convert(meta["schema"], int)
@@ -170,7 +170,7 @@ def load(path: Path, sha256: str | None = None) -> Snapshot:
     except msgspec.ValidationError as error:
         raise Damaged(path, error) from None
     if [row["epoch"] for row in counters.history] != list(range(1, counters.epoch + 1)):
-        raise Damaged(path, f"its history does not have {counters.epoch} epochs")
+        raise Damaged(path, f"its history is not that of epochs 1 to {counters.epoch}")
     if not all(math.isfinite(value) for values in counters.sums for value in values):
         raise Damaged(path, "its sums are not finite")
     return Snapshot(groups["parameter"], groups["momentum"], meta)

@@ -30,7 +30,7 @@ from pipeline.process.reporter import COMMANDS, FINISHING, Reporter
 from pipeline.training.rendezvous import SOCKETS, Placement, free_port, own_address, rendezvous
 from pipeline.workspace.freshness import Chain
 
-#: Interval of the heartbeats, and how long without one until a process counts as hanging.
+#: Interval of the heartbeats, and the silence after which a process counts as hanging.
 HEARTBEAT_SECONDS, HEARTBEAT_TIMEOUT = 2.0, 30.0
 
 #: A worker also hangs if it makes no progress for this long, or for ten times its longest step if that is longer.
@@ -73,7 +73,7 @@ class Role:
 
     name: str
     process: subprocess.Popen[bytes]
-    input: pipes.Input | None = None
+    input: pipes.Input | None = None  # workers only
     rank: int | None = None
     last_heartbeat: float = field(default_factory=time.monotonic)
     activity: int = 0

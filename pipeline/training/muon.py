@@ -62,7 +62,7 @@ def orthogonal(F: Any, matrix: Any, identity: Any, shape: tuple[int, int]) -> An
 
 
 def optimizer(mx: Any, hidden: list[bool], **settings: float) -> Any:
-    """A Muon optimizer with the `settings` of MXNet's `NAG`. `hidden` says for each parameter if Muon updates it.
+    """A Muon optimizer with the `settings` of MXNet's `NAG`. `hidden` says, in order, which parameters Muon updates.
 
     Before each step, a kernel is rescaled to the norm of a matrix with orthogonal rows of length 1. Otherwise it would
     grow under batch normalisation, which ignores the norm, and the learning rate would lose its effect. Without batch

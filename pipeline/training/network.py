@@ -25,7 +25,10 @@ _AGGREGATE = 32
 
 
 class Network:
-    """A VGG with its optimizer on one or several devices. Weights stay in float32 whatever the precision of layers."""
+    """A VGG with its optimizer on one or several devices. `set_state` restores what `state` returns.
+
+    Weights stay in float32 whatever the precision of the layers.
+    """
 
     def __init__(
         self,

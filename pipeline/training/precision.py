@@ -44,8 +44,8 @@ def start_early() -> None:
 def choose(architecture: Architecture, training: Training, devices: runtime.Devices, run: Run) -> tuple[str, str]:
     """Return the precision for a training of `run` and the reason. Measures for `auto` on a CPU with bfloat16 only.
 
-    Records the choice in the run's work folder and keeps that of a finished run on the same processor, so that resuming
-    never switches. Raises `DeviceError` if the device does not support the configured precision.
+    Records a measured choice in the run's work folder, and keeps that of a finished run on the same processor, so that
+    resuming never switches. Raises `DeviceError` if the device does not support the configured precision.
     """
     try:
         return _choose(architecture, training, devices, run)

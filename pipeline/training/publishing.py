@@ -21,8 +21,9 @@ from pipeline.training.checkpoint import Row, Snapshot
 from pipeline.training.session import Session
 from pipeline.workspace import MANIFEST, manifest
 
+#: `config.loading` recognises a recorded configuration by the start of its first line.
 _CONFIG_HEAD = """\
-# The full configuration of the training of {run}, including all defaults.
+# The full configuration that {run} was trained with, including all defaults.
 # User, password and query are removed from addresses.
 """
 

@@ -87,9 +87,9 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
     held_out = min(training.validation_images, len(data.train_labels) // 2)
     if held_out < training.validation_images:
         images = f"{held_out:,} of the {len(data.train_labels):,} training images"
-        reporter.note(f"training.validation_images: holding out only {images}, the maximum of one half")
+        reporter.note(f"training.validation_images: holding out only {images}: at most half may be held out")
     train_indices, validation_indices = loader.split(data.train_labels, held_out, training.seed)
-    # Verify the images while measuring them: hashing releases the interpreter lock.
+    # Verify the images while measuring them: hashing releases the GIL.
     with ThreadPoolExecutor(1) as executor:
         verification = executor.submit(dataset.verify, folder, data.manifest)
         norm = Normalisation.measure(data.train_images) if training.normalize else Normalisation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -61,7 +62,7 @@ def _train(chain: Chain, run: Run, reporter: Reporter, options: dict[str, Any]) 
     while session.counters.epoch < training.epochs:
         trainer.train_epoch()
         if reporter.take("stop-after-epoch") and session.counters.epoch < training.epochs:
-            trainer.stop("stopped after an epoch, as requested")
+            trainer.stop("stopped on request after an epoch")
     session.group.leave()
     reporter.activity = FINISHING
     if not worker.is_leader:
@@ -171,7 +172,8 @@ class Trainer:
 
     def _raise_diverged(self) -> None:
         counters = self.session.counters
-        self.writer.finish()
+        with contextlib.suppress(PipelineError):  # a failed write must not hide the cause
+            self.writer.finish()
         paths = checkpoint.paths(self.session.run.checkpoints)
         last_good = f"the last good checkpoint is {paths[0]}" if paths else "no checkpoint was written before"
         raise TrainingDiverged(

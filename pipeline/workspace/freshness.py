@@ -44,7 +44,7 @@ _unchanged: dict[Path, float] = {}
 
 
 def begin_command() -> None:
-    """Make this process, and those that it forks, check each source only once from now on.
+    """From now on, do not check a source again once it has been read, or found unchanged here. Forks inherit this.
 
     Otherwise images that arrive in a folder while a chain runs would fail that chain; they are for the next command.
     """

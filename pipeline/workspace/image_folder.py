@@ -35,7 +35,7 @@ EXTENSIONS = (
 )
 
 #: Labels are stored as one byte each.
-MOST_CLASSES = 256
+MAX_CLASSES = 256
 
 LAYOUT = (
     "expected images in train/<class>/ and test/<class>/, in one folder per class, or a labels.csv "
@@ -115,7 +115,7 @@ def _add(result: Scan, name: str, entry: os.DirEntry[str], pending: list[str]) -
 
 
 def state(content: Scan, test_fraction: float) -> dict[str, Any] | None:
-    """Summarize a scan: the folder is unchanged while this stays equal. Returns None if there are no images."""
+    """Summarise a scan: the folder is unchanged while this stays equal. Returns None if there are no images."""
     if not content.files and not content.unlisted:
         return None
     digest = hashlib.blake2b(digest_size=16)
@@ -169,7 +169,7 @@ def _by_folders(content: Scan) -> Images:
         classes = {name for name in content.folders if name.startswith(prefix) and "/" not in name.removeprefix(prefix)}
         empty |= classes - {prefix + label for label in labels.values()}
     if images and empty:
-        note = " (links out of the folder are ignored)" if content.links else ""
+        note = " (links out of the folder are left out)" if content.links else ""
         raise Unlabelled(f"no images in {examples(empty)}{note}", "add some, or remove the folder")
     return images
 
@@ -208,12 +208,12 @@ def _add_row(content: Scan, images: Images, row: Mapping[str, str | None], where
 def _check_classes(classes: set[str], content: Scan) -> None:
     if not classes:
         rest = f"; {counted(len(content.others), 'other file')}" if content.others else ""
-        rest += f"; {counted(len(content.links), 'link')} out of the folder, ignored" if content.links else ""
+        rest += f"; {counted(len(content.links), 'link')} out of the folder, left out" if content.links else ""
         raise Unlabelled(f"no images in classes, and no CIFAR-10 or CIFAR-100 batches, in this folder{rest}", LAYOUT)
     if len(classes) == 1:
         raise Unlabelled(f"has only one class, {examples(classes)}", f"add others: {LAYOUT}")
-    if len(classes) > MOST_CLASSES:
-        raise Unlabelled(f"has {len(classes):,} classes, at most {MOST_CLASSES} are supported", LAYOUT)
+    if len(classes) > MAX_CLASSES:
+        raise Unlabelled(f"has {len(classes):,} classes, but at most {MAX_CLASSES} are supported", LAYOUT)
     for name in classes:
         if not name.isprintable() or len(name) > 64:
             raise Unlabelled(f"class {name[:80]!a} is too long or not printable", "rename it")
@@ -239,7 +239,7 @@ def read(path: Path) -> Images | None:
 
 
 def difference(before: Images, after: Images) -> str:
-    """Describe what changed: `214 more images in class scratch, 3 gone`. Recognizes moved files by size and time."""
+    """Describe what changed: `214 more images in class scratch, 3 gone`. Recognises moved files by size and time."""
     gone = {name: image for name, image in before.items() if name not in after}
     more = {name: image for name, image in after.items() if name not in before}
     pairs = [(image, now) for name, image in before.items() if (now := after.get(name)) and now != image]

@@ -96,7 +96,7 @@ def write(
     details: Mapping[str, Any],
     hashes: Mapping[str, str] = {},
 ) -> dict[str, Any]:
-    """Write and return the manifest of a finished stage. `hashes` holds the SHA-256 of files already hashed."""
+    """Write and return the manifest of a finished stage, for `files` in `folder`. `hashes`: SHA-256 known already."""
     value = {
         "schema": SCHEMA,
         "stage": stage,

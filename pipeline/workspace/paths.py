@@ -5,9 +5,9 @@ datasets/sources/<name>-<key8>.json   which data set a source holds
 runs/<dataset>/<run>/<stage>/         the files of one stage, manifest.json
 work/                                 checkpoints, partial downloads, locks: disposable
 comparisons/<name>/                   the ranking page of a comparison
-current/<data name>/<architecture name>.json   the promoted run
+current/<data name>/<architecture name>.json   the pointer to the current run
 current/<data name>/<architecture name>/       its model as services load it, see `served`
-trash/<when>/<path>                   what a user set aside, under its former path
+trash/<when>/<path>                   what was set aside, pruned or retired, under its former path
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Workspace:
     storage: Storage = field(default=LOCAL, compare=False)
 
     def unpublished(self, path: Path) -> list[str]:
-        """Return why the manifest or pointer at `path` is not published yet, as one line; empty if it is."""
+        """Return a line that says that the manifest or pointer at `path` is not published yet; empty if it is."""
         return [f"made here, but not in the store yet: {self.shown(path)}"] if self.storage.is_unpublished(path) else []
 
     def shown(self, path: Path) -> str:
@@ -91,7 +91,7 @@ class Workspace:
     def publish(self, folder: Path, recorded_only: bool = False) -> None:
         """Make a finished stage visible to other hosts; with `recorded_only`, only files that match its manifest.
 
-        Raises `WorkspaceError` if that fails, `AlreadyRunning` if a lock was lost meanwhile.
+        Raises `WorkspaceError` if that fails, `AlreadyRunning` if a lock was lost in the meantime.
         """
         recorded = read(folder)
         if recorded is not None:
@@ -142,7 +142,7 @@ class Workspace:
 
     @property
     def published_events(self) -> Path:
-        """With a store: the number of this host's events that are published."""
+        """With a store: the file with the number of this host's events that are published."""
         return self.work / "events-published.json"
 
     def dataset(self, dataset_id: str) -> Path:
@@ -162,18 +162,18 @@ class Workspace:
         return self.work / "sources" / self.source_pointer(data).name
 
     def source_listing(self, data: Data) -> Path:
-        """The content of a folder of images when this host read it."""
+        """The record of what was in a folder of images when this host read it."""
         return self.work / "sources" / self.source_pointer(data).with_suffix(".csv").name
 
     def current(self, config: Config) -> Path:
-        """The pointer to the promoted run among all that trained this architecture on this data set.
+        """The pointer to the current run among all that trained this architecture on this data set.
 
         Both are identified by name, so that a changed architecture or new images compete with their predecessors.
         """
         return self.root / "current" / config.data.name / f"{config.architecture.name}.json"
 
     def currents(self) -> list[Path]:
-        """Return all pointers to promoted runs."""
+        """Return the pointers to all current runs."""
         paths = (path for data in self.listed(self.root / "current") for path in self.listed(data))
         return [path for path in paths if path.suffix == ".json"]
 

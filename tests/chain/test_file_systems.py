@@ -56,7 +56,7 @@ def test_a_chain_runs_where_the_syncing_of_folders_is_refused(fresh: SmallChain,
     assert fresh.luigi("Verify").rc == 0
 
 
-def test_a_file_system_without_locks_is_told_in_one_line(done: SmallChain, refusing: str) -> None:
+def test_a_file_system_without_locks_is_reported_in_one_line(done: SmallChain, refusing: str) -> None:
     environment = {"LD_PRELOAD": refusing, "VGG_TEST_REFUSE": "flock"}
     (done.folder("report") / "index.html").unlink()
     advice = "mount it with locks (Lustre: -o flock; NFS: version 4), or choose another --workspace"
@@ -146,7 +146,7 @@ def bound() -> list[str]:
     return ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
 
 
-def test_a_workspace_that_this_user_may_not_read_is_told_in_one_line(done: SmallChain, bound: list[str]) -> None:
+def test_a_workspace_that_this_user_may_not_read_is_reported_in_one_line(done: SmallChain, bound: list[str]) -> None:
     predict = [sys.executable, "-m", "pipeline.predict", "--model", str(done.workspace), str(done.archive)]
     place = ["--workspace", str(done.workspace), "--local-scheduler"]
     luigi = [*luigi_command(), "--module", "tasks", "Report", "--config", str(done.config), *place]
@@ -162,7 +162,7 @@ def test_a_workspace_that_this_user_may_not_read_is_told_in_one_line(done: Small
             folder.chmod(0o755)
 
 
-def test_what_cannot_be_listed_is_neither_whole_nor_unneeded(done: SmallChain, bound: list[str]) -> None:
+def test_an_unlistable_folder_is_neither_complete_nor_unneeded(done: SmallChain, bound: list[str]) -> None:
     runs = done.workspace / "runs"
     for folder in (runs, *runs.iterdir(), done.folder("train").parent):
         for task in (["Verify"], ["Prune", "--confirm", "--config", str(done.config)]):
@@ -194,7 +194,7 @@ def test_a_data_set_is_not_set_aside_while_it_is_made_or_read(done: SmallChain) 
     assert not (done.workspace / "trash").exists()
 
 
-def test_a_user_without_a_home_folder_is_told_so(done: SmallChain) -> None:
+def test_a_missing_home_folder_is_reported(done: SmallChain) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
     code = (
         "import os, pwd\n"

@@ -16,7 +16,7 @@ NIGHTS = [
 ]
 
 
-def test_nights_with_wrong_labels_a_refusal_and_a_roll_back_are_told_right_and_a_service_never_fails(
+def test_nights_with_wrong_labels_a_refusal_and_a_roll_back_are_reported_correctly_and_a_service_never_fails(
     tmp_path: Path, central: Luigid
 ) -> None:
     job = NightlyJob(tmp_path / "job", central, len(NIGHTS))

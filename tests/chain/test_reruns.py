@@ -187,7 +187,15 @@ def test_a_workspace_from_before_keys_were_renamed_stays_finished_and_its_traini
     assert done.manifest("train")["details"]["exact"]
 
 
-def test_what_was_evaluated_before_there_were_views_is_not_evaluated_again(done):
+def test_a_configuration_recorded_by_a_training_is_read_with_old_names_of_keys(finished, tmp_path):
+    recorded = finished.folder("train") / "config.yaml"
+    old = tmp_path / "config.yaml"
+    old.write_text(recorded.read_text().replace("\nretrain:", "\nschedule:").replace("  tta:", "  views:"))
+    assert old.read_text() != recorded.read_text()
+    assert load(old) == load(recorded)
+
+
+def test_an_evaluation_older_than_tta_is_not_repeated(done):
     for stage in ("evaluate", "export"):
         path = done.folder(stage) / "manifest.json"
         value = read_json(path)
@@ -196,7 +204,7 @@ def test_what_was_evaluated_before_there_were_views_is_not_evaluated_again(done)
     assert done.report().ran == []
 
 
-def test_how_often_checkpoints_are_written_is_not_even_told(done):
+def test_a_changed_checkpoint_interval_is_not_reported(done):
     done.configure(training__checkpoint_seconds=1)
     assert done.report().ran == []
     assert "config changed" not in done.status()

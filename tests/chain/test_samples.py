@@ -182,7 +182,7 @@ def test_the_crontab_line_runs_and_mails_only_failures(
     else:
         assert done.output == ""
         assert " promoted (first model)" in log
-    assert done.rc == 0, f"expected {code} to be told, not given on"
+    assert done.rc == 0, f"expected {code} to be reported but not passed on"
     pruned = run(["/bin/sh", "-c", prune], prepared.root, bare)
     assert ("Prune failed" in pruned.output) == bool(mail), pruned.text
     if not mail:

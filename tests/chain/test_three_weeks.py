@@ -220,7 +220,7 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     assert weeks.current
     assert weeks.current.run == plain.place
     assert weeks.report().ran == [], "its report is up to date, with the decision in it"
-    # A week later nothing has changed, so that there is nothing to gain; it is told how to train all the same.
+    # A week later nothing has changed, so training would gain nothing; the log says how to train anyway.
     stable = weeks.chain().workspace.current(weeks.chain().config).with_suffix("")
     stable.unlink()  # as a killed command may leave it
     again = weeks.retrain("--date", "2026-11-11")
@@ -245,7 +245,7 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     assert "@2026-W46 (evaluate; since 20" in weeks.luigi("Restore").output
     assert weeks.luigi("Restore", "--item", "2026-W46", "--confirm").rc == 0
     assert weeks.chain("2026-W46").complete("report")
-    # Without a pointer nothing is current, and a damaged one is told before anything is trained.
+    # Without a pointer nothing is current, and a damaged one is reported before any training.
     retired = weeks.luigi("Retire", "--name", "mini/tiny", "--confirm")
     assert retired.rc == 0, retired.text
     assert weeks.current is None
@@ -276,7 +276,7 @@ def test_a_finished_generation_has_its_result_when_epochs_were_raised_since(done
         (["--generation", "seed-3"], "seed-3"),
     ],
 )
-def test_a_date_or_name_that_is_none_is_told_in_one_line(weeks: Weeks, arguments: list[str], found: str) -> None:
+def test_an_invalid_date_or_name_is_reported_in_one_line(weeks: Weeks, arguments: list[str], found: str) -> None:
     result = weeks.retrain(*arguments, rc=2)
     assert found in result.log
     assert "Traceback" not in result.log

@@ -83,8 +83,10 @@ def test_a_launcher_expands_folders_and_may_bring_its_own_python(monkeypatch: py
     assert not any("PYTHONPATH" in word for word in command)
 
 
-def test_a_slow_launcher_is_reported_as_waiting(chain: SmallChain) -> None:
-    slow = ["sh", "-c", 'echo "job 7 queued" >&2; sleep 4; exec "$@"', "sh"]
+def test_a_slow_launcher_is_reported_as_waiting_and_its_own_json_is_ignored(chain: SmallChain) -> None:
+    printed = ('{"event": "hello"}', '{"event": "result", "value": 7}', '{"event": ["note"]}', '{"event": "progress"}')
+    said = "; ".join(f"echo '{line}'" for line in printed)
+    slow = ["sh", "-c", f'{said}; echo "job 7 queued" >&2; sleep 4; exec "$@"', "sh"]
     chain.configure(launcher=slow, training__epochs=1)
     luigi = Luigi(chain)
     assert luigi.finish() == 0, luigi.output
@@ -163,7 +165,7 @@ def test_every_ready_made_launcher_is_a_list_of_words() -> None:
         ("nowhere.yaml", "found 'nowhere.yaml', which is not a file"),
         (["srun", "--time", 14400], "launcher[2]: found 14400, expected text; put each argument in quotes"),
         (3, "launcher: found 3, expected a list of arguments, or the name of a file that holds one"),
-        (["srun", ""], "an argument cannot be empty"),
+        (["srun", ""], "an argument must not be empty"),
     ],
 )
 def test_a_wrong_launcher_is_refused(chain: SmallChain, value: object, message: str) -> None:
@@ -174,7 +176,7 @@ def test_a_wrong_launcher_is_refused(chain: SmallChain, value: object, message: 
 
 def test_a_launcher_that_cannot_be_started_is_refused_wherever_it_comes_from(chain: SmallChain) -> None:
     (chain.root / "own.yaml").write_text('launcher: [ssh, "a\\0"]\n')
-    with pytest.raises(ConfigError, match=r"own\.yaml: launcher: found .*an argument cannot be empty or hold a NUL"):
+    with pytest.raises(ConfigError, match=r"own\.yaml: launcher: found .*must not be empty or contain a NUL"):
         config.load_launcher("own.yaml", "here", chain.root)
-    with pytest.raises(ConfigError, match=r"^here: found \[\"ssh\", \"\"\], an argument cannot be empty"):
+    with pytest.raises(ConfigError, match=r"^here: found \[\"ssh\", \"\"\]; an argument must not be empty"):
         config.with_launcher(config.load(chain.config), "ssh ''", "here")

@@ -30,7 +30,7 @@ def truncate(path: Path) -> None:
 DAMAGE = {"removed": Path.unlink, "truncated": truncate, "one bit flipped": flip_a_bit}
 
 
-def artefacts(place: Place) -> list[Path]:
+def artifacts(place: Place) -> list[Path]:
     """All files of the stages except logs."""
     files = [*place.stage("dataset").glob("*"), *place.stage("train").parent.glob("*/*")]
     return sorted(path for path in files if path.is_file() and path.suffix != ".log")
@@ -44,9 +44,9 @@ def problems(place: Place) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_verify_names_whatever_artefact_is_damaged(finished: Place, damage: Callable[[Path], None]) -> None:
+def test_verify_names_whatever_artifact_is_damaged(finished: Place, damage: Callable[[Path], None]) -> None:
     assert problems(finished) == []
-    paths = artefacts(finished)
+    paths = artifacts(finished)
     assert {"model.params", "trainer.npz", "train_images.npy", "model.onnx", "manifest.json"} <= {p.name for p in paths}
     for path in paths:
         good = path.read_bytes()
@@ -158,7 +158,7 @@ def test_a_rerun_makes_again_whatever_was_removed_or_truncated_and_the_weights_a
     assert problems(finished) == []
 
 
-def test_momentum_that_was_lost_is_said_when_epochs_are_raised(finished: Place) -> None:
+def test_lost_momentum_is_reported_when_epochs_are_raised(finished: Place) -> None:
     truncate(finished.stage("train") / "trainer.npz")
     finished.configure(epochs=EPOCHS + 1)
     command = finished.run()
@@ -266,7 +266,7 @@ def test_a_disk_that_is_full_while_evaluating_exporting_and_reporting(
     assert problems(place) == []
 
 
-def test_a_read_only_workspace_is_fine_for_what_is_finished_and_named_for_what_is_not(
+def test_a_read_only_workspace_serves_finished_stages_and_is_named_for_others(
     whole_chain: Place, tmp_path: Path, mounted: Callable[..., Path]
 ) -> None:
     disk = mounted()

@@ -131,7 +131,7 @@ def test_stopped_while_validating_the_row_of_that_epoch_is_written_once(place: P
     assert place.digest() == undisturbed()
 
 
-def test_resumed_with_other_threads_and_another_device_it_goes_on_and_says_so_everywhere(place: Place) -> None:
+def test_resuming_with_other_threads_and_another_device_works_and_is_reported_everywhere(place: Place) -> None:
     place.configure(epochs=4)
     stop_gracefully(place)
     place.configure(epochs=4, device="cpu:0,1")

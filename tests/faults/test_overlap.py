@@ -30,7 +30,7 @@ def configure_waiting(place: Place) -> None:
 # --- two at once --------------------------------------------------------------------------------------------------
 
 
-def test_of_two_identical_commands_started_together_one_trains_and_the_other_leaves_with_10(place: Place) -> None:
+def test_one_of_two_identical_commands_trains_and_the_other_exits_with_10(place: Place) -> None:
     place.configure(epochs=3000)
     commands = [place.start(), place.start()]
     one, other = commands

@@ -111,7 +111,7 @@ def test_kill_9_of_the_command_ends_its_processes_after_a_last_checkpoint(place:
     assert place.log().count("stopped on request: checkpoint written at epoch") == 1
 
 
-def test_kill_9_of_the_training_is_told_in_one_line_and_the_next_run_goes_on(place: Place) -> None:
+def test_kill_9_of_the_training_is_reported_in_one_line_and_the_next_run_resumes(place: Place) -> None:
     command = training(place)
     os.kill(command.child(), signal.SIGKILL)
     command.finish(30)

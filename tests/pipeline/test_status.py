@@ -1,4 +1,4 @@
-"""Status: what is done, which generations exist, which model is current, and what damage leaves of it."""
+"""Status: what is done, which generations exist, which model is current; what it shows when files are damaged."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_damaged_pointer_is_reported_and_hides_nothing_else(done: SmallChain, 
     assert facts["done"]
     assert facts["current"] is None
     assert f"{pointer}: damaged" in facts["current_problem"]
-    assert any("the current model is not known" in line for line in status.lines(facts, "x.yaml"))
+    assert any("the current model is unknown" in line for line in status.lines(facts, "x.yaml"))
 
 
 def test_huge_files_and_values_of_wrong_types_do_not_break_status(done: SmallChain) -> None:
@@ -98,7 +98,7 @@ def test_huge_files_and_values_of_wrong_types_do_not_break_status(done: SmallCha
     write_json(run.stage("evaluate") / "manifest.json", evaluate)
     assert any("2026-W48 (not decided yet, current)" in line for line in _lines(done))
     os.truncate(chain.workspace.current(chain.config), 1 << 40)
-    assert any("the current model is not known: " in line and "far too large" in line for line in _lines(done))
+    assert any("the current model is unknown: " in line and "far too large" in line for line in _lines(done))
     os.truncate(chain.workspace.source_pointer(chain.config.data), 1 << 40)
     assert any("dataset   will run  no data set from" in line for line in _lines(done))
 

@@ -128,7 +128,7 @@ def test_a_truncated_artifact_is_never_mistaken_for_the_whole(made: tuple[Bucket
     # The host that made it still has it and need not repeat it.
     result = first.good("TrainVGG")
     assert result.ran == []
-    assert "publishing the result that was made here earlier" in result.log
+    assert "publishing the result of an earlier run on this host" in result.log
     assert bucket.read(key) == whole
     assert "train     done" in other.good("Status").output
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from luigi_runs import Running
 from s3_server import Proxy
@@ -82,7 +83,7 @@ def test_a_result_that_cannot_be_uploaded_is_kept_and_published_by_the_next_comm
     proxy.quiet()
     again = one.good("TrainVGG")
     assert again.ran == []
-    assert "publishing the result that was made here earlier" in again.log
+    assert "publishing the result of an earlier run on this host" in again.log
     assert "train     done" in host("two").good("Status").output
 
 
@@ -135,8 +136,10 @@ def test_a_host_killed_during_an_upload_leaves_no_finished_stage(host: Hosts, bu
 def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket) -> None:
     one, two, three = host("one"), host("two"), host("three", overlap="wait")
     for peer in (one, two, three):
-        peer.configure(**{**LONG, "epochs": 200})
+        peer.configure(**LONG)
     with training(one, bucket) as running:
+        (child,) = psutil.Process(running.process.pid).children()
+        child.suspend()  # so that it is still training when the others have been refused
         result = two.luigi("TrainVGG")
         assert result.rc == 10
         assert "is already being worked on by process" in result.log
@@ -144,6 +147,7 @@ def test_two_hosts_do_not_train_the_same_run_at_once(host: Hosts, bucket: Bucket
         assert "being worked on by process" in two.good("Status").output
         with three.start("TrainVGG") as waiting:
             waiting.wait_for(lambda: "waiting for process" in waiting.output, "it waits")
+            child.resume()
             running.finish(0)
             waiting.finish(0)
             assert "nothing left to do" in waiting.output
@@ -212,7 +216,10 @@ def test_only_missing_weights_are_trained_again(host: Hosts, bucket: Bucket, pro
     bucket.write(key, weights[:-1] + bytes([weights[-1] ^ 1]))
     result = two.luigi("TrainVGG")
     assert result.rc == 30
-    assert "train/model.params: damaged, does not match its manifest; restore it, or set the stage aside" in result.log
+    assert (
+        "train/model.params: damaged, its SHA-256 does not match its manifest; restore it, or set the stage aside"
+        in result.log
+    )
     assert bucket.manifest("train") == recorded
     bucket.delete(key)
     result = two.good("TrainVGG")
@@ -237,7 +244,7 @@ def test_the_heartbeat_returns_as_soon_as_the_store_is_back(bucket: Bucket, in_r
     pauses: list[float] = []
 
     class Ended(threading.Event):
-        """Ends after five heartbeats; the store responds only to the last two."""
+        """Ends after five heartbeats; the store fails all but the last two."""
 
         def wait(self, timeout: float | None = None) -> bool:
             pauses.append(timeout or 0.0)

@@ -70,8 +70,8 @@ def test_a_training_that_luigid_forgot_is_registered_again_and_accepts_messages(
         wait_for(lambda: "epoch" in central.message(task["task_id"]), "its progress")
         assert central.send_message(task, "stop-after-epoch") == "ok"
         assert command.finish() == 30, command.output
-    assert "luigid had lost track of the running tasks: registered them again" in command.output
-    assert "stopped after an epoch, as requested" in command.output
+    assert "luigid had lost track of the running tasks: registering them again" in command.output
+    assert "stopped on request after an epoch" in command.output
     assert "step 0 of 5" in command.output
     assert {task["name"] for task in central.api("task_list", status="").values()} >= {"Report", "Evaluate"}
 
@@ -98,7 +98,7 @@ def test_a_command_that_luigid_took_for_dead_finishes(prepared: SmallChain, tmp_
             wait_for(lambda: not central.api("worker_list"), "luigid to forget it")
             command.process.send_signal(signal.SIGCONT)
             assert command.finish() == 0, command.output
-        assert "registered them again" in command.output or "registering the remaining" in command.output
+        assert "registering them again" in command.output or "registering the remaining" in command.output
 
 
 def test_a_luigid_that_is_gone_for_good_costs_no_results(prepared: SmallChain, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Comparisons: which files a pattern means, and how networks are told apart."""
+"""Comparisons: which files a pattern means, and how networks are distinguished."""
 
 from __future__ import annotations
 

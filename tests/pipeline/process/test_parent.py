@@ -116,7 +116,7 @@ def test_a_child_that_was_stopped_is_no_failure(run_child):
         run_child("sys.exit(3)")
 
 
-STOPPED = "say(event='note')\nassert sys.stdin.readline() == 'stop\\n'\n"
+STOPPED = "say(event='note', message='')\nassert sys.stdin.readline() == 'stop\\n'\n"
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_an_existing_result_counts_even_if_its_process_did_not_report_it(finishe
 
 def test_commands_reach_the_child_through_a_launcher(run_child):
     words = iter([["checkpoint"], ["stop-after-epoch"]])
-    lines = "say(event='result', value=[os.environ['BY'], *(sys.stdin.readline().strip() for _ in range(2))])"
+    lines = "say(event='result', value={os.environ['BY']: [sys.stdin.readline().strip() for _ in range(2)]})"
     result = run_child(lines, launcher=("env", "BY=launcher"), take_commands=lambda: next(words, []))
-    assert result == ["launcher", "checkpoint", "stop-after-epoch"]
+    assert result == {"launcher": ["checkpoint", "stop-after-epoch"]}
 
 
 def test_an_inherited_descriptor_stays_open_in_the_child(run_child, tmp_path):
@@ -174,7 +174,7 @@ def test_no_child_is_left_when_following_it_fails(run_child):
 
     # Like every stage, this child exits at the end of its standard input.
     with pytest.raises(RuntimeError, match="broken listener"):
-        run_child("say(event='note', pid=os.getpid()); sys.stdin.read()", on_event=broken)
+        run_child("say(event='note', message='', pid=os.getpid()); sys.stdin.read()", on_event=broken)
     limit = time.monotonic() + LIMIT
     while os.path.exists(f"/proc/{pids[0]}"):
         assert time.monotonic() < limit
@@ -220,10 +220,10 @@ def test_a_suspended_parent_reads_pending_heartbeats_before_it_declares_its_chil
 
 def test_the_child_gets_a_valid_number_of_threads_and_an_invalid_one_is_reported(run_child, monkeypatch):
     events = []
-    lines = "say(event='result', value=os.environ['OMP_NUM_THREADS'])"
+    lines = "say(event='result', value={'threads': os.environ['OMP_NUM_THREADS']})"
     for given, expected in (("3", "3"), ("3,1", "3"), ("many", str(usable_cores()))):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-        assert run_child(lines, on_event=events.append) == expected
+        assert run_child(lines, on_event=events.append) == {"threads": expected}
     warning = f"OMP_NUM_THREADS: found 'many', expected a number of threads: unset it; using {usable_cores()}"
     assert [event["message"] for event in events] == [warning]
 

@@ -21,7 +21,7 @@ Data = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 def make(small: SmallChain, name: str, outcome: str = "promoted", weights: str = "") -> Run:
-    """Make the newest generation by copying the finished run without one and giving it its own weights."""
+    """Make the newest generation as a copy of the run without a generation, with its own weights."""
     plain, run = small.run(), small.run(name)
     for folder in ("train", "evaluate", "export", "report"):
         shutil.copytree(plain.stage(folder), run.stage(folder))

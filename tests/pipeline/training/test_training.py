@@ -59,7 +59,9 @@ def test_an_interrupted_retraining_of_a_damaged_run_resumes_from_its_checkpoint(
 
 def test_fewer_validation_images_than_configured_are_reported(prepared: SmallChain) -> None:
     prepared.configure(training__validation_images=2500)
-    expected = "training.validation_images: holding out only 120 of the 240 training images, the maximum of one half"
+    expected = (
+        "training.validation_images: holding out only 120 of the 240 training images: at most half may be held out"
+    )
     assert expected in stop_after_a_step(prepared)
 
 

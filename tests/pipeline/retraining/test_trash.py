@@ -28,7 +28,7 @@ def test_a_pruned_generation_can_be_restored_and_a_rollback_says_how(done: Small
     with pytest.raises(PipelineError, match=r"no finished generation.*Restore --item 2026-W41 --confirm"):
         rollback.roll_back(done.chain(), "2026-W41")
     shutil.rmtree(runs[1].root)
-    with pytest.raises(PipelineError, match=r"W42/train is missing.*W41/train is missing.*Restore --item \S+W41 --confirm"):
+    with pytest.raises(PipelineError, match=r"W42/train is missing.*W41/train is missing.*--item \S+W41 --confirm"):
         rollback.roll_back(done.chain())
     workspace = done.chain().workspace
     (entry,) = trash.items(workspace)

@@ -53,7 +53,7 @@ def examine(chain: Chain) -> list[Finding]:
         *machine_learning(chain.config),
         run_check("threads", threads),
         run_check("load", load),
-        run_check("shared memory", semaphores),
+        run_check("shared memory", check_semaphores),
         run_check("disk", disk, chain),
         run_check("workspace", workspace, chain.workspace.root),
         run_check("locks", locked, chain.workspace),
@@ -93,7 +93,7 @@ def machine_learning(config: Config) -> list[Finding]:
         # The last line of the traceback; empty if a signal killed the process.
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         how = f"was killed by {signal_name(-done.returncode)}" if done.returncode < 0 else "failed"
-        name = ["mxnet", "device"][min(len(findings), 1)]
+        name = "device" if findings else "mxnet"
         advice = "pip install --force-reinstall mxnet==1.9.1 'numpy>=1.23.5,<2'"
         findings.append(Finding(name, False, f"the test {how}: {last}; try {advice}"))
     return findings
@@ -123,7 +123,7 @@ def load() -> str:
     return text + (f"; {holder} trains on all of them: other trainings wait" if holder else "")
 
 
-def semaphores() -> str:
+def check_semaphores() -> str:
     """Check that Luigi's workers can create semaphores, which Linux keeps in /dev/shm."""
     try:
         multiprocessing.Lock()

@@ -19,17 +19,17 @@ from pipeline.retraining.generations import PROMOTED, REFUSED
 from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
 
+SUCCESS = "vgg_retrain_last_success_timestamp_seconds"
+
 #: Metric name -> type and help text.
 METRICS = {
     "vgg_model_info": ("gauge", "Always 1; the labels name the current generation and its run."),
     "vgg_model_accuracy": ("gauge", "Share of the test images that the current model classifies correctly."),
     "vgg_model_current_since_timestamp_seconds": ("gauge", "When the current model became current."),
     "vgg_generations_total": ("counter", "Decisions of the promotion gate, by outcome."),
-    "vgg_retrain_last_success_timestamp_seconds": ("gauge", "When Retrain last ended with exit code 0 on this host."),
+    SUCCESS: ("gauge", "When Retrain last ended with exit code 0 on this host."),
     "vgg_workspace_bytes": ("gauge", "Total size of all files of a kind."),
 }
-
-SUCCESS = "vgg_retrain_last_success_timestamp_seconds"
 
 
 def write(path: Path, workspace: Workspace, retrained: Config | None = None) -> None:
@@ -42,9 +42,10 @@ def write(path: Path, workspace: Workspace, retrained: Config | None = None) -> 
         raise WorkspaceError(f"{path}: is not a regular file")
     with locks.hold(workspace.lock("metrics"), "the metrics", wait=True):
         samples = _samples(workspace)
-        models = {key.partition("{")[2] for key, _ in samples}
+        models = [{"dataset": path.parent.name, "architecture": path.stem} for path in registry.pointers(workspace)]
+        known = {_sample(SUCCESS, workspace, 0, **labels)[0] for labels in models}
         # Drop retired models: their last success would only grow old.
-        samples += [(key, value) for key, value in _successes(path) if key.partition("{")[2] in models]
+        samples += [(key, value) for key, value in _successes(path) if key in known]
         if retrained is not None:
             labels = {"dataset": retrained.data.name, "architecture": retrained.architecture.name}
             samples.append(_sample(SUCCESS, workspace, int(time.time()), **labels))

@@ -11,7 +11,7 @@ from typing import Any
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Format rows as CSV with a header line. None becomes an empty cell; keys outside `columns` are ignored."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _cell(row[key]) for key in columns} for row in rows)
     return text.getvalue()

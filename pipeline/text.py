@@ -26,6 +26,13 @@ def shown(name: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def clock(seconds: float) -> str:
+    """Format a duration: `1:15`, `2:02:05`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def cause(error: BaseException) -> str:
     """Return the line of an error that names the cause: the last of a traceback (MXNet's messages), else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

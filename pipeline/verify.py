@@ -78,4 +78,4 @@ def _damage(workspace: Workspace, folder: Path, result: Verified) -> list[str]:
             damage += manifest.damage(folder, about, workspace.storage)
         if not damage or manifest.read(folder) == recorded:
             result.files += checked
-            return [f"{place.parent / problem}" for problem in damage]
+            return [str(place.parent / problem) for problem in damage]

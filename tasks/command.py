@@ -25,7 +25,7 @@ from luigi.task_register import TaskClassAmbigiousException, TaskClassException
 from luigi.worker import TaskProcess
 
 from pipeline import streams
-from pipeline.doctor import semaphores
+from pipeline.doctor import check_semaphores
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.process import parent
 from pipeline.process.child import GRACE_SECONDS
@@ -79,7 +79,7 @@ def install() -> None:
 def shorten_errors() -> None:
     """Log this plugin's expected errors as one line instead of a traceback."""
     for name in ("luigi-interface", "luigi"):
-        logging.getLogger(name).addFilter(command_log.without_traceback)
+        logging.getLogger(name).addFilter(command_log.shorten_error)
     sys.excepthook = _excepthook
 
 
@@ -91,7 +91,7 @@ def _create_local_scheduler(factory: Any) -> Scheduler:
 def _create_worker(factory: Any, scheduler: Any, worker_processes: int, assistant: bool = False) -> Worker:
     """Like Luigi's own, but exits with one line if the machine or luigi.cfg does not allow a worker."""
     try:
-        semaphores()
+        check_semaphores()
         if worker_processes < 1:
             raise ConfigError(f"--workers: found {worker_processes}, expected at least 1")
         return Worker(scheduler=scheduler, worker_processes=worker_processes, assistant=assistant)
@@ -117,11 +117,11 @@ def _at_exit() -> None:
 def _get_task_obj(self: CmdlineParser) -> Any:
     """Like Luigi's own: the task that the command line names. Raises `ConfigError` with one line about a mistake."""
     line = mistakes.check_command_line(self)
-    try:
-        if line is None:
+    if line is None:
+        try:
             return _original_get_task_obj(self)
-    except ParameterException as error:
-        line = mistakes.explain(error)
+        except ParameterException as error:
+            line = mistakes.explain(error)
     request_exit_code(BAD_CONFIGURATION)
     raise ConfigError(line)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 import warnings
@@ -16,11 +15,11 @@ from pipeline.text import printable
 from tasks import scheduler
 from tasks.exit_codes import is_command
 from tasks.log import log
-from tasks.notification import in_one_line
+from tasks.notification import ERRORS, in_one_line, without_traceback
 from tasks.stage import StageTask
 
 
-def without_traceback(record: logging.LogRecord) -> bool:
+def shorten_error(record: logging.LogRecord) -> bool:
     """Logging filter: replace the traceback of an expected error with one line. Drops no record."""
     error = record.exc_info[1] if record.exc_info else None
     if record.exc_info and error is None:  # Luigi sets exc_info outside an except block, too
@@ -33,10 +32,8 @@ def without_traceback(record: logging.LogRecord) -> bool:
         record.exc_info = record.exc_text = None
     elif str(record.msg).startswith("Will not run"):
         # For an error in `complete` or `requires`, Luigi logs the formatted traceback, which ends with the error.
-        kinds = r"pipeline\.[\w.]+|luigi\.parameter\.\w+" if is_command() else r"pipeline\.[\w.]+"
-        ours = re.search(rf"\n(?:{kinds}): (.*)\s*\Z", record.getMessage())
-        if ours:
-            record.msg, record.args = "%s", (ours[1],)
+        kinds = ERRORS if is_command() else r"pipeline\.[\w.]+"
+        record.msg, record.args = "%s", (without_traceback(record.getMessage(), kinds),)
     return True
 
 

@@ -31,16 +31,16 @@ def launcher_of(config: Config) -> list[str]:
 
 def derived_parameters(values: dict[str, Any]) -> dict[str, str]:
     """Derive a task's internal parameters from its configuration, loading the file on first use."""
-    key = (values["config"], values["settings"])
-    config = _loaded.get(key)
+    path, settings = values["config"], values["settings"]
+    config = _loaded.get((path, settings))
     if config is None:
-        config = with_generation_seed(configuration.load(values["config"]), values["generation"])
+        config = with_generation_seed(configuration.load(path), values["generation"])
         launcher_of(config)  # validates it before anything runs
-        key = (values["config"], register_config(values["config"], config))
+        settings = register_config(path, config)
     return {
         "architecture": run_id(config.architecture),
         "dataset": f"{config.data.name} from {shown_source(config.data)}",
-        "settings": key[1],
+        "settings": settings,
     }
 
 

@@ -1,4 +1,4 @@
-"""Exit codes of the `luigi` command, and how a task requests one. Has no effect in other programs."""
+"""Exit codes of the `luigi` command, and how a task requests one. In any other program a request has no effect."""
 
 from __future__ import annotations
 
@@ -72,5 +72,6 @@ def request_exit_code(code: int) -> None:
 
 
 def return_code(category: str) -> int:
-    """The exit code for one of Luigi's categories: the user's `[retcode]`, else this plugin's default."""
-    return get_config().getint("retcode", category, RETURN_CODES[category])
+    """Return the exit code for one of Luigi's categories: `--retcode-…`, `[retcode]`, or this plugin's default."""
+    given = getattr(getattr(CmdlineParser.get_instance(), "known_args", None), f"retcode_{category}", None)
+    return int(given) if given is not None else get_config().getint("retcode", category, RETURN_CODES[category])

@@ -69,7 +69,7 @@ class SetAside(Command, ChainTask):
 
     def work(self) -> None:
         chain, shown = self.chain, self.chain.workspace.shown
-        folder = trash.finished(chain, self.stage)
+        folder = trash.existing(chain, self.stage)
         target = chain.workspace.in_trash(folder)
         after = [stage for stage in STAGES if self.stage in all_upstream(stage)]
         moving = "moving" if self.confirm else "would move"

@@ -34,7 +34,7 @@ _EXPECTED: dict[type[Parameter[Any]], str] = {
 }
 
 #: Sections for luigid or for e-mail, not checked by every command: a password in them may be an environment variable
-#: that only one process has. Doctor checks them.
+#: that only one process has. Doctor checks the names of their options.
 _OF_LUIGID = ("task_history", "email", "smtp", "sendgrid")
 
 #: Options of [core] that Luigi's RPC client reads without declaring them.

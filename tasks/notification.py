@@ -27,21 +27,26 @@ from tasks.settings import vgg
 LIMIT_SECONDS = 30.0
 
 
+#: Names of this plugin's errors and of those about parameters, as a traceback writes them.
+ERRORS = r"pipeline\.[\w.]+|luigi\.parameter\.\w+"
+
+
 def reason(text: str) -> str:
     """The cause of a failure: the last line of a message or formatted traceback."""
     return printable((without_traceback(text).strip().splitlines() or ["unknown error"])[-1])
 
 
-def without_traceback(text: str) -> str:
-    """Reduce a formatted traceback to its error if that is this plugin's or a parameter's; else return it unchanged."""
-    ours = re.search(r"\n(?:pipeline\.[\w.]+|luigi\.parameter\.\w+): (.*)\s*\Z", text)
+def without_traceback(text: str, kinds: str = ERRORS) -> str:
+    """Reduce a formatted traceback to its error if that is one of these kinds; else return it unchanged."""
+    ours = re.search(rf"\n(?:{kinds}): (.*)\s*\Z", text)
     return ours[1] if ours else text
 
 
 def notify_failure(task: Any, text: str) -> None:
     """Report a failed task to `[vgg] notify`; `text` is its message or traceback."""
     fields = {"task": task.task_family, **getattr(task, "notification_fields", {})}
-    notify("failed", in_one_line(task, reason(text)), **fields, message=reason(text))
+    message = reason(text)
+    notify("failed", in_one_line(task, message), **fields, message=message)
 
 
 def in_one_line(task: Any, text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.text import printable
+from pipeline.text import clock, printable
 from tasks.exit_codes import is_command
 from tasks.settings import vgg
 from tasks.signals import in_task_process
@@ -130,10 +130,5 @@ class TerminalBar:
 
 def render_bar(fraction: float, seconds: float, left: float | None, text: str) -> str:
     cells = round(20 * min(1.0, max(0.0, fraction)))
-    time_shown = f"{_clock(seconds)} so far" if left is None else f"{_clock(left)} left"
+    time_shown = f"{clock(seconds)} so far" if left is None else f"{clock(left)} left"
     return f"{'━' * cells}{'─' * (20 - cells)} {int(100 * fraction):3d} % {time_shown:>12}  {printable(text)}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

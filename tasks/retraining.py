@@ -18,6 +18,7 @@ from luigi.util import requires
 from pipeline.errors import ConfigError, PipelineError, WorkspaceError, from_os_error
 from pipeline.files import human_size
 from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
+from pipeline.storage import LOCAL
 from pipeline.text import counted
 from pipeline.workspace import Run, Workspace, generation_seed, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
@@ -333,10 +334,11 @@ class Prune(Command, ChainTask):
             echo(f"{moving} data set {folder.name} ({human_size(size)}), not needed by any run or source")
         if self.confirm:
             moved, left = retention.prune(chain, expired, unneeded)
-            echo("\n".join([*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]))
+            for line in [*(f"  moved to {target}" for target in moved), *(f"  left: {why}" for why in left)]:
+                echo(line)
             if moved:
                 echo("  Restore --item NAME --confirm restores one")
-        if not self.confirm and (expired or unneeded or self.older_than):
+        elif expired or unneeded or self.older_than:
             echo("preview only: add --confirm to move or delete them")
         write_metrics(workspace)
         if undeleted:
@@ -352,6 +354,6 @@ class Prune(Command, ChainTask):
 
 
 def _size(path: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):  # deleted by another Prune meanwhile
-        return path.lstat().st_size
+    with contextlib.suppress(FileNotFoundError):  # another Prune may have just deleted it
+        return LOCAL.folder_size(path) if path.is_dir() and not path.is_symlink() else path.lstat().st_size
     return 0

@@ -89,7 +89,7 @@ def reason(error: BaseException | None) -> str:
         return "no answer in time"
     if isinstance(error, requests.exceptions.ConnectionError):
         return "no connection"
-    if isinstance(error, (ValueError, LookupError, TypeError)):
+    if error is None or isinstance(error, (ValueError, LookupError, TypeError)):
         return "unexpected answer"
     return str(error) or type(error).__name__
 

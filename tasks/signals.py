@@ -9,6 +9,7 @@ import threading
 
 from luigi.worker import TaskProcess
 
+from pipeline.process import liveness
 from pipeline.process.parent import Stopped
 from tasks.exit_codes import is_command, request_exit_code
 
@@ -16,6 +17,13 @@ from tasks.exit_codes import is_command, request_exit_code
 def in_task_process() -> bool:
     """Whether Luigi forked this process to run one task (`--workers 2`)."""
     return isinstance(multiprocessing.current_process(), TaskProcess)
+
+
+def end_with_command() -> None:
+    """If Luigi forked this process for one task (`--workers 2`), end it with SIGTERM when the luigi command dies."""
+    parent = multiprocessing.parent_process()
+    if in_task_process() and parent and parent.pid:
+        liveness.end_with_parent(parent.pid)
 
 
 def install_signal_handlers() -> None:

@@ -16,7 +16,7 @@ import luigi
 from pipeline import stage_sync
 from pipeline.errors import AlreadyRunning, Interrupted, from_os_error
 from pipeline.process import parent
-from pipeline.process.child import COMMANDS
+from pipeline.process.reporter import COMMANDS
 from pipeline.storage import locks
 from pipeline.workspace import MANIFEST, Workspace, events
 from pipeline.workspace.freshness import Chain, refresh
@@ -26,8 +26,8 @@ from tasks.log import log
 from tasks.progress import Progress
 from tasks.results import StoredFile, target
 from tasks.settings import vgg
-from tasks.signals import in_task_process, install_signal_handlers, stop_requesting_work
-from tasks.workspaces import refresh_if_stale
+from tasks.signals import end_with_command, in_task_process, install_signal_handlers, stop_requesting_work
+from tasks.workspaces import refresh_if_stale, workspace_at
 
 
 class StageTask(ChainTask):
@@ -174,7 +174,7 @@ class StageTask(ChainTask):
         """Receive the scheduler's messages, reply to each, and return the commands for the child process."""
         words: list[str] = []
         messages = getattr(self, "scheduler_messages", None)
-        if self.chain.workspace.storage.lock_lost and not self.lost_locks:
+        if workspace_at(self.workspace).storage.lock_lost and not self.lost_locks:
             words.append("stop")  # another host has taken over
             self.lost_locks = True
         while messages is not None and not messages.empty():
@@ -193,7 +193,7 @@ class StageTask(ChainTask):
 @StageTask.event_handler("event.core.dependency.discovered")
 def _record_next_stage(task: StageTask, dependency: luigi.Task) -> None:
     chain = task.chain
-    elsewhere = task.launcher(chain) or chain.config.distributed.workers > 1
+    elsewhere = task.stage == "train" and (task.launcher(chain) or chain.config.distributed.workers > 1)
     if isinstance(dependency, StageTask) and not elsewhere:
         dependency.next_stages |= {task.stage}
 
@@ -211,8 +211,7 @@ def checking() -> Iterator[None]:
 @contextlib.contextmanager
 def working() -> Iterator[None]:
     """Context of a task's `run`: end with the command that forked us, and turn an `OSError` into an expected error."""
-    if in_task_process():
-        parent.end_with_parent()
+    end_with_command()
     try:
         yield
     except OSError as error:

@@ -75,7 +75,7 @@ def _night(small: SmallChain, template: Run, day: datetime.date) -> None:
         about = {"stage": stage, "run": chain.run_id, "generation": chain.generation}
         events.record(chain.workspace, "started", **about, reasons=["no result yet"])
         events.record(chain.workspace, "finished", **about, seconds=12.345)
-    path, entry = chain.workspace.current(chain.config), registry.entry_of(run, chain.generation)
+    path, entry = chain.workspace.current(chain.config), registry.entry_of(run)
     assert entry
     with registry.held(chain.workspace, path):
         registry.set_current(path, entry)

@@ -142,6 +142,11 @@ def _check_data(configs: dict[str, Config]) -> None:
                 f"{source}: its data set is {mine.name} from {shown_source(mine)}, that of {first} is "
                 f"{other.name} from {shown_source(other)}; only accuracies on the same images can be compared"
             )
+        if mine.test_fraction != other.test_fraction:
+            raise ConfigError(
+                f"{source}: data.test_fraction is {mine.test_fraction:g}, that of {first} is {other.test_fraction:g}; "
+                "only accuracies on the same images can be compared"
+            )
 
 
 def _check_distinct(entries: Sequence[Entry]) -> None:

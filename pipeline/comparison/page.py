@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pipeline import pages
@@ -55,7 +56,7 @@ def _ends(ranking: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 
 @plotting.styled
-def _plot(cost: str, ranking: Sequence[dict[str, Any]]) -> str:
+def _plot(cost: str, ranking: Sequence[dict[str, Any]]) -> Markup:
     """Plot accuracy against a cost on a logarithmic scale, with a line along the Pareto front."""
     figure, axes = plotting.new_figure(size=(3.9, 3.0))
     front = [_point(group, cost) for group in pareto_front(ranking, cost)]

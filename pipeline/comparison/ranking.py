@@ -7,9 +7,9 @@ Writes `index.html` (self-contained), `ranking.csv` (one row per configuration),
 from __future__ import annotations
 
 import os
-import statistics as numbers
 import time
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from pipeline import config, dataset, model, pages
@@ -20,7 +20,7 @@ from pipeline.evaluation import tta
 from pipeline.evaluation.statistics import mean_intervals, wilson_interval
 from pipeline.files import now
 from pipeline.pages.formats import plain
-from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.tables import csv_text
 from pipeline.workspace import manifest
 from pipeline.workspace.freshness import Chain, config_changes
@@ -40,7 +40,7 @@ _RUN_COLUMNS = (
 )
 
 
-def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any]) -> dict[str, Any]:
+def render(chain: Chain, reporter: Reporter, options: dict[str, Any]) -> dict[str, Any]:
     """Render and publish a comparison whose runs are done. Returns the manifest.
 
     `options` come from `comparison.request`, the workspace from `chain`. Raises `PipelineError` if a run is not done.
@@ -153,13 +153,13 @@ def _group(source: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "other_keys": _other_keys(architecture),
         "parameters": model.count_parameters(architecture),
         "multiply_adds": model.count_multiply_adds(architecture),
-        "accuracy": numbers.fmean(accuracies),
+        "accuracy": fmean(accuracies),
         "least": min(accuracies),
         "most": max(accuracies),
-        "loss": numbers.fmean(run["loss"] for run in runs),
+        "loss": fmean(run["loss"] for run in runs),
         "epochs": sorted({run["epochs"] for run in runs}),
-        "seconds": numbers.fmean(run["seconds"] for run in runs),
-        "images_per_second": numbers.fmean(rates) if rates else None,
+        "seconds": fmean(run["seconds"] for run in runs),
+        "images_per_second": fmean(rates) if rates else None,
         "runs": runs,
     }
 

@@ -45,8 +45,7 @@ def _check_leaves(config: Config, where: str) -> None:
 def _check_data(config: Config, value: Any, where: str) -> None:
     data = config.data
     if data.name == "sample" and not data.is_sample:
-        given = isinstance(value, dict) and "source" in (value.get("data") or {})
-        found = address.shown(data.source) if given else "nothing"
+        found = address.shown(data.source) if "source" in value["data"] else "nothing"
         raise ConfigError(f"{where}: data.source: found {found}, but data.name sample needs source: bundled")
     if data.is_sample and data.name != "sample":
         raise ConfigError(f"{where}: data.name: found {data.name}, but source bundled needs name: sample")

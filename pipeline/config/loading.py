@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from pipeline.config.checks import check_classes, check_combinations, check_launcher, check_meaning, check_schedule
 from pipeline.config.difference import shown
 from pipeline.config.messages import explain
-from pipeline.config.schema import OFFICIAL, RENAMED, Config, with_classes
+from pipeline.config.schema import OFFICIAL, RENAMED, Config, to_dict, with_classes
 from pipeline.config.yaml_file import parse, read
 from pipeline.errors import ConfigError
 from pipeline.files import check_path, expanded
@@ -48,6 +48,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     if override:
         # The checksum and the mirrors belong to the source that is replaced.
         data = replace(data, source=_absolute(override, Path.cwd(), variable), sha256=None, mirrors=[])
+        check_meaning(replace(config, data=data), to_dict(config), variable)
     else:
         known = {official.url: official.sha256 for official in OFFICIAL.values()}
         data = replace(
@@ -141,7 +142,7 @@ def with_launcher(config: Config, launcher: str, where: str) -> Config:
             arguments = shlex.split(launcher)
         except ValueError as error:
             raise ConfigError(f"{where}: found {launcher!r}: {error}") from None
-    check_launcher(arguments, where)
+        check_launcher(arguments, where)
     return replace(config, launcher=arguments)
 
 

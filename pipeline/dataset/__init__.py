@@ -18,7 +18,7 @@ from pipeline.dataset.layouts import Content
 from pipeline.dataset.store import TEST_FILES, Dataset, load, load_test, verify
 from pipeline.errors import from_os_error
 from pipeline.files import remove_debris, write_json
-from pipeline.process.child import Reporter
+from pipeline.process.reporter import Reporter
 from pipeline.workspace import dataset_id, image_folder, sources
 from pipeline.workspace.freshness import Chain, shown_source
 

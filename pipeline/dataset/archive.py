@@ -32,6 +32,9 @@ from pipeline.workspace.sources import batch_folders, dataset_files
 #: Bytes that an archive may unpack to; CIFAR-10 and CIFAR-100 unpack to 184 MB.
 TOTAL_LIMIT = 1 << 30
 
+#: Bytes that an archive may have: what it may unpack to, and more than gzip's own overhead.
+ARCHIVE_LIMIT = TOTAL_LIMIT + TOTAL_LIMIT // 64
+
 #: Members that an archive may have; CIFAR-10 has 8.
 MEMBER_COUNT_LIMIT = 1000
 
@@ -75,7 +78,7 @@ def looks_like_html(head: bytes) -> bool:
 def _read_archive(file: BinaryIO, collector: Collector, progress: Progress) -> str:
     size = os.fstat(file.fileno()).st_size
     compressed = _is_compressed(file.read(tarfile.BLOCKSIZE))
-    if size > TOTAL_LIMIT + TOTAL_LIMIT // 64:  # more than gzip's own overhead
+    if size > ARCHIVE_LIMIT:
         raise Refused(f"is {human_size(size)}, far more than CIFAR-10 or CIFAR-100; not unpacked")
     stream = _Stream(file, size, compressed, progress)
     ended = threading.Event()
@@ -265,8 +268,7 @@ def _read_folder(folder: Path, collector: Collector, progress: Progress) -> None
         try:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                if not collector.wants(path.name, size):
-                    continue
+                collector.wants(path.name, size)  # raises `Refused` for an impossible size
                 progress(index / len(files), f"reading {path.name}")
                 content = bytearray(size)
                 if file.readinto(content) != size:

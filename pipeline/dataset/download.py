@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import address
-from pipeline.dataset.archive import looks_like_html
+from pipeline.dataset.archive import ARCHIVE_LIMIT, looks_like_html
 from pipeline.dataset.refusal import Progress, Refused
 from pipeline.files import human_size, open_regular, read_json, remove_debris, write_json
 from pipeline.text import shown
@@ -40,9 +40,9 @@ _BLOCK = 1 << 18
 TRIES, BACKOFF = 4, 1.0
 
 #: Bytes that a download may have. The archives of CIFAR-10 and CIFAR-100 have 170 MB.
-DOWNLOAD_LIMIT = 2_000_000_000
+DOWNLOAD_LIMIT = ARCHIVE_LIMIT
 
-#: New bytes for which an attempt counts as progress.
+#: An attempt that brings at least this many new bytes counts as progress.
 _MIN_PROGRESS = 1 << 16
 
 _T = TypeVar("_T")

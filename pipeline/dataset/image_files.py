@@ -127,14 +127,14 @@ def read(file: Path, size: tuple[int, int]) -> Picture | Unreadable:
         return Unreadable(file, f"not an image, or an unsupported format (supported: {', '.join(_formats())})")
     except Image.DecompressionBombError:
         return Unreadable(file, f"far more pixels than the limit, {MAX_PIXELS / 1e6:.0f} million: scale it down first")
-    except _Refused as refused:
+    except _Undecodable as refused:
         return Unreadable(file, str(refused))
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         message = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return Unreadable(file, f"cannot be read: {printable(' '.join(message.split())) or type(error).__name__}")
 
 
-class _Refused(Exception):
+class _Undecodable(Exception):
     """Pixels that cannot be decoded correctly, or not within the memory allowed."""
 
 
@@ -142,17 +142,17 @@ def _decoded(opened: Any, size: tuple[int, int]) -> Picture:
     height, width = size
     original = opened.size
     if opened.format in ("JPEG", "MPO") and _scans(opened.filename) > MAX_SCANS:
-        raise _Refused(f"a JPEG of more than {MAX_SCANS} scans; save it again")
+        raise _Undecodable(f"a JPEG of more than {MAX_SCANS} scans; save it again")
     if opened.format == "PPM" and opened.tile[0][0] != "raw" and math.prod(original) > LARGE:
-        raise _Refused("a large PPM whose values are not bytes, which is slow to read; save it as PNG")
+        raise _Undecodable("a large PPM whose values are not bytes, which is slow to read; save it as PNG")
     if math.prod(tile := _tile(opened)) > MAX_PIXELS:
-        raise _Refused(f"a TIFF with tiles of {tile[0]:,} x {tile[1]:,} pixels; save it with smaller ones")
+        raise _Undecodable(f"a TIFF with tiles of {tile[0]:,} x {tile[1]:,} pixels; save it with smaller ones")
     _check_size(original, 2 * MAX_PIXELS if opened.format in ("JPEG", "MPO") else MAX_PIXELS)
     opened.draft("RGB", (4 * width, 4 * height))  # lets JPEG skip detail that scaling would throw away
     _check_size(opened.size, MAX_PIXELS)
     raw = _raw_mode(opened)
     if opened.format == "TIFF" and opened.tag_v2.get(262) == 6 and raw == "RGBX":
-        raise _Refused(f"an uncompressed YCbCr TIFF, which Pillow 13 can read, but not {PIL.__version__}")
+        raise _Undecodable(f"an uncompressed YCbCr TIFF, which Pillow 13 can read, but not {PIL.__version__}")
     scaling = Image.Resampling.BOX if max(opened.size) < 64 else Image.Resampling.LANCZOS
     opened.load()
     ImageOps.exif_transpose(opened, in_place=True)
@@ -178,14 +178,14 @@ def _tile(opened: Any) -> tuple[int, int]:
     """Return the size of a TIFF's tiles. A tile is decoded whole, however little of it is in the picture."""
     width, height = (opened.tag_v2.get(tag, 0) if opened.format == "TIFF" else 0 for tag in (322, 323))
     if not isinstance(width, int) or not isinstance(height, int):
-        raise _Refused("a TIFF whose tiles have no size")
+        raise _Undecodable("a TIFF whose tiles have no size")
     return width, height
 
 
 def _check_size(size: tuple[int, int], limit: int) -> None:
     if size[0] * size[1] > limit:
         pixels = f"{size[0]:,} x {size[1]:,} pixels, {size[0] * size[1] / 1e6:,.0f} million"
-        raise _Refused(f"{pixels}; the limit is {limit / 1e6:.0f} million: scale it down first")
+        raise _Undecodable(f"{pixels}; the limit is {limit / 1e6:.0f} million: scale it down first")
 
 
 def _raw_mode(opened: Any) -> str:
@@ -196,16 +196,16 @@ def _raw_mode(opened: Any) -> str:
 
 
 def _eight_bits(image: Any, sixteen: bool) -> Any:
-    """Convert any mode to L, RGB or RGBA with 8 bits. Raises `_Refused` when the range of the values is unknown."""
+    """Convert any mode to L, RGB or RGBA with 8 bits. Raises `_Undecodable` when the range of the values is unknown."""
     scaled = image.format == "PPM"  # Pillow scales by the range in the header
     if image.mode == "F":
         image = Image.fromarray(_from_floats(np.asarray(image)))
     elif image.mode.startswith("I"):
         if not (sixteen or scaled):
-            raise _Refused("its integer pixels have no defined range; save it with 8 bits per channel")
+            raise _Undecodable("its integer pixels have no defined range; save it with 8 bits per channel")
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if sixteen and not scaled and max(image.convert("L").getextrema()) < 64:
-        raise _Refused(
+        raise _Undecodable(
             "its 16-bit pixels use less than a quarter of their range (10, 12 or 14 bits in 16?); "
             "scale them to the full range, or save it with 8 bits per channel"
         )
@@ -217,7 +217,7 @@ def _eight_bits(image: Any, sixteen: bool) -> Any:
 def _from_floats(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 1):
-        raise _Refused(
+        raise _Undecodable(
             f"its floating-point pixels range from {low:g} to {high:g}, expected 0 to 1; "
             "scale them, or save it with 8 bits per channel"
         )

@@ -29,9 +29,10 @@ class Normalisation:
         counts = sum(pairs.reshape(3, 256, 256).sum(axis) for axis in (1, 2))
         values = np.arange(256) / 255
         mean = counts @ values / counts.sum(1)
-        std = np.sqrt(counts @ values**2 / counts.sum(1) - mean**2)
+        variance = counts @ values**2 / counts.sum(1) - mean**2  # of a single colour, rounding can make it negative
+        std = np.sqrt(np.maximum(variance, 1e-6))
         # Six digits are more than enough, and print and compare well.
-        return cls(*(tuple(round(value, 6) for value in part.tolist()) for part in (mean, np.maximum(std, 1e-3))))
+        return cls(*(tuple(round(value, 6) for value in part.tolist()) for part in (mean, std)))
 
     @classmethod
     def from_manifest(cls, details: Mapping[str, Mapping[str, Sequence[float]]]) -> Normalisation:

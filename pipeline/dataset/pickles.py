@@ -96,7 +96,7 @@ class _Dtype:
         if not re.fullmatch(r"[|<>=]?[iu][1248]", code) or order not in ("|", "<", ">", "="):
             raise ValueError(f"an array of {shown(code)}")
         kind = np.dtype(code)
-        return kind.newbyteorder(">") if order == ">" or code.startswith(">") else kind
+        return kind.newbyteorder(">") if order == ">" else kind
 
 
 class _Global(str):

@@ -13,7 +13,7 @@ from pipeline.dataset import archive, download, folder, sample
 from pipeline.dataset.layouts import Collector, Content
 from pipeline.dataset.refusal import ADVICE, Refused
 from pipeline.errors import DataError, SourceUnreachable
-from pipeline.process.child import Reporter
+from pipeline.process.reporter import Reporter
 from pipeline.workspace import image_folder, source_key, sources
 from pipeline.workspace.freshness import Chain
 

@@ -21,12 +21,12 @@ from pipeline.evaluation import metrics, tta
 from pipeline.evaluation.inference import TrainedNetwork
 from pipeline.evaluation.metrics import softmax
 from pipeline.files import write_atomically, write_json
-from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.workspace import Run, manifest
 from pipeline.workspace.freshness import Chain
 
 
-def evaluate(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def evaluate(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Evaluate the run on all test images and publish the result; returns the manifest.
 
     Raises `WeightsError` for altered weights.

@@ -15,7 +15,7 @@ from pipeline.dataset import loader
 from pipeline.dataset.normalisation import Normalisation
 from pipeline.evaluation import tta
 from pipeline.model import weights
-from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.workspace import Run
 
 #: Small networks take 10 % longer in batches of 250; large ones take 3 % longer in these (two cores of an Intel Xeon).
@@ -35,14 +35,14 @@ class TrainedNetwork:
     def load(cls, run: Run, train: dict[str, Any], context: Any) -> TrainedNetwork:
         """Load the network that a training's manifest describes. Raises `WeightsError` if the digest does not match."""
         details = train["details"]
-        net = model.build(from_record(details["config"]).architecture)
+        config = from_record(details["config"])
+        net = model.build(config.architecture)
         sha256 = train["files"]["model.params"]["sha256"]
         weights.load_verified(net, run.stage("train") / "model.params", sha256, [context])
         net.hybridize(static_alloc=True, static_shape=True)
-        padding = details["config"]["training"].get("augmentation", {}).get("padding", "zero")
-        return cls(net, Normalisation.from_manifest(details), str(padding), context)
+        return cls(net, Normalisation.from_manifest(details), config.training.augmentation.padding, context)
 
-    def logits(self, images: np.ndarray, count: int = 1, reporter: child.Reporter | None = None) -> list[np.ndarray]:
+    def logits(self, images: np.ndarray, count: int = 1, reporter: Reporter | None = None) -> list[np.ndarray]:
         """Return the (n, classes) float32 logits of (n, 3, 32, 32) uint8 images for each of the first `count` views."""
         parts: list[list[np.ndarray]] = [[] for _ in range(count)]
         # In pairs, so that one batch is read while the next one computes.
@@ -50,9 +50,7 @@ class TrainedNetwork:
             parts[view].append(output.asnumpy()[:size])
         return [np.concatenate(part) for part in parts]
 
-    def _outputs(
-        self, images: np.ndarray, count: int, reporter: child.Reporter | None
-    ) -> Iterator[tuple[int, Any, int]]:
+    def _outputs(self, images: np.ndarray, count: int, reporter: Reporter | None) -> Iterator[tuple[int, Any, int]]:
         """Yield the view, the output on the device and the number of images of each batch."""
         mx = runtime.mxnet()
         batch_size = min(BATCH_SIZE, len(images))

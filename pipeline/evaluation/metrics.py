@@ -18,7 +18,7 @@ def compute(logits: np.ndarray, labels: np.ndarray, classes: list[str]) -> dict[
     """
     loss, correct = cross_entropy(logits, labels)
     predictions = logits.argmax(1)
-    classes = output_names(classes, max(len(classes), int(predictions.max()) + 1))
+    classes = output_names(classes, int(predictions.max()) + 1)
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (labels.astype(int), predictions), 1)
     counts = (confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist())

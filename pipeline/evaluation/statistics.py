@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics as numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,10 @@ def mean_intervals(groups: Sequence[Sequence[float]]) -> list[tuple[float, float
     "Statistical methods for research workers"), so that a few values in each group are enough.
     """
     freedom = sum(len(group) - 1 for group in groups)
-    squares = sum((value - numbers.fmean(group)) ** 2 for group in groups for value in group)
+    squares = sum((value - fmean(group)) ** 2 for group in groups for value in group)
     deviation = math.sqrt(squares / freedom)
     halves = [_student_quantile(freedom) * deviation / math.sqrt(len(group)) for group in groups]
-    return [
-        (numbers.fmean(group) - half, numbers.fmean(group) + half) for group, half in zip(groups, halves, strict=True)
-    ]
+    return [(fmean(group) - half, fmean(group) + half) for group, half in zip(groups, halves, strict=True)]
 
 
 def _student_quantile(freedom: int) -> float:

@@ -26,7 +26,7 @@ from pipeline.config import IMAGE_SIZE
 from pipeline.errors import PipelineError, from_os_error
 from pipeline.export import onnx_runner
 from pipeline.model import CHANNELS
-from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.text import cause
 from pipeline.workspace import MANIFEST, manifest
 from pipeline.workspace.freshness import Chain
@@ -46,7 +46,7 @@ _TOLERANCE = 1e-3
 _CHECKED = 500
 
 
-def export(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def export(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Export the run's weights, check the result on test images and publish it; returns the manifest.
 
     Raises `WeightsError` for altered weights, `PipelineError` when the exported model disagrees with the trained one.
@@ -186,7 +186,7 @@ def _without_identities(nodes: Iterable[Any]) -> list[Any]:
 
 
 def _check(
-    folder: Path, network: evaluation.TrainedNetwork, data: dataset.Dataset, reporter: child.Reporter
+    folder: Path, network: evaluation.TrainedNetwork, data: dataset.Dataset, reporter: Reporter
 ) -> dict[str, Any]:
     """Compare the written models with the trained network on test images. Raises `PipelineError` if they differ."""
     every = -(-len(data.test_labels) // _CHECKED)

@@ -41,7 +41,7 @@ def load(net: Any, path: Path, contexts: list[Any]) -> None:
     """Load a `.params` file into `net` on `contexts`. Raises `WeightsError` when it is damaged or does not fit."""
     mx = mxnet()
     stored, expected = read(path), vgg.parameters(net)
-    check_fit({name: value.shape for name, value in stored.items()}, {n: p.shape for n, p in expected.items()}, path)
+    _check_fit({name: value.shape for name, value in stored.items()}, {n: p.shape for n, p in expected.items()}, path)
     values = {name: value.astype(np.float32) for name, value in stored.items()}
     for name, value in values.items():
         if bad := int(np.count_nonzero(~np.isfinite(value))):
@@ -64,7 +64,7 @@ def load_verified(net: Any, path: Path, sha256: str, contexts: list[Any]) -> Non
     if actual != sha256:
         raise WeightsError(
             f"{path}: damaged: its SHA-256 is {actual[:8]}…, its manifest says {sha256[:8]}…; restore it from a "
-            "backup, or set the stage aside (luigi --module tasks SetAside --stage train) and train again"
+            "backup, or set the stage aside (luigi --module tasks SetAside --stage train --confirm) and train again"
         )
     load(net, path, contexts)
 
@@ -93,7 +93,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {name.removeprefix("arg:").removeprefix("aux:"): value for name, value in zip(names, values, strict=True)}
 
 
-def check_fit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def _check_fit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
     """Raise `WeightsError` naming the arrays that are missing, unexpected or of another shape."""
     problems = {
         "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in found],
@@ -101,7 +101,7 @@ def check_fit(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple
         "other shape": [
             f"{name} {found[name]} instead of {shape}"
             for name, shape in expected.items()
-            if name in found and tuple(found[name]) != tuple(shape)
+            if name in found and found[name] != shape
         ],
     }
     lines = [

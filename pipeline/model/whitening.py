@@ -1,4 +1,4 @@
-"""The `whitening` initialiser: first-layer filters that whiten image patches.
+"""The `whitening` initializer: first-layer filters that whiten image patches.
 
 The network then need not first learn how neighbouring pixels correlate. Each filter is paired with its negative because
 of the ReLU. Page 2018 ("How to train your ResNet"); Jordan 2024, arXiv:2404.00498, section 3.2.

@@ -14,7 +14,7 @@ from pipeline import __version__
 from pipeline.errors import from_os_error
 from pipeline.files import human_size, write_atomically, write_json
 from pipeline.pages import formats
-from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.workspace import MANIFEST, manifest
 
 #: Test accuracy of the published network that this pipeline reproduces, on the 10,000 test images of CIFAR-10.
@@ -41,7 +41,7 @@ def publish(
     inputs: Mapping[str, str | None],
     details: dict[str, Any],
     started: float,
-    reporter: child.Reporter,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Write the files of a page (dicts as JSON) and the manifest, and return it. `started` is from `time.monotonic`."""
     title = "comparison" if stage == "compare" else stage

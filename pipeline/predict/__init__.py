@@ -31,8 +31,8 @@ from pipeline.process.cores import usable_cores
 from pipeline.storage import is_url
 from pipeline.text import printable
 
-#: Memory limit in bytes, on top of 8 times the model's file, and the addition per core: a file that declares more than
-#: it holds must end in an error, not exhaust the machine's memory.
+#: Memory limit in bytes: MAX_MEMORY, 8 times the size of the model's file, and CORE_MEMORY for each core. A file that
+#: declares more than it holds must end in an error, not exhaust the machine's memory.
 MAX_MEMORY, CORE_MEMORY = 4 << 30, 64 << 20
 
 #: Files whose pixels are in memory at the same time.

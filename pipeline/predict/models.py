@@ -35,8 +35,8 @@ def resolve_model(path: Path) -> Path:
         return _promoted(path) if path.suffix == ".json" else path
     pointer = Path(f"{path.absolute()}.json")
     if pointer.parent.parent.name == "current" and (path / served.MODEL).is_file():
-        for problem in served.damage(workspace_of(pointer), pointer):
-            raise PipelineError(problem)
+        if problems := served.damage(workspace_of(pointer), pointer):
+            raise PipelineError(problems[0])
         return path / served.MODEL
     if not path.is_dir():
         raise PipelineError(

@@ -94,9 +94,8 @@ def main(
         return _fail(reporter, from_os_error(error, "read or write it"))
     except MemoryError:
         _log_traceback()
-        return _fail(
-            reporter, PipelineError(f"out of memory: {'lower training.batch_size or ' * graceful}free some memory")
-        )
+        advice = "lower training.batch_size or free some memory" if graceful else "free some memory"
+        return _fail(reporter, PipelineError(f"out of memory: {advice}"))
     except Exception as error:  # the log gets the traceback, the parent only the cause
         _log_traceback()
         if message and _is_full(Path(message["workspace"])):  # MXNet and ONNX raise errors of their own for it
@@ -131,7 +130,8 @@ def _log_traceback() -> None:
 
 def _is_full(workspace: Path) -> bool:
     try:
-        return os.statvfs(workspace).f_bavail * os.statvfs(workspace).f_frsize < 1 << 20
+        status = os.statvfs(workspace)
+        return status.f_bavail * status.f_frsize < 1 << 20
     except OSError:
         return False
 

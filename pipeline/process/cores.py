@@ -88,7 +88,7 @@ def take_turn(label: str, processes: int, on_wait: locks.OnWait) -> Iterator[lis
             with contextlib.suppress(OSError, WorkspaceError):
                 path = turn_lock()
                 path.parent.mkdir(mode=0o700, exist_ok=True)
-                if path.parent.stat().st_uid == os.getuid():  # another user may have planted it
+                if path.parent.lstat().st_uid == os.getuid():  # another user may have planted it
                     descriptors.append(held.enter_context(locks.hold(path, label, wait=True, on_wait=on_wait)))
         yield descriptors
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import StageFailed
 from pipeline.process.reporter import Reporter
+from pipeline.text import clock
 
 #: Interval of the heartbeats between a process on another host and its parent. Without one, the parent gives up on the
 #: child after CHILD_TIMEOUT, and the child stops after PARENT_TIMEOUT.
@@ -28,7 +29,7 @@ WAITING_SECONDS = 2.0
 END_SECONDS = 45.0
 
 
-def host_name() -> str:
+def node_name() -> str:
     """This host's name in the Slurm cluster, else its own host name."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
@@ -42,7 +43,7 @@ def start_heartbeats(reporter: Reporter, seconds: float) -> None:
     """Send a `hello` event, then a heartbeat every `seconds` from a thread."""
 
     def run() -> None:
-        reporter.send("hello", host=host_name(), pid=os.getpid(), job=os.environ.get("SLURM_JOB_ID"))
+        reporter.send("hello", host=node_name(), pid=os.getpid(), job=os.environ.get("SLURM_JOB_ID"))
         while True:
             time.sleep(seconds)
             reporter.send("heartbeat", activity=reporter.activity)
@@ -57,7 +58,7 @@ def end_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
         os.kill(os.getpid(), number)
 
 
-def last_line(log: Path, offset: int = 0) -> str:
+def last_line(log: Path, offset: int) -> str:
     """The last non-empty line of a log from `offset` on; empty if there is none."""
     try:
         with open(log, "rb") as file:
@@ -114,8 +115,7 @@ class Monitor:
         if not self._announced:
             self._announced = True
             return {"event": "note", "message": f"waiting for a node ({reason})"}
-        minutes, rest = divmod(int(seconds), 60)
-        message = f"waiting for a node for {minutes}:{rest:02} ({reason})"
+        message = f"waiting for a node for {clock(seconds)} ({reason})"
         return {"event": "progress", "fraction": 0.0, "message": message}
 
     def failure(self, stage: str, status: int) -> StageFailed | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -73,7 +72,7 @@ def run_stage(
     """
     _refuse_links(stage, chain, log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    folder = chain.folder(stage)
+    folder = log.parent if stage == "compare" else chain.folder(stage)
     if folder and not folder.is_symlink():  # we hold its lock, so earlier writers are gone
         remove_debris(folder, "*")
     if stage == "train" and (warning := ignored_threads_warning(os.environ)):
@@ -169,7 +168,7 @@ class _Child:
     #: Signals that this process received, with their times.
     received: list[tuple[int, float]]
     #: Where the child's lines begin in the log.
-    offset: int = 0
+    offset: int
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
 
@@ -307,18 +306,14 @@ def _signals() -> Iterator[list[tuple[int, float]]]:
 def _refuse_links(stage: str, chain: Chain, log: Path) -> None:
     """Raise `WorkspaceError` if a stage would write through a symbolic link, which others may plant in a workspace."""
     run = chain.run()
-    # The folder of a finished data set may be a link; `dataset.store` refuses to write through one.
-    folders = [run.root.parent, run.root, run.stage(stage)] if run and stage != "dataset" else []
-    for folder in [log.parent] if stage == "compare" else folders:
+    if stage == "compare":
+        folders = [log.parent]
+    elif run and stage != "dataset":  # whose finished folder may be a link; `dataset.store` refuses to write through it
+        folders = [run.root.parent, run.root, run.stage(stage)]
+    else:
+        folders = []
+    for folder in folders:
         if folder.is_symlink():
             raise errors.WorkspaceError(
                 f"{folder}: found a symbolic link, through which {stage} must not write: replace it with a folder"
             )
-
-
-def end_with_parent() -> None:
-    """End this process, which Luigi forked for one task (`--workers 2`), with SIGTERM if the luigi command dies."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    assert parent.pid is not None
-    liveness.end_with_parent(parent.pid)

@@ -50,6 +50,7 @@ def events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any] | None]:
 
 
 def _is_event(value: Any) -> bool:
+    # A list, as `in` a dict raises for an unhashable value.
     if not isinstance(value, dict) or value.get("event") not in list(EVENTS):
         return False
     return all(isinstance(value.get(field), kind) for field, kind in EVENTS[value["event"]].items())

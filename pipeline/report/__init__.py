@@ -10,12 +10,12 @@ import time
 from typing import Any
 
 from pipeline import pages
-from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.report import facts, page
 from pipeline.workspace.freshness import Chain
 
 
-def render(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def render(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Render and publish the report of the chain's run. Returns the manifest.
 
     Raises `PipelineError` if an earlier stage is not done, `WorkspaceError` if one of its files is damaged.

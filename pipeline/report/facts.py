@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics as numbers
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import msgspec
@@ -253,8 +253,8 @@ def _speed(sources: Sources) -> dict[str, Any]:
     evaluate = sources.evaluate["details"]
     return {
         "training_seconds": sources.train["details"]["seconds"],
-        "epoch_seconds_median": numbers.median(seconds) if seconds else None,
-        "training_images_per_second_median": numbers.median(rates) if rates else None,
+        "epoch_seconds_median": median(seconds) if seconds else None,
+        "training_images_per_second_median": median(rates) if rates else None,
         "evaluation_seconds": evaluate["seconds"],
         "evaluation_images_per_second": evaluate["images"] / evaluate["seconds"] if evaluate["seconds"] else None,
         "evaluation_device": evaluate["device"],

@@ -79,9 +79,12 @@ def _marks(comparison: dict[str, Any]) -> dict[str, float]:
 
 def _recall(per_class: list[dict[str, Any]]) -> dict[str, Any]:
     """Draw the recall of each class on one scale, from the multiple of 5 % below the lowest interval to 100 %."""
-    low = min(row["recall_interval"][0] for row in per_class)
+    low = min(row["recall_interval"][0] for row in per_class if row["recall"] is not None)
     ends = (math.floor(max(0.0, low - 0.01) * 20) / 20, 1.0)
-    rows = [drawing.interval_row(row["recall"] or 0.0, row["recall_interval"], [], ends) for row in per_class]
+    rows = [
+        drawing.interval_row(row["recall"], row["recall_interval"], [], ends) if row["recall"] is not None else Markup()
+        for row in per_class
+    ]
     return {"ends": ends, "rows": rows}
 
 

@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.evaluation import tta
 from pipeline.evaluation.statistics import compare_paired
 from pipeline.files import sha256_file
-from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.retraining import registry
 from pipeline.retraining.registry import Entry
 from pipeline.text import counted
@@ -30,7 +30,7 @@ _MAX_NAMES = 5
 
 
 def compare(
-    chain: Chain, run: Run, baseline: Entry, labels: np.ndarray, correct: np.ndarray, reporter: child.Reporter
+    chain: Chain, run: Run, baseline: Entry, labels: np.ndarray, correct: np.ndarray, reporter: Reporter
 ) -> dict[str, Any]:
     """Compare a run with the baseline. `correct` says which of its test images, with these `labels`, it got right.
 
@@ -171,7 +171,7 @@ def _saved_correct(run: Run, labels: np.ndarray, views: int) -> np.ndarray | Non
     return correct if np.array_equal(saved_labels, labels) else None
 
 
-def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: child.Reporter) -> np.ndarray:
+def _evaluate(chain: Chain, run: Run, other: Run, rows: Any, reporter: Reporter) -> np.ndarray:
     """Return which test images `rows` of `run` the other run's weights get right. Classes match by name, not index."""
     reporter.note(f"evaluating the current model, {other.place}, on the same images and views as the new one")
     train = manifest.read(other.stage("train"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import time
@@ -47,7 +46,7 @@ def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
     if workspace.storage is not LOCAL:  # `old_trash` sees only what is in the store
         old = (folder for folder in workspace.trash.glob("[0-9]*T*Z") if folder.name < _limit(age))
         old_files += [path for folder in old for path in folder.rglob("*") if path.is_file()]
-    return sorted(old_files) + [folder for folder in _unfinished(workspace) if _touched(folder) < limit]
+    return sorted(old_files) + [folder for folder in _unfinished(workspace) if _last_change(folder) < limit]
 
 
 def _unfinished(workspace: Workspace) -> Iterator[Path]:
@@ -64,7 +63,7 @@ def _is_ours(workspace: Workspace, path: Path) -> bool:
     return os.path.realpath(path) == os.path.join(os.path.realpath(workspace.root / kind), *parts)
 
 
-def _touched(folder: Path) -> float:
+def _last_change(folder: Path) -> float:
     times = []
     for name in ("", *LOCAL.files(folder)):
         with contextlib.suppress(FileNotFoundError):  # its training has just replaced it
@@ -74,26 +73,31 @@ def _touched(folder: Path) -> float:
 
 def delete(workspace: Workspace, folders: list[Path], files: list[Path]) -> None:
     """Delete trash folders, and leftovers that nobody is working on. Raises the first `OSError` after trying all."""
-    size, problems = sum(map(workspace.storage.folder_size, folders)), []
-    leftover = functools.partial(_delete_leftover, workspace)
-    work = [(workspace.storage.delete, path) for path in folders] + [(leftover, path) for path in files]
-    for delete_path, path in work:
+    deleted, problems = {"trash": 0, "bytes": 0, "leftovers": 0}, []
+    for path in [*folders, *files]:
         try:
-            delete_path(path)
+            if path.parent == workspace.trash and path not in files:
+                size = workspace.storage.folder_size(path)
+                workspace.storage.delete(path)
+                deleted["trash"] += 1
+                deleted["bytes"] += size
+            else:
+                deleted["leftovers"] += _delete_leftover(workspace, path)
         except (AlreadyRunning, FileNotFoundError):
             continue
         except OSError as error:
             problems.append(error)
-    events.record(workspace, "deleted", trash=len(folders), bytes=size, leftovers=len(files))
+    events.record(workspace, "deleted", **deleted)
     events.publish(workspace)
     if problems:
         raise problems[0]
 
 
-def _delete_leftover(workspace: Workspace, path: Path) -> None:
+def _delete_leftover(workspace: Workspace, path: Path) -> bool:
+    """Delete a leftover unless it is in use; returns whether it is gone."""
     if path.parent == workspace.locks:
         locks.remove(path)
-        return
+        return not path.exists()
     kind, *parts = path.relative_to(workspace.root).parts
     with contextlib.ExitStack() as held:
         if kind == "datasets":
@@ -105,10 +109,11 @@ def _delete_leftover(workspace: Workspace, path: Path) -> None:
             run = workspace.run(*parts[:2])
             held.enter_context(trash.hold_run(run, run.run_id))
         # It may have been touched, or replaced by a link, since it was listed.
-        if _touched(path) > time.time() - LEAST_AGE.total_seconds() or not _is_ours(workspace, path):
-            return
+        if _last_change(path) > time.time() - LEAST_AGE.total_seconds() or not _is_ours(workspace, path):
+            return False
         remove(path)
         above = {"work": len(parts) - 2, "trash": len(parts) - 1}.get(kind, 0)
         for folder in path.parents[:above]:  # up to the run's folder, or the one in the trash
             with contextlib.suppress(OSError):
                 folder.rmdir()
+    return True

@@ -170,7 +170,7 @@ def same_weights(chain: Chain) -> Run | None:
     if run is None or not fresh or (run.stage("train") / MANIFEST).exists():
         return None
     chain.workspace.storage.refresh_matching(f"runs/{run.dataset_id}/{run_id(config.architecture)}*", RUN_FOLDERS)
-    for other in reversed(run.generations()):
+    for other in reversed(run.siblings()):
         if generation_seed(other.generation) is None and not chain.problems("train", other.stage("train")):
             train = manifest.read(other.stage("train"))
             if train and _would_repeat(train, config):
@@ -186,7 +186,8 @@ def subject(chain: Chain) -> Chain:
 
 def next_due(chain: Chain, today: datetime.date) -> tuple[str, datetime.date, list[str]]:
     """Return the generation that `Retrain` makes next, the day it is due, and why, if that is today."""
-    every, name = chain.given.retrain.every, periods.name(chain.given.retrain.every, today)
+    every = chain.given.retrain.every
+    name = periods.name(every, today)
     given = with_generation_seed(chain.given, name)
     reasons = why_due(subject(dataclasses.replace(chain, given=given, generation=name)))
     if reasons:
@@ -218,7 +219,7 @@ def plain_run(chain: Chain) -> Entry | None:
     same = f"runs/{run.dataset_id}/{run_id(chain.config.architecture)}"
     trained = [(plain, train) for plain, train in _trained(chain.workspace, chain.config) if not plain.generation]
     trained.sort(key=lambda pair: (pair[0].place == same, pair[1]["created"]), reverse=True)
-    entries = (registry.entry_of(plain, "") for plain, _ in trained)
+    entries = (registry.entry_of(plain) for plain, _ in trained)
     return next((entry for entry in entries if entry and not registry.problems(chain.workspace, entry)), None)
 
 

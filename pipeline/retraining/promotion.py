@@ -12,6 +12,7 @@ from pipeline import evaluation
 from pipeline.errors import from_os_error
 from pipeline.files import now, write_json
 from pipeline.process import child
+from pipeline.process.reporter import Reporter
 from pipeline.retraining import baseline, generations, periods, registry
 from pipeline.retraining.generations import PROMOTED, REFUSED
 from pipeline.retraining.registry import Entry, Pointer
@@ -21,7 +22,7 @@ from pipeline.workspace.freshness import Chain
 SCHEMA = 1
 
 
-def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
+def promote(chain: Chain, reporter: Reporter, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Decide whether to promote the chain's run, make it current if so, and publish the decision.
 
     Returns the manifest. Raises `PipelineError` if the run is not evaluated, or the baseline is gone or damaged.
@@ -35,9 +36,8 @@ def promote(chain: Chain, reporter: child.Reporter, options: dict[str, Any] | No
         other = _baseline(pointer, run)
         compared = baseline.compare(chain, run, other, labels, correct, reporter) if other else None
         decision = decide(run, pointer, float(correct.mean()), compared, chain.config.retrain.tolerance)
-        decision["generation"] = chain.generation
         if decision["outcome"] == PROMOTED:
-            entry = registry.entry_of(run, chain.generation)
+            entry = registry.entry_of(run)
             assert entry is not None
             if pointer is None or (pointer.run, pointer.weights_sha256) != (entry.run, entry.weights_sha256):
                 registry.set_current(path, entry)
@@ -63,8 +63,15 @@ def decide(
         missing = round(-compared["difference"] * compared["images"])
         outcome = PROMOTED if missing <= tolerance * compared["images"] + 1e-6 else REFUSED
         reason = baseline.describe(compared, tolerance)
-    about = {"schema": SCHEMA, "run": run.place, "accuracy": accuracy, "tolerance": tolerance, "compared": compared}
-    return {**about, "outcome": outcome, "reason": reason, "decided": now()}
+    about = {"schema": SCHEMA, "run": run.place, "generation": run.generation, "accuracy": accuracy}
+    return {
+        **about,
+        "tolerance": tolerance,
+        "compared": compared,
+        "outcome": outcome,
+        "reason": reason,
+        "decided": now(),
+    }
 
 
 def _objection(run: Run, pointer: Pointer | None, compared: dict[str, Any] | None) -> str:
@@ -87,16 +94,14 @@ def _objection(run: Run, pointer: Pointer | None, compared: dict[str, Any] | Non
     return ""
 
 
-def _adopted(chain: Chain, reporter: child.Reporter) -> Pointer | None:
+def _adopted(chain: Chain, reporter: Reporter) -> Pointer | None:
     """Return the pointer, after making the run without a generation (if there is one) the first current model.
 
     If that run is current but was trained further, its new weights become current. The caller holds the pointer's lock.
     """
     path = chain.workspace.current(chain.config)
     pointer, entry = registry.read(path), generations.plain_run(chain)
-    if entry is None or (pointer and (pointer.run, pointer.weights_sha256) == (entry.run, entry.weights_sha256)):
-        return pointer
-    if pointer and pointer.run != entry.run:
+    if entry is None or (pointer and (pointer.run != entry.run or pointer.weights_sha256 == entry.weights_sha256)):
         return pointer
     why = "was trained further since it became current" if pointer else "predates the first generation"
     reporter.note(f"{entry.run} {why}: its weights are now the current model")

@@ -1,7 +1,7 @@
 """The registry of current models. It has one small file, the pointer, for each data set and architecture name.
 
 `current/<data name>/<architecture name>.json` records the current run, the digest of its weights, its accuracy, since
-when it is current, and the former current runs for a rollback. Replaced atomically. Imports nothing heavy.
+when it has been current, and the former current runs for a rollback. Replaced atomically. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def withdraw(path: Path, entry: Entry) -> Pointer:
     return _write(path, entry, old.before, [*old.rolled_back, old.run])
 
 
-def entry_of(run: Run, generation: str) -> Entry | None:
+def entry_of(run: Run) -> Entry | None:
     """Build the entry for a run that becomes current now; None if its weights are not evaluated."""
     train, evaluate = manifest.read(run.stage("train")), manifest.read(run.stage("evaluate"))
     weights = manifest.digest(train, "model.params")
@@ -142,7 +142,7 @@ def entry_of(run: Run, generation: str) -> Entry | None:
         return None
     return Entry(
         run=run.place,
-        generation=generation,
+        generation=run.generation,
         weights_sha256=weights,
         architecture=train["inputs"].get("architecture", ""),
         accuracy=accuracy,

@@ -17,7 +17,7 @@ from pipeline.retraining.periods import period
 from pipeline.retraining.registry import Pointer
 from pipeline.retraining.rollback import rollback_target
 from pipeline.storage import locks
-from pipeline.workspace import Workspace, events
+from pipeline.workspace import RUN_FOLDERS, Workspace, events
 from pipeline.workspace.freshness import Chain
 
 
@@ -81,7 +81,10 @@ def unneeded_datasets(workspace: Workspace, pruned: Collection[Generation] = ())
 
 def _needed(workspace: Workspace, pointer: Pointer | None) -> set[str]:
     """Return the runs of the current model and of the rollback target."""
-    return {entry.run for entry in (pointer, rollback_target(workspace, pointer)[0]) if entry} if pointer else set()
+    if pointer is None:
+        return set()
+    target, _ = rollback_target(workspace, pointer)
+    return {pointer.run, target.run} if target else {pointer.run}
 
 
 def _move_dataset(workspace: Workspace, folder: Path) -> str:
@@ -98,6 +101,7 @@ def _move_dataset(workspace: Workspace, folder: Path) -> str:
         if folder not in unneeded_datasets(workspace):
             there = workspace.storage.exists(folder)
             raise AlreadyRunning(f"{what} is now in use" if there else f"{what} has already been moved")
+        workspace.require_published(folder)
         size = workspace.storage.folder_size(folder)
         workspace.move(folder, target)
         for parent in (workspace.runs, workspace.work):  # its runs are gone
@@ -114,6 +118,8 @@ def _move(chain: Chain, item: Generation) -> str:
         workspace.storage.refresh([run.root], since=time.monotonic())
         if not workspace.storage.exists(run.root):
             raise AlreadyRunning(f"generation {item.name} has already been moved")
+        for stage in RUN_FOLDERS:
+            workspace.require_published(run.stage(stage))
         workspace.move(run.root, target)
     fields = {"run": run.place, "generation": item.name, "bytes": size, "to": workspace.shown(target)}
     events.record(workspace, "pruned", **registry.event_fields(chain), **fields)

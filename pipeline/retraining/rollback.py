@@ -28,7 +28,7 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
             raise PipelineError(f"{path}: nothing has been promoted yet, so there is nothing to roll back")
         if seen and seen.run != old.run and not to:
             raise PipelineError(f"{old.run} has become current in the meantime; run Rollback again to roll it back")
-        was = None if to else served.withdrawn(chain.workspace, path, old)
+        was = None if to else served.still_served(chain.workspace, path, old)
         if was is not None:  # an earlier rollback was killed halfway
             new = old.entry
         else:
@@ -42,9 +42,9 @@ def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
                 registry.set_current(path, new)
             else:
                 registry.withdraw(path, new)
+        served.serve(chain.workspace, path)
         fields = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": was.run}
         events.record(chain.workspace, "rolled back", **registry.event_fields(chain), **fields)
-        served.serve(chain.workspace, path)
     events.publish(chain.workspace)
     return was, new
 
@@ -81,7 +81,7 @@ def _named(chain: Chain, name: str) -> Entry:
     if len(runs) > 1:  # a folder of images changed within a period
         raise PipelineError(f"--to {name}: several have this name; use one of {', '.join(run.place for run in runs)}")
     (run,) = runs
-    entry = registry.entry_of(run, run.generation)
+    entry = registry.entry_of(run)
     if entry is None:
         raise PipelineError(f"--to {name}: {run.place} is not evaluated; choose another one")
     if problems := registry.problems(chain.workspace, entry):

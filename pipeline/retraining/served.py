@@ -81,7 +81,7 @@ def remove(workspace: Workspace, pointer: Path) -> None:
         raise from_os_error(error, "withdraw the model from services") from error
 
 
-def withdrawn(workspace: Workspace, pointer: Path, current: Pointer) -> Entry | None:
+def still_served(workspace: Workspace, pointer: Path, current: Pointer) -> Entry | None:
     """Return the rolled-back model that services still load, which happens if the rollback was killed; else None."""
     workspace.storage.refresh([folder(pointer)], since=time.monotonic())
     recorded = _recorded(folder(pointer))

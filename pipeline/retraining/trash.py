@@ -36,14 +36,14 @@ class Item:
     path: Path
 
     def is_named(self, name: str) -> bool:
-        """Whether `name` is the item's path, with or without `<when>/` before it, a part of it, or its generation."""
+        """Whether `name` is the item's generation, its path (also with `<when>/` before it), or one part of it."""
         parts = self.place.split("/")
         paths = (self.place, f"{self.when}/{self.place}")
         return name in (*paths, *parts, Path(parts[-1]).stem) or parts[-1].endswith(f"@{name}")
 
 
-def finished(chain: Chain, stage: str) -> Path:
-    """Return the folder of a finished stage. Raises `WorkspaceError` if there is none."""
+def existing(chain: Chain, stage: str) -> Path:
+    """Return the folder of a stage, finished or not. Raises `WorkspaceError` if there is none."""
     folder = chain.folder(stage)
     if folder is None or not folder.exists():
         raise WorkspaceError(f"there is no finished {stage} of {chain.run_id} to set aside")
@@ -56,7 +56,8 @@ def set_aside(chain: Chain, stage: str, target: Path) -> None:
     Raises `AlreadyRunning` if another command is writing it, or is reading it for a stage of the same run.
     """
     workspace, what = chain.workspace, f"{stage} {chain.run_id}"
-    folder, run = finished(chain, stage), chain.run()
+    folder, run = existing(chain, stage), chain.run()
+    workspace.require_published(folder)
     with contextlib.ExitStack() as held:
         if stage == "dataset" or run is None:
             for name in (workspace.source_pointer(chain.config.data).stem, folder.name):
@@ -76,7 +77,7 @@ def set_aside(chain: Chain, stage: str, target: Path) -> None:
 def _set_checkpoints_aside(run: Run, folder: Path) -> None:
     """Move a run's checkpoints to `folder` in the trash, or the next training would resume from them."""
     target = folder / run.checkpoints.relative_to(run.workspace.root)
-    for storage in (run.workspace.storage, LOCAL):
+    for storage in (LOCAL, run.workspace.storage):  # the second one deletes what is still here
         storage.refresh([run.checkpoints])
         if storage.exists(run.checkpoints):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 #: Modules that are loaded, with their own imports, on first use.
-UNUSED = ("mxnet.contrib.onnx", "mxnet.test_utils", "requests")
+ON_FIRST_USE = ("mxnet.contrib.onnx", "mxnet.test_utils", "requests")
 
 
 @contextlib.contextmanager
@@ -35,10 +35,10 @@ class _Finder:
     def find_spec(
         name: str, path: Sequence[str] | None, target: object = None
     ) -> importlib.machinery.ModuleSpec | None:
-        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in (*UNUSED, "mxnet.base") else None
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name in (*ON_FIRST_USE, "mxnet.base") else None
         if spec is None or spec.loader is None:
             return None
-        if name in UNUSED:
+        if name in ON_FIRST_USE:
             spec.loader = importlib.util.LazyLoader(spec.loader)
         else:
             setattr(spec.loader, "exec_module", _patched(spec.loader.exec_module))  # noqa: B010 (mypy forbids the other)

@@ -83,8 +83,8 @@ class Storage:
     def refresh(self, folders: Iterable[Path], inside: Sequence[str] = ("",), since: float = 0.0) -> bool:
         """List these folders and fetch the small JSON files (manifests, pointers) of their subfolders `inside`.
 
-        In `inside`, "" is the folder itself. Listings older than `since` (monotonic) are renewed; returns whether any
-        was.
+        In `inside`, "" is the folder itself. Renews listings older than `since` (monotonic), and returns whether there
+        were any.
         """
         return False
 

@@ -170,14 +170,14 @@ def is_gone(pid: object) -> bool:
     """Whether no process of this number is alive on this host. A zombie does not count as alive."""
     try:
         number = int(str(pid))
-        with open(f"/proc/{number}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
-    except (OSError, ValueError, IndexError):
-        pass
+    except ValueError:
+        return True
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{number}/stat", "rb") as file:  # a name is any bytes
+        return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     try:  # /proc may hide other users' processes
-        os.kill(int(str(pid)), 0)
+        os.kill(number, 0)
     except PermissionError:
         return False
-    except (OSError, ValueError, OverflowError):
-        pass
-    return True
+    except (OSError, OverflowError):
+        return True
+    return number <= 0  # those mean groups of processes

@@ -155,7 +155,7 @@ class Store:
         """
 
         def request(fs: Any, base: str) -> bool:
-            """Returns False if the write may have replaced another writer's."""
+            """Return False if the write may have replaced another writer's."""
             target = backend.with_parent(fs, f"{base}/{key}")
             try:
                 backend.create(fs, target, content)

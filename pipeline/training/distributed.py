@@ -100,7 +100,7 @@ class Role:
     def failure(self) -> str | None:
         """Why the process counts as dead or hanging; None if it is healthy."""
         status = self.process.poll()
-        label = f"{self.name} (process {self.process.pid} on {liveness.host_name()})"
+        label = f"{self.name} (process {self.process.pid} on {liveness.node_name()})"
         now = time.monotonic()
         if status is not None:
             if not self.closed:
@@ -196,15 +196,14 @@ class Supervisor:
                     role.last_heartbeat = role.last_progress = now
             last_check = now
             self._send_commands_and_heartbeats()
+            self._check()
             try:
                 role, event = self.events.get(timeout=0.2)
             except queue.Empty:
-                self._check()
                 continue
             if event is None:
                 role.closed = True
                 role.process.wait()
-                self._check()
                 continue
             role.receive(event)
             self.reporter.activity += 1

@@ -44,7 +44,7 @@ class ProcessGroup:
 
     def __init__(self, mx: Any, devices: Devices, worker: Worker) -> None:
         self.mx, self.devices, self.worker = mx, devices, worker
-        self._parameters = 0
+        self._parameter_count = 0
         self._store: Any = None
         if worker.world_size > 1:
             umask = os.umask(0o077)  # for the store's socket
@@ -56,9 +56,9 @@ class ProcessGroup:
 
     def prepare(self, weights: list[Any]) -> None:
         """Allocate buffers for gradients shaped like `weights`, once."""
-        if self._store is None or self._parameters:
+        if self._store is None or self._parameter_count:
             return
-        self._parameters = len(weights)
+        self._parameter_count = len(weights)
         for index, weight in enumerate(weights):
             self._store.init(index, weight)
         if self.worker.world_size > 1:
@@ -125,7 +125,7 @@ class ProcessGroup:
         """Gather every worker's (n,) array into a (workers, n) array: the sum of arrays with one row each."""
         rows = self.mx.nd.zeros((self.worker.world_size, own.shape[0]), ctx=own.context)
         rows[self.worker.rank] = own
-        self._store.pushpull(self._parameters + offset, [rows])
+        self._store.pushpull(self._parameter_count + offset, [rows])
         return rows
 
     def _round_to_a_common_grid(self, gradients: list[list[Any]]) -> None:

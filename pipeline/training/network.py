@@ -179,9 +179,8 @@ class Network:
             mx.autograd.backward(losses)
         self._accumulate(tallies)
         self._update(count or len(labels), learning_rate, len(contexts))
-        if losses:
-            scale = self.scaler.scale if self.scaler else 1
-            previous, self._last_loss = self._last_loss, (losses[0], len(inputs[0]), scale)
+        if tallies:
+            previous, self._last_loss = self._last_loss, (tallies[0][0], len(inputs[0]))
             if previous:  # waiting for the previous step bounds the queue, and so the memory, without draining it
                 previous[0].wait_to_read()
 
@@ -224,8 +223,8 @@ class Network:
         """Mean loss of the last step on the first device, for the progress line; None before the first step."""
         if self._last_loss is None:
             return None
-        loss, count, scale = self._last_loss
-        return float(loss.asscalar()) / count / scale
+        loss, count = self._last_loss
+        return float(loss.asscalar()) / count
 
     def evaluate(
         self,

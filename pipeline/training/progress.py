@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pipeline import model
-from pipeline.text import counted
+from pipeline.text import clock, counted
 from pipeline.training.checkpoint import Row
 from pipeline.training.session import Session
 
@@ -46,7 +46,7 @@ def report(session: Session) -> bool:
         f"epoch {counters.epoch + 1}/{epochs}, step {counters.step_in_epoch}/{batches.steps_per_epoch}, "
         f"loss {'-' if loss is None else f'{loss:.3f}'}"
         + (f", validation accuracy {validation:.1%}" if validation is not None else "")
-        + f", {speed:,.0f} images/s, {_duration(left)} left",
+        + f", {speed:,.0f} images/s, {clock(left)} left",
         epoch=counters.epoch + 1,
         step=counters.step,
         loss=loss,
@@ -66,9 +66,3 @@ def epoch_line(row: Row, epochs: int) -> str:
         f"{validation}learning rate {row['learning_rate']:.3g}, {row['images_per_second']:,.0f} images/s, "
         f"{row['seconds']:.1f} s"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Interrupted, StageFailed
 from pipeline.process import child
-from pipeline.process.liveness import host_name
+from pipeline.process.liveness import node_name
 from pipeline.process.reporter import Reporter
 
 #: Folder where ps-lite creates its sockets with DMLC_LOCAL.
@@ -87,7 +87,7 @@ def own_address(other: str) -> str:
     if not address.startswith("127.") or int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) == 1:
         return address
     with contextlib.suppress(OSError):  # the first task runs where srun was started: its host name is reachable
-        return socket.gethostbyname(host_name())
+        return socket.gethostbyname(node_name())
     return address
 
 

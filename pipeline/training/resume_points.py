@@ -120,7 +120,7 @@ def _rebuild_meta(folder: Path, finished: dict[str, Any]) -> dict[str, Any]:
     if damaged := manifest.damage(folder, finished):
         raise WorkspaceError(
             f"{damaged[0]}; restore it from a backup, or set the stage aside "
-            "(luigi --module tasks SetAside --stage train) and train again"
+            "(luigi --module tasks SetAside --stage train --confirm) and train again"
         )
     details = finished["details"]
     counters = {

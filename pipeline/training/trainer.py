@@ -171,13 +171,12 @@ class Trainer:
             self._raise_diverged()
 
     def _raise_diverged(self) -> None:
-        counters = self.session.counters
         with contextlib.suppress(PipelineError):  # a failed write must not hide the cause
             self.writer.finish()
         paths = checkpoint.paths(self.session.run.checkpoints)
         last_good = f"the last good checkpoint is {paths[0]}" if paths else "no checkpoint was written before"
         raise TrainingDiverged(
-            f"the loss is no longer a finite number at epoch {counters.epoch + 1}, step {counters.step} (learning rate "
+            f"the loss is no longer a finite number at {self._position()} (learning rate "
             f"{self.session.learning_rate():.4g}); {last_good}; lower training.learning_rate, "
             "which restarts the training from scratch"
         )

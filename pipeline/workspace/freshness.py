@@ -23,7 +23,7 @@ from pipeline.config import Config, Data, differences, recorded_training, to_dic
 from pipeline.files import read_json
 from pipeline.workspace import RUN_FOLDERS, RUN_STAGES, Run, Workspace, dataset_id, manifest, run_id, sources
 
-#: The stages whose files each stage reads.
+#: The stages that must be complete before each stage.
 UPSTREAM = {
     "train": ("dataset",),
     "evaluate": ("dataset", "train"),
@@ -145,7 +145,9 @@ class Chain:
     def why(self, stage: str) -> list[str]:
         """Return why `stage` itself must run, given its present inputs; empty if it is complete."""
         reasons = self._why(stage)
-        return (self._nearest_run() or reasons) if stage == "train" and reasons == [manifest.NO_RESULT] else reasons
+        if stage == "train" and reasons == [manifest.NO_RESULT]:
+            return self._nearest_run() or reasons
+        return reasons
 
     def _why(self, stage: str) -> list[str]:
         if stage == "dataset":
@@ -266,7 +268,7 @@ def refresh(chains: Sequence[Chain], since: float = 0.0) -> bool:
 
 @functools.cache
 def all_upstream(stage: str) -> tuple[str, ...]:
-    """Return every stage before `stage`, starting with those whose files it reads."""
+    """Return every stage that must be complete before `stage`, the direct ones first."""
     direct = UPSTREAM.get(stage, ())
     return tuple(dict.fromkeys([*direct, *(name for before in direct for name in all_upstream(before))]))
 

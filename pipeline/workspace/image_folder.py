@@ -128,9 +128,11 @@ def labelled(content: Scan) -> tuple[Images, list[str]]:
     """Return the images with their classes and parts, and lines about what is left out. Raises `Unlabelled`."""
     for name, why in content.unlisted.items():
         raise Unlabelled(f"{shown(name)}: cannot be listed ({why})", "make it readable, or move it elsewhere")
-    images = _by_labels_csv(content) if LABELS in content.files else _by_folders(content)
+    if LABELS in content.files:
+        images, where = _by_labels_csv(content), f"not in {LABELS}"
+    else:
+        images, where = _by_folders(content), "in no class folder"
     _check_classes({image.label for image in images.values()}, content)
-    where = f"not in {LABELS}" if LABELS in content.files else "in no class folder"
     strays = [name for name in content.files if name not in images and name != LABELS]
     kinds = Counter(posixpath.splitext(name)[1].lower() or "without an extension" for name in content.others)
     left_out = [

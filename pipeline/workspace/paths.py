@@ -24,7 +24,7 @@ import msgspec
 
 from pipeline import address
 from pipeline.config import Architecture, Config, Data, fingerprint
-from pipeline.errors import from_os_error
+from pipeline.errors import WorkspaceError, from_os_error
 from pipeline.files import MANIFEST, now
 from pipeline.storage import LOCAL, Storage, locks, storage_of
 from pipeline.workspace.manifest import digests, problems, read
@@ -49,6 +49,11 @@ class Workspace:
     def unpublished(self, path: Path) -> list[str]:
         """Return a line that says that the manifest or pointer at `path` is not published yet; empty if it is."""
         return [f"made here, but not in the store yet: {self.shown(path)}"] if self.storage.is_unpublished(path) else []
+
+    def require_published(self, folder: Path) -> None:
+        """Raise `WorkspaceError` if the stage in `folder` is not in the store yet: moved there, it would be lost."""
+        for line in self.unpublished(folder / MANIFEST):
+            raise WorkspaceError(f"{line}; publish it first: run the command that made it again")
 
     def shown(self, path: Path) -> str:
         """Return a path as users know it: in a store, its address."""
@@ -226,7 +231,7 @@ class Run:
     def generation(self) -> str:
         return self.run_id.partition("@")[2]
 
-    def generations(self) -> list[Run]:
+    def siblings(self) -> list[Run]:
         """Return the other runs of this architecture on this data set, sorted by name, in any state."""
         base = self.run_id.partition("@")[0]
         names = [path.name for path in self.workspace.listed(self.root.parent) if path.name != self.run_id]

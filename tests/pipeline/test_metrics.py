@@ -32,9 +32,10 @@ def _read(path: Path) -> dict[tuple[str, ...], float]:
 def _promote(small: SmallChain, generation: str, accuracy: float) -> registry.Pointer:
     """Make the finished run current under the name of a generation."""
     run = small.run()
-    entry = registry.entry_of(run, generation)
+    entry = registry.entry_of(run)
     assert entry
-    entry = msgspec.structs.replace(entry, run=f"{run.place}@{generation}", accuracy=accuracy)
+    changed = {"run": f"{run.place}@{generation}", "generation": generation, "accuracy": accuracy}
+    entry = msgspec.structs.replace(entry, **changed)
     return registry.set_current(run.workspace.current(small.chain().config), entry)
 
 

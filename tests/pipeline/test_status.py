@@ -19,7 +19,7 @@ from pipeline.workspace.freshness import Chain
 def _promoted(chain: Chain) -> registry.Entry:
     run = chain.run()
     assert run
-    entry = registry.entry_of(run, chain.generation)
+    entry = registry.entry_of(run)
     assert entry
     registry.set_current(chain.workspace.current(chain.config), entry)
     return entry

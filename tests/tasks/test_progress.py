@@ -76,7 +76,7 @@ def test_log_lines_name_the_training() -> None:
     for message in ("train: its process was killed", "the loss is no longer a finite number"):
         about = ("[pid %s] Worker %s failed    %s", (1, "w", task), (StageFailed, StageFailed(message), None))
         record = logging.LogRecord("luigi-interface", logging.ERROR, "", 0, *about)
-        assert command_log.without_traceback(record)
+        assert command_log.shorten_error(record)
         assert record.getMessage() == f"train vgg11-quick-4d872bc8: {message.removeprefix('train: ')}"
 
 

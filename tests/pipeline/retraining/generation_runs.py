@@ -98,7 +98,7 @@ def pointer_of(small: SmallChain) -> Any:
 
 
 def make_current(small: SmallChain, run: Run) -> None:
-    entry = registry.entry_of(run, run.generation)
+    entry = registry.entry_of(run)
     assert entry
     registry.set_current(pointer_of(small), entry)
 

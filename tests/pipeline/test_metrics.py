@@ -74,6 +74,11 @@ def test_the_last_success_of_each_model_is_kept_until_it_is_retired(done: SmallC
     rollback.retire(workspace, "mini/tiny")
     metrics.write(path, workspace)
     assert success not in _read(path)
+    _promote(done, "2026-W49", 0.5)
+    metrics.write(path, workspace, done.chain().config)
+    workspace.current(done.chain().config).write_text("{")  # damaged, not retired
+    metrics.write(path, workspace)
+    assert success in _read(path)
     path.write_bytes(b"\xff{")
     workspace.current(done.chain().config).write_text("{")  # damaged, like the file that is replaced
     metrics.write(path, workspace)

@@ -81,6 +81,9 @@ def test_a_result_that_cannot_be_uploaded_is_kept_and_published_by_the_next_comm
     assert not [key for key in bucket.objects("manifest.json") if "/train/" in key]
     assert "train     will run  made here, but not in the store yet" in one.good("Status").output
     proxy.quiet()
+    refused = one.luigi("SetAside", "--stage", "train", "--confirm")  # moved in the store, it would be lost
+    assert refused.rc != 0
+    assert "made here, but not in the store yet" in refused.log
     again = one.good("TrainVGG")
     assert again.ran == []
     assert "publishing the result of an earlier run on this host" in again.log

@@ -176,7 +176,9 @@ def test_the_users_own_exit_codes_take_precedence(fresh):
     fresh.configure(data__source=str(fresh.root / "nowhere.tar.gz"))
     (fresh.cwd / "luigi.cfg").write_text("[retcode]\ntask_failed = 77\nscheduling_error = 78\n")
     assert fresh.luigi("Report").rc == 77
-    assert fresh.luigi("Report", scheduler=("--scheduler-port", str(free_port()))).rc == 78
+    unreachable = ("--scheduler-port", str(free_port()))
+    assert fresh.luigi("Report", scheduler=unreachable).rc == 78
+    assert fresh.luigi("Report", "--retcode-scheduling-error", "79", scheduler=unreachable).rc == 79
 
 
 # --- the scheduler ----------------------------------------------------------------------------------------------------

@@ -37,6 +37,16 @@ def test_the_name_of_a_large_comparison_is_a_valid_folder_name(tmp_path: Path) -
     assert compared.name.startswith("1-configuration-1000-seeds-")
 
 
+def test_configurations_that_test_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    text = Path("config/image-folder.yaml").read_text()
+    for name, fraction in (("a", "0.2"), ("b", "0.25")):
+        changed = text.replace("test_fraction: 0.2", f"test_fraction: {fraction}")
+        (tmp_path / f"{name}.yaml").write_text(changed)
+    with pytest.raises(ConfigError, match=r"b\.yaml: data\.test_fraction is 0\.25, that of .*a\.yaml is 0\.2;"):
+        plan([str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")], [0], Workspace(tmp_path))
+
+
 def test_other_differences_between_networks_are_listed_by_key(small_architecture: Callable[..., Architecture]) -> None:
     assert ranking._other_keys(small_architecture(conv_arch=[[1, 8]], dense=[16])) == []
     keys = {"activation": "gelu", "stem": 8, "batch_norm": {"scale": False}, "dropout": 0}

@@ -233,6 +233,12 @@ def test_the_environment_does_not_affect_other_data_sets(write, monkeypatch, tmp
     assert load("config/quickstart.yaml").data.source == "bundled"
 
 
+def test_the_environment_cannot_replace_official_data_by_the_sample(write, monkeypatch):
+    monkeypatch.setenv("CIFAR10_SOURCE", "bundled")
+    with pytest.raises(ConfigError, match=r"CIFAR10_SOURCE: .*source bundled needs name: sample"):
+        load(write(changed("{name: mini, source: mini.tar.gz}", "{}")))
+
+
 def test_the_official_archive_comes_with_its_checksum(write, monkeypatch):
     monkeypatch.delenv("CIFAR10_SOURCE", raising=False)
     data = load(write(changed("{name: mini, source: mini.tar.gz}", "{}"))).data

@@ -17,7 +17,7 @@ from luigi_runs import TIMEOUT, SmallChain
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.retraining import deletion, registry, retention, rollback, trash
 from pipeline.storage import Storage, locks
-from pipeline.workspace import RUN_FOLDERS, Workspace
+from pipeline.workspace import RUN_FOLDERS, Workspace, events
 
 
 def test_a_pruned_generation_can_be_restored_and_a_rollback_says_how(done: SmallChain) -> None:
@@ -112,6 +112,8 @@ def test_a_file_touched_after_it_was_listed_is_not_deleted(done: SmallChain) -> 
     assert partial.exists()
     deletion.delete(workspace, [], [partial])
     assert not partial.exists()
+    recorded = [event["leftovers"] for event in events.read(workspace) if event["event"] == "deleted"]
+    assert recorded == [0, 0, 1]
 
 
 def test_restoring_replaces_nothing_that_exists_again(done: SmallChain) -> None:

@@ -199,6 +199,16 @@ def test_another_users_hidden_process_is_alive(monkeypatch):
     assert not locks.is_gone(nobody)
 
 
+def test_a_process_of_any_name_is_alive():
+    rename = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xff) Z 1', 0, 0, 0); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert not locks.is_gone(process.pid)
+        process.communicate(b"\n")
+    for number in (process.pid, "", "1.5", 10**30):
+        assert locks.is_gone(number), number
+
+
 def test_a_host_may_have_any_name(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.socket, "gethostname", lambda: "bü\udcfcro")
     with locks.hold(tmp_path / "a.lock", "a", wait=False):

@@ -1,7 +1,7 @@
 """Download one archive, resuming where an earlier attempt broke off.
 
 `<target>` appears once the download is complete. Until then there is `<target>.part`, with `<target>.part.json` to
-identify the content that it is part of.
+identify the content that it is part of. `requests` neither resumes nor limits a download, so both are done here.
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ def _last_change(folder: Path) -> float:
 def delete(workspace: Workspace, folders: list[Path], files: list[Path]) -> None:
     """Delete trash folders, and leftovers that nobody is working on. Raises the first `OSError` after trying all."""
     deleted, problems = {"trash": 0, "bytes": 0, "leftovers": 0}, []
-    for path in [*folders, *files]:
+    for index, path in enumerate([*folders, *files]):
         try:
-            if path.parent == workspace.trash and path not in files:
+            if index < len(folders):
                 size = workspace.storage.folder_size(path)
                 workspace.storage.delete(path)
                 deleted["trash"] += 1

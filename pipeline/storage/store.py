@@ -1,7 +1,7 @@
 """Object stores: `s3://bucket/prefix`, or anything else that fsspec supports.
 
 A `Store` stands for one address; its keys are relative to it. Failed requests are retried with growing pauses for
-`retry_timeout` seconds, then raise a `WorkspaceError`.
+`retry_timeout` seconds, then raise a `WorkspaceError`. fsspec's back-ends each retry in their own way, or not at all.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
@@ -103,11 +104,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-@functools.cache
 def installed_mxnets() -> list[str]:
-    """Names of the installed MXNet distributions. Cached, because it reads the metadata of every distribution."""
-    names = {(item.metadata["Name"] or "").lower() for item in metadata.distributions()}
-    found = sorted(name for name in names if re.fullmatch(r"mxnet(-cu\d+)?", name))
+    """Names of the installed MXNet distributions. `metadata.distributions` would read every package's metadata."""
+    places = [place.name for folder in sys.path for place in Path(folder).glob("mxnet*-info")]
+    matches = [re.fullmatch(r"(mxnet(?:[-_]cu\d+)?)-\d.*", place) for place in places]
+    found = sorted({match[1].replace("_", "-") for match in matches if match})
     # A container's own build may have no such distribution.
     return found or (["mxnet"] if importlib.util.find_spec("mxnet") else [])
 

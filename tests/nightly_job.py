@@ -56,7 +56,7 @@ while not end.exists():
         (found,) = session.run(["probabilities"], {"images": images})
         sees = [about["classes"][row.argmax()] for row in found]
         print(json.dumps({"run": about["run"], "generation": about["generation"], "sees": sees}), flush=True)
-    time.sleep(0.005)
+    time.sleep(0.05)
 print("reads:", reads, flush=True)
 """
 

@@ -45,7 +45,7 @@ def test_a_training_that_exceeds_worker_timeout_fails_and_keeps_its_checkpoint(
     prepared: SmallChain,
 ) -> None:
     prepared.configure(training__epochs=100_000)
-    result = prepared.luigi("TrainVGG", "--worker-timeout", "10")
+    result = prepared.luigi("TrainVGG", "--worker-timeout", "6")
     assert result.rc == 30, result.text
     assert "stopped on request: checkpoint written" in result.log
 

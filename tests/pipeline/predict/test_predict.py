@@ -536,7 +536,7 @@ def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:
 
 def test_a_closed_pipe_is_not_an_error(run: Path, folder: Path) -> None:
     code = "import sys; from pipeline import predict; sys.exit(predict.main())"
-    command = [sys.executable, "-c", code, "--model", str(run), *[str(folder)] * 200]
+    command = [sys.executable, "-c", code, "--model", str(run), *[str(folder)] * 50]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment())
     assert process.stdout is not None
     process.stdout.close()

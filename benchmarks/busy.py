@@ -41,9 +41,11 @@ SPINNING = {"GOMP_SPINCOUNT": str(spinning.LONG + 1)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--busy", type=int, default=2 * usable_cores(), help="number of busy processes")
-    parser.add_argument("--seconds", type=float, default=20, help="length of each of the three phases")
+    parser.add_argument("--seconds", type=float, default=20, help="length of each of the three phases, at least 10")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.seconds < 10:
+        parser.error(f"--seconds: found {options.seconds:g}, expected at least 10: progress arrives every few seconds")
     measured: dict[str, list[list[float]]] = {"spinning": [], "adapted": []}
     shares = [fair_share(options.busy, options.seconds / 4) for _ in range(options.rounds)]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:

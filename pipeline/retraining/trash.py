@@ -46,12 +46,12 @@ def existing(chain: Chain, stage: str) -> Path:
     """Return the folder of a stage, finished or not. Raises `WorkspaceError` if there is none."""
     folder = chain.folder(stage)
     if folder is None or not folder.exists():
-        raise WorkspaceError(f"there is no finished {stage} of {chain.run_id} to set aside")
+        raise WorkspaceError(f"there is no {stage} of {chain.run_id} to set aside")
     return folder
 
 
 def set_aside(chain: Chain, stage: str, target: Path) -> None:
-    """Move a finished stage to `target` in the trash.
+    """Move a stage, finished or not, to `target` in the trash.
 
     Raises `AlreadyRunning` if another command is writing it, or is reading it for a stage of the same run.
     """

@@ -50,7 +50,7 @@ def test_set_aside_previews_and_moves_on_confirmation(done):
 
 def test_a_missing_stage_cannot_be_set_aside(fresh):
     assert_fails_clearly(
-        fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "no finished train of tiny to set aside"
+        fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "there is no train of tiny to set aside"
     )
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from typing import Any
 
@@ -26,6 +27,8 @@ from tasks.settings import vgg
 #: Time limit of the command. The chain waits for it so that its output is logged before the chain ends.
 LIMIT_SECONDS = 30.0
 
+#: What the command may print, in bytes: its output goes to a file, which a runaway command would fill the disk with.
+LIMIT_BYTES = 1_000_000
 
 #: Names of this plugin's errors and of those about parameters, as a traceback writes them.
 ERRORS = r"pipeline\.[\w.]+|luigi\.parameter\.\w+"
@@ -102,11 +105,19 @@ def _run(command: str, content: str) -> tuple[str, str]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        unsent: bytes | None = content.encode() + b"\n"
+        deadline, problem = time.monotonic() + LIMIT_SECONDS, ""
         try:
-            process.communicate(content.encode() + b"\n", timeout=LIMIT_SECONDS)
-            problem = f"exited with status {process.returncode}" if process.returncode else ""
-        except subprocess.TimeoutExpired:
-            problem = f"did not end within {LIMIT_SECONDS:.0f} s and was killed"
+            while process.returncode is None and not problem:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.communicate(unsent, timeout=0.1)
+                unsent = None  # the next call goes on with the rest of it
+                if process.returncode is not None:
+                    problem = f"exited with status {process.returncode}" if process.returncode else ""
+                elif os.fstat(output.fileno()).st_size > LIMIT_BYTES:
+                    problem = f"printed over {LIMIT_BYTES // 1_000_000} MB and was killed"
+                elif time.monotonic() > deadline:
+                    problem = f"did not end within {LIMIT_SECONDS:.0f} s and was killed"
         finally:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -150,12 +150,15 @@ def test_a_hook_that_fails_or_hangs_is_logged_and_stops_nothing(
     pid = tmp_path / "pid"
     hooked(f"sleep 1000 & echo $! > {pid}; wait")
     notification.notify("failed", "x")
+    hooked("yes")
+    notification.notify("failed", "x" * 1_000_000)
     lines = [record.getMessage() for record in caplog.records]
     undelivered = "[vgg] notify: 'failed' was not delivered: the command"
     assert lines[0] == f"{undelivered} exited with status 22: not found: https://host/x"
     assert lines[1].startswith(f"{undelivered} exited with status 127: ")
     assert lines[2] == "[vgg] notify: delivered"
     assert lines[3] == f"{undelivered} did not end within 1 s and was killed"
+    assert lines[4].startswith(f"{undelivered} printed over 1 MB and was killed: y y y")
     deadline = time.monotonic() + 60
     while os.path.exists(f"/proc/{int(pid.read_text())}") and time.monotonic() < deadline:
         time.sleep(0.01)  # an orphan is reaped by another process

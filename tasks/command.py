@@ -15,7 +15,7 @@ import os
 import sys
 from typing import Any
 
-from luigi import interface
+from luigi import Config, interface, retcodes
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 from luigi.metrics import MetricsCollectors
@@ -69,6 +69,7 @@ def install() -> None:
     _check_luigi_cfg()
     _set_defaults()
     CmdlineParser.get_task_obj = _get_task_obj  # type: ignore[method-assign]
+    retcodes.retcode = _retcode  # type: ignore[assignment,misc]
     # Luigi accepts another factory only from a program that calls `luigi.run`, not from its command line.
     interface._WorkerSchedulerFactory.create_remote_scheduler = scheduler_client.create_remote_scheduler  # type: ignore[method-assign]
     interface._WorkerSchedulerFactory.create_local_scheduler = _create_local_scheduler  # type: ignore[method-assign]
@@ -126,6 +127,15 @@ def _get_task_obj(self: CmdlineParser) -> Any:
     raise ConfigError(line)
 
 
+def _retcode() -> Config:
+    """Like Luigi's own, but exit with one line about a `--retcode-…` that Luigi would raise for, or that would wrap."""
+    if line := mistakes.check_return_codes(CmdlineParser.get_instance()):
+        log.error("%s", line)
+        raise SystemExit(BAD_CONFIGURATION)
+    return _original_retcode()
+
+
+_original_retcode = retcodes.retcode
 _original_get_task_obj = CmdlineParser.get_task_obj
 
 

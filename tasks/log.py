@@ -12,4 +12,4 @@ log.parent = logging.getLogger("luigi-interface")
 
 def echo(text: str) -> None:
     """Print a task's output, with control characters escaped: names from files and stores may contain anything."""
-    print(printable(text, lines=True))
+    print(printable(text, lines=True), flush=True)  # complete even if the command is killed while it notifies

@@ -33,6 +33,8 @@ _EXPECTED: dict[type[Parameter[Any]], str] = {
     luigi.DictParameter: "a JSON object",
 }
 
+_EXIT_CODE = "a whole number from 0 to 255"
+
 #: Sections for luigid or for e-mail, not checked by every command: a password in them may be an environment variable
 #: that only one process has. Doctor checks the names of their options.
 _OF_LUIGID = ("task_history", "email", "smtp", "sendgrid")
@@ -59,6 +61,15 @@ def check_command_line(parser: CmdlineParser) -> str | None:
             return f"{_flag(flag)}: {_bad_value(value, parameter, error)}"
     problem = _missing_file(given.core_logging_conf_file)
     return f"--logging-conf-file: {problem}" if problem else None
+
+
+def check_return_codes(parser: CmdlineParser) -> str | None:
+    """Describe the first `--retcode-…` that is no exit code, or return None. Luigi reads them before the task."""
+    for name, _ in retcode.get_params():
+        value = getattr(parser.known_args, f"retcode_{name}", None)
+        if value is not None and not (re.fullmatch(r"[0-9]{1,3}", value) and int(value) <= 255):
+            return f"{_flag(f'retcode_{name}')}: found {value!r}, expected {_EXIT_CODE}"
+    return None
 
 
 def explain(error: TaskClassException | ParameterException) -> str:
@@ -168,7 +179,7 @@ def _problem(section: str, option: str, written: object, parameter: Parameter[An
         if parameter is not None:
             parameter.parse(value)
         if section == "retcode" and not 0 <= int(value) <= 255:
-            return f"found {value!r}, expected a whole number from 0 to 255"
+            return f"found {value!r}, expected {_EXIT_CODE}"
         if section == "resources":
             int(value)
     except Exception as error:  # whatever a parameter's own parser raises

@@ -20,7 +20,7 @@ from pipeline.files import human_size
 from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
 from pipeline.storage import LOCAL
 from pipeline.text import counted
-from pipeline.workspace import Run, Workspace, generation_seed, with_generation_seed
+from pipeline.workspace import Run, Workspace, generation_seed, manifest, with_generation_seed
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
 from tasks.configurations import loaded_config, register_config
@@ -71,9 +71,9 @@ class Retrain(ChainTask):
         description="day (UTC) to make the generation for, e.g. 2026-11-25; default: today",
     )
 
-    #: Whether this command has logged why the generation is due, and the report's manifest at that time.
+    #: Whether this command has logged why the generation is due, and the report's manifest at that time, by run.
     _announced = False
-    _report_before = cast("dict[str, Any] | None", None)  # an annotated attribute would be a parameter to mypy
+    _reports_before = cast("dict[str, dict[str, Any] | None]", {})  # an annotated attribute is a parameter to mypy
 
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -149,9 +149,9 @@ class Retrain(ChainTask):
 
     def run(self) -> None:
         with working():
-            decision = self.decision
+            decision, run = self.decision, self.subject.run()
             # Only the command that finishes a generation reports its decision and exits with 5 if it is refused.
-            finished = self.subject.manifest("report") != self._report_before
+            finished = run is None or self.subject.manifest("report") != self._reports_before.get(run.place)
             log.info("%s", self.headline() if finished else f"generation {self.generation}: nothing has changed")
             refused = finished and decision.get("outcome") == generations.REFUSED
             workspace = self.chain.workspace
@@ -181,7 +181,10 @@ class Retrain(ChainTask):
         if self._announced:
             return
         subject = self.subject
-        self._announced, self._report_before = True, subject.manifest("report")
+        run = subject.run()  # None while the data set is not known
+        runs = [run] if run else [item.run for item in generations.find(subject.workspace, subject.config)]
+        self._announced = True
+        self._reports_before = {run.place: manifest.read(run.stage("report")) for run in runs}
         reasons = generations.why_due(subject)
         if not reasons:
             return
@@ -234,15 +237,15 @@ class Rollback(Command, ChainTask):
     def work(self) -> None:
         old, new = rollback.roll_back(self.chain, self.to)
         path = self.chain.workspace.current(self.chain.config)
-        echo(f"before: {old.run} (accuracy {old.accuracy:.2%})")
+        echo(f"before: {old.run} (accuracy {old.accuracy:.2%})" if old else "before: none")
         echo(f"now:    {new.run} (accuracy {new.accuracy:.2%}), see {self.chain.workspace.shown(path)}")
-        run, before = Path(new.run).name, Path(old.run).name
+        run, before = Path(new.run).name, Path(old.run).name if old else None
         fields = {"run": run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
-        line = f"{run} is current again (accuracy {new.accuracy:.2%}), replacing {before}"
+        line = f"{run} is current (accuracy {new.accuracy:.2%}), replacing {before or 'none'}"
         notify("rolled back", line, **self.notification_fields | registry.event_fields(self.chain) | fields)
         write_metrics(self.chain.workspace)
         pointer = registry.read(path)
-        if pointer and old.run in pointer.rolled_back:
+        if pointer and old and old.run in pointer.rolled_back:
             echo(f"{old.run} will not be promoted again automatically; Rollback --to {old.run} undoes this")
 
 
@@ -349,6 +352,9 @@ class Prune(Command, ChainTask):
         size = sum(map(workspace.storage.folder_size, trashed)) + sum(map(_size, files))
         what = f"{counted(len(trashed), 'trash folder')} and {counted(len(files), 'leftover')} ({human_size(size)})"
         echo(f"{'permanently deleting' if self.confirm else 'would permanently delete'} {what}")
+        for path in files:
+            if path.is_dir():
+                echo(f"  {workspace.shown(path)}, which has no result")
         if self.confirm and (trashed or files):
             deletion.delete(workspace, trashed, files)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -51,7 +52,8 @@ def leftovers(workspace: Workspace, age: timedelta) -> list[Path]:
 
 def _unfinished(workspace: Workspace) -> Iterator[Path]:
     """Find local runs and data sets without a manifest: never finished, or moved to the trash by another host."""
-    for folder in (*(run.root for run in workspace.all_runs()), *workspace.datasets.glob("*-*")):
+    made = [path for path in workspace.datasets.glob("*-*") if re.fullmatch(r".+-[0-9a-f]{8}", path.name)]
+    for folder in (*(run.root for run in workspace.all_runs()), *made):
         done = any((folder / stage / MANIFEST).exists() for stage in ("", *RUN_FOLDERS))
         if not done and _is_ours(workspace, folder):
             yield folder

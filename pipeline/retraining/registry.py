@@ -79,7 +79,7 @@ def read(path: Path) -> Pointer | None:
         raise from_os_error(error, "read which run is current") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WorkspaceError(
-            f"{path}: damaged ({error}); restore it, or delete it and let the next Retrain choose a new one"
+            f"{path}: damaged ({error}); restore it, or delete it and choose a model with Rollback --to NAME"
         ) from error
 
 

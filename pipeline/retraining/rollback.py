@@ -14,36 +14,37 @@ from pipeline.workspace import Workspace, events
 from pipeline.workspace.freshness import Chain
 
 
-def roll_back(chain: Chain, to: str = "") -> tuple[Entry, Entry]:
-    """Make the previous model current again, or the generation `to`. Returns the old and the new entry.
+def roll_back(chain: Chain, to: str = "") -> tuple[Entry | None, Entry]:
+    """Make the previous model current again, or the generation `to`. Returns the old entry, if any, and the new one.
 
-    The gate does not promote the old one again until somebody rolls back to it. Raises `PipelineError` if there is
-    nothing to roll back to, or if `to` is already current.
+    After a step back, the gate does not promote the old one again until somebody rolls back to it. Raises
+    `PipelineError` if there is nothing to roll back to, or if `to` is already current.
     """
     path = chain.workspace.current(chain.config)
     seen = registry.read(path)
     with registry.held(chain.workspace, path):
         old = registry.read(path)
-        if old is None:
-            raise PipelineError(f"{path}: nothing has been promoted yet, so there is nothing to roll back")
-        if seen and seen.run != old.run and not to:
+        if old is None and not to:
+            raise PipelineError(f"{path}: nothing is current, so there is nothing to roll back (--to NAME chooses one)")
+        if seen and old and seen.run != old.run and not to:
             raise PipelineError(f"{old.run} has become current in the meantime; run Rollback again to roll it back")
-        was = None if to else served.still_served(chain.workspace, path, old)
-        if was is not None:  # an earlier rollback was killed halfway
+        was = None if to or old is None else served.still_served(chain.workspace, path, old)
+        if was and old:  # an earlier rollback was killed halfway
             new = old.entry
         else:
-            was = old.entry
-            new = msgspec.structs.replace(_named(chain, to) if to else _previous(chain, old), since=now())
-            if (new.run, new.weights_sha256) == (old.run, old.weights_sha256):
+            was = old.entry if old else None
+            new = msgspec.structs.replace(_previous(chain, old) if old and not to else _named(chain, to), since=now())
+            if old and (new.run, new.weights_sha256) == (old.run, old.weights_sha256):
                 served.serve(chain.workspace, path)  # an earlier rollback may have been killed before this
                 raise PipelineError(f"--to {to}: already current")
             served.exported(chain.workspace, new)  # raises if it cannot be served
-            if new.run in (old.run, *old.rolled_back):
-                registry.set_current(path, new)
-            else:
+            if old and any(former.run == new.run for former in old.before):
                 registry.withdraw(path, new)
+            else:  # never current, or rolled back before: a step forward, from which a rollback leads back here
+                registry.set_current(path, new)
         served.serve(chain.workspace, path)
-        fields = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": was.run}
+        before = was.run if was else None
+        fields = {"run": new.run, "generation": new.generation, "accuracy": new.accuracy, "before": before}
         events.record(chain.workspace, "rolled back", **registry.event_fields(chain), **fields)
     events.publish(chain.workspace)
     return was, new

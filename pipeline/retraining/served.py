@@ -39,8 +39,9 @@ def folder(pointer: Path) -> Path:
 
 
 def serve(workspace: Workspace, pointer: Path) -> None:
-    """Point the stable path at the current model, or remove it if there is none. The caller holds the lock.
+    """Point the stable path at the current model. The caller holds the lock.
 
+    Without a pointer the path stays as it was: a lost pointer must not take the model from services (see `retire`).
     Raises `WorkspaceError` if the model is not exported, and then leaves the path as it was.
     """
     storage, stable = workspace.storage, folder(pointer)
@@ -48,7 +49,6 @@ def serve(workspace: Workspace, pointer: Path) -> None:
     current = registry.read(pointer)
     try:
         if current is None:
-            remove(workspace, pointer)
             return
         about = msgspec.to_builtins(current.entry)
         if about.items() <= _recorded(stable).items() and _has_recorded_size(workspace, stable):

@@ -236,6 +236,10 @@ def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: S
     # A clock in 1970 makes a generation, which stays behind the current one.
     older = weeks.retrain("--date", "1970-01-01", rc=5)
     assert "from an earlier period than 2026-W46" in older.log
+    shutil.rmtree(weeks.workspace / "datasets" / "sources")  # until it is made again, nobody knows which run it is
+    again = weeks.retrain("--date", "1970-01-01")
+    assert again.ran == ["dataset"]
+    assert "generation 1970-W01: nothing has changed" in again.log
     assert weeks.current.generation == "2026-W46"
     back = weeks.luigi("Rollback")
     assert back.rc == 0, back.text

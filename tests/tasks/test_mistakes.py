@@ -78,6 +78,16 @@ def test_a_mistake_on_the_command_line_is_reported(arguments: str, words: list[s
         (["Prune", "--older-than", "30"], 2, "--older-than: found 0:00:30, expected 1d to 36500d, e.g. 30d"),
         (["Report", "--workspace", "$NO_SUCH_FOLDER/vgg"], 2, "no such environment variable as $NO_SUCH_FOLDER"),
         (["Report", "--workspace", "s3://u:p$SEC_ret@b/x"], 2, "--workspace: found s3://b/x, but the variable behind"),
+        (
+            ["Verify", "--retcode-task-failed", "256"],
+            2,
+            "--retcode-task-failed: found '256', expected a whole number from 0",
+        ),
+        (
+            ["Verify", "--retcode-not-run", "x"],
+            2,
+            "--retcode-not-run: found 'x', expected a whole number from 0 to 255",
+        ),
         (["Report", "--workspace", "s4://bucket/vgg"], 2, "--workspace s4://bucket/vgg: unknown scheme s4://"),
     ],
 )

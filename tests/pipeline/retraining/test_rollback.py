@@ -18,7 +18,7 @@ import tasks
 from pipeline import predict, status
 from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import read_json
-from pipeline.retraining import promotion, registry, rollback, served, trash
+from pipeline.retraining import promotion, registry, retention, rollback, served, trash
 from pipeline.storage import LOCAL
 
 
@@ -68,6 +68,31 @@ def test_a_killed_rollback_is_finished_by_the_next_one_without_going_back_twice(
     with pytest.raises(PipelineError, match="already current"):
         rollback.roll_back(done.chain(), "2026-W43")
     assert read_json(served.folder(path) / "manifest.json")["generation"] == "2026-W43"
+
+
+def test_after_a_step_to_a_refused_model_the_one_before_is_the_previous_one(done: SmallChain) -> None:
+    make(done, "2026-W41")
+    make(done, "2026-W42")
+    make(done, "2026-W43", outcome="refused")
+    rollback.roll_back(done.chain(), "2026-W43")
+    assert current(done).rolled_back == []
+    assert "2026-W42" not in [item.name for item in retention.expired(done.chain(), 1)]
+    assert rollback.roll_back(done.chain())[1].generation == "2026-W42"
+    assert [name.partition("@")[2] for name in current(done).rolled_back] == ["2026-W43"]
+
+
+def test_a_lost_pointer_takes_no_model_away_and_is_replaced_by_hand(done: SmallChain) -> None:
+    make(done, "2026-W41")
+    make(done, "2026-W42")
+    workspace, path = done.chain().workspace, pointer_of(done)
+    served.serve(workspace, path)
+    path.unlink()
+    served.serve(workspace, path)
+    assert read_json(served.folder(path) / "manifest.json")["generation"] == "2026-W42"
+    with pytest.raises(PipelineError, match=r"nothing is current.*--to NAME chooses one"):
+        rollback.roll_back(done.chain())
+    tasks.Rollback(config=str(done.config), workspace=str(done.workspace), to="2026-W41").run()
+    assert read_json(served.folder(path) / "manifest.json")["generation"] == current(done).generation == "2026-W41"
 
 
 def test_generations_of_one_name_on_several_data_sets_are_named_by_their_path(

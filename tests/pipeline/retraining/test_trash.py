@@ -116,6 +116,25 @@ def test_a_file_touched_after_it_was_listed_is_not_deleted(done: SmallChain) -> 
     assert recorded == [0, 0, 1]
 
 
+def test_only_folders_named_as_data_sets_are_leftovers(done: SmallChain) -> None:
+    workspace = done.chain().workspace
+    photos, unfinished = (
+        workspace.datasets / "my-photos" / "cat" / "1.png",
+        workspace.dataset("mini-00000000") / "x.npy",
+    )
+    for path in (photos, unfinished):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        for old in (path, *path.parents[:2]):
+            os.utime(old, (0, 0))
+    assert deletion.leftovers(workspace, timedelta(days=1)) == [unfinished.parent]
+    for arguments in ((), ("--confirm",)):
+        pruned = done.luigi("Prune", "--older-than", "1d", *arguments)
+        assert f"{unfinished.parent}, which has no result" in pruned.output
+    assert photos.exists()
+    assert not unfinished.exists()
+
+
 def test_restoring_replaces_nothing_that_exists_again(done: SmallChain) -> None:
     workspace, run = done.chain().workspace, done.run()
     for stage_name in ("evaluate", "report"):

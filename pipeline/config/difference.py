@@ -43,7 +43,7 @@ def shown(value: Any) -> str:
         return "nothing"
     text = ""
     for piece in json.JSONEncoder(default=str).iterencode(value):  # aliases can turn a small file into a huge value
-        text += re.sub(r"\w+://[^\"]*", lambda match: address.shown(match[0]), piece)
+        text += re.sub(r"\w{1,30}://[^\"]*", lambda match: address.shown(match[0]), piece)
         if len(text) > 60:
             return text[:57] + "..."
     return text

@@ -60,6 +60,8 @@ _Width = Annotated[int, Meta(ge=1, le=65536)]
 _Fraction = Annotated[float, Meta(ge=0, lt=1)]
 _NonNegative = Annotated[float, Meta(ge=0)]
 _Positive = Annotated[float, Meta(gt=0)]
+#: A factor of the learning rate. MXNet computes with the product of two in float32.
+_Rate = Annotated[float, Meta(gt=0, le=1e6)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 
 
@@ -154,8 +156,8 @@ class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class LearningRateFactors(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Learning-rate multipliers: `norm` for the offsets and scales of batch norm, `output` for the last layer."""
 
-    norm: _Positive = 1.0
-    output: _Positive = 1.0
+    norm: _Rate = 1.0
+    output: _Rate = 1.0
 
 
 class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,9 +167,9 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 256
     #: `muon` is `nag` except for the convolutions after the first, see `pipeline.training.muon`.
     optimizer: Literal["sgd", "nag", "muon"] = "sgd"
-    learning_rate: _Positive = 0.01
+    learning_rate: _Rate = 0.01
     momentum: _Fraction = 0.9
-    weight_decay: _NonNegative = 0.001
+    weight_decay: Annotated[float, Meta(ge=0, le=1e6)] = 0.001
     weight_decay_exclude: list[Literal["bias", "norm"]] = []
     lr_mult: LearningRateFactors = LearningRateFactors()
     schedule: Schedule = Schedule()

@@ -92,7 +92,8 @@ def _read_one(
     row, name = numbered
     path, image = root / name, images[name]
     if image.size < 0:  # named in labels.csv
-        return f"{shown(name)}: no such image, or a link out of the folder"
+        unread = "is hidden, a link out of the folder, or no image by its extension"
+        return f"{shown(name)}: {unread if path.exists() else 'no such image, or a link out of the folder'}"
     picture = image_files.read(path, (IMAGE_SIZE, IMAGE_SIZE))
     if not isinstance(picture, Picture):
         return f"{shown(name)}: {picture.why}"

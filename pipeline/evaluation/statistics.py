@@ -72,10 +72,12 @@ class Bin:
     interval: tuple[float, float]
 
 
-def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = CALIBRATION_BINS) -> list[Bin]:
-    """Group (n, classes) probabilities into bins of equal width by their maximum; labels are (n,) integers."""
+def calibration(probabilities: np.ndarray, correct: np.ndarray, bins: int = CALIBRATION_BINS) -> list[Bin]:
+    """Group predictions into bins of equal width by their confidence, the maximum of (n, classes) probabilities.
+
+    `correct` says which predictions are right, (n,) booleans.
+    """
     confidence = probabilities.max(1).astype(np.float64)
-    correct = probabilities.argmax(1) == labels
     # Bins are open below and closed above, as in Guo et al. 2017.
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     result = []

@@ -43,7 +43,7 @@ def times(number: int) -> str:
 def short(value: float) -> str:
     """Abbreviate a large number: `613 k`, `37.7 M`, `1.25 G`."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
+        if value >= 0.9995 * limit:  # which three digits round up to it
             return f"{value / limit:.3g}\N{NARROW NO-BREAK SPACE}{unit}"
     return f"{value:.0f}"
 
@@ -72,7 +72,7 @@ def plain(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(plain(item) for item in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def breakable(name: str) -> Markup:

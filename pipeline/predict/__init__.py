@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     location = options.model or DEFAULT_MODEL
     try:
+        if options.model == "":  # as from a variable that is not set
+            raise ConfigError("--model: is empty; give a path, or leave it out for the default workspace")
         location = expanded(options.model, "--model") if options.model else default_model()
         path = resolve_model(local_copy(location) if is_url(location) else Path(location))
         if arguments is None:

@@ -31,8 +31,10 @@ def resolve_model(path: Path) -> Path:
     or, before the first promotion, its newest run. Raises `PipelineError` when there is no model, several are current,
     or the file is damaged.
     """
-    if path.is_file():
-        return _promoted(path) if path.suffix == ".json" else path
+    if path.is_file() and path.suffix != ".json":
+        return path
+    if path.is_file() and path.absolute().parent.parent.name == "current":
+        return _promoted(path)
     pointer = Path(f"{path.absolute()}.json")
     if pointer.parent.parent.name == "current" and (path / served.MODEL).is_file():
         if problems := served.damage(workspace_of(pointer), pointer):
@@ -40,7 +42,8 @@ def resolve_model(path: Path) -> Path:
         return path / served.MODEL
     if not path.is_dir():
         raise PipelineError(
-            f"{shown(path)}: no such model; --model takes a run's folder, a workspace, or an .onnx file"
+            f"{shown(path)}: {'not a' if path.is_file() else 'no such'} model; "
+            "--model takes a run's folder, a workspace, or an .onnx file"
         )
     for folder in (path, path / "export"):
         exported = manifest.read(folder)

@@ -46,6 +46,7 @@ class Sources:
     history: list[dict[str, Any]]
     metrics: dict[str, Any]
     labels: np.ndarray
+    predicted: np.ndarray  # by the logits: probabilities, rounded to float32, can be equal where those are not
     probabilities: np.ndarray
     data: dataset.Dataset
 
@@ -57,7 +58,7 @@ class Sources:
     @property
     def correct(self) -> np.ndarray:
         """Which test images are classified correctly, (n,) booleans."""
-        return self.probabilities.argmax(1) == self.labels
+        return self.predicted == self.labels
 
 
 def read(chain: Chain) -> Sources:
@@ -68,12 +69,13 @@ def read(chain: Chain) -> Sources:
     train, evaluate, export = (_manifest(run, stage) for stage in ("train", "evaluate", "export"))
     metrics = read_json(manifest.verified(run.stage("evaluate"), evaluate, "metrics.json"))
     predictions = read_predictions(manifest.verified(run.stage("evaluate"), evaluate, "predictions.npz"))
-    labels, probabilities = predictions["labels"].astype(int), predictions["probabilities"]
+    labels, predicted = (predictions[name].astype(int) for name in ("labels", "predictions"))
     history = read_numbers(
         manifest.verified(run.stage("train"), train, "history.csv").read_text(encoding="utf-8"), whole=["epoch"]
     )
     data = dataset.load(run.workspace.dataset(run.dataset_id))
-    return Sources(run, train, evaluate, export, history, metrics or {}, labels, probabilities, data)
+    values = (labels, predicted, predictions["probabilities"])
+    return Sources(run, train, evaluate, export, history, metrics or {}, *values, data)
 
 
 def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
@@ -99,7 +101,9 @@ def gather(chain: Chain, sources: Sources) -> dict[str, Any]:
             "previous": _previous(decision),
             "decision": {key: decision[key] for key in _DECISION} if decision else None,
         },
-        "examples": {"mistakes": most_confident_mistakes(sources.probabilities, sources.labels, outputs)},
+        "examples": {
+            "mistakes": most_confident_mistakes(sources.probabilities, sources.predicted, sources.labels, outputs)
+        },
         "export": _export(sources.export),
         "speed": _speed(sources),
         "provenance": _provenance(chain, sources, trained),
@@ -151,7 +155,7 @@ def _measured_with(training: Training) -> list[str]:
 
 def _evaluation(sources: Sources) -> dict[str, Any]:
     metrics, correct = sources.metrics, int(sources.correct.sum())
-    bins = statistics.calibration(sources.probabilities, sources.labels)
+    bins = statistics.calibration(sources.probabilities, sources.correct)
     per_class = []
     for row in metrics["per_class"]:
         hits = round((row["recall"] or 0) * row["support"])
@@ -216,13 +220,17 @@ def _previous(decision: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"on": "same", "all": None, **compared, **shown}  # older decisions have no `on` and no `all`
 
 
-def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
-    """Return the wrong predictions with the highest probability, from (n, classes) probabilities and (n,) labels.
+def most_confident_mistakes(
+    probabilities: np.ndarray, predicted: np.ndarray, labels: np.ndarray, classes: list[str]
+) -> list[dict[str, Any]]:
+    """Return the wrong predictions with the highest probability.
+
+    `probabilities` has the shape (n, classes); `predicted` and `labels` are (n,) class numbers.
 
     Each has the image's index, its true and predicted class, and the largest probabilities, always including that of
     the true class.
     """
-    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    wrong = np.flatnonzero(predicted != labels)
     order = np.argsort(-probabilities.max(1)[wrong], kind="stable")
     mistakes = []
     for index in wrong[order][:IMAGES]:
@@ -234,7 +242,7 @@ def most_confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, class
             {
                 "image": int(index),
                 "label": classes[int(labels[index])],
-                "predicted": classes[int(best[0])],
+                "predicted": classes[int(predicted[index])],
                 "probabilities": {classes[int(number)]: round(float(row[number]), 6) for number in best},
             }
         )

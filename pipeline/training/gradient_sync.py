@@ -45,6 +45,7 @@ class ProcessGroup:
     def __init__(self, mx: Any, devices: Devices, worker: Worker) -> None:
         self.mx, self.devices, self.worker = mx, devices, worker
         self._parameter_count = 0
+        self._rows: list[Any] = []
         self._store: Any = None
         if worker.world_size > 1:
             umask = os.umask(0o077)  # for the store's socket
@@ -63,7 +64,9 @@ class ProcessGroup:
             self._store.init(index, weight)
         if self.worker.world_size > 1:
             for offset, width in enumerate((2, len(weights), 2)):
-                self._store.init(len(weights) + offset, self.mx.nd.zeros((self.worker.world_size, width)))
+                rows = self.mx.nd.zeros((self.worker.world_size, width), ctx=self.devices.contexts[0])
+                self._store.init(len(weights) + offset, rows)
+                self._rows.append(rows)
 
     def all_reduce_gradients(self, gradients: list[list[Any]], parts: int) -> None:
         """Replace each parameter's gradients (one copy per device) by the sum over the first `parts` devices."""
@@ -122,8 +125,13 @@ class ProcessGroup:
             waiting.join(timeout=5)
 
     def _all_gather(self, offset: int, own: Any) -> Any:
-        """Gather every worker's (n,) array into a (workers, n) array: the sum of arrays with one row each."""
-        rows = self.mx.nd.zeros((self.worker.world_size, own.shape[0]), ctx=own.context)
+        """Gather every worker's (n,) array into a (workers, n) array: the sum of arrays with one row each.
+
+        The array is valid until the next call. It is always the same one, so that MXNet sends it only after the answer
+        to the call before: the server counts requests, and would take two of one worker for those of two workers.
+        """
+        rows = self._rows[offset]
+        rows[:] = 0
         rows[self.worker.rank] = own
         self._store.pushpull(self._parameter_count + offset, [rows])
         return rows

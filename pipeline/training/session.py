@@ -72,7 +72,11 @@ class Session:
 
 
 def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> Session:
-    """Load the data set and build the network. Raises `ConfigError` if the network has too few outputs."""
+    """Load the data set and build the network.
+
+    Raises `ConfigError` if the network has too few outputs, or if there are more devices than images in a batch: batch
+    norm's statistics on a device without images would stay as they were initialised, and spoil the average.
+    """
     training, architecture = chain.config.training, chain.config.architecture
     devices = runtime.devices(chain.config.device)
     group = ProcessGroup(runtime.mxnet(), devices, worker)
@@ -89,6 +93,12 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
         images = f"{held_out:,} of the {len(data.train_labels):,} training images"
         reporter.note(f"training.validation_images: holding out only {images}: at most half may be held out")
     train_indices, validation_indices = loader.split(data.train_labels, held_out, training.seed)
+    batch_size = min(training.batch_size, len(train_indices))
+    if architecture.batch_norm and batch_size < (parts := len(devices.contexts) * worker.world_size):
+        raise ConfigError(
+            f"training.batch_size: batches of {batch_size} images for {parts} devices, but with batch_norm each device "
+            "needs an image: use larger batches or fewer devices"
+        )
     # Verify the images while measuring them: hashing releases the GIL.
     with ThreadPoolExecutor(1) as executor:
         verification = executor.submit(dataset.verify, folder, data.manifest)

@@ -26,6 +26,7 @@ from pipeline.files import read_regular, write_atomically
 from pipeline.text import counted, shown
 
 LABELS = "labels.csv"
+COLUMNS = ("file", "label", "split")
 PARTS = ("train", "test")
 
 #: Extensions of images: those of the formats that `pipeline.dataset.image_files` reads.
@@ -72,8 +73,9 @@ class Scan:
     #: Size and time of each image and of labels.csv.
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
-    #: Ignored: links out of the folder, files of other kinds.
+    #: Ignored: links out of the folder, links to folders in it, files of other kinds.
     links: list[str] = field(default_factory=list)
+    folder_links: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     #: Folders that could not be listed, and why.
     unlisted: dict[str, str] = field(default_factory=dict)
@@ -100,10 +102,11 @@ def _add(result: Scan, name: str, entry: os.DirEntry[str], pending: list[str]) -
     link = entry.is_symlink()
     if link and not os.path.realpath(entry.path).startswith(f"{result.root}/"):
         result.links.append(name)
+    elif entry.is_dir() and link:  # to follow it would add the same images twice
+        result.folder_links.append(name)
     elif entry.is_dir():
-        if not link:  # a link within the folder would add the same images twice
-            result.folders.append(name)
-            pending.append(f"{name}/")
+        result.folders.append(name)
+        pending.append(f"{name}/")
     elif name == LABELS or posixpath.splitext(name)[1].lower() in EXTENSIONS:
         size, time = -1, -1
         with contextlib.suppress(OSError):  # just deleted, or a dangling link
@@ -128,8 +131,11 @@ def labelled(content: Scan) -> tuple[Images, list[str]]:
     """Return the images with their classes and parts, and lines about what is left out. Raises `Unlabelled`."""
     for name, why in content.unlisted.items():
         raise Unlabelled(f"{shown(name)}: cannot be listed ({why})", "make it readable, or move it elsewhere")
+    columns: list[str] = []
+    if LABELS in content.links:
+        raise Unlabelled(f"{LABELS} is a link out of the folder", "copy the file into the folder")
     if LABELS in content.files:
-        images, where = _by_labels_csv(content), f"not in {LABELS}"
+        (images, columns), where = _by_labels_csv(content), f"not in {LABELS}"
     else:
         images, where = _by_folders(content), "in no class folder"
     _check_classes({image.label for image in images.values()}, content)
@@ -137,7 +143,9 @@ def labelled(content: Scan) -> tuple[Images, list[str]]:
     kinds = Counter(posixpath.splitext(name)[1].lower() or "without an extension" for name in content.others)
     left_out = [
         (len(strays), "image", where, examples(strays)),
+        (len(columns), "column", f"of {LABELS} that is not read", examples(columns)),
         (len(content.links), "link", "leading out of the folder", examples(content.links)),
+        (len(content.folder_links), "link", "to a folder", examples(content.folder_links)),
         (len(content.others), "other file", "of kinds that are not read", examples(kinds)),
     ]
     return images, [f"left out: {counted(n, noun)} {why} ({which})" for n, noun, why, which in left_out if n]
@@ -150,7 +158,8 @@ def examples(names: Iterable[str]) -> str:
 
 
 def _by_folders(content: Scan) -> Images:
-    top = {name for name in content.folders if "/" not in name}
+    workspaces = {name for name in content.folders if f"{name}/work/locks" in content.folders}
+    top = {name for name in content.folders if "/" not in name} - workspaces
     for part in PARTS:
         for name in top - set(PARTS):
             if name.lower() == part:
@@ -169,28 +178,34 @@ def _by_folders(content: Scan) -> Images:
         labels = {name: label for name, (label, slash, _) in places.items() if slash}
         images |= {name: Image(*content.files[name], prefix[:-1], label) for name, label in labels.items()}
         classes = {name for name in content.folders if name.startswith(prefix) and "/" not in name.removeprefix(prefix)}
-        empty |= classes - {prefix + label for label in labels.values()}
+        empty |= classes - workspaces - {prefix + label for label in labels.values()}
     if images and empty:
         note = " (links out of the folder are left out)" if content.links else ""
         raise Unlabelled(f"no images in {examples(empty)}{note}", "add some, or remove the folder")
     return images
 
 
-def _by_labels_csv(content: Scan) -> Images:
+def _by_labels_csv(content: Scan) -> tuple[Images, list[str]]:
+    """Return the images, and the names of columns that are not read."""
     images: Images = {}
     try:
         text = read_regular(Path(content.root, LABELS)).decode("utf-8-sig")
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns = rows.fieldnames or []
-        if not {"file", "label"} <= set(columns):
+        columns = list(rows.fieldnames or [])
+        alike = [name.strip().lower() for name in columns]  # `Split` must not be taken for no split
+        repeated = any(alike.count(name) > 1 or alike.count(name) > columns.count(name) for name in COLUMNS)
+        if repeated or not {"file", "label"} <= set(columns):
             found = shown(",".join(columns)) or "nothing"
             raise Unlabelled(f"{LABELS}: its first line is {found}", "it must be file,label,split or file,label")
         for row in rows:
-            _add_row(content, images, row, f"{LABELS}, line {rows.line_num}")
+            where = f"{LABELS}, line {rows.line_num}"
+            if any(value.strip() for value in row.get(None, [])):  # type: ignore[call-overload]
+                raise Unlabelled(f"{where}: has more values than the first line", 'put "…" around values with a comma')
+            _add_row(content, images, row, where)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", str(error))
         raise Unlabelled(f"{LABELS}: cannot be read: {why}", "write it as UTF-8 text with commas") from None
-    return images
+    return images, [name for name in columns if name not in COLUMNS]
 
 
 def _add_row(content: Scan, images: Images, row: Mapping[str, str | None], where: str) -> None:
@@ -213,7 +228,8 @@ def _check_classes(classes: set[str], content: Scan) -> None:
         rest += f"; {counted(len(content.links), 'link')} out of the folder, left out" if content.links else ""
         raise Unlabelled(f"no images in classes, and no CIFAR-10 or CIFAR-100 batches, in this folder{rest}", LAYOUT)
     if len(classes) == 1:
-        raise Unlabelled(f"has only one class, {examples(classes)}", f"add others: {LAYOUT}")
+        links = f" ({counted(len(content.folder_links), 'link')} to folders left out)" if content.folder_links else ""
+        raise Unlabelled(f"has only one class, {examples(classes)}{links}", f"add others: {LAYOUT}")
     if len(classes) > MAX_CLASSES:
         raise Unlabelled(f"has {len(classes):,} classes, but at most {MAX_CLASSES} are supported", LAYOUT)
     for name in classes:

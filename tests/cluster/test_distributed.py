@@ -73,6 +73,17 @@ def test_several_workers_reach_the_weights_of_one(chain: SmallChain, workers: in
         assert weights(chain) == once
 
 
+def test_a_last_batch_with_fewer_images_than_workers_is_trained_on(chain: SmallChain) -> None:
+    chain.configure(distributed={"workers": 2}, training__epochs=3, training__validation_images=39)  # 201 images, 40
+    assert start(chain).finish() == 0
+    together = history(chain)
+    chain.configure(distributed={"workers": 1})
+    shutil.rmtree(chain.folder("train"))
+    assert start(chain).finish() == 0
+    for one, several in zip(history(chain), together, strict=True):
+        assert float(several["train_loss"]) == pytest.approx(float(one["train_loss"]), rel=1e-4)
+
+
 @pytest.fixture
 def pair(chain: SmallChain) -> SmallChain:
     """A chain that trains with two workers for a while and writes checkpoints all the time."""

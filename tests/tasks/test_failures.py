@@ -50,6 +50,14 @@ def test_a_training_that_exceeds_worker_timeout_fails_and_keeps_its_checkpoint(
     assert "stopped on request: checkpoint written" in result.log
 
 
+def test_more_devices_than_images_in_a_batch_are_refused(prepared: SmallChain) -> None:
+    prepared.configure(device="cpu:0,1,2", training__batch_size=2)
+    result = prepared.luigi("TrainVGG")
+    assert result.rc == 30, result.text
+    assert "training.batch_size: batches of 2 images for 3 devices, but with batch_norm each device" in result.log
+    assert "Traceback" not in result.text
+
+
 def test_a_task_is_given_up_after_its_retries(prepared: SmallChain) -> None:
     policy = ("--scheduler-retry-count", "2", "--scheduler-retry-delay", "0", "--worker-keep-alive")
     result = prepared.luigi("TrainVGG", *policy, "--worker-wait-interval", "0.1", "--vgg-launcher", "false")

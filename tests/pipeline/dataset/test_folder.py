@@ -167,8 +167,8 @@ def test_a_labels_csv_cannot_name_files_outside_the_folder(chain, reporter, tmp_
     assert len(data.train_labels) + len(data.test_labels) == 20
     assert data.manifest["details"]["remarks"] == [
         "left out: 1 link leading out of the folder (link.png)",
-        "left out: 2 images that cannot be used (link.png: no such image, or a link out of the folder; "
-        "no.png: no such image, or a link out of the folder)",
+        "left out: 2 images that cannot be used (link.png: is hidden, a link out of the folder, or no image by its "
+        "extension; no.png: no such image, or a link out of the folder)",
     ]
 
 

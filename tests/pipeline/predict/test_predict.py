@@ -534,6 +534,15 @@ def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:
     assert json.loads(done.stdout)["predictions"][0]["class"] in CLASSES
 
 
+def test_a_file_that_is_no_model_is_not_called_a_damaged_pointer(run: Path, folder: Path, capsys) -> None:
+    other = run / "other.json"
+    other.write_text("{}")
+    for model, words in ((str(other), "other.json: not a model; --model takes"), ("", "--model: is empty")):
+        assert predict.main(["--model", model, str(folder)]) in (1, 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+
+
 def test_a_closed_pipe_is_not_an_error(run: Path, folder: Path) -> None:
     code = "import sys; from pipeline import predict; sys.exit(predict.main())"
     command = [sys.executable, "-c", code, "--model", str(run), *[str(folder)] * 50]

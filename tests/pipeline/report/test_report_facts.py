@@ -17,6 +17,7 @@ from pipeline import __version__, config
 from pipeline.errors import WorkspaceError
 from pipeline.evaluation import statistics
 from pipeline.files import write_json
+from pipeline.pages import formats
 from pipeline.process.child import Reporter
 from pipeline.report import facts, page, render
 from pipeline.workspace import manifest
@@ -60,7 +61,7 @@ def test_groups_share_a_pooled_variance() -> None:
 
 def test_calibration_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
-    bins = statistics.calibration(probabilities, np.array([0, 1, 1, 1]), bins=5)
+    bins = statistics.calibration(probabilities, probabilities.argmax(1) == [0, 1, 1, 1], bins=5)
     # 0.6..0.8 holds the confidence 0.7; 0.6 itself belongs to the bin below, which is closed above.
     assert [item.count for item in bins] == [0, 0, 1, 1, 2]
     assert [item.accuracy for item in bins] == [None, None, 1.0, 1.0, 0.5]
@@ -182,13 +183,33 @@ def test_examples_are_confident_mistakes_that_show_the_true_class() -> None:
     generator = np.random.RandomState(0)
     probabilities = generator.dirichlet(np.full(10, 0.3), 300).astype(np.float32)
     labels = generator.randint(0, 10, 300)
-    mistakes = facts.most_confident_mistakes(probabilities, labels, CLASSES)
+    mistakes = facts.most_confident_mistakes(probabilities, probabilities.argmax(1), labels, CLASSES)
     sure = [max(example["probabilities"].values()) for example in mistakes]
     assert sure == sorted(sure, reverse=True)
     assert sure[0] == pytest.approx(probabilities.max(1)[probabilities.argmax(1) != labels].max(), abs=1e-6)
     for example in mistakes:
         assert example["label"] != example["predicted"]
         assert example["label"] in example["probabilities"]
+
+
+def test_equal_probabilities_do_not_change_what_is_correct(finished: SmallChain) -> None:
+    sources = facts.read(finished.chain())
+    flat = np.full_like(sources.probabilities, 0.1)  # as float32 gives for logits that hardly differ
+    found = facts.gather(finished.chain(), dataclasses.replace(sources, probabilities=flat))
+    assert found["evaluation"]["correct"] == round(sources.metrics["accuracy"] * len(sources.labels))
+    for example in found["examples"]["mistakes"]:
+        assert example["label"] != example["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999, "999"), (999_568, "1 M"), (999_400, "999 k"), (999.6e6, "1 G"), (612_800, "613 k")]
+)
+def test_large_numbers_have_three_digits(value: float, text: str) -> None:
+    assert formats.short(value).replace("\N{NARROW NO-BREAK SPACE}", " ") == text
+
+
+def test_configured_numbers_are_shown_in_full() -> None:
+    assert [formats.plain(value) for value in (0.0123456789, 1234567.0, 1e-3)] == ["0.0123456789", "1234567", "0.001"]
 
 
 def test_the_report_does_not_show_a_sources_password(finished: SmallChain) -> None:

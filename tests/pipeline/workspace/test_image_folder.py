@@ -80,6 +80,7 @@ def test_what_is_left_out_is_reported(tmp_path):
     assert remarks == [
         "left out: 2 images in no class folder (extra/a/1.png, stray.png)",
         "left out: 2 links leading out of the folder (train/a/link.png, train/folder)",
+        "left out: 1 link to a folder (train/again)",
         "left out: 2 other files of kinds that are not read (.db, without an extension)",
     ]
 
@@ -112,6 +113,24 @@ def test_the_error_says_why_a_folder_is_no_data_set(tmp_path, kind):
     assert refused.value.advice
 
 
+def test_columns_that_are_not_read_are_reported(tmp_path):
+    touch(tmp_path, "1.png", "2.png")
+    (tmp_path / "labels.csv").write_text("file,subset,label\n1.png,test,a,\n2.png,train,b,\n")
+    assert labelled(tmp_path)[1] == ["left out: 1 column of labels.csv that is not read (subset)"]
+
+
+def test_a_linked_labels_csv_is_refused(tmp_path):
+    folder = touch(tmp_path / "data", "a/1.png", "b/1.png")
+    (folder / "labels.csv").symlink_to(touch(tmp_path, "labels.csv") / "labels.csv")
+    with pytest.raises(Unlabelled, match=r"labels\.csv is a link out of the folder"):
+        labelled(folder)
+
+
+def test_a_workspace_is_no_class(tmp_path):
+    images, _ = labelled(touch(tmp_path, "a/1.png", "b/1.png", "artifacts/work/locks/data.lock", "artifacts/x.json"))
+    assert {image.label for image in images.values()} == {"a", "b"}
+
+
 def test_a_class_of_links_out_of_the_folder_is_empty(tmp_path):
     folder = touch(tmp_path / "data", "a/1.png", "c/1.png")
     (folder / "b").mkdir()
@@ -122,6 +141,9 @@ def test_a_class_of_links_out_of_the_folder_is_empty(tmp_path):
 
 BAD_LABELS = {
     "file,class\n": "its first line is file,class",
+    "file,label,Split\n1.png,a,test\n": "its first line is file,label,Split",
+    "file,label,split,split\n1.png,a,test,train\n": "its first line is file,label,split,split",
+    "file,label\n1.png,a,test\n": "line 2: has more values than the first line",
     "": "its first line is nothing",
     "file,label\n1.png,\n": "line 2: has no label",
     "file,label\n,a\n": "line 2: has no file",

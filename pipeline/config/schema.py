@@ -61,7 +61,7 @@ _Fraction = Annotated[float, Meta(ge=0, lt=1)]
 _NonNegative = Annotated[float, Meta(ge=0)]
 _Positive = Annotated[float, Meta(gt=0)]
 #: A factor of the learning rate. MXNet computes with the product of two in float32.
-_Rate = Annotated[float, Meta(gt=0, le=1e6)]
+_Rate = Annotated[float, Meta(gt=0, le=1e18)]
 _Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")]
 
 
@@ -169,7 +169,7 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     optimizer: Literal["sgd", "nag", "muon"] = "sgd"
     learning_rate: _Rate = 0.01
     momentum: _Fraction = 0.9
-    weight_decay: Annotated[float, Meta(ge=0, le=1e6)] = 0.001
+    weight_decay: Annotated[float, Meta(ge=0, le=1e18)] = 0.001
     weight_decay_exclude: list[Literal["bias", "norm"]] = []
     lr_mult: LearningRateFactors = LearningRateFactors()
     schedule: Schedule = Schedule()

@@ -158,7 +158,8 @@ def examples(names: Iterable[str]) -> str:
 
 
 def _by_folders(content: Scan) -> Images:
-    workspaces = {name for name in content.folders if f"{name}/work/locks" in content.folders}
+    # A workspace among the classes, as by default if the command runs in the folder, has its locks by now.
+    workspaces = {name for name in content.folders if posixpath.join(name, "work", "locks") in content.folders}
     top = {name for name in content.folders if "/" not in name} - workspaces
     for part in PARTS:
         for name in top - set(PARTS):

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from pipeline.config import Data
 from pipeline.dataset import image_files
-from pipeline.workspace import image_folder, sources
+from pipeline.workspace import Workspace, image_folder, sources
 from pipeline.workspace.image_folder import Unlabelled
 
 
@@ -127,7 +127,8 @@ def test_a_linked_labels_csv_is_refused(tmp_path):
 
 
 def test_a_workspace_is_no_class(tmp_path):
-    images, _ = labelled(touch(tmp_path, "a/1.png", "b/1.png", "artifacts/work/locks/data.lock", "artifacts/x.json"))
+    Workspace(tmp_path / "artifacts").locks.mkdir(parents=True)
+    images, _ = labelled(touch(tmp_path, "a/1.png", "b/1.png", "artifacts/x.json"))
     assert {image.label for image in images.values()} == {"a", "b"}
 
 

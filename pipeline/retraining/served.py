@@ -41,7 +41,7 @@ def folder(pointer: Path) -> Path:
 def serve(workspace: Workspace, pointer: Path) -> None:
     """Point the stable path at the current model. The caller holds the lock.
 
-    Without a pointer the path stays as it was: a lost pointer must not take the model from services (see `retire`).
+    Without a pointer the path stays as it was: a lost pointer must not take the model from services, only `Retire` may.
     Raises `WorkspaceError` if the model is not exported, and then leaves the path as it was.
     """
     storage, stable = workspace.storage, folder(pointer)

@@ -194,8 +194,8 @@ def _by_labels_csv(content: Scan) -> tuple[Images, list[str]]:
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = list(rows.fieldnames or [])
         alike = [name.strip().lower() for name in columns]  # `Split` must not be taken for no split
-        repeated = any(alike.count(name) > 1 or alike.count(name) > columns.count(name) for name in COLUMNS)
-        if repeated or not {"file", "label"} <= set(columns):
+        ambiguous = any(alike.count(name) > min(1, columns.count(name)) for name in COLUMNS)
+        if ambiguous or not {"file", "label"} <= set(columns):
             found = shown(",".join(columns)) or "nothing"
             raise Unlabelled(f"{LABELS}: its first line is {found}", "it must be file,label,split or file,label")
         for row in rows:

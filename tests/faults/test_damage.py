@@ -192,7 +192,7 @@ def test_a_diverging_loss_stops_with_epoch_step_rate_and_the_last_good_checkpoin
 
 
 def test_a_diverging_loss_is_not_tried_again_by_a_worker_that_is_kept_alive(place: Place) -> None:
-    place.configure(architecture={"batch_norm": False}, learning_rate=1e18)
+    place.configure(architecture={"batch_norm": False}, learning_rate=1e18, checkpoint_seconds=60)
     command = place.run("TrainVGG", "--worker-keep-alive", "--scheduler-retry-delay", "0", "--local-scheduler")
     assert command.code == 30
     assert place.started("train") == 1

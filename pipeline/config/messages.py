@@ -37,12 +37,19 @@ _MAIN_KEYS = {
     "distributed": "workers",
 }
 
+_UNKNOWN = r"Object contains unknown field `(.*)`"
+
 
 def explain(message: str, value: Any) -> str:
     """Translate msgspec's message into the key path, what was found and what is allowed."""
-    problem, _, pointer = message.partition(" - at `$")
+    # msgspec gives no place at the top level, where a key may look like one.
+    if (unknown := re.fullmatch(_UNKNOWN, message, re.DOTALL)) and unknown[1] in value:
+        return _unknown("", unknown[1])
+    problem, place, pointer = message.rpartition(" - at `$")
+    if not place:
+        problem, pointer = message, ""
     path = pointer.rstrip("`").lstrip(".")
-    if unknown := re.match(r"Object contains unknown field `(.*)`", problem, re.DOTALL):
+    if unknown := re.fullmatch(_UNKNOWN, problem, re.DOTALL):
         return _unknown(path, unknown[1])
     if missing := re.match(r"Object missing required field `(.*)`", problem):
         return f"missing key {_join(path, missing[1])}"

@@ -67,6 +67,8 @@ def refused(path):
         ("epochs:", "epoch:", "unknown key training.epoch (did you mean epochs?); allowed: epochs, batch_size, opt"),
         ("epochs: 2", "epochs: 2, lr_mult: {norms: 64}", "unknown key training.lr_mult.norms (did you mean norm?)"),
         ("true", "{sacle: 1}", "unknown key architecture.batch_norm.sacle (did you mean scale?); allowed: scale, mom"),
+        ("epochs:", "\"x` - at `$.epochs\":", "unknown key training.x` - at `$.epochs; allowed: epochs"),
+        ("training:", "\" - at `$.x\":", "unknown key  - at `$.x; allowed: data"),
         ("kind: step", "sort: step", "unknown key training.schedule.sort; allowed: kind, warmup_epochs"),
         ("epochs: 2, ", "", "missing key training.epochs"),
         ("device: cpu", "device: cpu\ndevice: gpu", "not valid YAML at line 5, column 1: duplicate key 'device'"),

@@ -69,7 +69,7 @@ def default_model() -> str:
 
 def local_copy(url: str) -> Path:
     """Return the local path of a workspace, run or pointer in a store; fetches what is needed to choose a model."""
-    address = check_url(url)
+    address = check_url(url, "--model")
     options = settings.read()
     cache = Path(options["cache"]) if options.get("cache") else default_cache()
     timeout = settings.seconds(options, "retry_timeout", 60.0)

@@ -36,34 +36,41 @@ _PERMANENT = {
 #: The extra that installs the backend of each scheme.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "sftp": "sftp"}
 
+#: Schemes that fsspec knows but a workspace cannot use, and why.
+_UNSUITABLE = {
+    "memory": "memory:// ends with its process",
+    "http": "a workspace needs more than a web server offers",
+    "https": "a workspace needs more than a web server offers",
+}
+
 
 def is_url(address: str) -> bool:
     """Whether `address` is that of a store rather than the path of a folder."""
     return "://" in address
 
 
-def check_url(address: str) -> str:
-    """Return the canonical form of a store's address. Raises `ConfigError` if it cannot work."""
+def check_url(address: str, option: str = "--workspace") -> str:
+    """Return the canonical form of a store's address, given by `option`. Raises `ConfigError` if it cannot work."""
     scheme, _, rest = address.partition("://")
     try:
         parts = urllib.parse.urlsplit(f"x://{rest}")
     except ValueError as error:  # brackets where an IPv6 address would be
-        raise ConfigError(f"--workspace {shown(address)}: {error}; expected for example s3://bucket/prefix") from None
+        raise ConfigError(f"{option} {shown(address)}: {error}; expected for example s3://bucket/prefix") from None
     if parts.password is not None or parts.query or "…@" in shown(address):
         raise ConfigError(
-            f"--workspace {shown(address)}: an address with a password or a query would end up in logs; give the "
+            f"{option} {shown(address)}: an address with a password or a query would end up in logs; give the "
             "credentials where the store's own tools look for them (environment, profile, ~/.ssh)"
         )
-    if scheme == "memory":
-        raise ConfigError(f"--workspace {address}: memory:// ends with its process; use a folder or an object store")
+    if unsuitable := _UNSUITABLE.get(scheme):
+        raise ConfigError(f"{option} {shown(address)}: {unsuitable}; use a folder or an object store")
     if not rest.strip("/"):
-        raise ConfigError(f"--workspace {address}: names no bucket or folder; expected for example s3://bucket/prefix")
+        raise ConfigError(f"{option} {address}: names no bucket or folder; expected for example s3://bucket/prefix")
     address = f"{scheme}://{rest.rstrip('/')}"
-    _class(address)
+    _class(address, option)
     return address
 
 
-def _class(url: str) -> Any:
+def _class(url: str, option: str = "--workspace") -> Any:
     """Return fsspec's class for the scheme of an address. Raises `ConfigError` if it is unknown or not installed."""
     import fsspec
 
@@ -74,10 +81,10 @@ def _class(url: str) -> Any:
         extra = _EXTRAS.get(scheme)
         advice = f"pip install 'luigi-vgg[{extra}]'" if extra else "install the fsspec backend for it"
         missing = f"needs a package that is not installed ({error}); {advice}"
-        raise ConfigError(f"--workspace {shown(url)}: {missing}") from None
+        raise ConfigError(f"{option} {shown(url)}: {missing}") from None
     except ValueError:
         expected = "expected a folder, or an address such as s3://bucket/prefix"
-        raise ConfigError(f"--workspace {shown(url)}: unknown scheme {scheme}://, {expected}") from None
+        raise ConfigError(f"{option} {shown(url)}: unknown scheme {scheme}://, {expected}") from None
 
 
 def connect(url: str) -> tuple[Any, str]:

@@ -203,6 +203,7 @@ def test_the_secret_is_nowhere(made: tuple[Bucket, Host], other: Host) -> None:
     [
         ("s3://tester:pass-word@bucket/x", 2, "--workspace s3://bucket/x: an address with a password"),
         ("memory://x", 2, "memory:// ends with its process"),
+        ("https://localhost/x", 2, "--workspace https://localhost/x: a workspace needs more than a web server offers"),
         ("s3://", 2, "names no bucket or folder"),
         ("nowhere://bucket/x", 2, "--workspace nowhere://bucket/x: unknown scheme nowhere://"),
         ("s3://no-such-bucket/x", 30, "there is no such bucket or folder"),

@@ -521,6 +521,11 @@ def test_an_unreachable_store_is_named(folder: Path, capfd: pytest.CaptureFixtur
     assert "vgg-predict: ftp://host.invalid/models: " in capfd.readouterr().err
 
 
+def test_an_unusable_address_names_the_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict.main(["--model", "https://localhost/vgg/model.onnx", str(folder)]) == 2
+    assert "--model https://localhost/vgg/model.onnx: a workspace needs" in capsys.readouterr().err
+
+
 def test_neither_mxnet_nor_luigi_is_needed(run: Path, folder: Path) -> None:
     code = (
         "import sys\n"

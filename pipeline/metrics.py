@@ -21,6 +21,9 @@ from pipeline.workspace import Workspace, events
 
 SUCCESS = "vgg_retrain_last_success_timestamp_seconds"
 
+#: How long to wait for another command that writes them.
+LOCK_SECONDS = 30
+
 #: Metric name -> type and help text.
 METRICS = {
     "vgg_model_info": ("gauge", "Always 1; the labels name the current generation and its run."),
@@ -35,12 +38,13 @@ METRICS = {
 def write(path: Path, workspace: Workspace, retrained: Config | None = None) -> None:
     """Replace the file at `path`. `retrained` is the configuration whose retraining has just succeeded, if any.
 
-    Walks the whole workspace. Raises `OSError`, or `PipelineError` if the store fails or `path` is not a regular file.
+    Walks the whole workspace. Raises `OSError`, or `PipelineError` if the store fails, `path` is not a regular
+    file, or another command holds the lock for `LOCK_SECONDS`.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise WorkspaceError(f"{path}: is not a regular file")
-    with locks.hold(workspace.lock("metrics"), "the metrics", wait=True):
+    with locks.hold(workspace.lock("metrics"), "writing the metrics", wait=True, timeout=LOCK_SECONDS):
         samples = _samples(workspace)
         models = [{"dataset": path.parent.name, "architecture": path.stem} for path in registry.pointers(workspace)]
         known = {_sample(SUCCESS, workspace, 0, **labels)[0] for labels in models}

@@ -85,7 +85,8 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         accuracy = f"{pointer['accuracy']:.2%}"
         output.append(f"  the current model is {pointer['run']}, accuracy {accuracy}, since {pointer['since']}")
     if facts["current_problem"]:
-        output.append(f"  the current model is unknown: {facts['current_problem']}")
+        state = "is unusable" if pointer else "is unknown"
+        output.append(f"  the current model {state}: {facts['current_problem']}")
     if known := facts["generations"]:
         more = f", and {len(known) - MAX_SHOWN} older ones" if len(known) > MAX_SHOWN else ""
         which = "" if facts["generation"] else " (--generation NAME shows one)"
@@ -146,17 +147,19 @@ def _stages(chain: Chain) -> list[dict[str, Any]]:
 
 
 def _current(chain: Chain) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the current model, and why it is unknown if it is."""
+    """Return the current model, and why it is unknown or the gate cannot compare with it."""
+    path = chain.workspace.current(chain.config)
     try:
-        pointer = registry.read(chain.workspace.current(chain.config))
+        pointer, problem = registry.read(path), registry.baseline_problem(chain.workspace, path)
     except WorkspaceError as error:
         return None, str(error)
     keys = ("run", "generation", "accuracy", "since")
-    return {key: getattr(pointer, key) for key in keys} if pointer else None, None
+    return {key: getattr(pointer, key) for key in keys} if pointer else None, problem or None
 
 
 def _generations(chain: Chain, pointer: dict[str, Any] | None) -> list[dict[str, Any]]:
     made = generations.find(chain.workspace, chain.config)
+    rolled_back = registry.rolled_back(chain.workspace.current(chain.config))
     return [
         {
             "name": item.name,
@@ -166,6 +169,7 @@ def _generations(chain: Chain, pointer: dict[str, Any] | None) -> list[dict[str,
             "accuracy": item.accuracy,
             "outcome": item.outcome or None,
             "current": pointer is not None and pointer["run"] == item.run.place,
+            "rolled_back": item.run.place in rolled_back,
         }
         for item, label in zip(made, generations.labels(made), strict=True)
     ]
@@ -177,6 +181,7 @@ def _next(chain: Chain) -> dict[str, Any]:
 
 
 def _describe(item: dict[str, Any]) -> str:
-    words = [item["outcome"] or "not decided yet", *(["current"] if item["current"] else [])]
+    outcome = generations.ROLLED_BACK if item["rolled_back"] else item["outcome"]
+    words = [outcome or "not decided yet", *(["current"] if item["current"] else [])]
     words += [f"{item['accuracy']:.2%}"] if item["accuracy"] is not None else []
     return f"{item['label']} ({', '.join(words)})"

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import status
 from pipeline.errors import WorkspaceError
 from pipeline.retraining import registry, served
+from pipeline.retraining.registry import Pointer
 from pipeline.workspace import MANIFEST, RUN_FOLDERS, Workspace, manifest
 
 
@@ -56,11 +57,22 @@ def verify(workspace: Workspace) -> Verified:
         try:
             current, damaged = registry.read(pointer), served.damage(workspace, pointer)
             result.damaged += damaged
+            if current:
+                result.damaged += _lost(workspace, pointer, current, result)
             if current and not damaged and (outdated := served.outdated(pointer, current)):
                 result.unfinished.append(outdated)
         except WorkspaceError as error:
             result.damaged.append(str(error))
     return result
+
+
+def _lost(workspace: Workspace, pointer: Path, current: Pointer, result: Verified) -> list[str]:
+    """Return a line if the current model's run is gone; empty if it is there, being trained or listed as damaged."""
+    train = f"{current.run}/train"
+    if any(line.startswith((f"{train}/", f"{train}:")) for line in result.damaged + result.unfinished):
+        return []
+    problem = registry.baseline_problem(workspace, pointer)
+    return [f"{pointer.relative_to(workspace.root)}: {problem}"] if problem else []
 
 
 def _damage(workspace: Workspace, folder: Path, result: Verified) -> list[str]:

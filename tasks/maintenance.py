@@ -80,7 +80,8 @@ class SetAside(Command, ChainTask):
             echo("  preview only: add --confirm to move it")
             return
         trash.set_aside(chain, self.stage, target)
-        echo(f"  Restore --item {folder.name if self.stage == 'dataset' else chain.run_id} --confirm restores it")
+        place = folder if self.stage == "dataset" else folder.parent
+        echo(f"  Restore --item {place.relative_to(chain.workspace.root)} --confirm restores it")
 
 
 class Restore(Command, ChainTask):
@@ -134,5 +135,5 @@ class Verify(Command):
         echo(f"{counted(result.files, 'file')} checked in {place}: {summary}")
         if result.damaged:
             request_exit_code(DAMAGED)
-            advice = "restore the files, or set the stage aside with SetAside"
+            advice = "restore the files or have them made again: SetAside for a stage; delete a comparison or `promote`"
             raise WorkspaceError(f"{place}: {len(result.damaged)} damaged: {advice}")

@@ -128,9 +128,17 @@ class Retrain(ChainTask):
         with checking():
             if not generations.unfinished(self.subject):
                 return True
-            # Fail now rather than after the training if the gate's pointer is damaged.
-            registry.read(self.chain.workspace.current(self.chain.config))
+            self._check_baseline()
             return False
+
+    def _check_baseline(self) -> None:
+        """Raise `WorkspaceError` now, rather than after the training, if the gate cannot compare with its baseline."""
+        workspace, run = self.chain.workspace, self.subject.run()
+        path = workspace.current(self.chain.config)
+        pointer = registry.read(path)
+        undecided = run is None or (generations.decision(run) is None and pointer and pointer.run != run.place)
+        if undecided and (problem := registry.baseline_problem(workspace, path)):
+            raise WorkspaceError(f"no new generation can be compared with the current model: {problem}")
 
     def output(self) -> luigi.LocalTarget | StoredFile:
         return self.report.output()
@@ -211,14 +219,16 @@ def _log_not_due(task: Retrain) -> None:
         _serve(task.chain)
     write_metrics(task.chain.workspace, task.chain.given)
     every, subject, outcome = task.chain.config.retrain.every, task.subject, task.decision.get("outcome")
-    next_due = f"; next is due {periods.next_start(every, task.date)}" if task.named_by_date else ""
     run = subject.run()
+    if run and run.place in registry.rolled_back(task.chain.workspace.current(task.chain.config)):
+        outcome = generations.ROLLED_BACK
+    next_due = f"; next is due {periods.next_start(every, task.date)}" if task.named_by_date else ""
     if run and subject.generation != task.generation:
         hint = "retrain.new_seed: true gives each generation its own seed; --generation NAME trains one anyway"
         log.info("up to date: %s: %s; %s", task.generation, f"{_same_as(run)} ({outcome}){next_due}", hint)
         return
-    refused = " (refused)" if outcome == generations.REFUSED else ""
-    log.info("up to date: %s exists%s%s", task.generation, refused, next_due)
+    unless_promoted = "" if outcome == generations.PROMOTED else f" ({outcome})"
+    log.info("up to date: %s exists%s%s", task.generation, unless_promoted, next_due)
     if changed := "; ".join(config_changes(subject.manifest("train"), subject.config)):
         log.warning("changed since: %s; takes effect with the next generation, or now with --generation NAME", changed)
 
@@ -328,8 +338,8 @@ class Prune(Command, ChainTask):
             size = workspace.storage.folder_size(item.run.root)
             total += size
             accuracy = f"{item.accuracy:.2%}" if item.accuracy is not None else "-"
-            details = f"{item.outcome}, accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
-            echo(f"{moving} generation {item.name} ({details})")
+            details = f"accuracy {accuracy}, trained {item.trained}, {human_size(size)}"
+            echo(f"{moving} generation {item.name} ({item.outcome or 'never decided'}, {details})")
         summary = f"{counted(len(expired), 'generation')}, {human_size(total)}" if expired else "nothing to prune"
         echo(f"{summary} (keeping the newest {keep}; the current and the previous one always stay)")
         for folder in unneeded:

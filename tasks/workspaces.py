@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import address, metrics
 from pipeline.config import Config
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, from_os_error
 from pipeline.files import check_path, expanded
 from pipeline.storage import check_url, default_cache, is_url, storage_at, trusted_since
 from pipeline.workspace import Workspace
@@ -58,7 +58,8 @@ def write_metrics(workspace: Workspace, retrained: Config | None = None) -> None
         try:
             metrics.write(Path(expanded(vgg().metrics, "[vgg] metrics")), workspace, retrained)
         except (OSError, PipelineError, ValueError, RecursionError) as error:
-            log.warning("[vgg] metrics: not written: %s", error)
+            why = from_os_error(error, "write it", "choose another place") if isinstance(error, OSError) else error
+            log.warning("[vgg] metrics: not written: %s", why)
 
 
 def refresh_if_stale(*chains: Chain) -> bool:

@@ -40,10 +40,8 @@ def compare(
     """
     other = registry.run_at(chain.workspace, baseline.run)
     if problems := registry.problems(chain.workspace, baseline):
-        raise WorkspaceError(
-            f"cannot compare with the current model: {'; '.join(problems)}; restore it, roll back to an earlier one "
-            f"(luigi --module tasks Rollback), or delete {chain.workspace.current(chain.config)} to start afresh"
-        )
+        why = registry.with_remedy(chain.workspace.current(chain.config), problems)
+        raise WorkspaceError(f"cannot compare with the current model: {why}")
     about = {"run": baseline.run, "generation": baseline.generation, "accuracy_when_promoted": baseline.accuracy}
     all_rows, correct_before = np.arange(len(labels)), None
     if _test_set(run) == _test_set(other):

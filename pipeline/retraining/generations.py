@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.files import read_json
 from pipeline.retraining import periods, registry
-from pipeline.retraining.registry import Entry
+from pipeline.retraining.registry import Entry, Pointer
 from pipeline.workspace import (
     MANIFEST,
     RUN_FOLDERS,
@@ -35,6 +35,9 @@ STAGES = ("dataset", "train", "evaluate", "export", "promote", "report")
 
 #: Outcomes of the promotion gate.
 PROMOTED, REFUSED = "promoted", "refused"
+
+#: What a promoted generation is called once it was rolled back.
+ROLLED_BACK = "rolled back"
 
 #: The gate's reason if there is no current model to compare with.
 FIRST_MODEL = "first model"
@@ -95,6 +98,13 @@ def decided(chain: Chain) -> set[str]:
     logged = (event for event in events.read(chain.workspace) if event.get("event") in outcomes)
     names = {str(event.get("generation")) for event in logged if model.items() <= event.items()}
     return names | {item.name for item in find(chain.workspace, chain.config) if item.outcome}
+
+
+def from_later_period(run: Run, pointer: Pointer) -> Entry | None:
+    """Return the newest model of a period if that is later than the run's: the gate then refuses the run."""
+    others = (entry for entry in (pointer.entry, *pointer.before) if entry.run != run.place)
+    newest = next((entry for entry in others if periods.period(entry.generation)), None)
+    return newest if newest and periods.is_older(run.generation, newest.generation) else None
 
 
 def verdict(decision: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pipeline.errors import from_os_error
 from pipeline.files import now, write_json
 from pipeline.process import child
 from pipeline.process.reporter import Reporter
-from pipeline.retraining import baseline, generations, periods, registry
+from pipeline.retraining import baseline, generations, registry
 from pipeline.retraining.generations import PROMOTED, REFUSED
 from pipeline.retraining.registry import Entry, Pointer
 from pipeline.workspace import MANIFEST, Run, events, manifest
@@ -83,12 +83,10 @@ def _objection(run: Run, pointer: Pointer | None, compared: dict[str, Any] | Non
     weights = manifest.digest(manifest.read(run.stage("train")), "model.params")
     for place in pointer.rolled_back:
         other = manifest.read(registry.run_at(run.workspace, place).stage("train"))
-        if weights and manifest.digest(other, "model.params") == weights:
+        if weights and weights in (pointer.rolled_back_weights.get(place), manifest.digest(other, "model.params")):
             return f"the very same weights as {place}, which was rolled back before"
-    others = (entry for entry in (pointer.entry, *pointer.before) if entry.run != run.place)
-    newest = next((entry for entry in others if periods.period(entry.generation)), None)
-    if newest and periods.is_older(run.generation, newest.generation):
-        return f"from an earlier period than {newest.generation}, {newest.run}"
+    if newer := generations.from_later_period(run, pointer):
+        return f"from an earlier period than {newer.generation}, {newer.run}"
     if compared and not compared["images"]:
         return f"cannot be compared with the baseline {compared['run']}: {'; '.join(compared['notes'])}"
     return ""

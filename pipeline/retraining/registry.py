@@ -26,6 +26,8 @@ from pipeline.workspace.freshness import Chain
 #: How many former current runs a pointer keeps.
 REMEMBERED = 50
 
+_CHANGED = "{}/train no longer has the weights that were promoted"
+
 log = logging.getLogger("vgg")
 
 
@@ -52,10 +54,12 @@ class Pointer(Entry, frozen=True, kw_only=True):
 
     before: list[Entry] = []
     rolled_back: list[str] = []
+    #: The digests of the weights that were rolled back, by run, which they outlive. Older pointers lack them.
+    rolled_back_weights: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         Entry.__post_init__(self)
-        for run in self.rolled_back:
+        for run in (*self.rolled_back, *self.rolled_back_weights):
             _check_run(run)
 
     @property
@@ -92,6 +96,15 @@ def ever_current(path: Path) -> set[str]:
     return {pointer.run, *(entry.run for entry in pointer.before), *pointer.rolled_back} if pointer else set()
 
 
+def rolled_back(path: Path) -> list[str]:
+    """Return the runs that were rolled back; empty if the pointer at `path` is missing or damaged."""
+    try:
+        pointer = read(path)
+    except WorkspaceError:
+        return []
+    return pointer.rolled_back if pointer else []
+
+
 def pointers(workspace: Workspace) -> list[Path]:
     """Return the paths of all pointers of the workspace."""
     workspace.storage.refresh_matching("current/*")
@@ -112,25 +125,42 @@ def problems(workspace: Workspace, entry: Entry) -> list[str]:
     if train is None:
         return [f"{entry.run}/train is missing or unfinished"]
     if manifest.digest(train, "model.params") != entry.weights_sha256:
-        return [f"{entry.run}/train no longer has the weights that were promoted"]
+        return [_CHANGED.format(entry.run)]
     try:
         return [f"{entry.run}/{problem}" for problem in manifest.file_problems(folder, train, workspace.storage)]
     except WorkspaceError as error:  # unreadable, so unusable for now
         return [str(error)]
 
 
+def baseline_problem(workspace: Workspace, path: Path) -> str:
+    """Return why no generation could be compared with the current model, and what to do; empty if it could.
+
+    Raises `WorkspaceError` if the pointer at `path` is damaged.
+    """
+    pointer = read(path)
+    found = problems(workspace, pointer) if pointer else []
+    if pointer and not pointer.generation and found == [_CHANGED.format(pointer.run)]:
+        return ""  # it was trained further: the gate adopts its new weights
+    return with_remedy(path, found) if found else ""
+
+
+def with_remedy(path: Path, problems: list[str]) -> str:
+    """Say what to do about `problems` of the model that the pointer at `path` names."""
+    remedy = "restore it, roll back to an earlier one (luigi --module tasks Rollback), or delete"
+    return f"{'; '.join(problems)}; {remedy} {path} to start afresh"
+
+
 def set_current(path: Path, entry: Entry) -> Pointer:
     """Make `entry` current, and put the former one first in `before`. The caller holds the lock."""
     old = read(path)
-    before, rolled_back = ([old.entry, *old.before], old.rolled_back) if old else ([], [])
-    return _write(path, entry, before, rolled_back)
+    return _write(path, entry, [old.entry, *old.before] if old else [], _barred(old))
 
 
 def withdraw(path: Path, entry: Entry) -> Pointer:
     """Make `entry` current, and bar the gate from promoting the former one again. The caller holds the lock."""
     old = read(path)
     assert old is not None
-    return _write(path, entry, old.before, [*old.rolled_back, old.run])
+    return _write(path, entry, old.before, {**_barred(old), old.run: old.weights_sha256})
 
 
 def entry_of(run: Run) -> Entry | None:
@@ -199,11 +229,18 @@ def event_fields(chain: Chain) -> dict[str, str]:
     return {"dataset": chain.config.data.name, "architecture": chain.config.architecture.name}
 
 
-def _write(path: Path, entry: Entry, before: list[Entry], rolled_back: list[str]) -> Pointer:
+def _barred(pointer: Pointer | None) -> dict[str, str]:
+    """Return the runs that were rolled back and their weights, if known."""
+    return {run: pointer.rolled_back_weights.get(run, "") for run in pointer.rolled_back} if pointer else {}
+
+
+def _write(path: Path, entry: Entry, before: list[Entry], barred: dict[str, str]) -> Pointer:
+    barred = {run: weights for run, weights in barred.items() if run != entry.run}
     pointer = Pointer(
         **msgspec.structs.asdict(entry),
         before=[former for former in before if former.run != entry.run][:REMEMBERED],
-        rolled_back=[run for run in dict.fromkeys(rolled_back) if run != entry.run],
+        rolled_back=list(barred),
+        rolled_back_weights={run: weights for run, weights in barred.items() if weights},
     )
     try:
         write_json(path, msgspec.to_builtins(pointer))

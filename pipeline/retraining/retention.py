@@ -25,7 +25,7 @@ def expired(chain: Chain, keep: int) -> list[Generation]:
     """Return the generations that are no longer kept, newest first.
 
     Keeps the newest `keep` of those that were promoted and not rolled back, the current one, the rollback target, those
-    that await the gate's decision, and the newest one, which a timer would otherwise make again.
+    that the gate may still promote, and the newest one, which a timer would otherwise make again.
     """
     pointer = registry.read(chain.workspace.current(chain.config))
     made = generations.find(chain.workspace, chain.config)
@@ -33,7 +33,7 @@ def expired(chain: Chain, keep: int) -> list[Generation]:
     good = [item for item in made if item.outcome == PROMOTED and item.run.place not in rolled_back]
     latest = sorted(made, key=lambda item: period(item.name) or (datetime.date.min, datetime.date.min))[-1:]
     kept = {item.run.place for item in [*good[:keep], *made[:1], *latest]} | _needed(chain.workspace, pointer)
-    return [item for item in made if item.outcome and item.run.generation and item.run.place not in kept]
+    return [item for item in made if _is_over(item, pointer) and item.run.generation and item.run.place not in kept]
 
 
 def prune(chain: Chain, chosen: list[Generation], datasets: Sequence[Path] = ()) -> tuple[list[str], list[str]]:
@@ -77,6 +77,11 @@ def unneeded_datasets(workspace: Workspace, pruned: Collection[Generation] = ())
             needed |= {str(pointer.get("dataset"))} if isinstance(pointer, dict) else set()
     made = [folder for folder in workspace.listed(workspace.datasets) if (folder / MANIFEST).exists()]
     return [folder for folder in made if folder.name not in needed]
+
+
+def _is_over(item: Generation, pointer: Pointer | None) -> bool:
+    """Whether the gate has decided about a generation, or would refuse it: its command was killed before."""
+    return bool(item.outcome or (pointer and generations.from_later_period(item.run, pointer)))
 
 
 def _needed(workspace: Workspace, pointer: Pointer | None) -> set[str]:

@@ -11,8 +11,9 @@ import pytest
 from luigi_runs import SmallChain
 
 from pipeline import metrics, status
-from pipeline.errors import WorkspaceError
+from pipeline.errors import AlreadyRunning, WorkspaceError
 from pipeline.retraining import registry, rollback
+from pipeline.storage import locks
 from pipeline.workspace import Workspace, events
 
 parser = pytest.importorskip("prometheus_client.parser")
@@ -120,3 +121,12 @@ def test_anything_but_a_regular_file_is_refused_and_a_link_is_followed(tmp_path:
     metrics.write(tmp_path / "link", Workspace(tmp_path / "ws"))
     assert (tmp_path / "vgg.prom").is_file()
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_command_does_not_wait_for_ever_for_one_that_hangs(
+    done: SmallChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "LOCK_SECONDS", 0.2)
+    workspace = done.chain().workspace
+    with locks.hold(workspace.lock("metrics"), "writing the metrics", wait=False), pytest.raises(AlreadyRunning):
+        metrics.write(tmp_path / "vgg.prom", workspace)

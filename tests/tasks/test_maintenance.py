@@ -48,6 +48,16 @@ def test_set_aside_previews_and_moves_on_confirmation(done):
     assert done.report().ran == ["evaluate"]
 
 
+def test_the_printed_command_restores_a_data_set_beside_pruned_runs_of_it(done):
+    folder = done.folder("dataset")
+    shutil.copytree(done.run().root, done.workspace / "trash" / "2026-01-01T000000Z" / done.run("old").place)
+    moved = done.luigi("SetAside", "--stage", "dataset", "--confirm")
+    (command,) = (line.strip() for line in moved.output.splitlines() if "restores it" in line)
+    restored = done.luigi(*command.removesuffix(" restores it").split())
+    assert restored.rc == 0, restored.text
+    assert (folder / "manifest.json").exists()
+
+
 def test_a_missing_stage_cannot_be_set_aside(fresh):
     assert_fails_clearly(
         fresh.luigi("SetAside", "--stage", "train", "--confirm"), 30, "there is no train of tiny to set aside"

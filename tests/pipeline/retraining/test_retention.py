@@ -21,10 +21,12 @@ def test_promoted_generations_are_counted_and_the_rollback_target_is_always_kept
     assert expired(done, keep=2) == ["2026-W43"]
     make(done, "2026-W45", outcome="")
     assert expired(done, keep=1) == ["2026-W44", "2026-W43"], "the gate has not decided about the newest one yet"
+    make(done, "by-hand", outcome="")
     make(done, "2026-W46")
     make(done, "2026-W47")
-    assert expired(done, keep=3) == ["2026-W44", "2026-W43", "2026-W41"]
-    assert expired(done, keep=1) == ["2026-W44", "2026-W43", "2026-W42", "2026-W41"]
+    never_decided = "2026-W45"  # its command was killed, and the gate would refuse it now
+    assert expired(done, keep=3) == [never_decided, "2026-W44", "2026-W43", "2026-W41"]
+    assert expired(done, keep=1) == [never_decided, "2026-W44", "2026-W43", "2026-W42", "2026-W41"]
     rollback.roll_back(done.chain())
     assert current(done).generation == "2026-W46"
     make(done, "2026-W48", "refused")

@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError, WorkspaceError
 from pipeline.files import read_json
 from pipeline.retraining import promotion, registry, retention, rollback, served, trash
 from pipeline.storage import LOCAL
+from pipeline.verify import verify
 
 
 def test_a_rollback_skips_identical_weights_and_can_be_undone(done: SmallChain) -> None:
@@ -34,6 +35,10 @@ def test_a_rollback_skips_identical_weights_and_can_be_undone(done: SmallChain) 
     decision = promotion.decide(twin, current(done), 1.0, None, 0.0)
     assert decision["outcome"] == "refused"
     assert "the very same weights as " in decision["reason"]
+    place = done.run("2026-W43").root
+    pruned = place.rename(done.workspace / "pruned")
+    assert promotion.decide(twin, current(done), 1.0, None, 0.0)["reason"] == decision["reason"]
+    pruned.rename(place)
     # After making it current again, a rollback works as before.
     rollback.roll_back(done.chain(), "2026-W43")
     rollback.roll_back(done.chain())
@@ -93,6 +98,37 @@ def test_a_lost_pointer_takes_no_model_away_and_is_replaced_by_hand(done: SmallC
         rollback.roll_back(done.chain())
     tasks.Rollback(config=str(done.config), workspace=str(done.workspace), to="2026-W41").run()
     assert read_json(served.folder(path) / "manifest.json")["generation"] == current(done).generation == "2026-W41"
+
+
+def test_without_the_current_models_run_nothing_is_trained_in_vain(done: SmallChain) -> None:
+    make(done, "2026-W41")
+    lost = make(done, "2026-W42")
+    retraining = tasks.Retrain(config=str(done.config), workspace=str(done.workspace), generation="by-hand")
+    assert not retraining.complete()
+    about_the_pointer = [line for line in verify(done.chain().workspace).damaged if line.startswith("current/")]
+    assert about_the_pointer == []
+    shutil.rmtree(lost.root)
+    problem = f"{lost.place}/train is missing or unfinished; restore it, roll back to an earlier one"
+    with pytest.raises(WorkspaceError, match=f"no new generation can be compared with the current model: {problem}"):
+        retraining.complete()
+    assert any(line.startswith(f"current/mini/tiny.json: {problem}") for line in verify(done.chain().workspace).damaged)
+    facts = status.gather(done.chain())
+    assert facts["current"]["run"] == lost.place
+    assert f"the current model is unusable: {problem}" in "\n".join(status.lines(facts, "run.yaml"))
+    rollback.roll_back(done.chain())
+    assert not retraining.complete()
+    assert status.gather(done.chain())["current_problem"] is None
+
+
+def test_a_model_that_was_rolled_back_is_called_so(done: SmallChain) -> None:
+    make(done, "2026-W41")
+    make(done, "2026-W42")
+    rollback.roll_back(done.chain())
+    text = "\n".join(status.lines(status.gather(done.chain()), "run.yaml"))
+    assert "2026-W42 (rolled back, " in text
+    assert "2026-W41 (promoted, current, " in text
+    names = {item["name"]: item["rolled_back"] for item in status.gather(done.chain())["generations"]}
+    assert (names["2026-W42"], names["2026-W41"]) == (True, False)
 
 
 def test_generations_of_one_name_on_several_data_sets_are_named_by_their_path(

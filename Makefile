@@ -14,7 +14,7 @@ ALONE := exec 9<Makefile; if command -v flock >/dev/null 2>&1; then flock 9 || t
 .PHONY: report test lint gpu clean
 
 report: $(INSTALLED)
-	@$(BIN)/luigi --module tasks Report --config $(CONFIG) --workspace $(WORKSPACE) --local-scheduler
+	@$(BIN)/luigi --module tasks Report --config "$(CONFIG)" --workspace "$(WORKSPACE)" --local-scheduler
 	@echo "to use luigi, luigid and vgg-predict in this shell: source $(VENV)/bin/activate"
 
 test: $(INSTALLED)

@@ -6,6 +6,7 @@ keeps reloading the current model. `tests/nightly_job.py` checks all they report
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ MONTH = [
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     started, processor = time.monotonic(), bench.cpu_seconds()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, luigid(Path(name) / "luigid") as central:
         job, results = NightlyJob(Path(name) / "job", central, len(MONTH)), []

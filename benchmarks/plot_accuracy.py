@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PLACE, OTHERS = (5, -10), {"vgg11-fast": (5, 4), "vgg16-bn": (5, 4), "vgg11": (7
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     mpl.rcParams |= {"svg.hashsalt": "accuracy", "svg.fonttype": "none"}  # reproducible bytes; text as text
     measured = json.loads((FOLDER / "accuracy.json").read_text())
     figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")

@@ -15,7 +15,14 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.files import expanded
 from pipeline.workspace.freshness import Chain, refresh
 from tasks import notification, scheduler
-from tasks.configurations import check_name, derived_parameters, loaded_config
+from tasks.configurations import (
+    check_name,
+    configurations_of,
+    derived_parameters,
+    loaded_config,
+    register_config,
+    settings_of,
+)
 from tasks.exit_codes import BAD_CONFIGURATION, request_exit_code
 from tasks.log import log
 from tasks.settings import vgg
@@ -131,6 +138,7 @@ class ChainTask(PluginTask):
     def resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = super().resolve(values)
         values["config"] = expanded(values["config"] or vgg().config, "--config")
+        values["generation"] = values["generation"] or ""
         if cls.instead_of_generation and values["generation"]:
             raise ConfigError(
                 f"--generation: found {values['generation']}, but {cls.__name__} takes {cls.instead_of_generation}"
@@ -141,9 +149,27 @@ class ChainTask(PluginTask):
             if values[name] not in ("", value):
                 raise ConfigError(
                     f"{values['config']}: {name} is {value}, but this task has {values[name]}: the file has changed, "
-                    f"or --{name} was set by hand (it is read from the file)"
+                    f"or {name} was set by hand, or by `clone` from a task with this parameter (the file determines it)"
                 )
         return values | derived
+
+    def clone(self, cls: Any = None, **kwargs: Any) -> Any:
+        """Like Luigi's; what follows from `config` or `generation`, such as the seed, changes with them."""
+        derived = {}
+        if "config" in kwargs:
+            derived = {"architecture": "", "dataset": "", "settings": ""}
+        elif "generation" in kwargs:
+            derived = {"settings": settings_of(self.config, self.settings, kwargs["generation"] or "")}
+        return super().clone(cls, **derived | kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the configuration, too: another process has not loaded it."""
+        return {**self.__dict__, "_configurations": configurations_of(self.config, self.settings)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        configurations = state.pop("_configurations")
+        self.__dict__.update(state)
+        register_config(self.config, *configurations)
 
     @property
     def notification_fields(self) -> dict[str, Any]:

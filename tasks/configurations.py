@@ -17,6 +17,9 @@ from tasks.settings import vgg
 #: By path and digest of the loaded configuration.
 _loaded: dict[tuple[str, str], Config] = {}
 
+#: The same with the file's own seed, whatever the generation.
+_unseeded: dict[tuple[str, str], Config] = {}
+
 
 def loaded_config(path: str, settings: str) -> Config:
     """The configuration behind a task's `config` and `settings`."""
@@ -34,9 +37,10 @@ def derived_parameters(values: dict[str, Any]) -> dict[str, str]:
     path, settings = values["config"], values["settings"]
     config = _loaded.get((path, settings))
     if config is None:
-        config = with_generation_seed(configuration.load(path), values["generation"])
-        launcher_of(config)  # validates it before anything runs
-        settings = register_config(path, config)
+        unseeded = configuration.load(path)
+        launcher_of(unseeded)  # validates it before anything runs
+        config = with_generation_seed(unseeded, values["generation"])
+        settings = register_config(path, config, unseeded)
     return {
         "architecture": run_id(config.architecture),
         "dataset": f"{config.data.name} from {shown_source(config.data)}",
@@ -44,11 +48,26 @@ def derived_parameters(values: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def register_config(path: str, config: Config) -> str:
-    """Keep a loaded configuration for the tasks of this process. Returns its digest, their `settings`."""
+def settings_of(path: str, settings: str, generation: str) -> str:
+    """The `settings` of another generation of the configuration behind a task's `config` and `settings`."""
+    unseeded = _unseeded[path, settings]
+    return register_config(path, with_generation_seed(unseeded, generation), unseeded)
+
+
+def configurations_of(path: str, settings: str) -> tuple[Config, Config]:
+    """The arguments with which `register_config` makes a task usable in another process."""
+    return _loaded[path, settings], _unseeded[path, settings]
+
+
+def register_config(path: str, config: Config, unseeded: Config | None = None) -> str:
+    """Keep a loaded configuration for the tasks of this process. Returns its digest, their `settings`.
+
+    `unseeded` is the same with the file's own seed; default: `config`.
+    """
     text = json.dumps({**configuration.to_record(config), "launcher": config.launcher}, sort_keys=True)
     settings = hashlib.sha256(text.encode()).hexdigest()[:16]
     _loaded[path, settings] = config
+    _unseeded.setdefault((path, settings), unseeded or config)
     return settings
 
 

@@ -81,7 +81,10 @@ def explain(error: TaskClassException | ParameterException) -> str:
         return _unknown_task(text.split()[2].rstrip("."))
     if missing := re.match(r"([\w.]+)\[.*requires the '(\w+)' parameter", text):
         family, name = missing.groups()
-        description = dict(Register.get_task_cls(family).get_params())[name].description
+        parameter = dict(Register.get_task_cls(family).get_params())[name]
+        description = (parameter.description or "").partition(" Choices: ")[0]  # Luigi adds them in random order
+        if isinstance(parameter, luigi.ChoiceParameter):
+            description += f"; one of {', '.join(sorted(parameter._choices))}"
         return f"{family}: {_flag(name)} is missing" + (f": {description}" if description else "")
     return text
 

@@ -20,10 +20,10 @@ from pipeline.files import human_size
 from pipeline.retraining import deletion, generations, periods, registry, retention, rollback, served
 from pipeline.storage import LOCAL
 from pipeline.text import counted
-from pipeline.workspace import Run, Workspace, generation_seed, manifest, with_generation_seed
+from pipeline.workspace import Run, Workspace, generation_seed, manifest
 from pipeline.workspace.freshness import Chain, config_changes
 from tasks.base import ChainTask
-from tasks.configurations import loaded_config, register_config
+from tasks.configurations import loaded_config, settings_of
 from tasks.exit_codes import REFUSED, request_exit_code
 from tasks.log import echo, log
 from tasks.maintenance import Command
@@ -86,7 +86,7 @@ class Retrain(ChainTask):
         values["date"] = values["date"] or today
         if by_date := not values["generation"]:
             values["generation"] = periods.name(config.retrain.every, values["date"])
-            values["settings"] = register_config(values["config"], with_generation_seed(config, values["generation"]))
+            values["settings"] = settings_of(values["config"], values["settings"], values["generation"])
         period = periods.period(values["generation"])
         first = period[0] if period else values["date"]
         if (period or by_date) and first > (next_start := periods.next_start(config.retrain.every, today)):
@@ -98,18 +98,33 @@ class Retrain(ChainTask):
     def bulk_complete(cls, dates: Any) -> list[datetime.date]:
         """Which of `dates` RangeDaily need not run. Its default implementation looks for dates in file names.
 
-        A past period that had its generation is complete, even if the images have changed or its files are gone.
+        A past period that had its generation is complete, even if the images have changed or its files are gone. So is
+        one without a generation if the gate would refuse it now, or if all that are missing would get the same weights:
+        then only the newest is made.
         """
-        done, decided = [], None
-        for date in dates:
-            task = cls(date=date)  # `cls` may be a functools.partial that binds the other parameters
-            decided = generations.decided(task.chain) if decided is None else decided
+        tasks = [cls(date=date) for date in dates]  # `cls` may be a functools.partial that binds the other parameters
+        if not tasks:
+            return []
+        chain = tasks[0].chain
+        decided, pointer = generations.decided(chain), registry.read(chain.workspace.current(chain.config))
+        missing = []
+        for task in tasks:
             period, run = periods.period(task.generation), task.chain.run()
             over = period is not None and period[1] < periods.today()
-            begun = run is not None and run.root.exists()
-            if (over and task.generation in decided and not begun) or task.complete():
-                done.append(date)
-        return done
+            begun = run is not None and run.root.exists() and not task.chain.why("dataset")
+            unneeded = task.generation in decided or generations.superseded_by(task.generation, pointer)
+            if not (over and not begun and unneeded) and not task.complete():
+                missing.append(task)
+        if missing and not (chain.config.retrain.new_seed or not generations.from_scratch(chain.config)):
+            newest = max(missing, key=lambda task: task.date)
+            missing = [task for task in missing if task.generation == newest.generation]
+        return [task.date for task in tasks if task not in missing]
+
+    def clone(self, cls: Any = None, **kwargs: Any) -> Any:
+        """Like that of `ChainTask`; another `date` gives another period."""
+        if "date" in kwargs and self.named_by_date:
+            kwargs = {"generation": ""} | kwargs
+        return super().clone(cls, **kwargs)
 
     @property
     def priority(self) -> int:  # type: ignore[override]
@@ -118,7 +133,7 @@ class Retrain(ChainTask):
 
     @property
     def report(self) -> GenerationReport:
-        return self.clone(GenerationReport, generation=self.subject.generation)
+        return self.clone(GenerationReport, generation=self.subject.generation, settings=self.settings)
 
     def requires(self) -> GenerationReport:
         self._log_why_due()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
@@ -120,8 +121,12 @@ def find(path: str | os.PathLike[str]) -> Path:
         ready_made = ready_made_folder() / given.name
         if os.path.isfile(ready_made):
             return ready_made
-    known = ", ".join(f"config/{file.name}" for file in sorted(ready_made_folder().glob("*.yaml")))
-    raise ConfigError(f"{path}: no such configuration file; give a path, or one of the ready-made {known}")
+    known = [f"config/{file.name}" for file in sorted(ready_made_folder().glob("*.yaml"))]
+    here = [str(file) for pattern in ("*.yaml", "*.yml") for file in sorted(given.parent.glob(pattern))]
+    by_name = {Path(file).name: file for file in (*known, *here)}
+    if close := difflib.get_close_matches(given.name, by_name, 1):
+        raise ConfigError(f"{path}: no such configuration file (did you mean {by_name[close[0]]}?)")
+    raise ConfigError(f"{path}: no such configuration file; give a path, or one of the ready-made {', '.join(known)}")
 
 
 def ready_made_folder() -> Path:

@@ -100,7 +100,10 @@ def parse(text: str, shown: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{shown}: not valid YAML{at}: {error.problem or error.context}") from None
+        problem = error.problem or error.context or "no details"
+        if error.context and problem.startswith("but "):
+            problem = f"{error.context}, {problem}"
+        raise ConfigError(f"{shown}: not valid YAML{at}: {problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         # PyYAML raises almost anything for a wrong value behind a tag, such as `!!bool 5`.
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -100,11 +100,14 @@ def decided(chain: Chain) -> set[str]:
     return names | {item.name for item in find(chain.workspace, chain.config) if item.outcome}
 
 
-def from_later_period(run: Run, pointer: Pointer) -> Entry | None:
-    """Return the newest model of a period if that is later than the run's: the gate then refuses the run."""
-    others = (entry for entry in (pointer.entry, *pointer.before) if entry.run != run.place)
+def superseded_by(generation: str, pointer: Pointer | None, place: str = "") -> Entry | None:
+    """Return the newest model of a period if that is later than the generation's, which the gate then refuses.
+
+    `place` is the run of the generation, if it has one.
+    """
+    others = (entry for entry in (pointer.entry, *pointer.before) if entry.run != place) if pointer else ()
     newest = next((entry for entry in others if periods.period(entry.generation)), None)
-    return newest if newest and periods.is_older(run.generation, newest.generation) else None
+    return newest if newest and periods.is_older(generation, newest.generation) else None
 
 
 def verdict(decision: dict[str, Any]) -> str:
@@ -176,8 +179,7 @@ def same_weights(chain: Chain) -> Run | None:
     run, config, record = chain.run(), chain.config, chain.source_record()
     if record is None or chain.source_changed(record):  # the images are not known yet
         return None
-    fresh = not (config.training.init_from or config.retrain.warm_start)
-    if run is None or not fresh or (run.stage("train") / MANIFEST).exists():
+    if run is None or not from_scratch(config) or (run.stage("train") / MANIFEST).exists():
         return None
     chain.workspace.storage.refresh_matching(f"runs/{run.dataset_id}/{run_id(config.architecture)}*", RUN_FOLDERS)
     for other in reversed(run.siblings()):
@@ -186,6 +188,11 @@ def same_weights(chain: Chain) -> Run | None:
             if train and _would_repeat(train, config):
                 return other
     return None
+
+
+def from_scratch(config: Config) -> bool:
+    """Whether generations start from random weights, rather than from those of another run."""
+    return not (config.training.init_from or config.retrain.warm_start)
 
 
 def subject(chain: Chain) -> Chain:

@@ -85,7 +85,7 @@ def _objection(run: Run, pointer: Pointer | None, compared: dict[str, Any] | Non
         other = manifest.read(registry.run_at(run.workspace, place).stage("train"))
         if weights and weights in (pointer.rolled_back_weights.get(place), manifest.digest(other, "model.params")):
             return f"the very same weights as {place}, which was rolled back before"
-    if newer := generations.from_later_period(run, pointer):
+    if newer := generations.superseded_by(run.generation, pointer, run.place):
         return f"from an earlier period than {newer.generation}, {newer.run}"
     if compared and not compared["images"]:
         return f"cannot be compared with the baseline {compared['run']}: {'; '.join(compared['notes'])}"

@@ -81,7 +81,7 @@ def unneeded_datasets(workspace: Workspace, pruned: Collection[Generation] = ())
 
 def _is_over(item: Generation, pointer: Pointer | None) -> bool:
     """Whether the gate has decided about a generation, or would refuse it: its command was killed before."""
-    return bool(item.outcome or (pointer and generations.from_later_period(item.run, pointer)))
+    return bool(item.outcome or generations.superseded_by(item.run.generation, pointer, item.run.place))
 
 
 def _needed(workspace: Workspace, pointer: Pointer | None) -> set[str]:

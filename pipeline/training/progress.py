@@ -25,7 +25,11 @@ def announce(session: Session) -> None:
         f"device {session.devices.name}, precision {session.precision} ({session.precision_reason}{amx}), "
         f"{workers}{counted(conditions['threads'], 'thread')}, mxnet {conditions['versions'].get('mxnet', '?')}"
     )
-    note(f"{segment['how']} at epoch {segment['epoch']} of {session.training.epochs}, step {segment['step']}")
+    done = session.counters.step_in_epoch
+    note(
+        f"{segment['how']} at epoch {segment['epoch'] + 1} of {session.training.epochs}, "
+        f"step {done} of {session.batches.steps_per_epoch}"
+    )
     for reason in session.counters.inexact:
         note(f"not bit-reproducible: {reason}")
 
@@ -37,7 +41,7 @@ def report(session: Session) -> bool:
     if loss is not None and not math.isfinite(loss):
         return False
     done = counters.epoch + counters.step_in_epoch / batches.steps_per_epoch
-    seen = counters.step_in_epoch * batches.batch_size
+    seen = int(batches.bounds[counters.step_in_epoch])
     speed = seen / counters.epoch_seconds if counters.epoch_seconds else 0.0
     left = (epochs - done) * len(batches.indices) / speed if speed else 0.0
     validation = counters.history[-1]["validation_accuracy"] if counters.history else None

@@ -35,6 +35,10 @@ def changed_conditions(session: Session, saved: Mapping[str, Any]) -> list[str]:
         if then[key] != current[key]:
             shown = counted(current[key], noun) if noun else current[key]
             reasons.append(f"resumed {preposition} {shown} instead of {then[key]} (step {counters.step})")
+    images, batch = len(session.batches.indices), session.batches.size(0)
+    if "last_batch" not in saved and batch < min(training.batch_size, images):  # before batches could be evened out
+        old = counted(images % training.batch_size, "image")
+        reasons.append(f"resumed with batches of {batch} instead of a last one of {old} (step {counters.step})")
     last = counters.segments[-1] if counters.segments else None
     if last and last["epochs"] != training.epochs and depends_on_total(training):
         reasons.append(

@@ -68,6 +68,7 @@ class Session:
             "cpu": runtime.cpu_name(),
             "host": platform.node(),
             "versions": runtime.versions(),
+            "last_batch": self.batches.size(self.batches.steps_per_epoch - 1),
         }
 
 
@@ -93,7 +94,7 @@ def open_session(chain: Chain, run: Run, reporter: Reporter, worker: Worker) -> 
         images = f"{held_out:,} of the {len(data.train_labels):,} training images"
         reporter.note(f"training.validation_images: holding out only {images}: at most half may be held out")
     train_indices, validation_indices = loader.split(data.train_labels, held_out, training.seed)
-    batch_size = min(training.batch_size, len(train_indices))
+    batch_size = int(loader.batch_bounds(len(train_indices), training.batch_size)[1])
     if architecture.batch_norm and batch_size < (parts := len(devices.contexts) * worker.world_size):
         raise ConfigError(
             f"training.batch_size: batches of {batch_size} images for {parts} devices, but with batch_norm each device "

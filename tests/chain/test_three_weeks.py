@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -202,10 +204,30 @@ def test_range_daily_catches_up_with_every_missed_week(weeks: Weeks) -> None:
     assert sorted(weeks.made()) == ["2026-W45", "2026-W46"]
     assert weeks.history() == [("promoted", "2026-W45"), ("promoted", "2026-W46")]
     small_archive(weeks.archive, seed=7)  # of which no past period is to be trained again
-    shutil.rmtree(weeks.workspace / "runs")
     second = run(command, weeks.cwd)
     assert second.rc == 0, second.text
+    shutil.rmtree(weeks.workspace / "runs")
+    third = run(command, weeks.cwd)
+    assert third.rc == 0, third.text
     assert len(weeks.history()) == 2
+
+
+def test_range_daily_makes_only_what_differs_and_can_become_current(weeks: Weeks) -> None:
+    weeks.configure(training__epochs=1, retrain__tolerance=0.9)
+    november = [datetime.date(2026, 11, day) for day in range(1, 25)]
+
+    def missing() -> set[str]:
+        retrain = functools.partial(tasks.Retrain, config=str(weeks.config), workspace=str(weeks.workspace))
+        complete = set(tasks.Retrain.bulk_complete.__func__(retrain, november))
+        return {retrain(date=date).generation for date in november if date not in complete}
+
+    assert missing() == {"2026-W48"}, "the others would get the same weights"
+    weeks.configure(retrain__new_seed=True)
+    assert missing() == {"2026-W44", "2026-W45", "2026-W46", "2026-W47", "2026-W48"}
+    weeks.retrain("--date", "2026-11-11")
+    assert weeks.current
+    assert weeks.current.generation == "2026-W46"
+    assert missing() == {"2026-W47", "2026-W48"}, "the gate would refuse earlier ones"
 
 
 def test_a_finished_run_is_the_first_generation_and_is_not_trained_again(done: SmallChain) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import pickle
+import subprocess
 import sys
 
 import pytest
 from luigi_runs import CHECKOUT, clean_environment, luigi_command, run
+
+import tasks
 
 #: The state of Luigi and Python that a program can observe.
 SEEN = """
@@ -139,3 +144,37 @@ def test_a_bad_configuration_in_another_tasks_requirement_is_reported_in_one_lin
         result = mine(fresh, module, "Mine")
     assert 'training.epochs: found "many"' in result.log
     assert "Traceback" not in result.text
+
+
+def test_a_clone_gets_what_follows_from_its_configuration_generation_and_date(done):
+    done.configure(retrain={"new_seed": True})
+    (done.root / "other.yaml").write_text(done.config.read_text().replace("name: tiny", "name: other"))
+    about = {"config": str(done.config), "workspace": str(done.workspace)}
+    report, other = tasks.Report(**about), str(done.root / "other.yaml")
+    assert report.chain.config.training.seed == 0
+    for generation in ("seed-3", "2026-W40", "", None):
+        clone, same = report.clone(generation=generation), tasks.Report(**about, generation=generation)
+        assert clone.chain.config.training.seed == same.chain.config.training.seed
+        assert clone == same
+        assert clone.clone(generation="").chain.config.training.seed == 0
+    assert report.clone(generation="seed-3").chain.config.training.seed == 3
+    assert report.clone(tasks.TrainVGG, config=other) == tasks.TrainVGG(**about | {"config": other})
+    date = datetime.date(2026, 11, 10)
+    assert tasks.Retrain(**about).clone(date=date) == tasks.Retrain(**about, date=date)
+    assert tasks.Retrain(**about, generation="mine").clone(date=date).generation == "mine"
+
+
+def test_a_task_can_be_sent_to_another_process(done):
+    report = tasks.Report(config=str(done.config), workspace=str(done.workspace), generation="seed-3")
+    code = (
+        "import pickle, sys; task = pickle.load(sys.stdin.buffer); print(task.complete(), task.chain.config.training)"
+    )
+    sent = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=done.cwd,
+        env=clean_environment(),
+        input=pickle.dumps(report),
+        capture_output=True,
+    )
+    assert sent.stdout.startswith(b"False "), sent.stderr
+    assert b"seed=3," in sent.stdout

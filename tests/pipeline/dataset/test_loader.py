@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import Augmentation, Training
 from pipeline.dataset.augmentation import Plan, augment
-from pipeline.dataset.loader import TrainingLoader, padded_batches, split
+from pipeline.dataset.loader import TrainingLoader, batch_bounds, padded_batches, split
 from pipeline.dataset.normalisation import Normalisation
 
 IMAGES = np.random.RandomState(0).randint(1, 256, (70, 3, 32, 32)).astype(np.uint8)
@@ -41,14 +41,32 @@ def test_the_split_depends_on_the_seed_alone():
     assert not np.array_equal(split(LABELS, 21, 5)[1], split(LABELS, 21, 6)[1])
 
 
-def test_an_epoch_yields_every_training_image_once_and_a_smaller_last_batch():
+def test_an_epoch_yields_every_training_image_once():
     found = list(training_batches(Augmentation()).epoch(0))
-    assert [len(labels) for _, labels in found] == [16, 16, 16, 16, 6]
+    assert [len(labels) for _, labels in found] == [14] * 5
     images, labels = joined(found)
     by_bytes = {
         (image * 255).round().astype(np.uint8).tobytes(): label for image, label in zip(images, labels, strict=True)
     }
     assert by_bytes == {image.tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [
+        (1200, 400, [400, 400, 400]),
+        (1201, 400, [301, 300, 300, 300]),
+        (1224, 400, [306, 306, 306, 306]),
+        (1225, 400, [400, 400, 400, 25]),
+        (130, 128, [65, 65]),
+        (136, 128, [128, 8]),
+        (9, 4, [3, 3, 3]),
+        (3, 400, [3]),
+        (5, 1, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_no_batch_is_left_with_few_images(images, batch_size, sizes):
+    assert np.diff(batch_bounds(images, batch_size)).tolist() == sizes
 
 
 def test_only_training_images_are_yielded():

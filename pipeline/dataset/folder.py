@@ -7,6 +7,7 @@ twice, plus one image for each core.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,8 +63,9 @@ def read(folder: Path, test_fraction: float, max_classes: int, progress: Progres
     array = np.empty((len(images), PIXELS), np.uint8)
     results = list(_read_all(Path(listing.root), images, array, test_fraction, progress))
     remarks += _unreadable([result for result in results if isinstance(result, str)], len(images))
-    train, test, more = _split([result for result in results if isinstance(result, _Loaded)])
-    remarks += more + _check_parts(train, test, classes)
+    loaded = [result for result in results if isinstance(result, _Loaded)]
+    train, test, more = _split(loaded)
+    remarks += more + _check_parts(train, test, classes, loaded)
     index = {name: label for label, name in enumerate(classes)}
     training, tests = (
         Batch(array[[image.row for image in part]], np.array([index[image.label] for image in part], np.uint8))
@@ -147,11 +149,20 @@ def _example(duplicates: Sequence[tuple[_Loaded, _Loaded]]) -> str:
     return f" (for example {shown(one.name)} = {shown(two.name)})"
 
 
-def _check_parts(train: Sequence[_Loaded], test: Sequence[_Loaded], classes: Sequence[str]) -> list[str]:
+def _check_parts(
+    train: Sequence[_Loaded], test: Sequence[_Loaded], classes: Sequence[str], loaded: Sequence[_Loaded]
+) -> list[str]:
     """Return a remark about classes without test images. Raises `Refused` for a part that cannot be used at all."""
     trained, tested = ({image.label for image in part} for part in (train, test))
     if missing := [name for name in classes if name not in trained]:
-        raise Refused(f"no training images of class {examples(missing)}", "add some, or remove the class")
+        leaked = Counter(image.label for image in loaded if image.part == "train")[missing[0]]
+        chosen = Counter(image.label for image in loaded)[missing[0]]
+        why = ""
+        if leaked:
+            why = f" ({missing[0]}: {counted(leaked, 'image')} left out, as copies of test images)"
+        elif chosen:
+            why = f" ({missing[0]}: {counted(chosen, 'image')}, all in the test part)"
+        raise Refused(f"no training images of class {examples(missing)}{why}", "add some, or remove the class")
     if not test:
         raise Refused("no test images", "add some, or raise data.test_fraction if that decides")
     if untested := trained - tested:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -236,10 +237,11 @@ def _check_classes(classes: set[str], content: Scan) -> None:
     for name in classes:
         if not name.isprintable() or len(name) > 64:
             raise Unlabelled(f"class {name[:80]!a} is too long or not printable", "rename it")
-    cases: dict[str, str] = {}
+    alike: dict[str, str] = {}
     for name in sorted(classes):
-        if (other := cases.setdefault(name.casefold(), name)) != name:
-            raise Unlabelled(f"classes {other} and {name} differ only in case", "give both one name")
+        if (other := alike.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) != name:
+            how = "case" if other.casefold() == name.casefold() else "how accents are encoded (Unicode NFC or NFD)"
+            raise Unlabelled(f"classes {other} and {name} differ only in {how}", "give both one name")
 
 
 def write(path: Path, images: Images) -> None:

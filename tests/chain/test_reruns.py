@@ -126,6 +126,15 @@ def test_other_training_keys_retrain_nothing_and_status_says_so(done, change, li
     assert "none since training" in page.partition("Configuration changes")[2]
 
 
+def test_settings_that_change_with_raised_epochs_are_said_to_take_effect(done):
+    done.configure(training__epochs=2, training__learning_rate=0.01)
+    assert "config now says 0.01 (takes effect when it trains on)" in done.status()
+    result = done.luigi("TrainVGG")
+    assert result.ran == ["train"]
+    assert "training on with changed settings, which replaces its weights: training.learning_rate: " in result.log
+    assert "keeping" not in result.log
+
+
 def test_other_views_measure_and_export_again_and_retrain_nothing(done):
     alone = read_json(done.folder("evaluate") / "metrics.json")["accuracy"]
     done.configure(evaluation__tta=6)

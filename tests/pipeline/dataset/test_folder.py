@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,7 +209,19 @@ def test_a_class_only_in_test_is_refused_and_one_only_in_training_reported(chain
     prepared(chain, reporter, parts)
     assert "no test images of class rare: its recall cannot be measured" in reporter.notes
     picture(parts / "test/odd/0.png", 2)
-    with pytest.raises(DataError, match="no training images of class odd; add some, or remove the class"):
+    why = r"no training images of class odd \(odd: 1 image, all in the test part\); add some, or remove the class"
+    with pytest.raises(DataError, match=why):
+        prepared(chain, reporter, parts)
+    (parts / "train/odd").mkdir()
+    shutil.copy(parts / "test/odd/0.png", parts / "train/odd")
+    with pytest.raises(DataError, match=r"\(odd: 1 image left out, as copies of test images\)"):
+        prepared(chain, reporter, parts)
+
+
+def test_classes_that_look_alike_are_refused(chain, reporter, parts):
+    for form in ("NFC", "NFD"):
+        picture(parts / "train" / unicodedata.normalize(form, "café") / "0.png", 1)
+    with pytest.raises(DataError, match=r"differ only in how accents are encoded \(Unicode NFC or NFD\)"):
         prepared(chain, reporter, parts)
 
 

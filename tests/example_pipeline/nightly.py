@@ -2,7 +2,8 @@
 
     luigi --module nightly Nightly --configs '["small.yaml", "large.yaml"]' --workers 2
 
-It requires `Report` tasks and reads their accuracy and files from `result()`.
+It requires `Report` tasks and reads their accuracy and files from `result()`. As in any Luigi pipeline, a task whose
+output exists is complete: to run every night, give the tasks a date parameter and put that into the outputs' names.
 """
 
 from __future__ import annotations

@@ -122,9 +122,10 @@ def find(path: str | os.PathLike[str]) -> Path:
         if os.path.isfile(ready_made):
             return ready_made
     known = [f"config/{file.name}" for file in sorted(ready_made_folder().glob("*.yaml"))]
-    here = [str(file) for pattern in ("*.yaml", "*.yml") for file in sorted(given.parent.glob(pattern))]
-    by_name = {Path(file).name: file for file in (*known, *here)}
-    if close := difflib.get_close_matches(given.name, by_name, 1):
+    is_folder = os.path.isdir(given.parent)  # Path.glob raises for a name that is too long
+    here = sorted(str(file) for kind in ("*.yaml", "*.yml") for file in given.parent.glob(kind)) if is_folder else []
+    by_name = {Path(file).stem: file for file in (*known, *here)}
+    if close := difflib.get_close_matches(given.stem, by_name, 1, 0.7):
         raise ConfigError(f"{path}: no such configuration file (did you mean {by_name[close[0]]}?)")
     raise ConfigError(f"{path}: no such configuration file; give a path, or one of the ready-made {', '.join(known)}")
 

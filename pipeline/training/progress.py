@@ -25,11 +25,9 @@ def announce(session: Session) -> None:
         f"device {session.devices.name}, precision {session.precision} ({session.precision_reason}{amx}), "
         f"{workers}{counted(conditions['threads'], 'thread')}, mxnet {conditions['versions'].get('mxnet', '?')}"
     )
-    done = session.counters.step_in_epoch
-    note(
-        f"{segment['how']} at epoch {segment['epoch'] + 1} of {session.training.epochs}, "
-        f"step {done} of {session.batches.steps_per_epoch}"
-    )
+    epoch, epochs, step = segment["epoch"], session.training.epochs, session.counters.step_in_epoch
+    position = f"at epoch {epoch + 1} of {epochs}, step {step} of {session.batches.steps_per_epoch}"
+    note(f"{segment['how']} {position if epoch < epochs else f'after the last of {epochs} epochs'}")
     for reason in session.counters.inexact:
         note(f"not bit-reproducible: {reason}")
 

@@ -392,3 +392,21 @@ def test_a_configuration_recorded_before_keys_were_renamed_is_still_read(write):
 def test_an_older_run_with_a_schedule_refused_today_is_still_read():
     value = yaml.safe_load(changed("milestones: [1]", "milestones: [1, 9], final: 0.5"))
     assert from_dict(value).training.schedule.milestones == [1, 9]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("mine.yml", "mine.yaml"),
+        ("mine", "mine.yaml"),
+        ("vgg-11.yaml", "config/vgg11.yaml"),
+        ("x" * 5000 + "/a.yaml", ""),
+    ],
+)
+def test_a_similar_file_is_suggested(given, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(ConfigError) as refused:
+        load(given)
+    assert ("(did you mean " in str(refused.value)) == bool(meant)
+    assert meant in str(refused.value)

@@ -95,7 +95,7 @@ def lines(facts: dict[str, Any], config_path: str) -> list[str]:
         when = f"due now: {'; '.join(due['reasons'])}" if due["reasons"] else f"due {due['due']}"
         output.append(f"  next generation: {due['name']}, {when}")
     trains = any(stage["stage"] == "train" and stage["state"] == WILL_RUN for stage in facts["stages"])
-    effect = "takes effect when it trains on" if trains else "does not retrain"
+    effect = "takes effect when it trains" if trains else "does not retrain"
     output += [f"  config changed: {line} ({effect})" for line in facts["config_changes"]]
     for kind, size in facts.get("sizes", {}).items():
         output.append(f"  size of {kind:<11} {human_size(size['bytes']):>8} in {counted(size['files'], 'file')}")

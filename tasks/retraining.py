@@ -115,7 +115,7 @@ class Retrain(ChainTask):
             unneeded = task.generation in decided or generations.superseded_by(task.generation, pointer)
             if not (over and not begun and unneeded) and not task.complete():
                 missing.append(task)
-        if missing and not (chain.config.retrain.new_seed or not generations.from_scratch(chain.config)):
+        if missing and generations.from_scratch(chain.config) and not chain.config.retrain.new_seed:
             newest = max(missing, key=lambda task: task.date)
             missing = [task for task in missing if task.generation == newest.generation]
         return [task.date for task in tasks if task not in missing]

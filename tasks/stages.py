@@ -122,7 +122,7 @@ def _warn_config_changes(task: StageTask) -> None:
         _warned.add(run)
         advice = "--generation NAME (beside this one), another architecture.name, or SetAside --stage train --confirm"
         line = "train %s: keeping the finished training although the configuration changed: %s; to retrain, use %s"
-        if chain.why("train"):  # epochs were raised
-            line = "train %s: training on with changed settings, which replaces its weights: %s; to keep both, use %s"
+        if chain.why("train"):  # epochs were raised, or a file was lost
+            line = "train %s: training with changed settings, which replaces its weights: %s; to keep both, use %s"
             advice = "--generation NAME"
         log.warning(line, chain.run_id, "; ".join(changed), advice)

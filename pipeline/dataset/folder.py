@@ -7,7 +7,6 @@ twice, plus one image for each core.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,13 +154,12 @@ def _check_parts(
     """Return a remark about classes without test images. Raises `Refused` for a part that cannot be used at all."""
     trained, tested = ({image.label for image in part} for part in (train, test))
     if missing := [name for name in classes if name not in trained]:
-        leaked = Counter(image.label for image in loaded if image.part == "train")[missing[0]]
-        chosen = Counter(image.label for image in loaded)[missing[0]]
-        why = ""
-        if leaked:
-            why = f" ({missing[0]}: {counted(leaked, 'image')} left out, as copies of test images)"
-        elif chosen:
-            why = f" ({missing[0]}: {counted(chosen, 'image')}, all in the test part)"
+        first, why = missing[0], ""
+        parts = [image.part for image in loaded if image.label == first]
+        if copies := parts.count("train"):
+            why = f" ({shown(first)}: {counted(copies, 'image')} left out, as copies of test images)"
+        elif parts:
+            why = f" ({shown(first)}: {counted(len(parts), 'image')}, all in the test part)"
         raise Refused(f"no training images of class {examples(missing)}{why}", "add some, or remove the class")
     if not test:
         raise Refused("no test images", "add some, or raise data.test_fraction if that decides")

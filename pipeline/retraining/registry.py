@@ -89,20 +89,20 @@ def read(path: Path) -> Pointer | None:
 
 def ever_current(path: Path) -> set[str]:
     """Return all runs that are or were current; empty if the pointer at `path` is missing or damaged."""
-    try:
-        pointer = read(path)
-    except WorkspaceError:
-        return set()
+    pointer = _intact(path)
     return {pointer.run, *(entry.run for entry in pointer.before), *pointer.rolled_back} if pointer else set()
 
 
 def rolled_back(path: Path) -> list[str]:
     """Return the runs that were rolled back; empty if the pointer at `path` is missing or damaged."""
-    try:
-        pointer = read(path)
-    except WorkspaceError:
-        return []
+    pointer = _intact(path)
     return pointer.rolled_back if pointer else []
+
+
+def _intact(path: Path) -> Pointer | None:
+    with contextlib.suppress(WorkspaceError):
+        return read(path)
+    return None
 
 
 def pointers(workspace: Workspace) -> list[Path]:

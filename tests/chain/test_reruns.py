@@ -128,10 +128,10 @@ def test_other_training_keys_retrain_nothing_and_status_says_so(done, change, li
 
 def test_settings_that_change_with_raised_epochs_are_said_to_take_effect(done):
     done.configure(training__epochs=2, training__learning_rate=0.01)
-    assert "config now says 0.01 (takes effect when it trains on)" in done.status()
+    assert "config now says 0.01 (takes effect when it trains)" in done.status()
     result = done.luigi("TrainVGG")
     assert result.ran == ["train"]
-    assert "training on with changed settings, which replaces its weights: training.learning_rate: " in result.log
+    assert "training with changed settings, which replaces its weights: training.learning_rate: " in result.log
     assert "keeping" not in result.log
 
 
